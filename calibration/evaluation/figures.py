@@ -103,6 +103,13 @@ class ZoneFigures(_Struct, frozen=True):
     detection: Rate
 
 
+class ProductFigures(_Struct, frozen=True):
+    """Decisions on the images of one product, at its own thresholds."""
+
+    product: str
+    confusion: Confusion
+
+
 class Fault(_Struct, frozen=True):
     """An image that could not be decided, and why."""
 
@@ -213,6 +220,8 @@ class Figures(OverallFigures, frozen=True):
         resamples: Number of bootstrap samples.
         support: The support set whose images are in none of these figures; None where none was named.
         zones: What each zone rejected; not written where the bundle has none.
+        product: The product whose thresholds were taken; not written where they are the common ones.
+        products: Decisions by product at the thresholds of each; not written where they were not asked for.
     """
 
     without_mask: int
@@ -240,3 +249,5 @@ class Figures(OverallFigures, frozen=True):
     support: SupportFigures | None
     # UNSET: what scripts read of bundles without zones stays as it was.
     zones: tuple[ZoneFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+    products: tuple[ProductFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+    product: str | msgspec.UnsetType = msgspec.UNSET

@@ -35,12 +35,14 @@ from flawscope.bundle.manifest import (
 )
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
+from flawscope.bundle.product_thresholds import thresholds_of_product
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
 from flawscope.bundle.threshold_structs import (
     Guarantee,
     Limits,
+    ProductThresholds,
     Threshold,
     ThresholdChange,
     ThresholdLimits,
@@ -92,6 +94,7 @@ __all__ = [
     "Parity",
     "PatchcoreHead",
     "Precision",
+    "ProductThresholds",
     "Provenance",
     "ReconstructionHead",
     "Region",
@@ -126,6 +129,7 @@ __all__ = [
     "rewrite_manifest",
     "sign_bundle",
     "thresholds_in_force",
+    "thresholds_of_product",
     "trusted_bundle",
     "with_room",
     "write_bundle",
