@@ -73,11 +73,12 @@ def keep_up(python: Path, bundle: Path, folder: Path) -> tuple[Path, bool]:
     """
     bank = (python, "-m", "flawscope", "bundle", "bank")
     more, again = folder / "more.flaw", folder / "again.flaw"
-    run(
-        sys.executable, "-m", "flawscope", "data", "demo", folder / "new", "--kind", "steel", "--size", 128, "--seed", 7
-    )
+    demo = ("data", "demo", folder / "new", "--kind", "steel", "--size", 128, "--seed", 7, "--train", 100)
+    run(sys.executable, "-m", "flawscope", *demo)
     run(*bank, "add", bundle, folder / "new" / "steel" / "train" / "good", "--out", more, "--rejected-too")
     run(*bank, "remove", more, "--number", 1, "--out", again)
+    # Without thresholds every image would be a fault.
+    run(python, "-m", "flawscope", "calibrate", more, "--image-threshold", 40, "--pixel-threshold", 40)
     return more, files(bundle) == files(again)
 
 

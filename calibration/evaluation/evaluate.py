@@ -14,13 +14,23 @@ from flawscope.bundle import (
     ImageHashes,
     InForce,
     Manifest,
+    RecordedDrift,
     Thresholds,
     change_bundle,
+    model_identity,
     read_image_hashes,
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.diagnosis import diagnose
+from flawscope.calibration.evaluation.drift import paired_drift, recorded_drift
+from flawscope.calibration.evaluation.earlier_figures import (
+    EarlierFigures,
+    check_same_images,
+    check_same_judging,
+    check_same_model,
+    read_earlier_figures,
+)
 from flawscope.calibration.evaluation.evaluation_notes import (
     contamination_notes,
     figure_notes,
@@ -29,7 +39,15 @@ from flawscope.calibration.evaluation.evaluation_notes import (
     region_notes,
     zone_notes,
 )
-from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
+from flawscope.calibration.evaluation.figures import (
+    BundleIdentity,
+    DatasetIdentity,
+    Drift,
+    Figures,
+    SupportFigures,
+    judged_by,
+    measured_on,
+)
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
     Overall,
@@ -39,6 +57,7 @@ from flawscope.calibration.evaluation.measured_figures import (
     latency_of,
     leak_figures,
     overall_figures,
+    results_of,
     support_figures,
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
@@ -127,6 +146,7 @@ def evaluate_bundle(
     use_overlay: bool = True,
     product: str | None = None,
     by_product: bool = False,
+    against: Path | None = None,
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -148,6 +168,8 @@ def evaluate_bundle(
         use_overlay: As in `Inspector.load`.
         product: As in `Inspector.load`.
         by_product: Whether each image of a dataset of all categories is judged by the thresholds of its category.
+        against: What `evaluate --json` wrote on another machine, or with another backend or precision: the differences
+            are in `Figures.drift`, beside those from figures in the bundle's evidence.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
@@ -155,7 +177,7 @@ def evaluate_bundle(
 
     Raises:
         DataError: If there is no test image, or none beside the support set, the support set was taken from another
-            dataset, or a mask cannot be read.
+            dataset, a mask cannot be read, or `against` is not of the same model and images.
         MissingExtra: If scikit-learn or SciPy is not installed.
     """
     # Both are needed after the last image is scored: a missing package is reported now, not after an hour of scoring.
@@ -168,6 +190,10 @@ def evaluate_bundle(
         )
     if by_product and product is not None:
         raise ArgumentError(f"product: expected none with those of all, by product, got {product!r}. Leave one out.")
+    judged = judged_by(product, by_product=by_product)
+    earlier = None if against is None else (against, read_earlier_figures(against))
+    if earlier is not None:
+        check_same_judging(earlier[1], earlier[0], judged)
     with load_inspector(
         path,
         backend,
@@ -177,7 +203,7 @@ def evaluate_bundle(
         use_overlay=use_overlay,
         product=product,
     ) as inspector:
-        run = _run_bundle(inspector, dataset, support, by_product, progress)
+        run = _run_bundle(inspector, dataset, support, by_product, earlier, progress)
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
@@ -212,7 +238,12 @@ def evaluate_bundle(
         ),
         faults=faults_of(measured),
         notes=_notes(run, measured, product),
-        bundle=BundleIdentity(name=run.manifest.name, method=run.manifest.method, digest=run.manifest.digest),
+        bundle=BundleIdentity(
+            name=run.manifest.name,
+            method=run.manifest.method,
+            digest=run.manifest.digest,
+            model=model_identity(run.manifest),
+        ),
         # Of the reduced dataset: figures with and without a support set are not of the same images.
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, run.contents)),
         versions=package_versions(),
@@ -221,24 +252,36 @@ def evaluate_bundle(
         seed=seed,
         resamples=resamples,
         support=_support_figures(run, measured, overall, seed, resamples),
+        per_image=results_of(measured, run.contents, dataset.root, is_calibrated=confusion is not None),
+        drift=(),
         zones=zone_figures(measured, run.thresholds) or msgspec.UNSET,
         products=products or msgspec.UNSET,
         product=msgspec.UNSET if product is None else product,
     )
+    figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
     progress("Computing figures", 1, 1)
     return Evaluation(figures, measured, run.manifest, dataset.root, run.thresholds, run.products)
 
 
 def _run_bundle(
-    inspector: Inspector, dataset: Dataset, support: SupportRecord | None, by_product: bool, progress: Progress
+    inspector: Inspector,
+    dataset: Dataset,
+    support: SupportRecord | None,
+    by_product: bool,
+    earlier: tuple[Path, EarlierFigures] | None,
+    progress: Progress,
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
+    if earlier is not None:
+        check_same_model(earlier[1], earlier[0], inspector.manifest, inspector.bundle.path)
     products = product_thresholds_of(inspector, dataset) if by_product else {}
     hashes = read_image_hashes(inspector.bundle)
     # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
     inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
     # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
     contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
+    if earlier is not None:
+        check_same_images(earlier[1], earlier[0], dataset, contents)
     # Before scoring, because it fails on a support set of another dataset.
     contamination = (
         None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
@@ -282,6 +325,17 @@ def _notes(run: _BundleRun, measured: Measured, product: str | None) -> tuple[st
     )
 
 
+def _with_drift(figures: Figures, manifest: Manifest, earlier: EarlierFigures | None) -> Figures:
+    """Return figures with their differences from those in the bundle's evidence and from earlier ones."""
+    drift = recorded_drift(manifest.evidence.accuracy, figures)
+    if earlier is not None:
+        paired = paired_drift(earlier, figures)
+        # The same figures in the evidence would say less of the same.
+        drift = (paired, *(row for row in drift if (row.against, row.when) != (paired.against, paired.when)))
+    notes = (f"Drift from {row.against}: {note}" for row in drift for note in row.notes)
+    return msgspec.structs.replace(figures, drift=drift, notes=(*figures.notes, *notes))
+
+
 def _support_figures(
     run: _BundleRun, measured: Measured, overall: Overall, seed: int, resamples: int
 ) -> SupportFigures | None:
@@ -321,10 +375,11 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
         when=figures.when,
         command=figures.command,
         dataset=figures.dataset.fingerprint,
-        backend=_measured_on(figures),
+        backend=measured_on(figures.backend, figures.path, figures.precision, figures.judged),
         images=figures.images,
         anomalous=figures.anomalous,
         figures=flat,
+        drift=tuple(_recorded(row) for row in figures.drift),
     )
 
     def change(manifest: Manifest) -> Manifest:
@@ -336,12 +391,17 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
     change_bundle(path, evaluation.manifest, change)
 
 
-def _measured_on(figures: Figures) -> str:
-    """Return the backend, with path, precision and product in brackets unless they are `graph`, `fp32` and none."""
-    # Bundles on disk carry this text, and record_accuracy replaces by it: another form would add a second entry.
-    details = [figures.path] if figures.path != "graph" else []
-    details += [figures.precision] if figures.precision != "fp32" else []
-    # Other thresholds give other decisions: neither takes the place of the other.
-    details += ["by product"] if figures.products is not msgspec.UNSET else []
-    details += [f"product {figures.product}"] if figures.product is not msgspec.UNSET else []
-    return f"{figures.backend} ({', '.join(details)})" if details else figures.backend
+def _recorded(drift: Drift) -> RecordedDrift:
+    paired = drift.paired
+    return RecordedDrift(
+        against=drift.against,
+        when=drift.when,
+        changes={name: change.change for name, change in drift.figures.items()},
+        images=0 if paired is None else paired.images,
+        intervals={
+            name: (change.interval.low, change.interval.high)
+            for name, change in drift.figures.items()
+            if change.interval is not None
+        },
+        decisions_changed=None if paired is None or paired.changed is None else paired.changed.count,
+    )

@@ -29,10 +29,12 @@ from flawscope.bundle.manifest import (
     Parity,
     Precision,
     Provenance,
+    RecordedDrift,
     SamplingChange,
     decode_manifest,
     external_data,
 )
+from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.product_thresholds import thresholds_of_product
@@ -97,6 +99,7 @@ __all__ = [
     "ProductThresholds",
     "Provenance",
     "ReconstructionHead",
+    "RecordedDrift",
     "Region",
     "SamplingChange",
     "StfpmHead",
@@ -122,6 +125,7 @@ __all__ = [
     "make_zones",
     "making",
     "mask_on_map",
+    "model_identity",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",

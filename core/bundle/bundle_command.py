@@ -136,6 +136,15 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
         for row in manifest.evidence.accuracy
     ]
+    facts += [
+        (
+            "drift",
+            f"{row.backend} from {drift.against} of {drift.when}: "
+            + ", ".join(f"{name} {change:+.4g}" for name, change in drift.changes.items()),
+        )
+        for row in manifest.evidence.accuracy
+        for drift in row.drift
+    ]
     return facts
 
 

@@ -15,6 +15,7 @@ from tiny_bundle import SIDE, tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import ImageHashes, ProductThresholds, Thresholds, make_zones, open_bundle
+from flawscope.calibration.evaluation.figures import judged_by, judged_of, measured_on
 from flawscope.calibration.thresholds.normal_quantile import order_statistic_threshold
 from flawscope.calibration.thresholds.product_thresholds import LEAST_IMAGES, with_products
 from flawscope.cross_scores import CrossScores
@@ -316,3 +317,33 @@ def test_what_cannot_be_evaluated_by_product_is_refused_in_a_line(calibrated, ro
     assert cli.run(evaluate(calibrated, root, *more)) == 2
     assert message in capsys.readouterr().err
     assert (calibrated / "manifest.json").read_bytes() == before
+
+
+def test_figures_at_other_thresholds_are_no_drift(tmp_path, calibrated, root, capsys):
+    """Only figures by the same product are compared, from evidence and from files alike."""
+    one = ("--category", "bolt", "--no-record")
+    assert cli.run(evaluate(calibrated, root, "--category", "bolt")) == 0
+    assert cli.run(evaluate(calibrated, root, *one, "--product", "bolt")) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["drift"] == []
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(figures))
+    capsys.readouterr()
+    assert cli.run(evaluate(calibrated, root, *one, "--against", str(earlier))) == 2
+    assert "at the same thresholds (common thresholds), got others (product bolt)" in capsys.readouterr().err
+    assert cli.run(evaluate(calibrated, root, *one, "--product", "bolt", "--against", str(earlier))) == 0
+    (drift,) = json.loads((tmp_path / "f.json").read_text())["drift"]
+    assert drift["against"] == "cpu (product bolt)"
+    assert drift["paired"]["largest_relative"] == 0.0
+
+
+@given(
+    path=st.sampled_from(["graph", "kernel"]),
+    precision=st.sampled_from(["fp32", "int8"]),
+    product=st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1, max_size=12),
+    by_product=st.booleans(),
+)
+def test_the_name_of_a_measurement_says_whose_thresholds_it_had(path, precision, product, by_product):
+    judged = judged_by(product, by_product=by_product)
+    assert judged_of(measured_on("cpu", path, precision, judged)) == judged
+    assert (measured_on("cpu", path, precision, judged) == measured_on("cpu", path, precision)) == (judged == "")
