@@ -19,7 +19,16 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, InForce, Manifest, PartShift, Thresholds, thresholds_in_force, trusted_bundle
+from flawscope.bundle import (
+    Bundle,
+    InForce,
+    Manifest,
+    PartShift,
+    Thresholds,
+    thresholds_in_force,
+    thresholds_of_product,
+    trusted_bundle,
+)
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
@@ -50,13 +59,15 @@ class Inspector:
         timeout_s: As in `load`.
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
+        product: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds in force for this precision, or None before calibration.
-        in_force: Those with their revision and where they come from.
+        thresholds: The thresholds in force for this precision and product, or None before calibration.
+        in_force: Those of all products with their revision and where they come from.
+        product: The product whose thresholds hold; None for the common ones.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
@@ -74,6 +85,7 @@ class Inspector:
         "backend_reason",
         "bundle",
         "precision",
+        "product",
         "scorer",
     )
 
@@ -89,6 +101,7 @@ class Inspector:
         timeout_s: float | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
+        product: str | None = None,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -104,8 +117,10 @@ class Inspector:
             threshold_overlay=threshold_overlay,
             use_overlay=use_overlay and not is_candidate,
         )
-        choice = choose_backend(backend)
         self.bundle = bundle
+        self.product = product
+        self.thresholds_for(product)  # an unknown product is refused before anything is loaded
+        choice = choose_backend(backend)
         self.backend_reason = choice.reason
         self.precision = precision
         self._options = ScorerOptions(choice.name, path, precision)
@@ -130,6 +145,7 @@ class Inspector:
         trusted_keys: Path | str | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
+        product: str | None = None,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -147,10 +163,11 @@ class Inspector:
                 none of them signed is refused.
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
             use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
+            product: Product whose own thresholds hold, of a bundle that has them by product; None for the common ones.
 
         Raises:
-            ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
-                cannot be used.
+            ArgumentError: If backend or path is unknown, the bundle lacks the precision or thresholds of the product,
+                or trusted keys are set and cannot be used.
             BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
                 key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
@@ -167,6 +184,7 @@ class Inspector:
                 timeout_s=timeout_s,
                 threshold_overlay=threshold_overlay,
                 use_overlay=use_overlay,
+                product=product,
             )
         except BaseException as err:
             opened.close()
@@ -208,8 +226,19 @@ class Inspector:
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """The thresholds of this precision, or None before calibration. They cannot be set: see `bundle threshold`."""
-        return self._in_force.thresholds
+        """The thresholds by which it decides, None before calibration. They cannot be set: see `bundle threshold`."""
+        return self.thresholds_for(None)
+
+    def thresholds_for(self, product: str | None) -> Thresholds | None:
+        """Return the thresholds of a product; for None those of the product it was loaded for, or the common ones.
+
+        Raises:
+            ArgumentError: If the bundle has no thresholds of this product.
+        """
+        name = self.product if product is None else product
+        if name is None:
+            return self._in_force.thresholds
+        return thresholds_of_product(self._in_force, name, self.bundle.path)
 
     @property
     def region(self) -> InspectedRegion | None:
@@ -232,24 +261,28 @@ class Inspector:
         return self.scorer.path
 
     @overload
-    def __call__(self, image: Source, *, color: Color = "rgb") -> Result: ...
+    def __call__(self, image: Source, *, color: Color = "rgb", product: str | None = None) -> Result: ...
 
     @overload
-    def __call__(self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb") -> list[Result]: ...
+    def __call__(
+        self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
+    ) -> list[Result]: ...
 
     def __call__(
-        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb"
+        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
     ) -> Result | list[Result]:
         """Inspect one image, or several (a list, a tuple, or an array [N, H, W, 3]) in batches; see `stream`."""
         if isinstance(image, list | tuple):
-            return list(self.stream(image, self.manifest.max_batch, color))
+            return list(self.stream(image, self.manifest.max_batch, color, product))
         images = split_batch(image)
         # `is None` and not falsy: an array [0, H, W, 3] is a batch of no images, not one broken image.
         if images is None:
-            return next(self.stream([image], 1, color))
-        return list(self.stream(images, self.manifest.max_batch, color))
+            return next(self.stream([image], 1, color, product))
+        return list(self.stream(images, self.manifest.max_batch, color, product))
 
-    def stream(self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb") -> Iterator[Result]:
+    def stream(
+        self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb", product: str | None = None
+    ) -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
@@ -259,23 +292,25 @@ class Inspector:
             sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
             batch: Images per inference, 1 to the bundle's `max_batch`.
             color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
+            product: The product that they show; None for that of `load`, or the common thresholds.
 
         Raises:
-            ArgumentError: If `batch` or `color` is out of range.
+            ArgumentError: If `batch` or `color` is out of range, or the bundle has no thresholds of the product.
         """
         self.check_batch(batch)
         check_color(color)
+        self.thresholds_for(product)
         if isinstance(sources, str | bytes | Path):
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         remaining = iter(sources)
         position = 0
         while group := list(islice(remaining, batch)):
             if self.manifest.tiling is None:
-                yield from self._inspect_batch(group, position, color)
+                yield from self._inspect_batch(group, position, color, product)
             else:
                 # Tiles of one image fill the batch by themselves, so images are taken one at a time.
                 for offset, source in enumerate(group):
-                    yield self._inspect_tiles(source, position + offset, color, self.manifest.tiling)
+                    yield self._inspect_tiles(source, position + offset, color, product, self.manifest.tiling)
             position += len(group)
 
     def check_batch(self, batch: int) -> None:
@@ -366,9 +401,11 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(self, sources: Sequence[Source], position: int, color: Color) -> Iterator[Result]:
+    def _inspect_batch(
+        self, sources: Sequence[Source], position: int, color: Color, product: str | None
+    ) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        loaded = [self._load(source, position + offset, color) for offset, source in enumerate(sources)]
+        loaded = [self._load(source, position + offset, color, product) for offset, source in enumerate(sources)]
         ready = [image for image in loaded if isinstance(image, _LoadedImage)]
         maps = scores = None
         failure = ""
@@ -390,9 +427,11 @@ class Inspector:
             yield self._result(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
-    def _inspect_tiles(self, source: Source, position: int, color: Color, tiling: Tiling) -> Result:
+    def _inspect_tiles(
+        self, source: Source, position: int, color: Color, product: str | None, tiling: Tiling
+    ) -> Result:
         """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        loaded = self._load(source, position, color)
+        loaded = self._load(source, position, color, product)
         if isinstance(loaded, Result):
             return loaded
         image, max_batch = loaded.prepared, self.manifest.max_batch
@@ -414,7 +453,7 @@ class Inspector:
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._result(loaded, blender.finish(), score, infer_ms)
 
-    def _load(self, source: Source, position: int, color: Color) -> _LoadedImage | Result:
+    def _load(self, source: Source, position: int, color: Color, product: str | None) -> _LoadedImage | Result:
         """Return an image read and prepared, or the fault that says why it cannot be."""
         name, manifest = name_of(source, position), self.manifest
         notes: tuple[str, ...] = ()
@@ -433,23 +472,23 @@ class Inspector:
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift)
+        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
     def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
-        started = time.perf_counter()
+        started, thresholds = time.perf_counter(), self.thresholds_for(image.product)
         if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
             # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
             anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
         region = None if self._region is None else self._region.at(image.part_shift)
-        counted, threshold = anomaly_map, None if self.thresholds is None else self.thresholds.image.value
+        counted, threshold = anomaly_map, None if thresholds is None else thresholds.image.value
         if region is not None:
             anomaly_map, score = region.restrict(anomaly_map, score)
             counted = region.for_boxes(anomaly_map)
         # A score or map that is not finite says that the inference failed: no zone makes a number of it.
         zones: tuple[ZoneScore, ...] = ()
         if self._zones is not None and np.isfinite(score) and np.isfinite(anomaly_map).all():
-            zones = self._zones.scores(counted, self.thresholds)
-        decision, reason = decide(score, anomaly_map, self.thresholds, zones)
+            zones = self._zones.scores(counted, thresholds)
+        decision, reason = decide(score, anomaly_map, thresholds, zones)
         deciding = deciding_zone(zones)
         if self._zones is not None:
             score, threshold = (math.nan, None) if deciding is None else (deciding.score, deciding.threshold)
@@ -457,10 +496,10 @@ class Inspector:
             reason = "the image is too small to show the region of interest"
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
-        if self.thresholds is not None and decision != "fault":
+        if thresholds is not None and decision != "fault":
             boxes = find_boxes(
                 counted,
-                self.pixel_thresholds(anomaly_map),
+                thresholds.pixel.value if self._zones is None else self._zones.pixel_thresholds(counted, thresholds),
                 self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
@@ -471,7 +510,7 @@ class Inspector:
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=threshold,
-            threshold_revision=None if self.thresholds is None else self.in_force.revision,
+            threshold_revision=None if thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
             part_shift=image.part_shift,
@@ -480,6 +519,7 @@ class Inspector:
             # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
             timings_ms={**timings, "total": sum(timings.values())},
             zones=() if deciding is None else zones,
+            product=self.product if image.product is None else image.product,
             zone=None if deciding is None or threshold is None else deciding.name,
         )
 
@@ -522,7 +562,7 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class _LoadedImage:
-    """An image that was read: name, prepared pixels, size of its source (H, W), times, notes, and shift of the part."""
+    """An image that was read: name, pixels, size of its source (H, W), times, notes, shift of the part, and product."""
 
     name: str
     prepared: UInt8Array
@@ -530,3 +570,4 @@ class _LoadedImage:
     timings_ms: dict[str, float]
     notes: tuple[str, ...]
     part_shift: PartShift | None
+    product: str | None

@@ -79,6 +79,7 @@ class Result:
         zones: Score and threshold of each zone; empty without zones, and for a fault.
         zone: Name of the zone whose score is the farthest above its threshold, or the nearest below; None without zones
             or thresholds, and for a fault.
+        product: Name of the product whose thresholds were taken; None where the common ones were.
     """
 
     # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
@@ -95,6 +96,7 @@ class Result:
     part_shift: PartShift | None = None
     zones: tuple[ZoneScore, ...] = ()
     zone: str | None = None
+    product: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
@@ -122,6 +124,8 @@ class Result:
             line["reason"] = storable(self.reason)
         if self.notes:
             line["notes"] = list(self.notes)
+        if self.product is not None:
+            line["product"] = storable(self.product)
         if self.zones:
             line["zone"] = self.zone
             line["zones"] = [

@@ -35,6 +35,7 @@ from flawscope.terminal import echo, echo_json
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--product", metavar="NAME", help="Product whose own thresholds hold.  [default: the common ones]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
 @click.option(
     "--strict",
@@ -57,6 +58,7 @@ def score(
     backend: str,
     path: str,
     precision: str,
+    product: str | None,
     batch: int,
     strict: bool,
     as_json: bool,
@@ -91,6 +93,7 @@ def score(
         strict=strict,
         threshold_overlay=threshold_overlay,
         use_overlay=not no_overlay,
+        product=product,
     ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:

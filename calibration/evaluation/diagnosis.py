@@ -35,7 +35,7 @@ def diagnose(
     found = [_near_chance(manifest, image_auroc, interval)]
     if confusion is not None:
         zones = 1 if manifest.drawn_zones is None else len(manifest.drawn_zones.names)
-        found += [_broken_bound(confusion), _at_the_edge(confusion.image_threshold, zones)]
+        found += [broken_bound(confusion), _at_the_edge(confusion.image_threshold, zones)]
     found.append(_small_defects(manifest, sizes))
     return tuple(text for text in found if text is not None)
 
@@ -70,7 +70,7 @@ def _near_chance(manifest: Manifest, image_auroc: float | None, interval: Interv
     )
 
 
-def _broken_bound(confusion: Confusion) -> str | None:
+def broken_bound(confusion: Confusion) -> str | None:
     """Return that the false rejects contradict the bound of the threshold: an exact binomial test at 95 %."""
     threshold, good = confusion.image_threshold, confusion.good
     bound = threshold.upper_bound

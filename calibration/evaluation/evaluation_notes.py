@@ -111,6 +111,24 @@ def zone_notes(manifest: Manifest, thresholds: Thresholds | None) -> tuple[str, 
     )
 
 
+def product_notes(products: Sequence[str], product: str | None) -> tuple[str, ...]:
+    """Return what thresholds by product do to the figures; empty with the common ones.
+
+    Args:
+        products: The products whose images were judged by their own thresholds.
+        product: The one product whose thresholds were taken for all images.
+    """
+    if product is not None:
+        return (f"The thresholds are those of the product {product}.",)
+    if not products:
+        return ()
+    return (
+        f"Images are judged by the thresholds of their product ({', '.join(products)}) and ranked (AUROC, AP, F1) by "
+        "their score minus its threshold. Each bound is of its product; AUROC, AP and AU-PRO of pixels are of the map "
+        "itself.",
+    )
+
+
 def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
     """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import Manifest, PartShift, mask_on_map, move_mask, region_mask
+from flawscope.bundle import Manifest, PartShift, Thresholds, mask_on_map, move_mask, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of the runtime for one image; `fault` is None when it has a usable score; with the scores of its zones."""
+    """Result of the runtime for one image.
+
+    Attributes:
+        decision: What was decided.
+        fault: Why there is no usable score; None when there is one.
+        boxes: Regions above the pixel threshold.
+        total_ms: Time from file to decision, in milliseconds.
+        notes: In what the image is unlike those that the bundle learned from.
+        zones: Score and threshold of each zone; empty without zones.
+        pixel_threshold: That of the image's product; None where all images have the same.
+    """
 
     decision: Literal["accept", "reject", "fault"]
     fault: str | None
@@ -34,6 +44,7 @@ class Outcome:
     total_ms: float
     notes: tuple[str, ...] = ()
     zones: tuple[ZoneScore, ...] = ()
+    pixel_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class Measured:
         samples: The images.
         outcomes: Their decisions.
         scores: float64 [N]; 0 where an image could not be scored. With zones and thresholds, the largest score minus
-            threshold of an image's zones: their thresholds differ, so their scores alone have no common rank.
+            threshold of an image's zones, and by product the score minus the threshold of its product: where thresholds
+            differ, scores alone have no common rank.
         maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
         masks: bool [N, H, W]; all false where there is no pixel truth.
         usable: bool [N], images that were scored.
@@ -94,9 +106,33 @@ class Measured:
             pixel_thresholds=self.pixel_thresholds,
         )
 
+    def pixel_threshold(self, row: int, common: float) -> float | Float32Array:
+        """Return the threshold on the pixels of the image in a row, or one for each, float32 [H, W].
 
-def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
-    """Score images through the runtime, one at a time, and read their masks."""
+        Args:
+            row: Row of the image.
+            common: The threshold where neither product nor zones have another.
+        """
+        own = self.outcomes[row].pixel_threshold
+        if own is not None:
+            return own
+        return common if self.pixel_thresholds is None else self.pixel_thresholds
+
+
+def measure_images(
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    progress: Progress,
+    products: Mapping[str, Thresholds] | None = None,
+) -> Measured:
+    """Score images through the runtime, one at a time, and read their masks.
+
+    Args:
+        inspector: A bundle made ready.
+        samples: The images.
+        progress: Called after each image.
+        products: The thresholds of each category, where images are judged by those of theirs; None for the common ones.
+    """
     # Maps with letterbox show the image alone; all come to one size here, and so do their masks.
     spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
@@ -115,13 +151,23 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     usable = np.zeros(len(samples), np.bool_)
     outcomes = []
     shifts = []
-    for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
+    by_product = products is not None
+    for index, (sample, result) in enumerate(
+        score_samples(inspector, samples, "Scoring", progress, by_product=by_product)
+    ):
         fault = fault_of(result, is_calibrated=is_calibrated)
         total_ms = result.timings_ms.get("total", 0.0)
+        pixel = None if products is None else products[sample.category].pixel.value
         shifts.append(result.part_shift)
-        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones))
+        outcomes.append(
+            Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones, pixel)
+        )
         if fault is None and result.score is not None and result.anomaly_map is not None:
-            scores[index], maps[index], usable[index] = _rank(result), _resized(result.anomaly_map, spec.size), True
+            scores[index], maps[index], usable[index] = (
+                _rank(result, by_product),
+                _resized(result.anomaly_map, spec.size),
+                True,
+            )
     inside = _inside(inspector, shifts)
     stacked = stack_masks(masks, spec.size)
     has_pixels = stacked.any(axis=(1, 2))
@@ -149,10 +195,11 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     )
 
 
-def _rank(result: Result) -> float:
+def _rank(result: Result, by_product: bool) -> float:
     """Return the number by which an image is ranked among others."""
     score = 0.0 if result.score is None else result.score
-    return score if not result.zones or result.threshold is None else score - result.threshold
+    is_relative = by_product or bool(result.zones)
+    return score if not is_relative or result.threshold is None else score - result.threshold
 
 
 def _pixel_thresholds(inspector: Inspector) -> Float32Array | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def span(interval: Interval | None) -> str:
 
 def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     figures, measured, manifest = evaluation.figures, evaluation.measured, evaluation.manifest
-    thresholds = evaluation.in_force.thresholds
+    thresholds = evaluation.thresholds
     image = thresholds.image.value if thresholds else None
     good = ~measured.labels
     scale = report_images.make_scale(
@@ -169,7 +169,8 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     return {
         "figures": figures,
         "manifest": manifest,
-        "threshold_rows": _threshold_rows(thresholds),
+        "judged_by": "zone" if thresholds and thresholds.of_zones else "product" if evaluation.products else "",
+        "threshold_rows": _threshold_rows(thresholds, evaluation.products),
         "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
         "version": __version__,
         "headlines": [
@@ -184,7 +185,7 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "scale": scale,
         "colour_bar": report_images.colour_bar(scale),
         "galleries": _galleries(evaluation, scale),
-        "here": measured_on(figures.backend, figures.path, figures.precision),
+        "here": measured_on(figures.backend, figures.path, figures.precision, figures.judged),
         "drift_names": DRIFT_NAMES,
         "paired_lines": paired_lines,
         "drawn": manifest.evidence.drawn,
@@ -192,15 +193,15 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     }
 
 
-def _threshold_rows(thresholds: Thresholds | None) -> list[tuple[str, Threshold]]:
+def _threshold_rows(thresholds: Thresholds | None, products: Mapping[str, Thresholds]) -> list[tuple[str, Threshold]]:
     """Return what each threshold is on, and it itself."""
     if thresholds is None:
         return []
-    if thresholds.of_zones:
+    of = [(zone.name, zone.image, zone.pixel) for zone in thresholds.of_zones]
+    of += [(name, own.image, own.pixel) for name, own in sorted(products.items())]
+    if of:
         return [
-            row
-            for own in thresholds.of_zones
-            for row in ((f"image score, {own.name}", own.image), (f"pixels, {own.name}", own.pixel))
+            row for name, image, pixel in of for row in ((f"image score, {name}", image), (f"pixels, {name}", pixel))
         ]
     return [("image score", thresholds.image), ("pixels of the map", thresholds.pixel)]
 
@@ -307,9 +308,9 @@ def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
     spec = evaluation.manifest.input
     image, mask = read_image(sample.path, spec.bits), sample.read_mask() if sample.is_anomalous else None
     heat = measured.maps[row]
-    if measured.pixel_thresholds is not None:
-        # Moved so that the threshold of each zone is where the colour changes.
-        heat = heat - measured.pixel_thresholds + np.float32(scale.middle)
+    if measured.pixel_thresholds is not None or outcome.pixel_threshold is not None:
+        # Moved so that the threshold of each zone or product is where the colour changes.
+        heat = heat - np.float32(measured.pixel_threshold(row, scale.middle)) + np.float32(scale.middle)
     return Card(
         title=_relative(evaluation, sample.path),
         kind=sample.defect,

@@ -27,10 +27,10 @@ def pixel_figures_at_threshold(
     use = measured.has_truth
     if thresholds is None or not measured.masks[use].any():
         return values, {}
-    threshold = thresholds.pixel.value if measured.pixel_thresholds is None else measured.pixel_thresholds
+    common = thresholds.pixel.value
     # One image at a time: a comparison of all maps at once would take as much memory as the masks once more.
     counts = np.array(
-        [_counts(measured, int(row), threshold) for row in np.flatnonzero(use)],
+        [_counts(measured, int(row), measured.pixel_threshold(int(row), common)) for row in np.flatnonzero(use)],
         np.float64,
     )
     anomalous: BoolArray = np.asarray(measured.masks[use].any(axis=(1, 2)), np.bool_)

@@ -24,6 +24,7 @@ from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.expectation import expectation
 from flawscope.calibration.thresholds.normal_quantile import f1_threshold
+from flawscope.calibration.thresholds.product_thresholds import check_product_request, product_notes, with_products
 from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
 from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand
 from flawscope.calibration.thresholds.threshold_notes import (
@@ -103,6 +104,17 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class _Claim:
+    """What was asked for; see `calibrate_bundle`. The limits are those of image and pixel threshold."""
+
+    false_reject_rate: float
+    confidence: float
+    min_area_px: int | None
+    limits: tuple[Range | None, Range | None]
+    by_product: bool
+
+
+@dataclass(frozen=True)
 class _Scores:
     """What was measured on each image.
 
@@ -134,6 +146,7 @@ def calibrate_bundle(
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
+    by_product: bool = False,
     command: str,
     progress: Progress = no_progress,
 ) -> Calibration:
@@ -155,6 +168,7 @@ def calibrate_bundle(
         precision: The precision whose thresholds are set: each has its own, because its scores differ.
         support: The support set whose images and near duplicates are left out of the test images; for the objective
             `f1` alone.
+        by_product: Whether each category of a dataset of all gets thresholds of its own beside the common ones.
         command: The command line, for the record.
         progress: Called after each image.
 
@@ -177,6 +191,7 @@ def calibrate_bundle(
         backend=backend,
         precision=precision,
         support=support,
+        by_product=by_product,
         progress=progress,
     )
     return write_thresholds(proposal, command=command)
@@ -195,6 +210,7 @@ def propose_thresholds(
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
+    by_product: bool = False,
     progress: Progress = no_progress,
 ) -> Proposal:
     """Compute both thresholds as `calibrate_bundle` does, and leave the bundle as it is.
@@ -211,7 +227,7 @@ def propose_thresholds(
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
     check_changeable(path)
-    limits = image_limits, pixel_limits
+    claim = _Claim(false_reject_rate, confidence, min_area_px, (image_limits, pixel_limits), by_product)
     cross = _cross_scores(path, objective, precision)
     if dataset is None:
         if cross is None:
@@ -225,16 +241,18 @@ def propose_thresholds(
                 f"backend: expected auto with cross-fitted scores, which torch computed in training, got {backend!r}. "
                 "Leave it out, or name images that the detector has not learned from with --data."
             )
-        return _propose_from_cross(path, cross, None, false_reject_rate, confidence, min_area_px, limits)
+        return _propose_from_cross(path, cross, None, dataset, claim)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
-        check_zone_request(path, manifest, objective, limits)
+        check_zone_request(path, manifest, objective, claim.limits)
+        if by_product:
+            check_product_request(path, manifest, dataset, objective)
         hashes = read_image_hashes(inspector.bundle)
         chosen = choose_images(dataset, hashes, objective, support, progress)
         # By their number alone, never by the scores: a choice that looked at them would void the bound.
         if cross is not None and len(chosen.samples) < len(cross.images):
-            return _propose_from_cross(path, cross, chosen, false_reject_rate, confidence, min_area_px, limits)
+            return _propose_from_cross(path, cross, chosen, dataset, claim)
         check_images(dataset, chosen, objective, "" if hashes.cross is None or precision == "fp32" else precision)
         scores = _score(inspector, chosen.samples, progress)
         scored_on = inspector.backend
@@ -252,7 +270,12 @@ def propose_thresholds(
             new = msgspec.structs.replace(
                 new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on)
             )
-        new = with_limits(new, scores.image[good], scores.map_max[good], limits)
+        new = with_limits(new, scores.image[good], scores.map_max[good], claim.limits)
+        if by_product:
+            products = [sample.category for sample in itertools.compress(chosen.samples, good)]
+            new = with_products(
+                new, products, scores.image[good], scores.map_max[good], false_reject_rate, confidence, scored_on
+            )
     names = [sample.path for sample in itertools.compress(chosen.samples, good)]
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
@@ -264,6 +287,7 @@ def propose_thresholds(
             *unlike_notes(manifest, dataset.category, scores.notes),
             *outlying_notes(names, scores.image[good], scores.map_max[good]),
             *zone_notes(image, new),
+            *product_notes(manifest.thresholds_of(precision), new),
             *claim_notes(image, objective, has_zones=bool(new.of_zones)),
         ),
         backend=scored_on,
@@ -287,22 +311,23 @@ def _cross_scores(path: Path, objective: Objective, precision: str) -> CrossScor
 
 
 def _propose_from_cross(
-    path: Path,
-    cross: CrossScores,
-    chosen: ChosenImages | None,
-    false_reject_rate: float,
-    confidence: float,
-    min_area_px: int | None,
-    limits: tuple[Range | None, Range | None],
+    path: Path, cross: CrossScores, chosen: ChosenImages | None, dataset: Dataset | None, claim: _Claim
 ) -> Proposal:
     """Return thresholds on the cross-fitted scores of a bundle; no image is scored."""
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
+    if claim.by_product:
+        check_product_request(path, manifest, dataset, "good")
+    rate, confidence = claim.false_reject_rate, claim.confidence
     scores, map_max = np.array(cross.scores), np.array(cross.map_max)
-    new, image = thresholds_from_scores(scores, map_max, false_reject_rate, confidence, TORCH, "estimated")
-    new = with_limits(new, scores, map_max, limits)
+    new, image = thresholds_from_scores(scores, map_max, rate, confidence, TORCH, "estimated")
+    new = with_limits(new, scores, map_max, claim.limits)
     files = {} if chosen is None else {content: path for path, content in chosen.contents.items()}
     names = [files.get(content, Path(f"image {content[:19]}")) for content in cross.images]
+    if claim.by_product and dataset is not None:
+        categories = {sample.path: sample.category for sample in dataset.samples}
+        products = [categories.get(name, "") for name in names]
+        new = with_products(new, products, scores, map_max, rate, confidence, TORCH, "estimated")
     left_out: tuple[tuple[str, int], ...] = ()
     if chosen is not None and chosen.samples:
         reason = f"that are new, since the detector has cross-fitted scores of {len(cross.images)} that it learned"
@@ -310,19 +335,20 @@ def _propose_from_cross(
     calibration = Calibration(
         old=manifest.thresholds,
         new=new,
-        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+        min_area_px=manifest.min_area_px if claim.min_area_px is None else claim.min_area_px,
         images_needed=image.images_needed,
         left_out=left_out,
         notes=(
             *outlying_notes(names, scores, map_max),
             cross_note(cross, manifest),
+            *product_notes(manifest.thresholds, new),
             *claim_notes(image, "good", is_crossed=True),
         ),
         backend=TORCH,
         highest=highest_first(names, scores)[:_LISTED],
         expectation=expectation(image, is_estimated=True),
     )
-    return Proposal(path, manifest, "fp32", min_area_px, calibration)
+    return Proposal(path, manifest, "fp32", claim.min_area_px, calibration)
 
 
 def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
@@ -385,7 +411,8 @@ def set_thresholds(
                 f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
                 "Give both, or calibrate with --data."
             )
-        new = Thresholds(new_image, new_pixel, old.limits if old else None)
+        limits, products = (old.limits, old.products) if old else (None, msgspec.UNSET)
+        new = Thresholds(new_image, new_pixel, limits, products=products)
         return msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
 
     old, written = write_changed(path, manifest, precision, by_hand, min_area_px, command)
@@ -393,6 +420,8 @@ def set_thresholds(
     no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
     of_zones = [threshold.method for own in new.of_zones for threshold in (own.image, own.pixel)]
     notes = [no_bound] if "manual" in (new.image.method, new.pixel.method, *of_zones) else []
+    if new.by_product and (image, pixel) != (None, None):
+        notes.append("The thresholds by product are as they were: these are the common ones.")
     if old is not None and old.limits is not None and new.limits is None:
         notes.append(
             "The new thresholds lie outside of the limits of threshold overlays, which were removed: no overlay is "

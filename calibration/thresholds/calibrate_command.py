@@ -8,7 +8,7 @@ import click
 import msgspec
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle, read_image_hashes
+from flawscope.bundle import PRECISIONS, Threshold, Thresholds, making, open_bundle, read_image_hashes
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
@@ -24,6 +24,7 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import FlawscopeError
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, echo_json, progress_bars
+from flawscope.text import printable
 
 
 @click.command()
@@ -54,6 +55,11 @@ from flawscope.terminal import command_line, echo, echo_json, progress_bars
 )
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
+@click.option(
+    "--by-product",
+    is_flag=True,
+    help="With --category all: thresholds for each category from its own images, beside the common ones.",
+)
 @click.option("--zone", metavar="NAME", help="Zone whose thresholds are set by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
 @click.option(
@@ -78,6 +84,7 @@ def calibrate(
     support_folder: Path | None,
     image_threshold: float | None,
     pixel_threshold: float | None,
+    by_product: bool,
     zone: str | None,
     min_area: int | None,
     image_limits: tuple[float, float] | None,
@@ -100,6 +107,8 @@ def calibrate(
         raise click.UsageError("--zone goes with --image-threshold and --pixel-threshold. Leave it out.")
     if support_folder is not None and (data is None or objective != "f1"):
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
+    if by_product and data is None:
+        raise click.UsageError("--by-product goes with --data and --category all. Leave it out.")
     if data is None and category is not None:
         raise click.UsageError("--category goes with --data. Leave it out.")
     if data is None:
@@ -144,6 +153,7 @@ def calibrate(
                 backend=backend,
                 precision=name,
                 support=support,
+                by_product=by_product,
                 progress=progress,
             )
         try:
@@ -181,19 +191,11 @@ def _print(result: Calibration) -> None:
     table.add_column("threshold")
     for title in ("old", "new", "images", "requested", "bound", "images needed"):
         table.add_column(title, justify="right")
-    old, zones = result.old, max(1, len(result.new.of_zones))
-    if result.new.of_zones:
-        was = {own.name: own for own in (old.of_zones if old else ())}
-        rows = [
-            (f"{own.name}, {name}", getattr(was.get(own.name), name, None), getattr(own, name))
-            for own in result.new.of_zones
-            for name in ("image", "pixel")
-        ]
-    else:
-        rows = [("image", old.image if old else None, result.new.image)]
-        rows.append(("pixel", old.pixel if old else None, result.new.pixel))
-    for name, before, now in rows:
-        table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now, zones))
+    zones = max(1, len(result.new.of_zones))
+    before = _by_name(result.old)
+    for name, now in _by_name(result.new).items():
+        old = before.get(name)
+        table.add_row(printable(name), f"{old.value:.6g}" if old else "-", f"{now.value:.6g}", *_claim(now, zones))
     console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     bound = result.new.image
@@ -219,6 +221,17 @@ def _print(result: Calibration) -> None:
         )
     for note in result.notes:
         echo(f"note: {note}", err=True)
+
+
+def _by_name(thresholds: Thresholds | None) -> dict[str, Threshold]:
+    """Return the thresholds that decide, by what they are on."""
+    if thresholds is None:
+        return {}
+    of = [(f"{zone.name}, ", zone.image, zone.pixel) for zone in thresholds.of_zones]
+    if not of:
+        of = [("", thresholds.image, thresholds.pixel)]
+        of += [(f"{row.name}, ", row.image, row.pixel) for row in thresholds.by_product if row.image and row.pixel]
+    return {f"{name}{kind}": own for name, image, pixel in of for kind, own in (("image", image), ("pixel", pixel))}
 
 
 def _claim(threshold: Threshold, zones: int) -> tuple[str, str, str, str]:

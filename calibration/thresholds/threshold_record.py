@@ -9,7 +9,11 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, ZoneThresholds, change_bundle
+from flawscope.bundle import Manifest, Threshold, ThresholdChange, Thresholds, change_bundle
+
+_NAMES: tuple[Literal["image", "pixel"], ...] = ("image", "pixel")
+_Key = tuple[str | msgspec.UnsetType, str | msgspec.UnsetType]
+"""Zone and product."""
 
 
 def write_changed(
@@ -54,23 +58,22 @@ def write_changed(
 def _changes(old: Thresholds | None, new: Thresholds, command: str, precision: str) -> Iterator[ThresholdChange]:
     """Yield a line for each threshold that is another one; value and origin both count."""
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    before = _by_zone(old)
-    for zone, thresholds in _by_zone(new).items():
-        was = before.get(zone)
-        kinds: tuple[tuple[Literal["image", "pixel"], Threshold, Threshold | None], ...] = (
-            ("image", thresholds.image, was.image if was else None),
-            ("pixel", thresholds.pixel, was.pixel if was else None),
-        )
-        for name, now, then in kinds:
-            if now != then:
+    before = _that_decide(old)
+    for (zone, product), thresholds in _that_decide(new).items():
+        was = before.get((zone, product), (None, None))
+        for name, now, then in zip(_NAMES, thresholds, was, strict=True):
+            if now is not None and now != then:
                 value = None if then is None else then.value
-                yield ThresholdChange(when, name, value, now.value, command, precision, zone)
+                yield ThresholdChange(when, name, value, now.value, command, precision, zone, product)
 
 
-def _by_zone(thresholds: Thresholds | None) -> dict[str | msgspec.UnsetType, Thresholds | ZoneThresholds]:
-    """Return the thresholds that decide, by their zone: with zones those of the whole decide nothing."""
+def _that_decide(thresholds: Thresholds | None) -> dict[_Key, tuple[Threshold | None, Threshold | None]]:
+    """Return image and pixel threshold by zone and product: with zones those of the whole decide nothing."""
     if thresholds is None:
         return {}
     if thresholds.of_zones:
-        return {zone.name: zone for zone in thresholds.of_zones}
-    return {msgspec.UNSET: thresholds}
+        return {(zone.name, msgspec.UNSET): (zone.image, zone.pixel) for zone in thresholds.of_zones}
+    common: dict[_Key, tuple[Threshold | None, Threshold | None]] = {
+        (msgspec.UNSET, msgspec.UNSET): (thresholds.image, thresholds.pixel)
+    }
+    return common | {(msgspec.UNSET, row.name): (row.image, row.pixel) for row in thresholds.by_product}

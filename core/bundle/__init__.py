@@ -38,12 +38,14 @@ from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.part_place import PartFollower, PartShift, edge_left, move_mask
+from flawscope.bundle.product_thresholds import thresholds_of_product
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
 from flawscope.bundle.threshold_structs import (
     Guarantee,
     Limits,
+    ProductThresholds,
     Threshold,
     ThresholdChange,
     ThresholdLimits,
@@ -97,6 +99,7 @@ __all__ = [
     "PartShift",
     "PatchcoreHead",
     "Precision",
+    "ProductThresholds",
     "Provenance",
     "ReconstructionHead",
     "RecordedDrift",
@@ -135,6 +138,7 @@ __all__ = [
     "rewrite_manifest",
     "sign_bundle",
     "thresholds_in_force",
+    "thresholds_of_product",
     "trusted_bundle",
     "with_room",
     "write_bundle",

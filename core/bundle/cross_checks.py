@@ -78,6 +78,11 @@ def _zones(manifest: Manifest) -> Iterator[str]:
         # A zone without a threshold would never reject.
         if (got := tuple(zone.name for zone in thresholds.of_zones)) != names:
             yield f"expected thresholds of {precision} for the zones {_listed(names)}, got {_listed(got)}"
+        if names and thresholds.by_product:
+            yield f"expected no thresholds of {precision} by product, since the bundle has zones"
+        products = [row.name for row in thresholds.by_product]
+        if len(set(products)) != len(products):
+            yield f"expected thresholds of {precision} once for each product, got some twice"
         if names and thresholds.limits is not None:
             yield f"expected no limits of threshold overlays for {precision}, since it has zones"
 

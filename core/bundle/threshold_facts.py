@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits, Thresholds
+from flawscope.bundle.threshold_structs import ProductThresholds, Threshold, ThresholdLimits, Thresholds
 
 
 def thresholds_facts(thresholds: Thresholds) -> list[tuple[str, str]]:
@@ -19,7 +19,14 @@ def thresholds_facts(thresholds: Thresholds) -> list[tuple[str, str]]:
         ("image", _threshold(thresholds.image)),
         ("pixel", _threshold(thresholds.pixel)),
         ("limits", _limits(thresholds.limits)),
+        *((f"product {row.name}", _of_product(row)) for row in thresholds.by_product),
     ]
+
+
+def _of_product(row: ProductThresholds) -> str:
+    if row.image is None or row.pixel is None:
+        return f"no thresholds: too few normal images, {row.images}"
+    return f"image {_threshold(row.image)}, pixel {row.pixel.value:.6g}"
 
 
 def _of_zone(threshold: Threshold) -> str:

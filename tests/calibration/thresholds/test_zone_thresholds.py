@@ -199,3 +199,19 @@ def test_drawing_zones_again_removes_thresholds_and_accuracy(tmp_path, bundle, r
         assert opened.manifest.thresholds is None
         assert opened.manifest.evidence.accuracy == ()
         assert opened.manifest.drawn_zones.names == ("a", "rest")
+
+
+def test_scores_minus_thresholds_have_no_relative_drift_and_other_thresholds_are_said(tmp_path, bundle, root):
+    out, earlier = tmp_path / "f.json", tmp_path / "earlier.json"
+    evaluate = ["evaluate", str(bundle), "--data", str(root), "--no-record", "--json"]
+    assert cli.run(["calibrate", str(bundle), "--data", str(root), "--false-reject-rate", "0.1"]) == 0
+    assert cli.run([*evaluate, str(earlier)]) == 0
+    assert cli.run([*evaluate, str(out), "--against", str(earlier)]) == 0
+    (drift,) = json.loads(out.read_text())["drift"]
+    assert drift["paired"]["largest_relative"] is None
+    assert drift["paired"]["rank_correlation"] == pytest.approx(1.0)
+    assert not any("zones or products" in note for note in drift["notes"])
+    assert cli.run(["calibrate", str(bundle), "--zone", "left", "--image-threshold", "100"]) == 0
+    assert cli.run([*evaluate, str(out), "--against", str(earlier), "--overwrite"]) == 0
+    (drift,) = json.loads(out.read_text())["drift"]
+    assert any("thresholds of zones or products were others there" in note for note in drift["notes"])
