@@ -196,4 +196,5 @@ def _write_map(
     image = read_image(source, inspector.manifest.input.bits)
     # With zones each has its own threshold in the middle of the scale.
     reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
-    write_png(path, draw_overlay(image, anomaly_map, spec, reference, result.boxes))
+    lines = [f"{zone.name}: {zone.score:.4g} > {zone.threshold:.4g}" for zone in result.zones if zone.is_rejected]
+    write_png(path, draw_overlay(image, anomaly_map, spec, reference, result.boxes, lines))
