@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceErr
 from flawscope.imaging.images import prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
-from flawscope.runtime.backends import choose_backend
+from flawscope.runtime.backends import OpenSession, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
@@ -59,6 +59,7 @@ class Inspector:
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
         product: As in `load`.
+        open_session: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
@@ -101,6 +102,7 @@ class Inspector:
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
         product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -122,7 +124,7 @@ class Inspector:
         choice = choose_backend(backend)
         self.backend_reason = choice.reason
         self.precision = precision
-        self._options = ScorerOptions(choice.name, path, precision)
+        self._options = ScorerOptions(choice.name, path, precision, open_session)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
         self._strict = strict
@@ -145,6 +147,7 @@ class Inspector:
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
         product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -163,6 +166,7 @@ class Inspector:
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
             use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
             product: Product whose own thresholds hold, of a bundle that has them by product; None for the common ones.
+            open_session: Opens the sessions of its graphs; a `Router` gives that of its pool.
 
         Raises:
             ArgumentError: If backend or path is unknown, the bundle lacks the precision or thresholds of the product,
@@ -184,6 +188,7 @@ class Inspector:
                 threshold_overlay=threshold_overlay,
                 use_overlay=use_overlay,
                 product=product,
+                open_session=open_session,
             )
         except BaseException as err:
             opened.close()
@@ -208,7 +213,7 @@ class Inspector:
             # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
             # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
             self.backend_reason = f"auto: {err}"
-            self._options = ScorerOptions("cpu", self._options.path, self.precision)
+            self._options = replace(self._options, backend="cpu")
             scorer = open_scorer(self.bundle, self._options)
         # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
         try:

@@ -54,7 +54,7 @@ def add(
             progress=progress,
             overwrite=overwrite,
         )
-    known = f" ({done.known} that it had learned before were left out)" if done.known else ""
+    known = f" ({done.known} left out: learned before, or given twice)" if done.known else ""
     echo(f"added {done.images} images{known}: {_rows(done.rows)} rows, room for {_rows(done.room)} more")
     if any(row < asked for row, asked in zip(done.rows, done.asked, strict=True)):
         why = "the bank is full" if min(done.room) == 0 else "what is left of the images is in the bank already"
