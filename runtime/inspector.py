@@ -59,8 +59,8 @@ class Inspector:
         timeout_s: As in `load`.
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
-        open_session: As in `load`.
         product: As in `load`.
+        open_session: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
@@ -102,8 +102,8 @@ class Inspector:
         timeout_s: float | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
-        open_session: OpenSession = open_session,
         product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -147,8 +147,8 @@ class Inspector:
         trusted_keys: Path | str | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
-        open_session: OpenSession = open_session,
         product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -166,8 +166,8 @@ class Inspector:
                 none of them signed is refused.
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
             use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
-            open_session: Opens the sessions of its graphs; a `Router` gives that of its pool.
             product: Product whose own thresholds hold, of a bundle that has them by product; None for the common ones.
+            open_session: Opens the sessions of its graphs; a `Router` gives that of its pool.
 
         Raises:
             ArgumentError: If backend or path is unknown, the bundle lacks the precision or thresholds of the product,
@@ -188,8 +188,8 @@ class Inspector:
                 timeout_s=timeout_s,
                 threshold_overlay=threshold_overlay,
                 use_overlay=use_overlay,
-                open_session=open_session,
                 product=product,
+                open_session=open_session,
             )
         except BaseException as err:
             opened.close()

@@ -170,18 +170,25 @@ class Router:
         _close(entry)
 
     @overload
-    def inspect(self, image: Source, name: str, *, color: Color = "rgb") -> Result: ...
+    def inspect(self, image: Source, name: str, *, color: Color = "rgb", product: str | None = None) -> Result: ...
 
     @overload
-    def inspect(self, image: list[Any] | tuple[Source, ...], name: str, *, color: Color = "rgb") -> list[Result]: ...
+    def inspect(
+        self, image: list[Any] | tuple[Source, ...], name: str, *, color: Color = "rgb", product: str | None = None
+    ) -> list[Result]: ...
 
     def inspect(
-        self, image: Source | list[Any] | tuple[Source, ...], name: str, *, color: Color = "rgb"
+        self,
+        image: Source | list[Any] | tuple[Source, ...],
+        name: str,
+        *,
+        color: Color = "rgb",
+        product: str | None = None,
     ) -> Result | list[Result]:
         """Inspect one image, or several, with a bundle; as calling its inspector does.
 
         Raises:
-            ArgumentError: If there is no bundle of this name, the router was closed, or `color` is unknown.
+            ArgumentError: If there is no bundle of this name, it was closed, or `color` or `product` is unknown.
         """
         while True:
             with self._lock:
@@ -189,7 +196,7 @@ class Router:
             with entry.lock:
                 # It may have been removed while this waited, and another one added in its name.
                 if not entry.is_removed:
-                    return entry.inspector(image, color=color)
+                    return entry.inspector(image, color=color, product=product)
 
     def inspector(self, name: str) -> Inspector:
         """Return the inspector of a bundle, for streams, figures and thresholds; `remove` and `close` close it.

@@ -198,7 +198,8 @@ def _write_map(
     image = read_image(source, inspector.manifest.input.bits)
     # With zones each has its own threshold in the middle of the scale.
     reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
-    shown = draw_overlay(image, anomaly_map, spec, reference, result.boxes)
+    lines = [f"{zone.name}: {zone.score:.4g} > {zone.threshold:.4g}" for zone in result.zones if zone.is_rejected]
+    shown = draw_overlay(image, anomaly_map, spec, reference, result.boxes, lines)
     if result.part_shift is not None and inspector.region is not None:
         # Only where it follows the part: where it does not, it lies where it was drawn.
         shown = inspector.region.at(result.part_shift).outline_on(shown)

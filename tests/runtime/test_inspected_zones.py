@@ -22,7 +22,7 @@ from flawscope.bundle.zones import REST
 from flawscope.errors import BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
-from flawscope.runtime import Inspector
+from flawscope.runtime import Inspector, overlay
 
 
 def with_zones(path: Path, zones: Zones, values: dict[str, float] | float = 150.0, **changes: object) -> Manifest:
@@ -221,6 +221,24 @@ def test_the_heat_map_has_the_threshold_of_each_zone_in_the_middle_of_its_scale(
     assert drawn[8, 14].tolist() == [55, 55, 55]
     assert drawn[8, 1].tolist() != [55, 55, 55]
     assert "zone left" in capsys.readouterr().out
+
+
+def test_the_heat_map_names_the_zones_that_rejected(tmp_path, monkeypatch):
+    with_zones(tmp_path / "t.flaw", make_zones(halves(), None, None), {"left": 60.0, "rest": 240.0})
+    cv2.imwrite(str(tmp_path / "image.png"), np.full((200, 200, 3), 90, np.uint8))
+    written = []
+    monkeypatch.setattr(overlay.cv2, "putText", lambda image, text, *rest: written.append(text))
+    assert cli.run(["score", str(tmp_path / "t.flaw"), str(tmp_path / "image.png"), "--maps", str(tmp_path / "m")]) == 0
+    assert set(written) == {"left: 90 > 60"}
+    # And it can be seen, also of a name that the font does not have.
+    monkeypatch.undo()
+    plain, lines = (
+        overlay.draw_overlay(np.full((200, 200, 3), 90, np.uint8), np.zeros((8, 8), np.float32), None, 1.0, (), text)
+        for text in ((), ("Fläche: 2 > 1",))
+    )
+    changed = (plain != lines).any(axis=2)
+    assert changed.any()
+    assert not changed[20:].any()
 
 
 def test_a_bundle_with_zones_opens_and_keeps_them_when_packed(tmp_path):

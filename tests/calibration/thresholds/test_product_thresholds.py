@@ -21,7 +21,7 @@ from flawscope.calibration.thresholds.product_thresholds import LEAST_IMAGES, wi
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import image_hash
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.runtime import Inspector
+from flawscope.runtime import Inspector, Router
 
 RATE = ["--false-reject-rate", "0.15"]
 COUNTS = {"bolt": 40, "nut": 24, "pin": LEAST_IMAGES - 1}
@@ -147,6 +147,9 @@ def test_a_product_is_judged_by_its_own_thresholds(calibrated, root, capsys):
         assert inspector(image).decision == "reject"
         assert inspector.thresholds.image.value == bolt.threshold
         assert inspector(image, product="nut").decision == "accept"
+    with Router({"all": calibrated}, backend="cpu") as router:
+        assert router.inspect(image, "all", product="bolt").decision == "reject"
+        assert router.inspect(image, "all").decision == "accept"
     photo = str(root / "bolt/test/spot/0.png")
     assert cli.run(["score", str(calibrated), photo, "--product", "bolt", "--json"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
