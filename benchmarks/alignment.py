@@ -38,7 +38,7 @@ from flawscope.calibration.evaluation.metrics import (
 from flawscope.calibration.evaluation.paired_differences import Tally, Truth, compare_tallies, tally
 from flawscope.config import FittedConfig, PadimConfig, PatchcoreConfig, build_config
 from flawscope.config.feature_settings import FeatureSettings
-from flawscope.cpp_ext import kcenter_greedy
+from flawscope.cpp_ext import kcenter_greedy, neighbour_table
 from flawscope.datasets import Sample, open_dataset
 from flawscope.export.onnx_trace import export_module
 from flawscope.files import write_text
@@ -46,7 +46,7 @@ from flawscope.imaging.images import prepare, prepare_mask, read_image
 from flawscope.imaging.png import write_png
 from flawscope.progress import no_progress
 from flawscope.training.detectors.padim import fit_padim, padim_head
-from flawscope.training.detectors.patchcore import bank_rows, neighbour_table, patchcore_head
+from flawscope.training.detectors.patchcore import bank_rows, patchcore_head
 from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone, build_backbone, untrained_backbone
 from flawscope.training.features.patch_extraction import iterate_patches

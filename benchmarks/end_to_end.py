@@ -29,7 +29,14 @@ import numpy.typing as npt
 import safetensors.numpy
 from anomalib_env import ensure_environment
 
-from flawscope.calibration.evaluation.metrics import aupro, auroc, pixel_auroc, rank_pixels, stack_masks
+from flawscope.calibration.evaluation.metrics import (
+    aupro,
+    auroc,
+    pixel_auroc,
+    pixel_average_precision,
+    rank_pixels,
+    stack_masks,
+)
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.files import write_text
 from flawscope.imaging.images import Preprocessing, prepare_mask
@@ -38,7 +45,8 @@ from flawscope.versions import cpu_name, package_versions
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_IMAGES = 20
-FIGURES = ("image_auroc", "pixel_auroc", "aupro", "train_s", "from_file_p50_ms", "peak_rss_mb")
+ACCURACIES = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_05")
+FIGURES = (*ACCURACIES, "train_s", "from_file_p50_ms", "peak_rss_mb")
 
 
 def run_measured(command: list[str]) -> tuple[float, float]:
@@ -70,7 +78,9 @@ def measure_accuracy(
     return {
         "image_auroc": auroc(scores.astype(np.float64), labels),
         "pixel_auroc": None if ranking is None else pixel_auroc(ranking),
+        "pixel_ap": None if ranking is None else pixel_average_precision(ranking),
         "aupro": None if ranking is None else aupro(ranking),
+        "aupro_05": None if ranking is None else aupro(ranking, 0.05),
     }
 
 
@@ -174,7 +184,7 @@ def stages_of(options: argparse.Namespace, method: str) -> str:
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, per method, means over seeds for both systems and their ratio (difference for accuracies)."""
+    """Return, per method, means and deviations over seeds of both systems, and their ratio (accuracy: difference)."""
     rows = []
     for method in dict.fromkeys(run["method"] for run in runs):
         for figure in FIGURES:
@@ -185,9 +195,11 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not all(values.values()) or None in (*values["flawscope"], *values["anomalib"]):
                 continue
             ours, theirs = statistics.mean(values["flawscope"]), statistics.mean(values["anomalib"])
-            is_accuracy = figure in ("image_auroc", "pixel_auroc", "aupro")
+            is_accuracy = figure in ACCURACIES
             comparison = {"difference": ours - theirs} if is_accuracy else {"ratio": ours / theirs}
-            rows.append({"method": method, "figure": figure, "flawscope": ours, "anomalib": theirs, **comparison})
+            spread = {f"{system}_deviation": statistics.stdev(each) for system, each in values.items() if len(each) > 1}
+            means = {"flawscope": ours, "anomalib": theirs}
+            rows.append({"method": method, "figure": figure, **means, **comparison, **spread})
     return rows
 
 

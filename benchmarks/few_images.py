@@ -30,7 +30,7 @@ from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.calibration.evaluation.metrics import auroc
 from flawscope.calibration.thresholds.normal_quantile import order_statistic_threshold
 from flawscope.config import FeatureSettings
-from flawscope.cpp_ext import kcenter_greedy
+from flawscope.cpp_ext import kcenter_greedy, neighbour_table
 from flawscope.datasets import open_dataset
 from flawscope.datasets.parts import DEFECTS, render
 from flawscope.files import write_text
@@ -38,7 +38,6 @@ from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.runtime.scorers.padim_scorer import PADIM
 from flawscope.runtime.scorers.patchcore_scorer import PATCHCORE
 from flawscope.training.detectors.padim import fit_gaussians
-from flawscope.training.detectors.patchcore import neighbour_table
 from flawscope.training.features.backbone import build_backbone
 from flawscope.training.features.patch_extraction import covariance_of, scale_factors
 from flawscope.training.features.patch_features import PatchFeatures

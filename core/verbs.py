@@ -111,6 +111,19 @@ _SYNTH = Group(
     Everything is drawn from a seed and recorded; the same seed gives the same files. Every folder has a contact sheet.
     """,
 )
+_BANK = Group(
+    "Add normal images to a bundle's memory bank, or take them out.",
+    {
+        "add": Verb("flawscope.runtime.upkeep.upkeep_command:add", "Add normal images to the memory bank of a bundle."),
+        "remove": Verb("flawscope.runtime.upkeep.upkeep_command:remove", "Take added images out of it again."),
+        "prune": Verb("flawscope.runtime.upkeep.upkeep_command:prune", "Keep fewer rows in it, and make room."),
+    },
+    """Add normal images to the memory bank of an exported bundle (patchcore), and take them out again.
+
+    Neither PyTorch nor onnx is needed. The bundle stays as it is; the changed one has no thresholds until it is
+    calibrated. What was added and when is recorded in it, see bundle info.
+    """,
+)
 _BUNDLE = Group(
     "Show, verify, sign, pack or combine bundles.",
     {
@@ -120,6 +133,7 @@ _BUNDLE = Group(
             "flawscope.bundle.threshold_command:threshold", "Change thresholds on a line, within the bundle's limits."
         ),
         "region": Verb("flawscope.bundle.region_command:region", "Say where in an image defects count."),
+        "bank": _BANK,
         "keygen": Verb("flawscope.bundle.signature_command:keygen", "Make a key that signs bundles."),
         "sign": Verb("flawscope.bundle.signature_command:sign", "Sign a bundle with a private key."),
         "pack": Verb("flawscope.bundle.bundle_command:pack", "Write a bundle folder as one uncompressed file."),

@@ -9,6 +9,7 @@ from flawscope.cpp_ext.gaussians import Gaussians, mahalanobis
 from flawscope.cpp_ext.kcenter import kcenter_greedy
 from flawscope.cpp_ext.maps import separable_maps
 from flawscope.cpp_ext.native import HAVE_CUDA, HAVE_NATIVE, implementation, simd_level
+from flawscope.cpp_ext.neighbours import neighbour_table
 from flawscope.cpp_ext.window import WindowBank
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "kcenter_greedy",
     "mahalanobis",
     "nearest",
+    "neighbour_table",
     "separable_maps",
     "simd_level",
 ]

@@ -61,6 +61,12 @@ class _ExportCommand(click.Command):
     help="Largest batch the graphs take; for generators 16, or 2 from 512 px on, unless it is given.",
 )
 @click.option(
+    "--bank-room",
+    type=int,
+    metavar="ROWS",
+    help="patchcore: rows that `bundle bank add` can add to each memory bank.  [default: a quarter of its rows]",
+)
+@click.option(
     "--base",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -82,6 +88,7 @@ def export(
     run: Path,
     out: Path,
     max_batch: int,
+    bank_room: int | None,
     base: Path | None,
     embeddings: tuple[str, ...],
     overwrite: bool,
@@ -104,7 +111,7 @@ def export(
                 "Leave it out."
             )
     request.check_run()
-    show_export(export_detector(run, out, max_batch, request, overwrite=overwrite), out)
+    show_export(export_detector(run, out, max_batch, request, bank_room=bank_room, overwrite=overwrite), out)
 
 
 def _check_generator_options(source: Path, request: PrecisionRequest) -> None:
@@ -157,7 +164,13 @@ def _export_generator(
 
 
 def export_detector(
-    run: Path, out: Path, max_batch: int, request: PrecisionRequest, *, overwrite: bool = False
+    run: Path,
+    out: Path,
+    max_batch: int,
+    request: PrecisionRequest,
+    *,
+    bank_room: int | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Export the run of a detector; where the gate refuses a precision, print its figures.
 
@@ -178,6 +191,7 @@ def export_detector(
                 out,
                 max_batch=max_batch,
                 wanted=precisions,
+                bank_room=bank_room,
                 command=command_line(),
                 progress=progress,
                 overwrite=overwrite,

@@ -12,7 +12,7 @@ import onnx
 
 from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Graph, Head
+from flawscope.bundle import Graph, Head, Upkeep
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.runs import RunRecord
@@ -26,12 +26,14 @@ class ExportedGraphs:
     Attributes:
         graphs: Name → entry of the manifest.
         bank: Name of the file with the tensors that graphs or runtime need, or None.
-        arrays: The tensors in that file, where a reduced precision needs them.
+        arrays: The tensors in that file, without room, where a reduced precision needs them.
+        upkeep: Rows in use, where the bank has room.
     """
 
     graphs: dict[str, Graph]
     bank: str | None = None
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    upkeep: Upkeep | None = None
 
 
 class ReducibleHead(Protocol):
@@ -62,8 +64,15 @@ class Exporter(Protocol):
     def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
         """Return the head of the bundle; `images` are the run's prepared sample images, uint8 [H, W, 3]."""
 
-    def graphs(self, run: Run, head: Any, scratch: Path, max_batch: int) -> ExportedGraphs:
+    def graphs(self, run: Run, head: Any, scratch: Path, max_batch: int, room: int | None) -> ExportedGraphs:
         """Write the graphs.
+
+        Args:
+            run: The run.
+            head: Of `head`.
+            scratch: Folder to write to.
+            max_batch: Largest batch.
+            room: Rows of room in each memory bank; None for the default. Methods without such a bank have none.
 
         Raises:
             RunError: If torch cannot export a network, or a tensor would be too large.

@@ -69,7 +69,7 @@ def export_triton(
     options = TritonOptions(model_name, device, instances, queue_delay_us, preferred_batch, served)
 
     def export_shown(target: Path) -> None:
-        show_export(export_detector(source, target, max_batch, request), None)
+        show_export(export_detector(source, target, max_batch, request, bank_room=0), None)
 
     with bundle_of(source, export_shown) as bundle:
         record = write_triton(bundle, out, options, overwrite=overwrite)

@@ -13,14 +13,14 @@ from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, DataError, FlawscopeError
-from flawscope.files import check_new_files, free_name, is_litter, storage_errors
-from flawscope.imaging.images import EXTENSIONS, prepare, read_image
+from flawscope.files import check_new_files, free_name, storage_errors
+from flawscope.imaging.images import prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
-from flawscope.open_files import list_folder
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.image_files import images_in, is_folder
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_reconstruction
@@ -155,32 +155,14 @@ def _expand(images: tuple[Path, ...]) -> list[Path | Result]:
     """Return the images named, folders replaced by the images in them, sorted; a fault for what cannot be listed."""
     sources: list[Path | Result] = []
     for image in images:
-        if not _is_folder(image):
+        if not is_folder(image):
             sources.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
             continue
-        # Not recursive: in a dataset the subfolders are defect types.
         try:
-            entries = list_folder(image)
+            sources.extend(images_in(image))
         except DataError as err:
             sources.append(Result(str(image), "fault", reason=str(err)))
-            continue
-        # Whatever is called like an image and is no folder: a broken link is a fault, not an image less.
-        files = [
-            entry
-            for entry in entries
-            if entry.suffix.lower() in EXTENSIONS and not is_litter(entry.name) and not _is_folder(entry)
-        ]
-        if not files:
-            raise ArgumentError(f"{image}: expected images in this folder, got none. Name images or their folder.")
-        sources.extend(files)
     return sources
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # it may not be looked at: reading it says why
-        return False
 
 
 def _line(result: Result) -> str:

@@ -3,8 +3,8 @@
     python tools/lean_install.py
 
 Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, makes a small bundle with the full
-environment, and scores the same images in both. Then adds the extra `synth` and draws the same defect in both. Exit
-status 1 if a check fails.
+environment, and scores the same images in both. Then adds images to its bank in the lean environment, scores again in
+both, and takes them out. Then adds the extra `synth` and draws the same defect in both. Exit status 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -65,6 +65,28 @@ def scores(python: Path | str, bundle: Path, images: list[Path], path: str) -> l
     return [json.loads(line)["score"] for line in lines.splitlines()]
 
 
+def keep_up(python: Path, bundle: Path, folder: Path) -> tuple[Path, bool]:
+    """Add images to the bank of a bundle and take them out, with the lean Python.
+
+    Returns:
+        The bundle with the images, and whether taking them out gave back every file of the one before.
+    """
+    bank = (python, "-m", "flawscope", "bundle", "bank")
+    more, again = folder / "more.flaw", folder / "again.flaw"
+    demo = ("data", "demo", folder / "new", "--kind", "steel", "--size", 128, "--seed", 7, "--train", 100)
+    run(sys.executable, "-m", "flawscope", *demo)
+    run(*bank, "add", bundle, folder / "new" / "steel" / "train" / "good", "--out", more, "--rejected-too")
+    run(*bank, "remove", more, "--number", 1, "--out", again)
+    # Without thresholds every image would be a fault.
+    run(python, "-m", "flawscope", "calibrate", more, "--image-threshold", 40, "--pixel-threshold", 40)
+    return more, files(bundle) == files(again)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by their names."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def add_synthesis(python: Path) -> None:
     """Add the extra `synth` with the pip of this environment: the lean one has none any more."""
     declared = importlib.metadata.requires("flawscope") or []
@@ -122,6 +144,14 @@ def main() -> None:
             same = full == lean
             failed |= not same
             print(f"{len(images)} scores by the {path}: {'equal to the last bit' if same else 'DIFFERENT'}")
+        more, same = keep_up(python, bundle, Path(name))
+        failed |= not same
+        print(f"bundle after adding images and taking them out: {'every file as it was' if same else 'DIFFERENT'}")
+        for path in ("graph", "kernel"):
+            full, lean = (scores(which, more, images, path) for which in (sys.executable, python))
+            same = full == lean
+            failed |= not same
+            print(f"{len(images)} scores with added images by the {path}: {'equal' if same else 'DIFFERENT'}")
         add_synthesis(python)
         command = write_drawing_task(Path(name))
         full_drawn, lean_drawn = (

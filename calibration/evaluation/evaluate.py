@@ -14,20 +14,36 @@ from flawscope.bundle import (
     ImageHashes,
     InForce,
     Manifest,
+    RecordedDrift,
     Thresholds,
     change_bundle,
+    model_identity,
     read_image_hashes,
 )
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.diagnosis import diagnose
+from flawscope.calibration.evaluation.drift import paired_drift, recorded_drift
+from flawscope.calibration.evaluation.earlier_figures import (
+    EarlierFigures,
+    check_same_images,
+    check_same_model,
+    read_earlier_figures,
+)
 from flawscope.calibration.evaluation.evaluation_notes import (
     contamination_notes,
     figure_notes,
     inspection_notes,
     region_notes,
 )
-from flawscope.calibration.evaluation.figures import BundleIdentity, DatasetIdentity, Figures, SupportFigures
+from flawscope.calibration.evaluation.figures import (
+    BundleIdentity,
+    DatasetIdentity,
+    Drift,
+    Figures,
+    SupportFigures,
+    measured_on,
+)
 from flawscope.calibration.evaluation.intervals import RESAMPLES
 from flawscope.calibration.evaluation.measured_figures import (
     Overall,
@@ -37,6 +53,7 @@ from flawscope.calibration.evaluation.measured_figures import (
     latency_of,
     leak_figures,
     overall_figures,
+    results_of,
     support_figures,
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
@@ -112,6 +129,7 @@ def evaluate_bundle(
     support: SupportRecord | None = None,
     threshold_overlay: Path | None = None,
     use_overlay: bool = True,
+    against: Path | None = None,
     command: str,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -131,6 +149,8 @@ def evaluate_bundle(
         support: The support set that the detector has learned from, directly or by defects that were drawn from it.
         threshold_overlay: As in `Inspector.load`.
         use_overlay: As in `Inspector.load`.
+        against: What `evaluate --json` wrote on another machine, or with another backend or precision: the differences
+            are in `Figures.drift`, beside those from figures in the bundle's evidence.
         command: The command line, for the record.
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
@@ -138,7 +158,7 @@ def evaluate_bundle(
 
     Raises:
         DataError: If there is no test image, or none beside the support set, the support set was taken from another
-            dataset, or a mask cannot be read.
+            dataset, a mask cannot be read, or `against` is not of the same model and images.
         MissingExtra: If scikit-learn or SciPy is not installed.
     """
     # Both are needed after the last image is scored: a missing package is reported now, not after an hour of scoring.
@@ -149,7 +169,10 @@ def evaluate_bundle(
             f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
             "Add labelled images, or name another set."
         )
-    run = _run_bundle(path, dataset, backend, graph_path, precision, support, threshold_overlay, use_overlay, progress)
+    earlier = None if against is None else (against, read_earlier_figures(against))
+    run = _run_bundle(
+        path, dataset, backend, graph_path, precision, support, threshold_overlay, use_overlay, earlier, progress
+    )
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
@@ -180,7 +203,12 @@ def evaluate_bundle(
         ),
         faults=faults_of(measured),
         notes=_notes(run, measured),
-        bundle=BundleIdentity(name=run.manifest.name, method=run.manifest.method, digest=run.manifest.digest),
+        bundle=BundleIdentity(
+            name=run.manifest.name,
+            method=run.manifest.method,
+            digest=run.manifest.digest,
+            model=model_identity(run.manifest),
+        ),
         # Of the reduced dataset: figures with and without a support set are not of the same images.
         dataset=DatasetIdentity(category=dataset.category, fingerprint=fingerprint(dataset, run.contents)),
         versions=package_versions(),
@@ -189,7 +217,10 @@ def evaluate_bundle(
         seed=seed,
         resamples=resamples,
         support=_support_figures(run, measured, overall, seed, resamples),
+        per_image=results_of(measured, run.contents, dataset.root, is_calibrated=confusion is not None),
+        drift=(),
     )
+    figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
     progress("Computing figures", 1, 1)
     return Evaluation(figures, measured, run.manifest, dataset.root, run.in_force)
 
@@ -203,17 +234,22 @@ def _run_bundle(
     support: SupportRecord | None,
     threshold_overlay: Path | None,
     use_overlay: bool,
+    earlier: tuple[Path, EarlierFigures] | None,
     progress: Progress,
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
     with load_inspector(
         path, backend, graph_path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay
     ) as inspector:
+        if earlier is not None:
+            check_same_model(earlier[1], earlier[0], inspector.manifest, path)
         hashes = read_image_hashes(inspector.bundle)
         # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
         inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
         # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
         contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
+        if earlier is not None:
+            check_same_images(earlier[1], earlier[0], dataset, contents)
         # Before scoring, because it fails on a support set of another dataset.
         contamination = (
             None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
@@ -252,6 +288,17 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
         *inspection_notes(run.inspection, run.manifest, left_out),
     )
+
+
+def _with_drift(figures: Figures, manifest: Manifest, earlier: EarlierFigures | None) -> Figures:
+    """Return figures with their differences from those in the bundle's evidence and from earlier ones."""
+    drift = recorded_drift(manifest.evidence.accuracy, figures)
+    if earlier is not None:
+        paired = paired_drift(earlier, figures)
+        # The same figures in the evidence would say less of the same.
+        drift = (paired, *(row for row in drift if (row.against, row.when) != (paired.against, paired.when)))
+    notes = (f"Drift from {row.against}: {note}" for row in drift for note in row.notes)
+    return msgspec.structs.replace(figures, drift=drift, notes=(*figures.notes, *notes))
 
 
 def _support_figures(
@@ -293,10 +340,11 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
         when=figures.when,
         command=figures.command,
         dataset=figures.dataset.fingerprint,
-        backend=_measured_on(figures),
+        backend=measured_on(figures.backend, figures.path, figures.precision),
         images=figures.images,
         anomalous=figures.anomalous,
         figures=flat,
+        drift=tuple(_recorded(row) for row in figures.drift),
     )
 
     def change(manifest: Manifest) -> Manifest:
@@ -308,9 +356,17 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
     change_bundle(path, evaluation.manifest, change)
 
 
-def _measured_on(figures: Figures) -> str:
-    """Return the backend, with path and precision in brackets unless they are `graph` and `fp32`."""
-    # Bundles on disk carry this text, and record_accuracy replaces by it: another form would add a second entry.
-    details = [figures.path] if figures.path != "graph" else []
-    details += [figures.precision] if figures.precision != "fp32" else []
-    return f"{figures.backend} ({', '.join(details)})" if details else figures.backend
+def _recorded(drift: Drift) -> RecordedDrift:
+    paired = drift.paired
+    return RecordedDrift(
+        against=drift.against,
+        when=drift.when,
+        changes={name: change.change for name, change in drift.figures.items()},
+        images=0 if paired is None else paired.images,
+        intervals={
+            name: (change.interval.low, change.interval.high)
+            for name, change in drift.figures.items()
+            if change.interval is not None
+        },
+        decisions_changed=None if paired is None or paired.changed is None else paired.changed.count,
+    )

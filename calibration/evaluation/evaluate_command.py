@@ -12,8 +12,9 @@ from flawscope.bundle import PRECISIONS, check_changeable
 from flawscope.bundle.threshold_overlay import find_overlay
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
+from flawscope.calibration.evaluation.drift_text import drift_line, drift_table, paired_lines
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation.figures import Fault, Figures, LeakFigures
+from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
@@ -59,6 +60,12 @@ _NAMES = (
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures as JSON.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/report.html.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Compare with what --json wrote elsewhere: on another machine, or with another backend or precision.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
 @OVERWRITE
@@ -74,6 +81,7 @@ def evaluate(
     precision: str,
     json_file: Path | None,
     report: Path | None,
+    against: Path | None,
     seed: int,
     no_record: bool,
     overwrite: bool,
@@ -88,6 +96,9 @@ def evaluate(
 
     A bundle that has learned from defects drawn after a support set needs --support: its images and their near
     duplicates are then left out, and the figures on all test images are reported beside, as "with leak".
+
+    Drift: the differences from figures in the evidence with another backend or precision are printed, and with
+    --against those from another machine, image by image, with intervals.
     """
     check_new_file(json_file, overwrite=overwrite, kind="json")
     support = None
@@ -120,6 +131,7 @@ def evaluate(
             support=support,
             threshold_overlay=threshold_overlay,
             use_overlay=not no_overlay,
+            against=against,
             command=command_line(),
             seed=seed,
             progress=progress,
@@ -158,12 +170,26 @@ def _print(figures: Figures) -> None:
         console.print(_defect_table(figures))
     if figures.recall_by_size:
         console.print(_size_table(figures))
+    for drift in figures.drift:
+        _print_drift(console, drift)
     for text in figures.diagnosis:
         echo(f"diagnosis: {text}", err=True)
     for note in figures.notes:
         echo(f"note: {note}", err=True)
     for fault in _faults(figures):
         echo(f"fault: {fault.image}: {fault.reason}", err=True)
+
+
+def _print_drift(console: PlainConsole, drift: Drift) -> None:
+    if drift.paired is None:
+        console.print(drift_line(drift), soft_wrap=True)
+        return
+    first, *rest = paired_lines(drift, drift.paired)
+    console.print(first, soft_wrap=True)
+    if drift.figures:
+        console.print(drift_table(drift))
+    for line in rest:
+        console.print(line, soft_wrap=True)
 
 
 def _figure_table(figures: Figures) -> Table:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from flawscope.bundle import Threshold
@@ -95,11 +97,16 @@ class Fault(_Struct, frozen=True):
 
 
 class BundleIdentity(_Struct, frozen=True):
-    """Which bundle was measured; the digest is that of before these figures were recorded as evidence."""
+    """Which bundle was measured; the digest is that of before these figures were recorded as evidence.
+
+    Attributes:
+        model: As `model_identity`: the same after figures, thresholds or reduced precisions were added to the bundle.
+    """
 
     name: str
     method: str
     digest: str
+    model: str
 
 
 class DatasetIdentity(_Struct, frozen=True):
@@ -107,6 +114,99 @@ class DatasetIdentity(_Struct, frozen=True):
 
     category: str
     fingerprint: str
+
+
+class ImageResult(_Struct, frozen=True):
+    """What the runtime gave for one image that counts in the figures.
+
+    Attributes:
+        image: Where it lies below the dataset's folder, with slashes.
+        content: Hash of its pixels, or of its file where it could not be decoded.
+        defect: Its true type.
+        is_anomalous: Whether it shows a defect.
+        mask: Hash of its mask at the size of the model's input; None where it has no pixel truth.
+        score: Its score; None where it could not be scored.
+        decision: At the thresholds in force; None without thresholds.
+    """
+
+    image: str
+    content: str
+    defect: str
+    is_anomalous: bool
+    mask: str | None
+    score: float | None
+    decision: Literal["accept", "reject", "fault"] | None
+
+
+class Change(_Struct, frozen=True):
+    """A figure of another measurement and of this one.
+
+    Attributes:
+        before: The figure there.
+        after: The figure here.
+        change: After minus before.
+        interval: Bootstrap interval of the change, over images that were drawn for both sides alike; None where the
+            scores of the other side are not known, and of figures of pixels.
+    """
+
+    before: float
+    after: float
+    change: float
+    interval: Interval | None
+
+
+class PairedScores(_Struct, frozen=True):
+    """How single scores and decisions differ, over the images of both sides.
+
+    Attributes:
+        images: Images of both sides.
+        only_before: Images of the other side alone, left out.
+        only_after: Images of this side alone, left out.
+        faults_before: Images of both that could not be scored there.
+        faults_after: Images of both that could not be scored here.
+        changed: Share of images with another decision; None without thresholds on either side.
+        decisions: Such as `accept to reject` -> number of images.
+        moved: Image, as it is called here -> such as `accept to reject`, of images with another decision.
+        largest_relative: Largest |after - before| / |before| of the scores; None without any.
+        median_relative: Its median.
+        median_interval: Bootstrap interval of the median.
+        rank_correlation: Spearman's, of the scores; None with fewer than three distinct ones.
+        rank_correlation_interval: Its bootstrap interval.
+    """
+
+    images: int
+    only_before: int
+    only_after: int
+    faults_before: int
+    faults_after: int
+    changed: Rate | None
+    decisions: dict[str, int]
+    moved: dict[str, str]
+    largest_relative: float | None
+    median_relative: float | None
+    median_interval: Interval | None
+    rank_correlation: float | None
+    rank_correlation_interval: Interval | None
+
+
+class Drift(_Struct, frozen=True):
+    """How figures differ from those that the same model had elsewhere.
+
+    Attributes:
+        against: Backend of the other measurement, with path and precision in brackets.
+        when: UTC time of the other measurement.
+        goal: Largest difference of image AUROC, either way, that the precisions are meant to keep to.
+        figures: Figure -> its change. `recall` and `false_rejects` are at the thresholds in force on either side.
+        paired: What single scores and decisions show; None where only the figures of the other side are known.
+        notes: What limits the comparison, and what exceeds the goal, a sentence each.
+    """
+
+    against: str
+    when: str
+    goal: float
+    figures: dict[str, Change]
+    paired: PairedScores | None
+    notes: tuple[str, ...]
 
 
 class OverallFigures(_Struct, frozen=True):
@@ -196,6 +296,8 @@ class Figures(OverallFigures, frozen=True):
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
         support: The support set whose images are in none of these figures; None where none was named.
+        per_image: The images that count, in the order of the dataset.
+        drift: Differences from the same model with another backend, precision or machine, on the same images.
     """
 
     without_mask: int
@@ -221,3 +323,13 @@ class Figures(OverallFigures, frozen=True):
     seed: int
     resamples: int
     support: SupportFigures | None
+    per_image: tuple[ImageResult, ...]
+    drift: tuple[Drift, ...]
+
+
+def measured_on(backend: str, path: str, precision: str) -> str:
+    """Return the backend, with path and precision in brackets unless they are `graph` and `fp32`."""
+    # Bundles on disk carry this text, and record_accuracy replaces by it: another form would add a second entry.
+    details = [path] if path != "graph" else []
+    details += [precision] if precision != "fp32" else []
+    return f"{backend} ({', '.join(details)})" if details else backend

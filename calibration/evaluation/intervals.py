@@ -33,6 +33,7 @@ from flawscope.errors import ArgumentError
 
 RESAMPLES = 1000
 _BINS = 1024  # quantiles for the edges, taken twice: by pixel and by region
+_IMAGE_FIGURES = {"auroc": "image_auroc", "ap": "image_ap", "f1_max": "image_f1_max"}
 _CHUNK = 200  # resamples computed together: [200, 2048] float64 is 3 MB an array
 
 
@@ -180,13 +181,45 @@ def image_intervals(
     check_fraction(confidence, "confidence")
     if not (labels.any() and not labels.all()):
         return {}
+    drawn = _bootstrap(_image_histograms(scores, labels), resamples, seed)
+    return {title: _within_unit(drawn[name], confidence, 0.0) for name, title in _IMAGE_FIGURES.items()}
+
+
+def paired_image_intervals(
+    first: Float64Array,
+    second: Float64Array,
+    labels: BoolArray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return bootstrap intervals of the change, second minus first, of the figures of `image_intervals`.
+
+    Args:
+        first: float64 [N], scores.
+        second: float64 [N], other scores of the same images.
+        labels: bool [N], true for anomalous.
+        confidence: Confidence of the intervals, a fraction.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the random draws.
+    """
+    check_fraction(confidence, "confidence")
+    if not (labels.any() and not labels.all()):
+        return {}
+    # The same seed draws the same images for both: what the two share cancels out of the difference.
+    before, after = (_bootstrap(_image_histograms(scores, labels), resamples, seed) for scores in (first, second))
+    return {
+        title: percentile_interval(after[name] - before[name], confidence) for name, title in _IMAGE_FIGURES.items()
+    }
+
+
+def _image_histograms(scores: Float64Array, labels: BoolArray) -> _Histograms:
+    """Return a histogram of each image over the distinct scores, with the one item that an image is."""
     values, inverse = np.unique(-scores, return_inverse=True)  # negative: bin 0 is the highest score
     items = np.zeros((len(scores), len(values)))
     items[np.arange(len(scores)), inverse] = 1.0
-    histograms = _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
-    drawn = _bootstrap(histograms, resamples, seed)
-    names = {"auroc": "image_auroc", "ap": "image_ap", "f1_max": "image_f1_max"}
-    return {title: _within_unit(drawn[name], confidence, 0.0) for name, title in names.items()}
+    return _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
 
 
 def pixel_intervals(

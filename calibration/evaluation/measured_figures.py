@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from flawscope.calibration.evaluation.figures import (
     Decisions,
     DefectFigures,
     Fault,
+    ImageResult,
     Latency,
     LeakFigures,
     SupportFigures,
@@ -184,3 +188,30 @@ def latency_of(measured: Measured) -> Latency | None:
         return None
     p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
     return Latency(p50=p50, p90=p90, p99=p99)
+
+
+def results_of(
+    measured: Measured, contents: Mapping[Path, str], root: Path, *, is_calibrated: bool
+) -> tuple[ImageResult, ...]:
+    """Return what the runtime gave for each image.
+
+    Args:
+        measured: The measurements.
+        contents: Image -> hash of its pixels.
+        root: The dataset's folder.
+        is_calibrated: Whether there were thresholds to decide by.
+    """
+    rows = zip(measured.samples, measured.outcomes, measured.scores, measured.usable, measured.masks, strict=True)
+    return tuple(
+        ImageResult(
+            # Not the whole path: these files are passed on to other machines.
+            image=sample.path.relative_to(root).as_posix() if sample.path.is_relative_to(root) else sample.path.name,
+            content=contents[sample.path],
+            defect=sample.defect,
+            is_anomalous=sample.is_anomalous,
+            mask=hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() if mask.any() else None,
+            score=float(score) if is_usable else None,
+            decision=outcome.decision if is_calibrated else None,
+        )
+        for sample, outcome, score, is_usable, mask in rows
+    )

@@ -13,8 +13,9 @@ import numpy as np
 from flawscope import __version__
 from flawscope.arrays import Float64Array
 from flawscope.calibration.evaluation import report_images, report_plots
+from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_lines, span_of
 from flawscope.calibration.evaluation.evaluate import Evaluation
-from flawscope.calibration.evaluation.figures import Figures, LeakFigures
+from flawscope.calibration.evaluation.figures import Figures, LeakFigures, measured_on
 from flawscope.calibration.evaluation.intervals import Interval, Rate, images_needed
 from flawscope.calibration.evaluation.report_images import HeatScale
 from flawscope.calibration.extras import require
@@ -114,7 +115,7 @@ def render_report(evaluation: Evaluation) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "figure": figure, "number": number, "span": span}
+    environment.filters |= {"percent": percent, "figure": figure, "number": number, "span": span, "ends": span_of}
     # Only our own SVG is passed as markup, past the escaping.
     markup = require("markupsafe", "jinja2", _FEATURE).Markup
     text: str = environment.get_template("report.html.j2").render(_context(evaluation, markup))
@@ -181,6 +182,9 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "scale": scale,
         "colour_bar": report_images.colour_bar(scale),
         "galleries": _galleries(evaluation, scale),
+        "here": measured_on(figures.backend, figures.path, figures.precision),
+        "drift_names": DRIFT_NAMES,
+        "paired_lines": paired_lines,
         "drawn": manifest.evidence.drawn,
         "faults": [(_relative(evaluation, Path(fault.image)), fault.reason) for fault in figures.faults],
     }

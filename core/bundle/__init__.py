@@ -29,9 +29,12 @@ from flawscope.bundle.manifest import (
     Parity,
     Precision,
     Provenance,
+    RecordedDrift,
     SamplingChange,
+    decode_manifest,
     external_data,
 )
+from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, open_bundle, trusted_bundle
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
@@ -46,6 +49,7 @@ from flawscope.bundle.threshold_structs import (
     Thresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
+from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
 from flawscope.bundle.writing import (
     change_bundle,
     check_changeable,
@@ -61,6 +65,9 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA",
     "Accuracy",
+    "AddedRows",
+    "Additions",
+    "BankChange",
     "BankHead",
     "Bundle",
     "DdadHead",
@@ -87,6 +94,7 @@ __all__ = [
     "Precision",
     "Provenance",
     "ReconstructionHead",
+    "RecordedDrift",
     "Region",
     "SamplingChange",
     "StfpmHead",
@@ -98,14 +106,18 @@ __all__ = [
     "ThresholdLimits",
     "Thresholds",
     "TrustedKeys",
+    "Upkeep",
     "change_bundle",
     "check_changeable",
+    "decode_additions",
+    "decode_manifest",
     "external_data",
     "find_trusted_keys",
     "head_tag",
     "make_region",
     "making",
     "mask_on_map",
+    "model_identity",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
@@ -114,5 +126,6 @@ __all__ = [
     "sign_bundle",
     "thresholds_in_force",
     "trusted_bundle",
+    "with_room",
     "write_bundle",
 ]

@@ -15,6 +15,7 @@ from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
 from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
+from flawscope.bundle.upkeep import Upkeep
 from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.learned_images import describe_learned
@@ -104,6 +105,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
             if manifest.region is None
             else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
         ),
+        *([] if manifest.upkeep is None else _bank(manifest.upkeep)),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
     ]
@@ -136,7 +138,30 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("accuracy", f"{row.when} {row.backend}: " + ", ".join(f"{k} {_number(v)}" for k, v in row.figures.items()))
         for row in manifest.evidence.accuracy
     ]
+    facts += [
+        (
+            "drift",
+            f"{row.backend} from {drift.against} of {drift.when}: "
+            + ", ".join(f"{name} {change:+.4g}" for name, change in drift.changes.items()),
+        )
+        for row in manifest.evidence.accuracy
+        for drift in row.drift
+    ]
     return facts
+
+
+def _bank(upkeep: Upkeep) -> list[tuple[str, str]]:
+    """Return the manifest facts of a memory bank that can be changed."""
+    facts = [("bank", f"{_counts(upkeep.rows)} rows, room for {_counts(upkeep.room)} more")]
+    for change in upkeep.changes:
+        images = f" {change.images} images," if change.images else ""
+        text = f"{change.when} {change.what}{images} {_counts(change.rows)} rows since, by {change.command or 'Python'}"
+        facts.append((f"change {change.number}", text))
+    return facts
+
+
+def _counts(rows: tuple[int, ...]) -> str:
+    return " and ".join(f"{count:,}" for count in rows)
 
 
 def _named_line(line: str) -> tuple[str, str]:

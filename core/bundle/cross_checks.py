@@ -31,8 +31,23 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"expected tiles to be stretched, got {manifest.input.mode}"
     yield from _files(manifest)
     yield from _limits(manifest)
+    yield from _upkeep(manifest)
     if problem := manifest.head.problem(manifest.input.size):
         yield problem
+
+
+def _upkeep(manifest: Manifest) -> Iterator[str]:
+    upkeep = manifest.upkeep
+    if upkeep is None:
+        return
+    banks = manifest.head.banks
+    if manifest.bank is None or not len(upkeep.rows) == len(upkeep.room) == banks:
+        yield f"expected rows and room of {banks} memory banks, got {len(upkeep.rows)} and {len(upkeep.room)}"
+    numbers = [change.number for change in upkeep.changes]
+    if numbers != sorted(set(numbers)):
+        yield f"expected rising numbers of changes, got {numbers}"
+    if any(len(change.rows) != len(upkeep.rows) for change in upkeep.changes):
+        yield "expected rows of every bank in each change, got others"
 
 
 def _limits(manifest: Manifest) -> Iterator[str]:
@@ -60,6 +75,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
         for name in itertools.chain(named, (golden.file for golden in manifest.golden_of(precision))):
             if name not in manifest.files:
                 yield f"it names {name} but does not list it"
-    for name in filter(None, (manifest.bank, manifest.provenance.images)):
+    record = None if manifest.upkeep is None else manifest.upkeep.record
+    for name in filter(None, (manifest.bank, manifest.provenance.images, record)):
         if name not in manifest.files:
             yield f"it names {name} but does not list it"

@@ -41,6 +41,11 @@ class Head:
         """The detectors of an ensemble; empty for every other method."""
         return ()
 
+    @property
+    def banks(self) -> int:
+        """Memory banks of rows; 0 for methods without."""
+        return 0
+
     def problem(self, size: tuple[int, int]) -> str | None:
         """Return why the head does not fit an input of this height and width, or None if it does."""
         return None

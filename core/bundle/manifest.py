@@ -16,6 +16,7 @@ import msgspec
 from flawscope.bundle.heads import Head, decode_head
 from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
+from flawscope.bundle.upkeep import Upkeep
 from flawscope.diffusion.schedule import Sampling
 from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, BundleError
@@ -103,8 +104,28 @@ class Parity(_Struct, frozen=True):
     score_spearman: float | None
 
 
+class RecordedDrift(_Struct, frozen=True):
+    """How figures differed from those of the same images with another backend or precision, or on another machine.
+
+    Attributes:
+        against: Backend of the other figures, with path and precision in brackets.
+        when: UTC time of the other figures.
+        changes: Figure -> its difference, these figures minus the others.
+        images: Images whose scores were compared one by one; 0 where only the figures were.
+        intervals: Figure -> lower and upper end of the 95 % interval of its difference, where scores were compared.
+        decisions_changed: Images with another decision; null where they were not compared.
+    """
+
+    against: str
+    when: str
+    changes: dict[str, float]
+    images: Count
+    intervals: dict[str, tuple[float, float]]
+    decisions_changed: Count | None
+
+
 class Accuracy(_Struct, frozen=True):
-    """Figures of one `evaluate` run: what was measured, on which data, by which command."""
+    """Figures of one `evaluate` run: what was measured, on which data, by which command, and the drift it showed."""
 
     when: str
     command: str
@@ -113,6 +134,7 @@ class Accuracy(_Struct, frozen=True):
     images: Count
     anomalous: Count
     figures: dict[str, float | None]
+    drift: tuple[RecordedDrift, ...] = ()
 
 
 class KeptNode(_Struct, frozen=True):
@@ -282,6 +304,7 @@ class Manifest(_Struct, frozen=True):
     tiling: Tiling | None = None
     learned: LearnedImages | None = None
     region: Region | None = None
+    upkeep: Upkeep | None = None
     # msgspec copies an empty default for each instance.
     precisions: dict[str, Precision] = {}
     thresholds: Thresholds | None = None

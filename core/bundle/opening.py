@@ -31,6 +31,7 @@ from flawscope.bundle.signature import MAX_SIGNATURE_BYTES
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
 from flawscope.bundle.trust import check_trusted
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys
+from flawscope.bundle.upkeep import in_use
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import is_litter, storage_errors, temporary_folder
 from flawscope.path_kinds import kind_of_path
@@ -173,6 +174,8 @@ class Bundle:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Return the tensors of the memory bank, all finite and not empty; none where the method has no bank.
 
+        Of a bank with room they are the rows in use.
+
         Raises:
             BundleError: If the bank is missing, empty, or holds NaN or infinity.
         """
@@ -200,7 +203,8 @@ class Bundle:
                     f"{where}: expected finite numbers in {key}, got "
                     f"{'an empty array' if tensor.size == 0 else 'NaN or infinity'}. Train and export again."
                 )
-        return tensors
+        upkeep = self.manifest.upkeep
+        return tensors if upkeep is None else in_use(tensors, upkeep, where)
 
     def member(self, name: str) -> Bundle:
         """Return a member of an ensemble, a bundle in a folder of this one, which has to stay open while it is used.

@@ -237,8 +237,14 @@ def sign_bundle(path: Path, key: PrivateKey, *, overwrite: bool = False) -> Mani
 
 
 def check_changeable(path: Path) -> None:
-    """Raise StorageError unless the bundle at `path` can be changed, before figures are computed for it."""
+    """Raise StorageError unless the bundle at `path` can be changed, before figures are computed for it.
+
+    Where there is none nothing is raised: whoever opens it says that it is missing.
+    """
     place = path.resolve()
+    with storage_errors(path):
+        if not place.exists():
+            return
     with locked(place), storage_errors(path):
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

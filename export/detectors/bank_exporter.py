@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,15 @@ import safetensors.numpy
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bank_names import bank_names, norm_names
-from flawscope.bundle import BankHead
+from flawscope.bundle import BankHead, PatchcoreHead, Upkeep, with_room
+from flawscope.errors import ArgumentError
 from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
 from flawscope.imaging.grid_places import GridPlaces
+from flawscope.runtime.upkeep.bank_rows import rows_problem
 from flawscope.training.detectors import torch_scores
 from flawscope.training.detectors.detector_run import Run
 from flawscope.training.detectors.padim import padim_head
@@ -28,6 +30,9 @@ from flawscope.training.detectors.patchcore import patchcore_head
 from flawscope.training.features.patch_features import PatchFeatures
 
 BANK = "bank.safetensors"
+
+ROOM_SHARE = 0.25
+"""Room of a bank for rows that are added later, as a share of its rows, unless it is given."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,15 @@ class BankExporter:
         """Return the head; it needs no measurement on images."""
         return self.make_head(run.record.config, run.record.grid, run.fitted.finest_places)
 
-    def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int) -> ExportedGraphs:
+    def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int, room: int | None) -> ExportedGraphs:
         """Write the bank, `features.onnx`, and `score.onnx`."""
         size = run.record.config.preprocessing.size
         tensors = {**run.fitted.tensors, **self.more_tensors(run.fitted.tensors)}
         arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        rows, spare = self._room(head, arrays, room)
         # Written before the graph: its initializers are offsets into this file.
         path = scratch / BANK
-        path.write_bytes(safetensors.numpy.save(arrays))
+        path.write_bytes(safetensors.numpy.save(with_room(arrays, spare)))
         features = export_module(run.module, size, max_batch)
         # A copy of the features with the head: score.onnx runs alone, features.onnx with the native kernels.
         score = self.score_graph(features, head, BankFile(path), size, max_batch)
@@ -73,7 +79,20 @@ class BankExporter:
             name: write_graph(max_batch, name, model, scratch, INLINE_LIMIT)
             for name, model in (("features", features), ("score", score))
         }
-        return ExportedGraphs(graphs, path.name, arrays)
+        return ExportedGraphs(graphs, path.name, arrays, Upkeep(rows, spare) if any(spare) else None)
+
+    def _room(
+        self, head: BankHead, arrays: Mapping[str, npt.NDArray[Any]], room: int | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the rows of each bank, and the rows of room behind them."""
+        if not head.banks:
+            return (), ()
+        rows = tuple(len(arrays[name]) for name in bank_names(head.banks))
+        if problem := rows_problem(cast("PatchcoreHead", head), arrays):
+            if room:
+                raise ArgumentError(f"--bank-room: {problem}. Leave it out.")
+            return rows, (0,) * len(rows)
+        return rows, tuple(int(count * ROOM_SHARE) if room is None else room for count in rows)
 
     def score_graph(
         self, features: onnx.ModelProto, head: BankHead, bank: BankFile, size: tuple[int, int], max_batch: int

@@ -42,6 +42,9 @@ from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.versions import package_versions
 
+MOST_ROOM = 1_000_000
+"""Most rows of room; far more than any bank has."""
+
 _GOLDEN = 2
 """Golden images per bundle."""
 
@@ -53,6 +56,7 @@ def export_run(
     *,
     max_batch: int = 8,
     wanted: Wanted | None = None,
+    bank_room: int | None = None,
     command: str = "",
     progress: Progress = no_progress,
     overwrite: bool = False,
@@ -64,6 +68,7 @@ def export_run(
         out: Bundle folder to write.
         max_batch: Largest batch the graphs take.
         wanted: Precisions beside FP32, with the data for their value ranges and gate.
+        bank_room: Rows of room in each memory bank, for `bundle bank add`; None for a quarter of its rows.
         command: Command line for the record.
         progress: Told what is being done.
         overwrite: Whether an earlier bundle there may be replaced.
@@ -79,6 +84,8 @@ def export_run(
     """
     if not 1 <= max_batch <= 256:
         raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch}.")
+    if bank_room is not None and not 0 <= bank_room <= MOST_ROOM:
+        raise ArgumentError(f"--bank-room: expected 0 to {MOST_ROOM} rows, got {bank_room}.")
     if wanted is not None:
         wanted.check()
     check_replaceable(out, "manifest.json", overwrite=overwrite)  # before the work, not after
@@ -93,7 +100,7 @@ def export_run(
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
     with temporary_folder(out.parent) as scratch, storage_errors(out):
-        return _export(run, out, scratch, samples, max_batch, wanted, command, progress, overwrite)
+        return _export(run, out, scratch, samples, max_batch, wanted, bank_room, command, progress, overwrite)
 
 
 def _export(
@@ -103,6 +110,7 @@ def _export(
     samples: list[tuple[str, bytes]],
     max_batch: int,
     wanted: Wanted | None,
+    bank_room: int | None,
     command: str,
     progress: Progress,
     overwrite: bool,
@@ -112,8 +120,12 @@ def _export(
     images = [prepare(decode_image(data, name), run.record.config.preprocessing) for name, data in samples]
     exporter = exporter_of(run.record)
     head = exporter.head(run, images)
+    if bank_room and not head.banks:
+        raise ArgumentError(
+            "--bank-room: expected a run of patchcore, got one without a memory bank of rows. Leave it out."
+        )
     progress("exporting", 1, steps)
-    exported = exporter.graphs(run, head, scratch, max_batch)
+    exported = exporter.graphs(run, head, scratch, max_batch, bank_room)
     progress("exporting", 2, steps)
 
     manifest = _manifest(run, out.name.removesuffix(".flaw"), head, exported, max_batch, command)
@@ -155,6 +167,7 @@ def _manifest(run: Run, name: str, head: Head, exported: ExportedGraphs, max_bat
         max_batch=max_batch,
         graphs=exported.graphs,
         bank=exported.bank,
+        upkeep=exported.upkeep,
         head=head,
         golden=(),
         provenance=_provenance(run, command),

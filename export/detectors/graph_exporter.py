@@ -36,7 +36,7 @@ class GraphExporter:
         """Return the head; its scale is measured on the sample images."""
         return self.make_head(run.record.config, float(network_scores(run.module, images)[1].mean()))
 
-    def graphs(self, run: Run, head: Head, scratch: Path, max_batch: int) -> ExportedGraphs:
+    def graphs(self, run: Run, head: Head, scratch: Path, max_batch: int, room: int | None) -> ExportedGraphs:
         """Write `score.onnx`."""
         model = export_module(run.module, run.record.config.preprocessing.size, max_batch, OUTPUTS)
         return ExportedGraphs({"score": write_graph(max_batch, "score", model, scratch, INLINE_LIMIT)})

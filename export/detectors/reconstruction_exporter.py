@@ -42,7 +42,9 @@ class ReconstructionExporter:
         """Return the head; its scale is measured on the sample images."""
         return self.make_head(run.module, float(reconstruction_scores(run.module, images)[1].mean()))
 
-    def graphs(self, run: Run, head: ReconstructionHead, scratch: Path, max_batch: int) -> ExportedGraphs:
+    def graphs(
+        self, run: Run, head: ReconstructionHead, scratch: Path, max_batch: int, room: int | None
+    ) -> ExportedGraphs:
         """Write the graphs of the networks and the noise."""
         reconstruction: Reconstruction = run.module
         # The noise is part of the bundle: one drawn at run time would give other scores on every device and version.

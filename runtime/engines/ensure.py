@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from flawscope.bundle import Bundle, external_data
+from flawscope.bundle import Bundle
 from flawscope.runtime.engines.build import BuildOptions, Progress, build_engine
 from flawscope.runtime.engines.cache import EngineCache, find_engine, refuse
 from flawscope.runtime.engines.stored_engine import Key, Stored
@@ -101,10 +101,9 @@ def model_hash(bundle: Bundle, graph: str, precision: str = "fp32") -> str:
     Learned embeddings of generators are inputs and not weights: another embedding needs no other engine.
     """
     digest = hashlib.sha256()
-    file = bundle.manifest.graphs_of(precision)[graph].file
-    # `score.onnx` refers to the bank as external data, so a bank that was trained again must change the hash.
-    bank = bundle.manifest.bank if bundle.manifest.kind == "score" else None
-    parts = {file, external_data(file), bank or file} & bundle.manifest.files.keys()
+    # `score.onnx` refers to the bank as external data, so another bank changes its hash; `features.onnx` does not, and
+    # its engine stays when rows are added.
+    parts = bundle.graph_files(graph, precision)
     # The manifest's hashes, checked when the bundle was opened: the files need not be read again. Sorted, because the
     # order of a set differs from run to run.
     for name in sorted(parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -103,9 +104,16 @@ def test_each_precision_gets_thresholds_of_its_own(
     assert cli.run(["score", str(bundle), image, "--precision", "int8", "--json"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out)["threshold"] == second.image.value
     capsys.readouterr()
-    report = tmp_path / "report"
-    assert cli.run(["evaluate", str(bundle), *data, "--precision", "int8", "--report", str(report)]) == 0
-    assert "backend cpu, INT8" in capsys.readouterr().out
+    report, host = tmp_path / "report", tmp_path / "host.json"
+    assert cli.run(["evaluate", str(bundle), *data, "--json", str(host)]) == 0
+    reduced = ["evaluate", str(bundle), *data, "--precision", "int8"]
+    assert cli.run([*reduced, "--report", str(report), "--against", str(host)]) == 0
+    printed = capsys.readouterr()
+    assert "backend cpu, INT8" in printed.out
+    # The bundle has other bytes than the figures were made with, which were recorded in it, and the same model.
+    (images,) = re.findall(r"drift from cpu.* (\d+) images in both", printed.out)
+    assert int(images) == len(open_dataset(tiny_root, "steel").test)
+    assert "image threshold in force was" in printed.err
     assert "backend cpu, INT8," in (report / "report.html").read_text(encoding="utf-8")
     with open_bundle(bundle) as opened:
         assert opened.manifest.evidence.accuracy[-1].backend.endswith("int8)")

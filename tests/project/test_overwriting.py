@@ -14,6 +14,9 @@ from flawscope.verbs import VERBS, Alias, Group, Row
 # Options that name what is written, by the verb.
 OUTPUTS = {
     "bench": {"--json", "--plot"},
+    "bundle bank add": {"--out"},
+    "bundle bank prune": {"--out"},
+    "bundle bank remove": {"--out"},
     "bundle combine": {"--out"},
     "bundle pack": {"--out"},
     "bundle region": {"--preview"},
@@ -89,6 +92,9 @@ def taken(tmp_path: Path) -> Path:
 REQUESTS = {
     "bench": ["BUNDLE", "--json", "file"],
     "bench ": ["BUNDLE", "--plot", "file"],
+    "bundle bank add": ["BUNDLE", "IMAGE", "--out", "folder"],
+    "bundle bank prune": ["BUNDLE", "--rows", "9", "--out", "folder"],
+    "bundle bank remove": ["BUNDLE", "--number", "1", "--out", "folder"],
     "bundle pack": ["BUNDLE", "--out", "file"],
     "bundle region": ["BUNDLE", "--on", "IMAGE", "--polygon", "0,0 9,0 9,9", "--preview", "file"],
     "data demo": ["folder", "--kind", "gear", "--size", "64", "--train", "1"],

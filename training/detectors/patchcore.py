@@ -16,20 +16,20 @@ from flawscope.arrays import Float32Array, Int64Array, UInt8Array
 from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import PatchcoreHead
 from flawscope.config import PatchcoreConfig, standardization
-from flawscope.cpp_ext import kcenter_greedy, nearest
+from flawscope.cpp_ext import kcenter_greedy, neighbour_table
 from flawscope.cpp_ext.window import place_starts, window_reach
+from flawscope.cpp_ext.window_coreset import PLACE_COLUMNS, places_of, select_for_window
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import storage_errors, temporary_folder
+from flawscope.imaging.fitting_views import View, fitting_views
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
 from flawscope.ranges import MOST_TOP
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import patchcore_distances, torch_scores
-from flawscope.training.detectors.window_coreset import PLACE_COLUMNS, places_of, select_for_window
 from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
-from flawscope.training.features.fitting_views import View, fitting_views
 from flawscope.training.features.foreground import measure_foreground
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features, layer_widths
@@ -253,19 +253,6 @@ def top_count(share: float, positions: int) -> int:
             f"top_share: expected at most {MOST_TOP} patches in a score, got {count} of {positions}. Lower it."
         )
     return count
-
-
-def neighbour_table(bank: Float32Array, count: int) -> npt.NDArray[np.int64]:
-    """Return the `count` nearest bank rows of every bank row, itself first: int64 [M, count].
-
-    Equation 7 of the paper needs the neighbours of the matched row, which do not depend on the inspected image.
-    """
-    _, table = nearest(bank, bank, count)
-    # Of identical rows each is at distance 0 of the other, and either may come first: the row itself is put there.
-    for row in np.flatnonzero(table[:, 0] != np.arange(len(bank))):
-        neighbours = table[row][table[row] != row][: count - 1]
-        table[row] = np.concatenate(([row], neighbours))
-    return table
 
 
 class _Plan:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flawscope.config import BankSettings, FittedConfig, PatchcoreConfig, standardization
 from flawscope.errors import ArgumentError, DataError
+from flawscope.imaging.fitting_views import View
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
-from flawscope.training.features.fitting_views import View
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.features.whitening import whitening_matrix
 from flawscope.training.loop.image_batches import load_batches

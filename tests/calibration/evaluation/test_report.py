@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flawscope import cli
 from flawscope.bundle import InForce
-from flawscope.calibration import evaluate_bundle
+from flawscope.calibration import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.calibration.evaluation.figures import SizeFigures
 from flawscope.calibration.evaluation.intervals import rate
@@ -225,6 +225,26 @@ def test_the_page_beside_a_support_set_is_well_formed_and_shows_names_as_text(ma
     assert len(page.ids) == len(set(page.ids))
     assert "Images left out (1)" in page.text
     assert "test/spot/<b>7.png a support image" in page.text
+
+
+def test_the_page_with_drift_is_well_formed_and_shows_names_as_text(make_bundle, dataset, tmp_path):
+    path, file = make_bundle(threshold=75.0), tmp_path / "host.json"
+    first = evaluate_bundle(path, dataset, command="c", resamples=50, graph_path="graph")
+    odd = msgspec.structs.replace(first.figures, backend="<b>cpu")
+    file.write_bytes(msgspec.json.encode(odd))
+    record_accuracy(path, first)
+    text = report.render_report(
+        evaluate_bundle(path, dataset, command="c", resamples=50, graph_path="kernel", against=file)
+    )
+    page = _Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    # One image by image, with intervals, and one from the evidence, without.
+    assert "Against <b>cpu" in page.text
+    assert "decisions changed: 0 of 22" in page.text
+    assert "Against cpu, measured" in page.text
+    assert page.text.count("+0.0000 to +0.0000") == 4
+    assert "Single scores of the other side are not known" in page.text
 
 
 def test_no_absolute_path_of_the_dataset_is_shown(evaluation, tmp_path):

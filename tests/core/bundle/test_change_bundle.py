@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fake_bundles import write_image
 from file_contents import files_of
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
+from flawscope import cli
 from flawscope.bundle import Evidence, change_bundle, check_changeable, open_bundle
 from flawscope.errors import BundleError, StorageError
 
@@ -134,6 +136,16 @@ def test_a_failed_change_leaves_the_bundle_and_frees_it(path):
         change_bundle(path, read, fail)
     assert files_of(path) == before
     assert change_bundle(path, read, with_area(9)).min_area_px == 9
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_a_bundle_that_is_not_there_is_called_missing_and_not_locked(tmp_path, capsys, command):
+    arguments = [command, str(tmp_path / "none.flaw"), "--data", str(tmp_path / "part")]
+    write_image(tmp_path / "part/train/good/1.png", 90)
+    write_image(tmp_path / "part/test/good/1.png", 91)
+    assert cli.run(arguments) == 2
+    assert "none.flaw: expected a bundle, got no such file or folder" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["part"]
 
 
 def test_a_bundle_that_cannot_be_changed_is_named_before_work_begins(path, monkeypatch):

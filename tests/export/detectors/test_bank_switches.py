@@ -21,10 +21,10 @@ from flawscope.arrays import Float32Array
 from flawscope.bank_names import bank_names, place_names
 from flawscope.bundle import Head, PatchcoreHead, open_bundle
 from flawscope.bundle.heads import decode_head
+from flawscope.cpp_ext import neighbour_table
 from flawscope.errors import BackendError, BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.scorers import bank_scorer, patchcore_scorer
-from flawscope.training.detectors.patchcore import neighbour_table
 
 SIZE = (16, 12)
 

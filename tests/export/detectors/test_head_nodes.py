@@ -25,11 +25,11 @@ from onnx import TensorProto, helper
 
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PadimHead, PatchcoreHead
+from flawscope.cpp_ext import neighbour_table
 from flawscope.export.detectors import head_nodes as head_module
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.map_upsampling import map_matrices
-from flawscope.training.detectors.patchcore import neighbour_table
 
 SIZE = (16, 12)
 PLACES = [None, GridPlaces((-1.25, 0.5), (1.5, 2.0))]

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
 from patchcore_fits import fit, patchcore_config, with_budget_mb
 from tiny_dataset import CATEGORY, training_images
@@ -28,7 +26,6 @@ from flawscope.training.detectors.patchcore import (
     bank_rows,
     fit_patchcore,
     johnson_lindenstrauss_size,
-    neighbour_table,
     sparse_projection,
     top_count,
 )
@@ -379,27 +376,6 @@ def test_an_image_too_small_for_the_stages_is_one_sentence(tiny_root: Path, tmp_
     config = patchcore_config(resize=32, stages=[3, 4])
     with pytest.raises(ArgumentError, match=r"image size: .* got 32x32 pixels"):
         fit(config, build_backbone(config.features, None)[0], training_images(tiny_root)[:2], tmp_path)
-
-
-def naive_neighbours(bank: Float32Array, count: int) -> list[list[float]]:
-    distances = ((bank[:, None].astype(np.float64) - bank[None]) ** 2).sum(axis=2)
-    return [sorted(row)[:count] for row in distances.tolist()]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_the_table_holds_the_nearest_rows_itself_first_also_with_repeated_rows(data: st.DataObject) -> None:
-    rows = data.draw(st.integers(1, 12), label="rows")
-    count = data.draw(st.integers(1, rows), label="count")
-    seed = data.draw(st.integers(0, 1000), label="seed")
-    bank = np.random.default_rng(seed).integers(0, 2, (rows, 3)).astype(np.float32)  # eight values: many repeats
-    table = neighbour_table(bank, count)
-    assert table.shape == (rows, count)
-    assert table.dtype == np.int64
-    np.testing.assert_array_equal(table[:, 0], np.arange(rows))
-    for row, (neighbours, expected) in enumerate(zip(table, naive_neighbours(bank, count), strict=True)):
-        assert len(set(neighbours.tolist())) == count
-        assert sorted(((bank[row] - bank[neighbours]) ** 2).sum(axis=1).tolist()) == expected
 
 
 def test_the_projection_keeps_distances_on_average() -> None:

@@ -17,10 +17,10 @@ from tiny_dataset import training_images
 from flawscope.arrays import Float32Array
 from flawscope.config import PatchcoreConfig
 from flawscope.cpp_ext.window import place_starts, window_reach
+from flawscope.cpp_ext.window_coreset import places_of, select_for_window
 from flawscope.errors import ArgumentError
 from flawscope.progress import no_progress
 from flawscope.training.detectors.patchcore import PatchcoreTrainer
-from flawscope.training.detectors.window_coreset import places_of, select_for_window
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import build_features

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.arrays import UInt8Array
-from flawscope.training.features.fitting_views import Views, fitting_views, rotate
+from flawscope.imaging.fitting_views import Views, fitting_views, rotate
 
 
 def random_images(height: int, width: int, seed: int = 0, count: int = 2) -> UInt8Array:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from flawscope.arrays import Float32Array, Int64Array
-from flawscope.cpp_ext import kcenter_greedy, nearest
+from flawscope.cpp_ext.bank import nearest
+from flawscope.cpp_ext.kcenter import kcenter_greedy
 
 PLACE_COLUMNS = 2
 """Columns of the matrix that `select_for_window` writes places to."""

@@ -1,0 +1,275 @@
+"""`bundle bank add`: new normal images become rows of the memory bank of an exported bundle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import BoolArray, Float32Array
+from flawscope.bundle import Additions, ImageHashes, Manifest, making, open_bundle, trusted_bundle
+from flawscope.datasets import as_recorded, hash_contents
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import check_replaceable
+from flawscope.imaging.fitting_views import Views, fitting_views
+from flawscope.imaging.images import prepare
+from flawscope.imaging.learned_images import look_of, merge_learned, summarize_differences, summarize_looks
+from flawscope.imaging.patch_foreground import foreground_weights
+from flawscope.imaging.tiles import ImageSource, read_source, tiles_of
+from flawscope.progress import Progress, no_progress
+from flawscope.runtime.image_sources import read_source_image
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.upkeep.bank_rows import NewRows
+from flawscope.runtime.upkeep.changed_bundle import Change, Source, states, write_changed
+from flawscope.runtime.upkeep.farthest_rows import Candidates
+
+_NAMED = 5
+"""Images named in a message; there may be hundreds."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of some images.
+
+    Attributes:
+        scores: float64 [N].
+        threshold: The image threshold, or None before calibration.
+        notes: In what images are unlike those that the bundle has learned from.
+    """
+
+    scores: tuple[float, ...]
+    threshold: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def above(self) -> int:
+        """How many are above the threshold; 0 without one."""
+        return 0 if self.threshold is None else sum(score > self.threshold for score in self.scores)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What an addition did.
+
+    Attributes:
+        manifest: The manifest as written.
+        number: Number of the addition, by which it is taken out again.
+        images: Images that were added.
+        known: Images that the bundle had learned before, and that were left out.
+        rows: Rows that were added to each bank.
+        asked: Rows that were wanted for each.
+        before: Their scores by the bundle as it was.
+        after: Their scores by the new one, which has learned them.
+        notes: What the user has to know, a sentence each.
+    """
+
+    manifest: Manifest
+    number: int
+    images: int
+    known: int
+    rows: tuple[int, ...]
+    asked: tuple[int, ...]
+    before: Scored
+    after: Scored
+    notes: tuple[str, ...]
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        """Rows that each bank still has room for."""
+        return () if self.manifest.upkeep is None else self.manifest.upkeep.room
+
+
+@making()
+def add_images(
+    path: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    rows: int | None = None,
+    rejected_too: bool = False,
+    use_overlay: bool = True,
+    command: str = "",
+    progress: Progress = no_progress,
+    overwrite: bool = False,
+) -> Addition:
+    """Add normal images to the memory bank of a bundle; the bundle itself stays as it is.
+
+    The patches farthest from the bank become rows, as in the coreset of the training. Thresholds and accuracy are of
+    other scores, so the new bundle has none.
+
+    Args:
+        path: The bundle.
+        images: Files of normal images.
+        out: Bundle folder to write.
+        rows: Most rows to add to each bank; None for as many an image as the training has kept.
+        rejected_too: Whether images that the bundle rejects may be added.
+        use_overlay: Whether a threshold overlay beside the bundle says what is rejected.
+        command: The command line, for the record.
+        progress: Receives progress.
+        overwrite: Whether an earlier bundle at `out` may be replaced.
+
+    Raises:
+        ArgumentError: If there is nothing to add or no room for it, or an image is rejected that must not be.
+        BundleError: If the bundle has no memory bank of rows, is broken, or the changed one does not reproduce itself.
+        DataError: If an image cannot be scored.
+        StorageError: If the new bundle cannot be written.
+    """
+    if rows is not None and rows < 1:
+        raise ArgumentError(f"--rows: expected at least 1, got {rows}.")
+    check_replaceable(out, "manifest.json", overwrite=overwrite)
+    with trusted_bundle(path) as bundle:
+        source = Source.of(bundle)
+        if min(source.room) < 1:
+            raise ArgumentError(
+                f"{path}: expected a bundle with room for rows, got one without. Make room with flawscope bundle bank "
+                "prune, or export the run again with --bank-room ROWS."
+            )
+        new = _unknown(images, source.hashes, progress)
+        names = list(new)
+        asked = _rows_of(source, len(new)) if rows is None else (rows,) * len(source.rows.counts)
+        inspector = Inspector(bundle, "cpu", "kernel", use_overlay=use_overlay)
+        # Not the inspector: it would close the bundle too.
+        with contextlib.closing(inspector.scorer):
+            before = _scored(inspector, names, progress)
+            if not rejected_too:
+                _check_accepted(names, before)
+            chosen = _chosen(
+                source, inspector, names, [min(*pair) for pair in zip(asked, source.room, strict=True)], progress
+            )
+        if not any(len(part.rows) for part in chosen):
+            raise ArgumentError(
+                f"{images[0]}: expected images with something that the bank does not have, got {len(new)} whose every "
+                "patch is a row already. Nothing was written."
+            )
+        change = _change(source, chosen, new, command)
+        manifest = write_changed(source, change, out, overwrite=overwrite)
+    added = tuple(len(part.rows) for part in chosen)
+    with Inspector(open_bundle(out), "cpu", "kernel", use_overlay=False) as changed:
+        after = Scored(_scored(changed, names, progress).scores, before.threshold)
+    return Addition(
+        manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, before.notes
+    )
+
+
+def _rows_of(source: Source, images: int) -> tuple[int, ...]:
+    """Return the rows that so many images bring to each bank, at as many an image as the training has kept."""
+    learned = len(source.hashes.training) - len(source.additions.images) - len(source.additions.pruned)
+    trained = [int((origin < 0).sum()) for origin in source.rows.origins]
+    return tuple(max(1, round(count / max(1, learned) * images)) for count in trained)
+
+
+def _unknown(images: Sequence[Path], hashes: ImageHashes, progress: Progress) -> dict[Path, str]:
+    """Return the images that the bundle has not learned, each once, with their content hashes."""
+    if not images:
+        raise ArgumentError("bank add: expected images, got none.")
+    pixels = hash_contents(images, lambda done, total: progress("comparing images", done, total))
+    recorded = as_recorded(pixels, hashes.training)
+    learned, new = set(hashes.training), dict[str, Path]()
+    for image in images:
+        if recorded[image] not in learned:
+            new.setdefault(pixels[image], image)
+    if not new:
+        raise ArgumentError(
+            f"{images[0]}: expected images that the bundle has not learned, got {len(images)} that it has. Nothing was "
+            "written."
+        )
+    return {path: content for content, path in new.items()}
+
+
+def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) -> Scored:
+    """Return the scores of images."""
+    scores, notes = [], []
+    for number, result in enumerate(inspector.stream(images), 1):
+        # A fault for want of thresholds has its score all the same.
+        if result.score is None:
+            raise DataError(f"{result.image}: expected an image that can be scored, got: {result.reason}. Remove it.")
+        scores.append(result.score)
+        notes.append(result.notes)
+        progress("scoring images", number, len(images))
+    threshold = None if inspector.thresholds is None else inspector.thresholds.image.value
+    return Scored(tuple(scores), threshold, summarize_differences(notes))
+
+
+def _check_accepted(images: Sequence[Path], scored: Scored) -> None:
+    """Refuse images that the bundle rejects: one with a defect would teach it that the defect is normal."""
+    if not scored.above:
+        return
+    worst = sorted(zip(scored.scores, images, strict=True), key=lambda pair: -pair[0])[: min(_NAMED, scored.above)]
+    named = ", ".join(f"{image} ({score:.4g})" for score, image in worst)
+    raise ArgumentError(
+        f"bank add: expected images that the bundle accepts (threshold {scored.threshold or 0:.4g}), got "
+        f"{scored.above} of {len(images)} above: {named}. A defect among them would become normal: look at them. If "
+        "all are good, add them with --rejected-too."
+    )
+
+
+def _chosen(
+    source: Source, inspector: Inspector, images: Sequence[Path], counts: Sequence[int], progress: Progress
+) -> list[NewRows]:
+    """Return the new rows of each bank; their images are indices into `images`."""
+    head, tensors = source.head, source.rows.tensors
+    candidates = [Candidates(head, tensors, number) for number in range(head.banks)]
+    for image, patches in _patches(inspector, images, progress):
+        shown: BoolArray = np.ones(len(patches), bool)
+        if head.foreground:
+            limits = tensors["foreground_limits"]
+            shown = foreground_weights(patches[None], tensors["foreground"], limits, head.grid)[0] > 0
+        start = 0
+        for candidate in candidates:
+            stop = start + candidate.channels
+            candidate.add(patches[:, start:stop], image, shown)
+            start = stop
+    return [candidate.choose(count, progress) for candidate, count in zip(candidates, counts, strict=True)]
+
+
+def _patches(inspector: Inspector, images: Sequence[Path], progress: Progress) -> Iterator[tuple[int, Float32Array]]:
+    """Yield the patches of every view of every image or tile, float32 [P, D], with the index of the image."""
+    manifest = inspector.manifest
+    # The views that filled the bank in training fill it now.
+    views = fitting_views(msgspec.convert(manifest.provenance.config.get("views", "none"), Views))
+    for number, image in enumerate(images):
+        parts: Sequence[ImageSource] = [image] if manifest.tiling is None else list(tiles_of(image, manifest.tiling))
+        for part in parts:
+            prepared = prepare(read_source(part, manifest.input.bits), manifest.input)
+            for view in views:
+                seen = np.ascontiguousarray(view.make(prepared[None]))
+                yield number, inspector.scorer.outputs(seen)["patches"][0]
+        progress("reading patches", number + 1, len(images))
+
+
+def _change(source: Source, chosen: Sequence[NewRows], new: Mapping[Path, str], command: str) -> Change:
+    """Return what becomes of the bundle."""
+    manifest, additions, hashes = source.bundle.manifest, source.additions, source.hashes
+    offset = len(additions.images)
+    rows = source.rows.with_added([NewRows(part.rows, part.positions, part.images + offset) for part in chosen])
+    contents = tuple(new.values())
+    looks = [look_of(*read_source_image(image, str(image), "rgb", manifest.input.bits)) for image in new]
+    learned = None
+    if manifest.learned is not None:
+        merged = merge_learned([manifest.learned, summarize_looks(looks)])
+        assert merged is not None  # both parts are known
+        learned = msgspec.structs.replace(merged, images=manifest.learned.images + len(looks))
+    change = Change(
+        what="added",
+        command=command,
+        images=len(contents),
+        rows=rows,
+        additions=additions,
+        # What was held out and is learned now is held out no more; scores of cross-fitting are of other banks.
+        hashes=ImageHashes(
+            (*hashes.training, *contents), tuple(held for held in hashes.held_out if held not in contents)
+        ),
+        kept=states(source.bundle),
+        manifest=msgspec.structs.replace(manifest, learned=learned),
+    )
+    recorded = Additions(
+        (*additions.images, *contents),
+        (*additions.numbers, *(change.number for _ in contents)),
+        rows.added_rows(),
+        additions.pruned,
+    )
+    return replace(change, additions=recorded)

@@ -1,0 +1,300 @@
+"""Upkeep of an exported bundle: images are added and taken out, and both paths agree at every step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_dataset import CATEGORY, anomalous_images, normal_images, training_images, write_rgb
+
+from flawscope.bundle import decode_additions, open_bundle, read_image_hashes
+from flawscope.cli import run
+from flawscope.config import build_config
+from flawscope.datasets import open_dataset
+from flawscope.datasets.parts import render
+from flawscope.errors import ArgumentError, BundleError
+from flawscope.export.detectors.detector_export import export_run
+from flawscope.runtime import Inspector
+from flawscope.runtime.engines.ensure import model_hash
+from flawscope.runtime.upkeep.addition import Addition, add_images
+from flawscope.runtime.upkeep.removal import prune_bank, remove_images
+from flawscope.training.detectors.detector_training import train_detector
+
+Answers = tuple[npt.NDArray[np.float64], list[npt.NDArray[np.float32]]]
+
+
+@pytest.fixture(scope="module")
+def new_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Normal images that no bundle has seen."""
+    folder = tmp_path_factory.mktemp("new")
+    return [write_rgb(folder / f"{index}.png", render(CATEGORY, 0, 5000 + index, 64)[0]) for index in range(8)]
+
+
+@pytest.fixture(scope="module")
+def added(
+    patchcore_bundle: Path, new_images: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Addition]:
+    """A bundle to which the first four images were added."""
+    out = tmp_path_factory.mktemp("added") / "added.flaw"
+    return out, add_images(patchcore_bundle, new_images[:4], out, rejected_too=True)
+
+
+def scores_of(bundle: Path, images: list[Path], path: str = "kernel") -> Answers:
+    with Inspector.load(bundle, "cpu", path) as inspector:
+        results = inspector(images)
+    maps = [result.anomaly_map for result in results if result.anomaly_map is not None]
+    return np.array([result.score for result in results]), maps
+
+
+def check_paths_agree(bundle: Path, images: list[Path]) -> None:
+    kernel, graph = scores_of(bundle, images), scores_of(bundle, images, "graph")
+    np.testing.assert_allclose(kernel[0], graph[0], rtol=1e-3)
+    for one, other in zip(kernel[1], graph[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3)
+
+
+def files_of(bundle: Path) -> dict[str, bytes]:
+    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_added_images_become_rows_and_look_more_normal(
+    added: tuple[Path, Addition], patchcore_bundle: Path, new_images: list[Path], tiny_root: Path
+) -> None:
+    out, done = added
+    with open_bundle(patchcore_bundle) as before, open_bundle(out) as after:
+        old, new = before.manifest, after.manifest
+        assert old.upkeep is not None
+        assert new.upkeep is not None
+        assert new.upkeep.rows == (old.upkeep.rows[0] + done.rows[0],)
+        assert new.upkeep.room == (old.upkeep.room[0] - done.rows[0],) == done.room
+        assert [(change.number, change.what, change.images) for change in new.upkeep.changes] == [(1, "added", 4)]
+        # Every file but the bank is as it was, and no graph was written anew.
+        assert {name for name, entry in old.files.items() if new.files[name] != entry} == {old.bank}
+        assert len(after.tensors()["bank"]) == new.upkeep.rows[0]
+        assert (new.thresholds, new.evidence.accuracy, new.evidence.parity) == (None, (), ())
+        assert old.thresholds is not None
+        # They count as learned from now on, for calibrate and evaluate.
+        assert new.upkeep.record is not None
+        record = decode_additions(after.read(new.upkeep.record), "record")
+        learned = read_image_hashes(after).training
+        assert set(learned) == {*read_image_hashes(before).training, *record.images}
+        assert len(record.images) == 4
+        assert old.learned is not None
+        assert new.learned is not None
+        assert new.learned.images == old.learned.images + 4
+        # So an engine of the features is not built again, and one of the whole graph is.
+        assert model_hash(before, "features") == model_hash(after, "features")
+        assert model_hash(before, "score") != model_hash(after, "score")
+    assert max(done.after.scores) < max(done.before.scores)
+    unseen = [*new_images, *normal_images(tiny_root), *anomalous_images(tiny_root)]
+    check_paths_agree(out, unseen)
+    # Of a larger bank no patch is farther.
+    for one, other in zip(scores_of(patchcore_bundle, unseen)[1], scores_of(out, unseen)[1], strict=True):
+        assert (other <= one + 1e-4).all()
+
+
+def test_taking_the_addition_out_gives_back_the_bundle(
+    added: tuple[Path, Addition], patchcore_bundle: Path, tmp_path: Path
+) -> None:
+    done = remove_images(added[0], tmp_path / "again.flaw", number=1)
+    assert done.restored
+    assert done.images == 4
+    assert files_of(tmp_path / "again.flaw") == files_of(patchcore_bundle)
+
+
+def test_additions_can_be_taken_out_in_any_order(
+    added: tuple[Path, Addition], patchcore_bundle: Path, new_images: list[Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    second = add_images(added[0], new_images[4:], tmp_path / "two.flaw", rejected_too=True, rows=4)
+    assert second.number == 2
+    # The later one first: the bundle in between, and then the first one.
+    between = remove_images(tmp_path / "two.flaw", tmp_path / "one.flaw", number=2)
+    assert between.restored
+    assert files_of(tmp_path / "one.flaw") == files_of(added[0])
+    # The earlier one first: a bank that never had it, without thresholds.
+    late = remove_images(tmp_path / "two.flaw", tmp_path / "late.flaw", number=1)
+    assert not late.restored
+    assert late.manifest.upkeep is not None
+    assert [change.number for change in late.manifest.upkeep.changes] == [1, 2, 3]
+    check_paths_agree(tmp_path / "late.flaw", [*new_images, *anomalous_images(tiny_root)])
+    # And then the other: nothing is left that was added.
+    last = remove_images(tmp_path / "late.flaw", tmp_path / "none.flaw", number=2)
+    assert last.restored
+    assert files_of(tmp_path / "none.flaw") == files_of(patchcore_bundle)
+
+
+def test_a_single_image_can_be_taken_out(
+    added: tuple[Path, Addition], patchcore_bundle: Path, new_images: list[Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    done = remove_images(added[0], tmp_path / "three.flaw", images=[new_images[1]])
+    assert (done.images, done.restored) == (1, False)
+    with open_bundle(tmp_path / "three.flaw") as bundle:
+        assert len(read_image_hashes(bundle).training) == len(training_images(tiny_root)) - 5 + 3
+    again = remove_images(
+        tmp_path / "three.flaw", tmp_path / "none.flaw", images=[new_images[0], new_images[2], new_images[3]]
+    )
+    assert again.restored
+    assert files_of(tmp_path / "none.flaw") == files_of(patchcore_bundle)
+    for image, why in ((new_images[1], "is none of them"), (training_images(tiny_root)[0], "was learned in training")):
+        with pytest.raises(ArgumentError, match=f"expected images that were added to its bank, got .* which {why}"):
+            remove_images(tmp_path / "three.flaw", tmp_path / "x.flaw", images=[image])
+
+
+def test_pruning_keeps_the_rows_that_cover_all_and_makes_room(
+    added: tuple[Path, Addition], new_images: list[Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    with open_bundle(added[0]) as bundle:
+        before = bundle.tensors()["bank"]
+    done = prune_bank(added[0], tmp_path / "few.flaw", 40)
+    with open_bundle(tmp_path / "few.flaw") as bundle:
+        kept = bundle.tensors()["bank"]
+        assert bundle.manifest.upkeep is not None
+        assert bundle.manifest.upkeep.room == (len(before) + added[1].room[0] - 40,)
+    assert done.after == (40,)
+    places = [int(np.flatnonzero((before == row).all(axis=1))[0]) for row in kept]
+    assert places == sorted(set(places))
+    check_paths_agree(tmp_path / "few.flaw", [*new_images, *anomalous_images(tiny_root)])
+    with pytest.raises(ArgumentError, match=r"an addition that can be taken out \(none\), got 1"):
+        remove_images(tmp_path / "few.flaw", tmp_path / "x.flaw", number=1)
+    with pytest.raises(ArgumentError, match="which was added before the bank was pruned"):
+        remove_images(tmp_path / "few.flaw", tmp_path / "x.flaw", images=[new_images[0]])
+    more = add_images(tmp_path / "few.flaw", new_images[4:], tmp_path / "more.flaw", rejected_too=True)
+    again = remove_images(tmp_path / "more.flaw", tmp_path / "again.flaw", number=more.number)
+    assert again.restored
+    assert files_of(tmp_path / "again.flaw") == files_of(tmp_path / "few.flaw")
+    for rows, message in (
+        (130, "expected fewer than the"),
+        (4, "expected at least 5, as many"),
+        (0, "expected at least 1"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            prune_bank(added[0], tmp_path / "x.flaw", rows)
+    assert not (tmp_path / "x.flaw").exists()
+
+
+def test_a_bundle_without_room_is_pruned_first(
+    patchcore_run: Path, traced_features: None, new_images: list[Path], tmp_path: Path
+) -> None:
+    assert export_run(patchcore_run, tmp_path / "tight.flaw", max_batch=4, bank_room=0).upkeep is None
+    with pytest.raises(ArgumentError, match="expected a bundle with room for rows, got one without"):
+        add_images(tmp_path / "tight.flaw", new_images, tmp_path / "x.flaw")
+    done = prune_bank(tmp_path / "tight.flaw", tmp_path / "few.flaw", 60)
+    assert done.manifest.upkeep is not None
+    assert done.manifest.upkeep.room == (30,)
+    add_images(tmp_path / "few.flaw", new_images, tmp_path / "more.flaw")
+    check_paths_agree(tmp_path / "more.flaw", new_images)
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"window": 3, "reweight": "none", "coreset": 300},
+    {"layers": "separate", "reweight": "none", "metric": "cosine", "top_share": 0.02, "views": "flips"},
+    {"window": 4, "layers": "separate", "reweight": "none", "coreset": 300},
+    {"reweight": "seed", "tile": [40, 40]},
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_banks_with_switches_are_kept_up_too(
+    switches: dict[str, Any], tiny_root: Path, new_images: list[Path], tmp_path: Path
+) -> None:
+    chosen = {"resize": 64, "stages": [1, 2], "coreset": 90, "sigma": 2.0, "held_out_minimum": 5} | switches
+    train_detector(build_config("patchcore", chosen)[0], open_dataset(tiny_root, CATEGORY), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "a.flaw", max_batch=4, bank_room=40)
+    done = add_images(tmp_path / "a.flaw", new_images, tmp_path / "b.flaw", rejected_too=True)
+    assert min(done.rows) > 0
+    images = [*new_images, *normal_images(tiny_root), *anomalous_images(tiny_root)]
+    check_paths_agree(tmp_path / "b.flaw", images)
+    assert remove_images(tmp_path / "b.flaw", tmp_path / "c.flaw", number=1).restored
+    assert files_of(tmp_path / "c.flaw") == files_of(tmp_path / "a.flaw")
+    rows = 200 if "window" in switches else 50
+    prune_bank(tmp_path / "b.flaw", tmp_path / "d.flaw", rows)
+    check_paths_agree(tmp_path / "d.flaw", images)
+
+
+def one_line(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_what_cannot_be_added_is_named_in_one_line(
+    patchcore_bundle: Path,
+    padim_bundle: Path,
+    new_images: list[Path],
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "x.flaw"
+    add = ["bundle", "bank", "add"]
+    anomalous = anomalous_images(tiny_root)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    known = training_images(tiny_root)
+    for arguments, expected in (
+        ([patchcore_bundle, *anomalous], "expected images that the bundle accepts (threshold"),
+        ([patchcore_bundle, broken], "broken.png: expected an image that can be scored"),
+        ([patchcore_bundle, tmp_path / "none.png"], "none.png"),
+        ([patchcore_bundle, tmp_path / "empty"], "expected images in this folder, got none"),
+        ([patchcore_bundle, known[0]], "expected images that the bundle has not learned, got 1 that it has"),
+        ([patchcore_bundle, new_images[0], "--rows", 0], "--rows: expected at least 1, got 0"),
+        ([padim_bundle, new_images[0]], "expected a bundle with a memory bank of rows (patchcore), got padim"),
+        ([tmp_path / "no.flaw", new_images[0]], "no.flaw"),
+    ):
+        assert expected in one_line([*add, *arguments, "--out", out], capsys)
+        assert not out.exists()
+    remove = ["bundle", "bank", "remove", patchcore_bundle, "--out", out]
+    assert "can be taken out (none), got 7" in one_line([*remove, "--number", 7], capsys)
+    assert "got both" in one_line([*remove, "--number", 7, "--image", new_images[0]], capsys)
+    assert "got neither" in one_line(remove, capsys)
+    assert "of the bank, got 5000" in one_line(
+        ["bundle", "bank", "prune", patchcore_bundle, "--out", out, "--rows", 5000], capsys
+    )
+    assert not out.exists()
+
+
+def test_the_command_says_what_it_did(
+    patchcore_bundle: Path, new_images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(patchcore_bundle, tmp_path / "part.flaw"))
+    more, back = tmp_path / "more.flaw", tmp_path / "back.flaw"
+    names = [str(image) for image in new_images]
+    assert run(["bundle", "bank", "add", str(bundle), *names, names[0], "--out", str(more), "--rejected-too"]) == 0
+    shown = capsys.readouterr().out
+    assert "added 8 images" in shown
+    assert "scores before: median" in shown
+    assert "scores after:  median" in shown
+    assert "written without thresholds" in shown
+    assert run(["bundle", "info", str(more)]) == 0
+    shown = capsys.readouterr().out
+    assert "rows, room for" in shown
+    assert "change 1" in shown
+    assert run(["bundle", "bank", "remove", str(more), "--number", "1", "--out", str(back)]) == 0
+    with open_bundle(bundle) as opened:
+        assert f"the bundle of before the addition, {opened.manifest.digest}" in capsys.readouterr().out
+
+
+def test_rows_that_were_slipped_in_behind_the_used_ones_are_refused(
+    added: tuple[Path, Addition], tmp_path: Path
+) -> None:
+    import msgspec
+
+    from flawscope.bundle import rewrite_manifest
+
+    bundle = Path(shutil.copytree(added[0], tmp_path / "odd.flaw"))
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+    assert manifest.upkeep is not None
+    fewer = msgspec.structs.replace(
+        manifest.upkeep, rows=(manifest.upkeep.rows[0] - 1,), room=(manifest.upkeep.room[0] + 1,)
+    )
+    rewrite_manifest(bundle, msgspec.structs.replace(manifest, upkeep=fewer))
+    with pytest.raises(BundleError, match="and room behind them, got more rows"):
+        Inspector.load(bundle, "cpu", "graph")
