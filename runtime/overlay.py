@@ -19,7 +19,7 @@ def draw_overlay(
     image: UInt8Array,
     anomaly_map: npt.NDArray[np.float32],
     spec: Preprocessing | None,
-    reference: float,
+    reference: float | npt.NDArray[np.float32],
     boxes: Iterable[Box] = (),
 ) -> UInt8Array:
     """Return the source image with its heat map and boxes, uint8 [H, W, 3] RGB.
@@ -31,12 +31,14 @@ def draw_overlay(
         image: Source image, uint8 [H, W, 3].
         anomaly_map: float32 [h, w] at `spec.size`, or of the whole image without a spec.
         spec: The preprocessing of the map; None for a map that shows the whole image; see `Manifest.map_spec`.
-        reference: The pixel threshold, or another map value to put in the middle of the scale.
+        reference: The pixel threshold, or another map value to put in the middle of the scale; with zones one for
+            each pixel of the map, float32 [h, w].
         boxes: Boxes in source pixels.
     """
     height, width = image.shape[:2]
     # A threshold that was set by hand can be 0 or below.
-    level = np.clip(anomaly_map / (2.0 * max(reference, 1e-12)), 0.0, 1.0)
+    floor = np.maximum(reference, np.float32(1e-12)) if isinstance(reference, np.ndarray) else max(reference, 1e-12)
+    level = np.clip(anomaly_map / (2.0 * floor), 0.0, 1.0)
     canvas = level
     if spec is not None:
         canvas = np.zeros(spec.resize, np.float32)  # the map covers the crop; outside of it nothing was inspected

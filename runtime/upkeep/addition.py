@@ -59,7 +59,7 @@ class Addition:
         manifest: The manifest as written.
         number: Number of the addition, by which it is taken out again.
         images: Images that were added.
-        known: Images that the bundle had learned before, and that were left out.
+        known: Images that were left out: the bundle had learned them before, or they were given twice.
         rows: Rows that were added to each bank.
         asked: Rows that were wanted for each.
         before: Their scores by the bundle as it was.

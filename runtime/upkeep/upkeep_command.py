@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
+from flawscope.imaging.image_files import images_in, is_folder
 from flawscope.output_options import OVERWRITE
-from flawscope.runtime.image_files import images_in, is_folder
 from flawscope.runtime.upkeep.addition import Scored, add_images
 from flawscope.runtime.upkeep.removal import Removal, prune_bank, remove_images
 from flawscope.terminal import command_line, echo, progress_bars
@@ -54,7 +54,7 @@ def add(
             progress=progress,
             overwrite=overwrite,
         )
-    known = f" ({done.known} that it had learned before were left out)" if done.known else ""
+    known = f" ({done.known} left out: learned before, or given twice)" if done.known else ""
     echo(f"added {done.images} images{known}: {_rows(done.rows)} rows, room for {_rows(done.room)} more")
     if any(row < asked for row, asked in zip(done.rows, done.asked, strict=True)):
         why = "the bank is full" if min(done.room) == 0 else "what is left of the images is in the bank already"
