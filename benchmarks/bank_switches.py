@@ -57,6 +57,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "standardize=whiten, components=0.95": {"standardize": "whiten", "components": 0.95},
     "standardize=whiten, shrinkage=0.1": {"standardize": "whiten", "shrinkage": 0.1},
     "foreground": {"foreground": True},
+    "scales=0.5,1": {"scales": [0.5, 1]},
+    "scales=0.5,1,1.5": {"scales": [0.5, 1, 1.5]},
+    "scales=0.5,1, layers=separate, metric=cosine": {
+        "scales": [0.5, 1],
+        "layers": "separate",
+        "reweight": "none",
+        "metric": "cosine",
+    },
     "metric=cosine, top_share=0.01, views=rotations": {
         "metric": "cosine",
         "top_share": 0.01,

@@ -15,6 +15,9 @@ MAX_SIDE = 8192
 MOST_PLACES = 1 << 18
 """Most places of a patch grid with a window: tables of them are made when a bundle is opened."""
 
+MOST_BANKS = 64
+"""Most memory banks of a bundle."""
+
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """A number of things or bytes; as a float it is still exact."""
 

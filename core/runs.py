@@ -117,7 +117,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         learned: What the training images have in common; null in records that are older.
         cross: Scores of the training images by cross-fitting; null where images were held out, or none.
         drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
-        places: Where the grid of each feature stage lies in the input, finest first; null: all are taken as centred.
+        places: Where the grid of each feature stage lies in the input, finest first, those of scale 1 before
+            those of other scales; null: all are taken as centred.
         schema: Version of this record.
     """
 

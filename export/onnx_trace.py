@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flawscope.errors import RunError
+from flawscope.export.constant_folding import fold_constants
 
 OPSET = 18
 """Opset of every graph: the one that torch's exporter writes without a conversion."""
@@ -93,6 +94,7 @@ def export_network(
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "flawscope"
+    fold_constants(model)
     return model
 
 

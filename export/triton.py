@@ -192,10 +192,11 @@ def write_triton(
             f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
             "cuts no tiles: run it with flawscope."
         )
-    if manifest.region is not None:
+    if manifest.region is not None or manifest.drawn_zones is not None:
+        what = "a region of interest. It is" if manifest.region is not None else "zones. They are"
         raise ArgumentError(
-            f"export-triton: expected a bundle in which defects count everywhere, got {bundle.path}, which has a "
-            "region of interest. It is no part of the graph: run it with flawscope, or flawscope bundle region --clear."
+            f"export-triton: expected a bundle in which defects count everywhere, got {bundle.path}, which has {what} "
+            "no part of the graph: run it with flawscope, or flawscope bundle region --clear."
         )
     # An overlay that lies beside the bundle counts on the server too.
     in_force = thresholds_in_force(bundle.path, manifest, options.precision)

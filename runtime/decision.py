@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import Thresholds
 from flawscope.imaging.images import Preprocessing
-from flawscope.runtime.results import Box, Decision
+from flawscope.runtime.results import Box, Decision, ZoneScore
 
 
 def decide(
-    score: float, anomaly_map: npt.NDArray[np.float32], thresholds: Thresholds | None
+    score: float,
+    anomaly_map: npt.NDArray[np.float32],
+    thresholds: Thresholds | None,
+    zones: Sequence[ZoneScore] = (),
 ) -> tuple[Decision, str | None]:
-    """Return the decision and, for a fault, its reason. Only a finite score within the threshold is an accept."""
+    """Return the decision and, for a fault, its reason. Only a finite score within the threshold is an accept.
+
+    Where the bundle has zones, the scores of all of them have to be.
+    """
     # Before the thresholds: NaN > threshold is false, so a comparison alone would accept a failed inference. The map
     # is checked too, because a score can be finite while a pixel is not.
     if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
         return "fault", "inference gave NaN or infinity"
+    if unseen := next((zone.name for zone in zones if not np.isfinite(zone.score)), None):
+        return "fault", f"the image is too small to show the zone {unseen}"
     if thresholds is None:
         return "fault", "the bundle has no thresholds: run flawscope calibrate"
+    if zones:
+        return ("reject" if any(zone.is_rejected for zone in zones) else "accept"), None
     # Strictly above: calibration sets the threshold to the score of a normal image, which must stay accepted.
     return ("reject" if score > thresholds.image.value else "accept"), None
 
 
 def find_boxes(
     anomaly_map: npt.NDArray[np.float32],
-    threshold: float,
+    threshold: float | npt.NDArray[np.float32],
     min_area_px: int,
     spec: Preprocessing | None,
     source_size: tuple[int, int],
@@ -36,7 +48,7 @@ def find_boxes(
 
     Args:
         anomaly_map: float32 [H, W] at `spec.size`, or of the whole image at any size without a spec.
-        threshold: Pixels strictly above it count.
+        threshold: Pixels strictly above it count; or one for each pixel, float32 [H, W].
         min_area_px: Smaller regions are left out; in pixels of the map.
         spec: The preprocessing of the map; None for a map that shows the whole image; see `Manifest.map_spec`.
         source_size: Height and width of the source image.

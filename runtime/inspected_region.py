@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
-from flawscope.arrays import BoolArray, Float32Array
-from flawscope.bundle import Manifest, mask_on_map, region_mask
-from flawscope.errors import BundleError
+from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.bundle import (
+    Manifest,
+    PartFollower,
+    PartShift,
+    edge_left,
+    mask_on_map,
+    move_mask,
+    region_mask,
+)
+from flawscope.errors import BundleError, ImageError
+from flawscope.imaging.masks import with_outline
 
 
 class InspectedRegion:
@@ -26,11 +37,46 @@ class InspectedRegion:
         self._mask, self._spec = region_mask(manifest.region, where), manifest.map_spec
         # The last map's: images of one camera all have the same.
         self._inside: BoolArray | None = None
+        part, size = manifest.region.followed, manifest.region.size
+        self._follower = None if part is None else PartFollower(part, size, where)
+        self._moved: tuple[tuple[int, int], InspectedRegion] | None = None
         if self._spec is not None and not mask_on_map(self._mask, self._spec, self._spec.size).any():
             raise BundleError(
                 f"{where}: expected a region of interest in the part of the image that is inspected, got one that the "
                 "crop cuts off, or that is smaller than a pixel of the map. Set it again, or train without the crop."
             )
+
+    def shift_of(self, image: UInt8Array) -> PartShift | None:
+        """Return how far the part of an image uint8 [H, W, 3] lies off; None where the region follows none.
+
+        Raises:
+            ImageError: If that cannot be told, or the region cannot be moved by it.
+        """
+        if self._follower is None:
+            return None
+        shift = self._follower.shift_of(image)
+        if edge := edge_left(self._mask, *shift.on(self._mask), self._spec):
+            raise ImageError(
+                f"the part lies {shift.line} of where the region of interest was drawn, which leaves what is inspected "
+                f"of the image at the {edge}"
+            )
+        return shift
+
+    def at(self, shift: PartShift | None) -> InspectedRegion:
+        """Return the region where it lies on an image whose part is shifted."""
+        by = (0, 0) if shift is None else shift.on(self._mask)
+        if by == (0, 0):
+            return self
+        if self._moved is None or self._moved[0] != by:
+            moved = copy.copy(self)
+            moved._mask, moved._inside = move_mask(self._mask, *by), None
+            # The last one is kept: a part that lies off often does for some time.
+            self._moved = (by, moved)
+        return self._moved[1]
+
+    def outline_on(self, image: UInt8Array) -> UInt8Array:
+        """Return an image uint8 [H, W, 3] with the outline of the region in green."""
+        return with_outline(image, mask_on_map(self._mask, None, (image.shape[0], image.shape[1])))
 
     def restrict(self, anomaly_map: Float32Array, score: float) -> tuple[Float32Array, float]:
         """Return an image's map and score with what lies outside of the region left out.

@@ -7,9 +7,10 @@ whatever goes wrong with an image is a `fault`, never an `accept`, and the image
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +19,28 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
+from flawscope.bundle import (
+    Bundle,
+    InForce,
+    Manifest,
+    PartShift,
+    Thresholds,
+    thresholds_in_force,
+    thresholds_of_product,
+    trusted_bundle,
+)
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
 from flawscope.imaging.images import prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
-from flawscope.runtime.backends import choose_backend
+from flawscope.runtime.backends import OpenSession, choose_backend, open_session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
-from flawscope.runtime.results import Box, Result
+from flawscope.runtime.inspected_zones import InspectedZones, deciding_zone
+from flawscope.runtime.results import Box, Result, ZoneScore
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import load_limit, within
@@ -48,13 +59,16 @@ class Inspector:
         timeout_s: As in `load`.
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
+        product: As in `load`.
+        open_session: As in `load`.
 
     Attributes:
         bundle: The opened bundle.
         backend_reason: Why this backend is used.
         precision: Precision of the graphs.
-        thresholds: The thresholds in force for this precision, or None before calibration.
-        in_force: Those with their revision and where they come from.
+        thresholds: The thresholds in force for this precision and product, or None before calibration.
+        in_force: Those of all products with their revision and where they come from.
+        product: The product whose thresholds hold; None for the common ones.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
@@ -68,9 +82,11 @@ class Inspector:
         "_region",
         "_sampling",
         "_strict",
+        "_zones",
         "backend_reason",
         "bundle",
         "precision",
+        "product",
         "scorer",
     )
 
@@ -86,6 +102,8 @@ class Inspector:
         timeout_s: float | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
+        product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -101,16 +119,19 @@ class Inspector:
             threshold_overlay=threshold_overlay,
             use_overlay=use_overlay and not is_candidate,
         )
-        choice = choose_backend(backend)
         self.bundle = bundle
+        self.product = product
+        self.thresholds_for(product)  # an unknown product is refused before anything is loaded
+        choice = choose_backend(backend)
         self.backend_reason = choice.reason
         self.precision = precision
-        self._options = ScorerOptions(choice.name, path, precision)
+        self._options = ScorerOptions(choice.name, path, precision, open_session)
         self._device_failed = self._is_closed = False
         self._sampling: Sampling | None = None
         self._strict = strict
         self._limit_s = load_limit(timeout_s)
         self._region = None if bundle.manifest.region is None else InspectedRegion(bundle.manifest, str(bundle.path))
+        self._zones = None if bundle.manifest.drawn_zones is None else InspectedZones(bundle.manifest, str(bundle.path))
         self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
@@ -126,6 +147,8 @@ class Inspector:
         trusted_keys: Path | str | None = None,
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
+        product: str | None = None,
+        open_session: OpenSession = open_session,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
 
@@ -143,10 +166,12 @@ class Inspector:
                 none of them signed is refused.
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
             use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
+            product: Product whose own thresholds hold, of a bundle that has them by product; None for the common ones.
+            open_session: Opens the sessions of its graphs; a `Router` gives that of its pool.
 
         Raises:
-            ArgumentError: If backend or path is unknown, the bundle lacks the precision, or trusted keys are set and
-                cannot be used.
+            ArgumentError: If backend or path is unknown, the bundle lacks the precision or thresholds of the product,
+                or trusted keys are set and cannot be used.
             BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
                 key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
@@ -163,6 +188,8 @@ class Inspector:
                 timeout_s=timeout_s,
                 threshold_overlay=threshold_overlay,
                 use_overlay=use_overlay,
+                product=product,
+                open_session=open_session,
             )
         except BaseException as err:
             opened.close()
@@ -187,7 +214,7 @@ class Inspector:
             # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
             # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
             self.backend_reason = f"auto: {err}"
-            self._options = ScorerOptions("cpu", self._options.path, self.precision)
+            self._options = replace(self._options, backend="cpu")
             scorer = open_scorer(self.bundle, self._options)
         # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
         try:
@@ -204,8 +231,24 @@ class Inspector:
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """The thresholds of this precision, or None before calibration. They cannot be set: see `bundle threshold`."""
-        return self._in_force.thresholds
+        """The thresholds by which it decides, None before calibration. They cannot be set: see `bundle threshold`."""
+        return self.thresholds_for(None)
+
+    def thresholds_for(self, product: str | None) -> Thresholds | None:
+        """Return the thresholds of a product; for None those of the product it was loaded for, or the common ones.
+
+        Raises:
+            ArgumentError: If the bundle has no thresholds of this product.
+        """
+        name = self.product if product is None else product
+        if name is None:
+            return self._in_force.thresholds
+        return thresholds_of_product(self._in_force, name, self.bundle.path)
+
+    @property
+    def region(self) -> InspectedRegion | None:
+        """The bundle's region of interest, or None where all of an image counts."""
+        return self._region
 
     @property
     def manifest(self) -> Manifest:
@@ -223,24 +266,28 @@ class Inspector:
         return self.scorer.path
 
     @overload
-    def __call__(self, image: Source, *, color: Color = "rgb") -> Result: ...
+    def __call__(self, image: Source, *, color: Color = "rgb", product: str | None = None) -> Result: ...
 
     @overload
-    def __call__(self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb") -> list[Result]: ...
+    def __call__(
+        self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
+    ) -> list[Result]: ...
 
     def __call__(
-        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb"
+        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
     ) -> Result | list[Result]:
         """Inspect one image, or several (a list, a tuple, or an array [N, H, W, 3]) in batches; see `stream`."""
         if isinstance(image, list | tuple):
-            return list(self.stream(image, self.manifest.max_batch, color))
+            return list(self.stream(image, self.manifest.max_batch, color, product))
         images = split_batch(image)
         # `is None` and not falsy: an array [0, H, W, 3] is a batch of no images, not one broken image.
         if images is None:
-            return next(self.stream([image], 1, color))
-        return list(self.stream(images, self.manifest.max_batch, color))
+            return next(self.stream([image], 1, color, product))
+        return list(self.stream(images, self.manifest.max_batch, color, product))
 
-    def stream(self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb") -> Iterator[Result]:
+    def stream(
+        self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb", product: str | None = None
+    ) -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
@@ -250,23 +297,25 @@ class Inspector:
             sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
             batch: Images per inference, 1 to the bundle's `max_batch`.
             color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
+            product: The product that they show; None for that of `load`, or the common thresholds.
 
         Raises:
-            ArgumentError: If `batch` or `color` is out of range.
+            ArgumentError: If `batch` or `color` is out of range, or the bundle has no thresholds of the product.
         """
         self.check_batch(batch)
         check_color(color)
+        self.thresholds_for(product)
         if isinstance(sources, str | bytes | Path):
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         remaining = iter(sources)
         position = 0
         while group := list(islice(remaining, batch)):
             if self.manifest.tiling is None:
-                yield from self._inspect_batch(group, position, color)
+                yield from self._inspect_batch(group, position, color, product)
             else:
                 # Tiles of one image fill the batch by themselves, so images are taken one at a time.
                 for offset, source in enumerate(group):
-                    yield self._inspect_tiles(source, position + offset, color, self.manifest.tiling)
+                    yield self._inspect_tiles(source, position + offset, color, product, self.manifest.tiling)
             position += len(group)
 
     def check_batch(self, batch: int) -> None:
@@ -357,9 +406,11 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(self, sources: Sequence[Source], position: int, color: Color) -> Iterator[Result]:
+    def _inspect_batch(
+        self, sources: Sequence[Source], position: int, color: Color, product: str | None
+    ) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        loaded = [self._load(source, position + offset, color) for offset, source in enumerate(sources)]
+        loaded = [self._load(source, position + offset, color, product) for offset, source in enumerate(sources)]
         ready = [image for image in loaded if isinstance(image, _LoadedImage)]
         maps = scores = None
         failure = ""
@@ -381,9 +432,11 @@ class Inspector:
             yield self._result(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
-    def _inspect_tiles(self, source: Source, position: int, color: Color, tiling: Tiling) -> Result:
+    def _inspect_tiles(
+        self, source: Source, position: int, color: Color, product: str | None, tiling: Tiling
+    ) -> Result:
         """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        loaded = self._load(source, position, color)
+        loaded = self._load(source, position, color, product)
         if isinstance(loaded, Result):
             return loaded
         image, max_batch = loaded.prepared, self.manifest.max_batch
@@ -405,7 +458,7 @@ class Inspector:
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._result(loaded, blender.finish(), score, infer_ms)
 
-    def _load(self, source: Source, position: int, color: Color) -> _LoadedImage | Result:
+    def _load(self, source: Source, position: int, color: Color, product: str | None) -> _LoadedImage | Result:
         """Return an image read and prepared, or the fault that says why it cannot be."""
         name, manifest = name_of(source, position), self.manifest
         notes: tuple[str, ...] = ()
@@ -418,29 +471,40 @@ class Inspector:
                 if notes and self._strict:
                     reason = f"unlike the images that the bundle learned from: {'; '.join(notes)}"
                     return Result(name, "fault", reason=reason, notes=notes)
+            shift = None if self._region is None else self._region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.
             prepared = prepare(image, manifest.input) if manifest.tiling is None else image
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes)
+        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
     def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
-        started = time.perf_counter()
+        started, thresholds = time.perf_counter(), self.thresholds_for(image.product)
         if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
             # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
             anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
-        if self._region is not None:
-            anomaly_map, score = self._region.restrict(anomaly_map, score)
-        decision, reason = decide(score, anomaly_map, self.thresholds)
-        if self._region is not None and not self._region.is_seen(anomaly_map):
+        region = None if self._region is None else self._region.at(image.part_shift)
+        counted, threshold = anomaly_map, None if thresholds is None else thresholds.image.value
+        if region is not None:
+            anomaly_map, score = region.restrict(anomaly_map, score)
+            counted = region.for_boxes(anomaly_map)
+        # A score or map that is not finite says that the inference failed: no zone makes a number of it.
+        zones: tuple[ZoneScore, ...] = ()
+        if self._zones is not None and np.isfinite(score) and np.isfinite(anomaly_map).all():
+            zones = self._zones.scores(counted, thresholds)
+        decision, reason = decide(score, anomaly_map, thresholds, zones)
+        deciding = deciding_zone(zones)
+        if self._zones is not None:
+            score, threshold = (math.nan, None) if deciding is None else (deciding.score, deciding.threshold)
+        if region is not None and not region.is_seen(anomaly_map):
             reason = "the image is too small to show the region of interest"
         boxes: tuple[Box, ...] = ()
         # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
-        if self.thresholds is not None and decision != "fault":
+        if thresholds is not None and decision != "fault":
             boxes = find_boxes(
-                anomaly_map if self._region is None else self._region.for_boxes(anomaly_map),
-                self.thresholds.pixel.value,
+                counted,
+                thresholds.pixel.value if self._zones is None else self._zones.pixel_thresholds(counted, thresholds),
                 self.in_force.min_area_px,
                 self.manifest.map_spec,
                 image.source_size,
@@ -450,15 +514,32 @@ class Inspector:
             image=image.name,
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
-            threshold=None if self.thresholds is None else self.thresholds.image.value,
-            threshold_revision=None if self.thresholds is None else self.in_force.revision,
+            threshold=threshold,
+            threshold_revision=None if thresholds is None else self.in_force.revision,
             reason=reason,
             notes=image.notes,
+            part_shift=image.part_shift,
             anomaly_map=anomaly_map,
             boxes=boxes,
             # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
             timings_ms={**timings, "total": sum(timings.values())},
+            zones=() if deciding is None else zones,
+            product=self.product if image.product is None else image.product,
+            zone=None if deciding is None or threshold is None else deciding.name,
         )
+
+    def pixel_thresholds(self, anomaly_map: Float32Array) -> float | Float32Array:
+        """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
+
+        Raises:
+            BundleError: If there are no thresholds.
+        """
+        if self.thresholds is None:
+            raise BundleError(f"{self.bundle.path}: expected thresholds, got none. Run flawscope calibrate.")
+        if self._zones is None:
+            return self.thresholds.pixel.value
+        counted = anomaly_map if self._region is None else self._region.for_boxes(anomaly_map)
+        return self._zones.pixel_thresholds(counted, self.thresholds)
 
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
@@ -486,10 +567,12 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class _LoadedImage:
-    """An image that was read: name, prepared pixels, size of its source (H, W), the times so far, and notes on it."""
+    """An image that was read: name, pixels, size of its source (H, W), times, notes, shift of the part, and product."""
 
     name: str
     prepared: UInt8Array
     source_size: tuple[int, int]
     timings_ms: dict[str, float]
     notes: tuple[str, ...]
+    part_shift: PartShift | None
+    product: str | None

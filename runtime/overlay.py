@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -19,8 +19,9 @@ def draw_overlay(
     image: UInt8Array,
     anomaly_map: npt.NDArray[np.float32],
     spec: Preprocessing | None,
-    reference: float,
+    reference: float | npt.NDArray[np.float32],
     boxes: Iterable[Box] = (),
+    lines: Sequence[str] = (),
 ) -> UInt8Array:
     """Return the source image with its heat map and boxes, uint8 [H, W, 3] RGB.
 
@@ -31,12 +32,15 @@ def draw_overlay(
         image: Source image, uint8 [H, W, 3].
         anomaly_map: float32 [h, w] at `spec.size`, or of the whole image without a spec.
         spec: The preprocessing of the map; None for a map that shows the whole image; see `Manifest.map_spec`.
-        reference: The pixel threshold, or another map value to put in the middle of the scale.
+        reference: The pixel threshold, or another map value to put in the middle of the scale; with zones one for
+            each pixel of the map, float32 [h, w].
         boxes: Boxes in source pixels.
+        lines: Text to write into the upper left corner; the font is ASCII, other characters become `?`.
     """
     height, width = image.shape[:2]
     # A threshold that was set by hand can be 0 or below.
-    level = np.clip(anomaly_map / (2.0 * max(reference, 1e-12)), 0.0, 1.0)
+    floor = np.maximum(reference, np.float32(1e-12)) if isinstance(reference, np.ndarray) else max(reference, 1e-12)
+    level = np.clip(anomaly_map / (2.0 * floor), 0.0, 1.0)
     canvas = level
     if spec is not None:
         canvas = np.zeros(spec.resize, np.float32)  # the map covers the crop; outside of it nothing was inspected
@@ -55,4 +59,14 @@ def draw_overlay(
         # A white edge first: red alone disappears on the red end of the colour scale.
         cv2.rectangle(result, (box.x, box.y), corner, (255, 255, 255), thickness + 2)
         cv2.rectangle(result, (box.x, box.y), corner, (220, 0, 0), thickness)
+    _write_lines(result, lines)
     return result
+
+
+def _write_lines(image: UInt8Array, lines: Sequence[str]) -> None:
+    scale, font = max(image.shape[:2]) / 800, cv2.FONT_HERSHEY_SIMPLEX
+    for row, line in enumerate(lines, 1):
+        text, place = line.encode("ascii", "replace").decode(), (round(12 * scale), round(32 * scale * row))
+        # As with boxes, on a white edge.
+        for colour, thickness in (((255, 255, 255), 5), ((220, 0, 0), 2)):
+            cv2.putText(image, text, place, font, scale, colour, max(1, round(thickness * scale)), cv2.LINE_AA)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.bundle import PartShift
 from flawscope.text import name_bytes, storable
 
 Decision = Literal["accept", "reject", "fault"]
@@ -35,6 +36,26 @@ class Box:
     peak: float
 
 
+@dataclass(frozen=True)
+class ZoneScore:
+    """The score of one zone of an image.
+
+    Attributes:
+        name: Name of the zone.
+        score: Largest value of the anomaly map in the zone.
+        threshold: Threshold of the zone; None if the bundle is not calibrated.
+    """
+
+    name: str
+    score: float
+    threshold: float | None
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the zone rejects the image."""
+        return self.threshold is not None and self.score > self.threshold
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity: maps have no single truth value
 class Result:
     """The outcome for one image.
@@ -42,8 +63,9 @@ class Result:
     Attributes:
         image: Name of the image.
         decision: `accept`, `reject`, or `fault` when there is no trustworthy answer: never an accept.
-        score: Raw, unbounded score; None for a fault without a finite score.
-        threshold: The image threshold; None if the bundle is not calibrated, or no inference took place.
+        score: Raw, unbounded score; None for a fault without a finite score. With zones that of `zone`.
+        threshold: The image threshold; None if the bundle is not calibrated, or no inference took place. With zones
+            that of `zone`.
         threshold_revision: Number of the threshold overlay's revision that the threshold is of, 0 for the bundle's own;
             None without a threshold.
         reason: Reason of a fault; None otherwise.
@@ -52,6 +74,12 @@ class Result:
         boxes: Regions above the pixel threshold, largest peak first.
         timings_ms: Milliseconds per stage: read, prepare, infer (its share of the batch), decide, total.
         notes: In what the image is unlike all those that the bundle learned from; empty where in nothing.
+        part_shift: How far the part lies from where the region of interest was drawn, which was moved there; None where
+            it follows no part.
+        zones: Score and threshold of each zone; empty without zones, and for a fault.
+        zone: Name of the zone whose score is the farthest above its threshold, or the nearest below; None without zones
+            or thresholds, and for a fault.
+        product: Name of the product whose thresholds were taken; None where the common ones were.
     """
 
     # The defaults are those of a fault without inference, so that a forgotten field can never read as an accept.
@@ -65,6 +93,10 @@ class Result:
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     threshold_revision: int | None = None
+    part_shift: PartShift | None = None
+    zones: tuple[ZoneScore, ...] = ()
+    zone: str | None = None
+    product: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line that `flawscope score --json` prints, without the map. Its keys are a public format.
@@ -86,8 +118,17 @@ class Result:
         }
         if (name := name_bytes(self.image)) is not None:
             line["image_base64"] = base64.b64encode(name).decode()
+        if self.part_shift is not None:
+            line["part_shift"] = {"x": round(self.part_shift.right, 2), "y": round(self.part_shift.down, 2)}
         if self.reason is not None:
             line["reason"] = storable(self.reason)
         if self.notes:
             line["notes"] = list(self.notes)
+        if self.product is not None:
+            line["product"] = storable(self.product)
+        if self.zones:
+            line["zone"] = self.zone
+            line["zones"] = [
+                {"name": zone.name, "score": zone.score, "threshold": zone.threshold} for zone in self.zones
+            ]
         return line

@@ -14,13 +14,13 @@ from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, DataError, FlawscopeError
 from flawscope.files import check_new_files, free_name, storage_errors
+from flawscope.imaging.image_files import images_in, is_folder
 from flawscope.imaging.images import prepare, read_image
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.image_files import images_in, is_folder
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_reconstruction
@@ -35,6 +35,7 @@ from flawscope.terminal import echo, echo_json
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--product", metavar="NAME", help="Product whose own thresholds hold.  [default: the common ones]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
 @click.option(
     "--strict",
@@ -57,6 +58,7 @@ def score(
     backend: str,
     path: str,
     precision: str,
+    product: str | None,
     batch: int,
     strict: bool,
     as_json: bool,
@@ -91,6 +93,7 @@ def score(
         strict=strict,
         threshold_overlay=threshold_overlay,
         use_overlay=not no_overlay,
+        product=product,
     ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
@@ -169,7 +172,10 @@ def _line(result: Result) -> str:
     if result.decision == "fault":
         return f"fault   {result.image}  {result.reason}"
     boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
-    against = f"score {_number(result.score)} threshold {_number(result.threshold)}"
+    if (shift := result.part_shift) is not None:
+        boxes += f"  part shifted x {shift.right:+.1f} y {shift.down:+.1f}"
+    zone = "" if result.zone is None else f"  zone {result.zone}"
+    against = f"score {_number(result.score)} threshold {_number(result.threshold)}{zone}"
     return f"{result.decision:<7} {result.image}  {against}{boxes}"
 
 
@@ -178,7 +184,7 @@ def _number(value: float | None) -> str:
 
 
 def _reference(inspector: Inspector) -> float:
-    """Return the map value in the middle of every colour scale."""
+    """Return the map value in the middle of every colour scale; with zones the largest of their thresholds."""
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
@@ -190,4 +196,11 @@ def _write_map(
 ) -> None:
     spec = inspector.manifest.map_spec
     image = read_image(source, inspector.manifest.input.bits)
-    write_png(path, draw_overlay(image, anomaly_map, spec, _reference(inspector), result.boxes))
+    # With zones each has its own threshold in the middle of the scale.
+    reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
+    lines = [f"{zone.name}: {zone.score:.4g} > {zone.threshold:.4g}" for zone in result.zones if zone.is_rejected]
+    shown = draw_overlay(image, anomaly_map, spec, reference, result.boxes, lines)
+    if result.part_shift is not None and inspector.region is not None:
+        # Only where it follows the part: where it does not, it lies where it was drawn.
+        shown = inspector.region.at(result.part_shift).outline_on(shown)
+    write_png(path, shown)

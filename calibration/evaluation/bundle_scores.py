@@ -25,22 +25,41 @@ def load_inspector(
     *,
     threshold_overlay: Path | None = None,
     use_overlay: bool = True,
+    product: str | None = None,
 ) -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
     # Lazy: it loads ONNX Runtime, which --help and thresholds set by hand do without.
     from flawscope.runtime import Inspector
 
     return Inspector.load(
-        bundle, backend, path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay
+        bundle,
+        backend,
+        path,
+        precision,
+        threshold_overlay=threshold_overlay,
+        use_overlay=use_overlay,
+        product=product,
     )
 
 
 def score_samples(
-    inspector: Inspector, samples: Sequence[Sample], title: str, progress: Progress
+    inspector: Inspector, samples: Sequence[Sample], title: str, progress: Progress, *, by_product: bool = False
 ) -> Iterator[tuple[Sample, Result]]:
-    """Yield every sample with its result; `title` is that of the progress bar."""
+    """Yield every sample with its result.
+
+    Args:
+        inspector: A bundle made ready.
+        samples: The images.
+        title: That of the progress bar.
+        progress: Called after each image.
+        by_product: Whether each is judged by the thresholds of its category.
+    """
     # Batches of one, as on the line: larger ones would be faster, and would report a latency that no part has.
-    results: Iterable[Result] = inspector.stream([sample.path for sample in samples], batch=1)
+    results: Iterable[Result]
+    if by_product:
+        results = (inspector(sample.path, product=sample.category) for sample in samples)
+    else:
+        results = inspector.stream([sample.path for sample in samples], batch=1)
     for done, (sample, result) in enumerate(zip(samples, results, strict=True), 1):
         yield sample, result
         progress(title, done, len(samples))

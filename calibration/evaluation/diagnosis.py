@@ -34,7 +34,8 @@ def diagnose(
     """
     found = [_near_chance(manifest, image_auroc, interval)]
     if confusion is not None:
-        found += [_broken_bound(confusion), _at_the_edge(confusion.image_threshold)]
+        zones = 1 if manifest.drawn_zones is None else len(manifest.drawn_zones.names)
+        found += [broken_bound(confusion), _at_the_edge(confusion.image_threshold, zones)]
     found.append(_small_defects(manifest, sizes))
     return tuple(text for text in found if text is not None)
 
@@ -69,7 +70,7 @@ def _near_chance(manifest: Manifest, image_auroc: float | None, interval: Interv
     )
 
 
-def _broken_bound(confusion: Confusion) -> str | None:
+def broken_bound(confusion: Confusion) -> str | None:
     """Return that the false rejects contradict the bound of the threshold: an exact binomial test at 95 %."""
     threshold, good = confusion.image_threshold, confusion.good
     bound = threshold.upper_bound
@@ -96,7 +97,7 @@ def contradicts(rejects: int, n: int, bound: float) -> bool:
     return 1 - upper_bound(n - rejects, n, _CONFIDENCE) > bound
 
 
-def _at_the_edge(threshold: Threshold) -> str | None:
+def _at_the_edge(threshold: Threshold, zones: int) -> str | None:
     """Return that a threshold was set on too few images for the rate that was asked for."""
     bound, asked, confidence = threshold.upper_bound, threshold.false_reject_rate, threshold.confidence
     if bound is None or asked is None or bound <= asked:
@@ -108,7 +109,7 @@ def _at_the_edge(threshold: Threshold) -> str | None:
     )
     if confidence is None or not 0 < asked < 1 or not 0 < confidence < 1:
         return text
-    missing = images_needed(asked, confidence) - threshold.images
+    missing = images_needed(asked, confidence, zones) - threshold.images
     # Not where enough images gave a looser bound for another reason, such as copies among them.
     if missing <= 0:
         return text

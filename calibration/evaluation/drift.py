@@ -18,7 +18,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, Float64Array
 from flawscope.bundle import Accuracy
 from flawscope.calibration.evaluation.earlier_figures import EarlierFigures, Pairs, pair_images
-from flawscope.calibration.evaluation.figures import Change, Drift, Figures, PairedScores, measured_on
+from flawscope.calibration.evaluation.figures import Change, Drift, Figures, PairedScores, judged_of, measured_on
 from flawscope.calibration.evaluation.intervals import (
     Interval,
     draw_counts,
@@ -53,13 +53,18 @@ def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
         pixels = {}
         notes.append("Pixel figures are not compared: the two sides have not the same images, masks or faults.")
     notes += _threshold_notes("image", _threshold(before, "image"), _threshold(after, "image"))
+    if before.confusion is not None and _own_thresholds(before) != _own_thresholds(after):
+        notes.append(
+            "The thresholds of zones or products were others there: scores minus them, and decisions, differ for that "
+            "as well."
+        )
     if pixels:
         notes += _threshold_notes("pixel", _threshold(before, "pixel"), _threshold(after, "pixel"))
     figures = _score_changes(scores, labels, after) | pixels | _decision_changes(pairs, after)
     precisions = {before.precision, after.precision}
     goal = _goal(precisions)
     return Drift(
-        against=measured_on(before.backend, before.path, before.precision),
+        against=measured_on(before.backend, before.path, before.precision, before.judged),
         when=before.when,
         goal=goal,
         figures=figures,
@@ -75,11 +80,15 @@ def recorded_drift(rows: Iterable[Accuracy], after: Figures) -> tuple[Drift, ...
         rows: The accuracy figures of the evidence; those of other images are passed over.
         after: The figures of now.
     """
-    here = measured_on(after.backend, after.path, after.precision)
+    here = measured_on(after.backend, after.path, after.precision, after.judged)
     return tuple(
         _recorded(row, after)
         for row in rows
-        if row.dataset == after.dataset.fingerprint and row.backend != here and row.images == after.images
+        if row.dataset == after.dataset.fingerprint
+        and row.backend != here
+        and row.images == after.images
+        # Those at the thresholds of other products are other decisions, and no drift.
+        and judged_of(row.backend) == after.judged
     )
 
 
@@ -99,7 +108,8 @@ def _recorded(row: Accuracy, after: Figures) -> Drift:
         if old is not None and new is not None
     }
     # `cpu (kernel, int8)`: the precision is the last word in the brackets, unless it is fp32.
-    precision = next((word for word in re.findall(r"\w+", row.backend.partition("(")[2]) if word in GOALS), "fp32")
+    details = row.backend.partition("(")[2].removesuffix(f"{after.judged})")
+    precision = next((word for word in re.findall(r"\w+", details) if word in GOALS), "fp32")
     precisions = {precision, after.precision}
     goal = _goal(precisions)
     thresholds = row.figures.get("image_threshold"), _threshold(after, "image")
@@ -181,6 +191,8 @@ def _paired_scores(pairs: Pairs, scores: Float64Array, labels: BoolArray, after:
     first, second = scores.T
     # As in the gate of a precision, 1e-12 stands in for zeros.
     relative = np.abs(second - first) / np.maximum(np.abs(first), 1e-12)
+    # Scores minus a threshold may be anything near it, and a relative difference of them says nothing.
+    has_relative = bool(len(scores)) and not after.has_relative_scores
     correlation = spearman(first, second, "comparing scores") if len(scores) else None
     return PairedScores(
         images=len(pairs.both),
@@ -191,9 +203,11 @@ def _paired_scores(pairs: Pairs, scores: Float64Array, labels: BoolArray, after:
         changed=rate(len(moved), len(pairs.both)) if is_decided else None,
         decisions=dict(sorted(Counter(moved.values()).items())),
         moved=moved,
-        largest_relative=float(relative.max()) if len(scores) else None,
-        median_relative=float(np.median(relative)) if len(scores) else None,
-        median_interval=_drawn_interval(lambda counts: _medians(relative, counts), labels, after),
+        largest_relative=float(relative.max()) if has_relative else None,
+        median_relative=float(np.median(relative)) if has_relative else None,
+        median_interval=_drawn_interval(lambda counts: _medians(relative, counts), labels, after)
+        if has_relative
+        else None,
         rank_correlation=correlation,
         rank_correlation_interval=None
         if correlation is None
@@ -258,6 +272,15 @@ def _threshold(figures: EarlierFigures | Figures, name: Literal["image", "pixel"
         return None
     threshold: float = getattr(figures.confusion, f"{name}_threshold").value
     return threshold
+
+
+def _own_thresholds(figures: EarlierFigures | Figures) -> dict[str, float]:
+    """Return the image threshold of each zone and product; empty with the common ones alone."""
+    # Differing forms of nothing: an empty tuple in a file that was read, UNSET in figures of now.
+    zones, products = figures.zones or (), figures.products or ()
+    return {row.zone: row.image_threshold for row in zones} | {
+        row.product: row.confusion.image_threshold.value for row in products
+    }
 
 
 def _goal(precisions: AbstractSet[str]) -> float:

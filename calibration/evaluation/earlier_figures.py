@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from flawscope.bundle import Manifest, model_identity
-from flawscope.calibration.evaluation.figures import DatasetIdentity, ImageResult
+from flawscope.calibration.evaluation.figures import DatasetIdentity, ImageResult, judged_by
 from flawscope.datasets import Dataset
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, read_regular
@@ -41,11 +41,28 @@ class EarlierConfusion(msgspec.Struct, frozen=True):
     pixel_threshold: EarlierThreshold
 
 
+class EarlierZone(msgspec.Struct, frozen=True):
+    """The threshold of one zone."""
+
+    zone: str
+    image_threshold: float
+
+
+class EarlierProduct(msgspec.Struct, frozen=True):
+    """The decisions on one product."""
+
+    product: str
+    confusion: EarlierConfusion
+
+
 class EarlierFigures(msgspec.Struct, frozen=True):
     """What is compared of the figures of `evaluate --json`; all else in the file is passed over.
 
     Attributes:
         per_image: The images; None in files of before they were kept.
+        product: The product whose thresholds were taken; empty for the common ones.
+        products: One entry for each product, where images were judged by theirs.
+        zones: One entry for each zone, of a bundle with zones.
     """
 
     # Not `Figures`: a file of another version of flawscope has other fields beside these.
@@ -63,6 +80,14 @@ class EarlierFigures(msgspec.Struct, frozen=True):
     aupro_05: float | None = None
     pixel_f1: float | None = None
     pixel_recall: float | None = None
+    product: str = ""
+    products: tuple[EarlierProduct, ...] = ()
+    zones: tuple[EarlierZone, ...] = ()
+
+    @property
+    def judged(self) -> str:
+        """By whose thresholds images were judged, as `Figures.judged`."""
+        return judged_by(self.product or None, by_product=bool(self.products))
 
 
 @dataclass(frozen=True)
@@ -115,6 +140,16 @@ def check_same_model(earlier: EarlierFigures, file: Path, manifest: Manifest, bu
         raise DataError(
             f"{file}: expected figures of the model of {bundle} ({manifest.name}, {model[:12]}…), got those of "
             f"{earlier.bundle.name} ({earlier.bundle.model[:12]}…). Measure the same bundle on both machines."
+        )
+
+
+def check_same_judging(earlier: EarlierFigures, file: Path, judged: str) -> None:
+    """Raise DataError unless images were judged by the thresholds of the same product; `judged` as `Figures.judged`."""
+    if earlier.judged != judged:
+        here, there = (text or "common thresholds" for text in (judged, earlier.judged))
+        raise DataError(
+            f"{file}: expected figures at the same thresholds ({here}), got others ({there}). Give --product and "
+            "--by-product alike on both machines."
         )
 
 

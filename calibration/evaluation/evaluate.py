@@ -27,6 +27,7 @@ from flawscope.calibration.evaluation.drift import paired_drift, recorded_drift
 from flawscope.calibration.evaluation.earlier_figures import (
     EarlierFigures,
     check_same_images,
+    check_same_judging,
     check_same_model,
     read_earlier_figures,
 )
@@ -34,7 +35,9 @@ from flawscope.calibration.evaluation.evaluation_notes import (
     contamination_notes,
     figure_notes,
     inspection_notes,
+    product_notes,
     region_notes,
+    zone_notes,
 )
 from flawscope.calibration.evaluation.figures import (
     BundleIdentity,
@@ -42,6 +45,7 @@ from flawscope.calibration.evaluation.figures import (
     Drift,
     Figures,
     SupportFigures,
+    judged_by,
     measured_on,
 )
 from flawscope.calibration.evaluation.intervals import RESAMPLES
@@ -57,16 +61,23 @@ from flawscope.calibration.evaluation.measured_figures import (
     support_figures,
 )
 from flawscope.calibration.evaluation.measurements import Measured, measure_images
-from flawscope.calibration.evaluation.threshold_figures import recall_by_size
+from flawscope.calibration.evaluation.product_figures import (
+    product_diagnosis,
+    product_figures,
+    product_thresholds_of,
+    summary_of,
+)
+from flawscope.calibration.evaluation.threshold_figures import recall_by_size, zone_figures
 from flawscope.calibration.extras import require
 from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
 from flawscope.datasets.inspection import inspect_and_hash
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
 from flawscope.versions import package_versions
 
 if TYPE_CHECKING:
     from flawscope.datasets.defects.support_set import SupportRecord
+    from flawscope.runtime import Inspector
 
 
 @dataclass(frozen=True)
@@ -74,14 +85,16 @@ class Evaluation:
     """The figures, the measurements behind them, the manifest of the bundle, the dataset's folder, and the thresholds.
 
     With a support set the measurements are those of the images that were not left out. The thresholds are those in
-    force, which a threshold overlay may have changed.
+    force, which a threshold overlay may have changed; those of a product, where one was named; and those of each
+    product, where images were judged by theirs, with `thresholds` for figures over all of them.
     """
 
     figures: Figures
     measured: Measured
     manifest: Manifest
     root: Path
-    in_force: InForce
+    thresholds: Thresholds | None
+    products: dict[str, Thresholds]
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,8 @@ class _BundleRun:
         manifest: The manifest of the bundle, as it was loaded.
         category: Category of the dataset; empty where it has none.
         thresholds: Those of the precision that was measured.
-        in_force: The same, with where they come from.
+        products: Those of each product, where images were judged by theirs; else empty.
+        in_force: Those of all products, with where they come from.
         hashes: The images that the detector or its thresholds were made with.
         backend: The backend that was taken.
         backend_reason: Why.
@@ -107,6 +121,7 @@ class _BundleRun:
     manifest: Manifest
     category: str
     thresholds: Thresholds | None
+    products: dict[str, Thresholds]
     in_force: InForce
     hashes: ImageHashes
     backend: str
@@ -129,6 +144,8 @@ def evaluate_bundle(
     support: SupportRecord | None = None,
     threshold_overlay: Path | None = None,
     use_overlay: bool = True,
+    product: str | None = None,
+    by_product: bool = False,
     against: Path | None = None,
     command: str,
     seed: int = 0,
@@ -149,6 +166,8 @@ def evaluate_bundle(
         support: The support set that the detector has learned from, directly or by defects that were drawn from it.
         threshold_overlay: As in `Inspector.load`.
         use_overlay: As in `Inspector.load`.
+        product: As in `Inspector.load`.
+        by_product: Whether each image of a dataset of all categories is judged by the thresholds of its category.
         against: What `evaluate --json` wrote on another machine, or with another backend or precision: the differences
             are in `Figures.drift`, beside those from figures in the bundle's evidence.
         command: The command line, for the record.
@@ -169,10 +188,22 @@ def evaluate_bundle(
             f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
             "Add labelled images, or name another set."
         )
+    if by_product and product is not None:
+        raise ArgumentError(f"product: expected none with those of all, by product, got {product!r}. Leave one out.")
+    judged = judged_by(product, by_product=by_product)
     earlier = None if against is None else (against, read_earlier_figures(against))
-    run = _run_bundle(
-        path, dataset, backend, graph_path, precision, support, threshold_overlay, use_overlay, earlier, progress
-    )
+    if earlier is not None:
+        check_same_judging(earlier[1], earlier[0], judged)
+    with load_inspector(
+        path,
+        backend,
+        graph_path,
+        precision,
+        threshold_overlay=threshold_overlay,
+        use_overlay=use_overlay,
+        product=product,
+    ) as inspector:
+        run = _run_bundle(inspector, dataset, support, by_product, earlier, progress)
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
@@ -182,6 +213,7 @@ def evaluate_bundle(
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, run.thresholds, seed, resamples)
     sizes = recall_by_size(measured, run.thresholds)
+    products = product_figures(measured, run.products)
     figures = Figures(
         **overall.values,
         images=len(measured.samples),
@@ -198,11 +230,14 @@ def evaluate_bundle(
         confusion=confusion,
         defects=figures_by_defect(measured, is_calibrated=confusion is not None),
         recall_by_size=sizes,
-        diagnosis=diagnose(
-            run.manifest, overall.values["image_auroc"], overall.intervals.get("image_auroc"), confusion, sizes
+        diagnosis=(
+            *diagnose(
+                run.manifest, overall.values["image_auroc"], overall.intervals.get("image_auroc"), confusion, sizes
+            ),
+            *product_diagnosis(products),
         ),
         faults=faults_of(measured),
-        notes=_notes(run, measured),
+        notes=_notes(run, measured, product),
         bundle=BundleIdentity(
             name=run.manifest.name,
             method=run.manifest.method,
@@ -219,59 +254,57 @@ def evaluate_bundle(
         support=_support_figures(run, measured, overall, seed, resamples),
         per_image=results_of(measured, run.contents, dataset.root, is_calibrated=confusion is not None),
         drift=(),
+        zones=zone_figures(measured, run.thresholds) or msgspec.UNSET,
+        products=products or msgspec.UNSET,
+        product=msgspec.UNSET if product is None else product,
     )
     figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
     progress("Computing figures", 1, 1)
-    return Evaluation(figures, measured, run.manifest, dataset.root, run.in_force)
+    return Evaluation(figures, measured, run.manifest, dataset.root, run.thresholds, run.products)
 
 
 def _run_bundle(
-    path: Path,
+    inspector: Inspector,
     dataset: Dataset,
-    backend: str,
-    graph_path: str,
-    precision: str,
     support: SupportRecord | None,
-    threshold_overlay: Path | None,
-    use_overlay: bool,
+    by_product: bool,
     earlier: tuple[Path, EarlierFigures] | None,
     progress: Progress,
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
-    with load_inspector(
-        path, backend, graph_path, precision, threshold_overlay=threshold_overlay, use_overlay=use_overlay
-    ) as inspector:
-        if earlier is not None:
-            check_same_model(earlier[1], earlier[0], inspector.manifest, path)
-        hashes = read_image_hashes(inspector.bundle)
-        # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
-        inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
-        # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
-        contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
-        if earlier is not None:
-            check_same_images(earlier[1], earlier[0], dataset, contents)
-        # Before scoring, because it fails on a support set of another dataset.
-        contamination = (
-            None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
-        )
-        return _BundleRun(
-            manifest=inspector.manifest,
-            category=dataset.category,
-            thresholds=inspector.thresholds,
-            in_force=inspector.in_force,
-            hashes=hashes,
-            backend=inspector.backend,
-            backend_reason=inspector.backend_reason,
-            path=inspector.path,
-            contents=contents,
-            recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
-            inspection=inspection,
-            contamination=contamination,
-            measured=measure_images(inspector, dataset.test, progress),
-        )
+    if earlier is not None:
+        check_same_model(earlier[1], earlier[0], inspector.manifest, inspector.bundle.path)
+    products = product_thresholds_of(inspector, dataset) if by_product else {}
+    hashes = read_image_hashes(inspector.bundle)
+    # Training images are hashed too: the fingerprint is of the whole dataset, and a support set may lie in train.
+    inspection, contents = inspect_and_hash(dataset, lambda done, total: progress("Inspecting images", done, total))
+    # Those that cannot be decoded have the hash of their file; scoring makes a fault of each.
+    contents |= hash_contents(sample.path for sample in dataset.samples if sample.path not in contents)
+    if earlier is not None:
+        check_same_images(earlier[1], earlier[0], dataset, contents)
+    # Before scoring, because it fails on a support set of another dataset.
+    contamination = (
+        None if support is None else find_contamination(dataset, support, as_recorded(contents, support.learned))
+    )
+    return _BundleRun(
+        manifest=inspector.manifest,
+        category=dataset.category,
+        thresholds=summary_of(products) if by_product else inspector.thresholds,
+        products=products,
+        in_force=inspector.in_force,
+        hashes=hashes,
+        backend=inspector.backend,
+        backend_reason=inspector.backend_reason,
+        path=inspector.path,
+        contents=contents,
+        recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
+        inspection=inspection,
+        contamination=contamination,
+        measured=measure_images(inspector, dataset.test, progress, products if by_product else None),
+    )
 
 
-def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
+def _notes(run: _BundleRun, measured: Measured, product: str | None) -> tuple[str, ...]:
     contents = [run.recorded[sample.path] for sample in measured.samples]
     gone = set(run.measured.samples) - set(measured.samples)
     left_out = {path for sample in gone for path in (sample.path, *sample.masks)}
@@ -285,6 +318,8 @@ def _notes(run: _BundleRun, measured: Measured) -> tuple[str, ...]:
         *moved,
         *contamination_notes(run.contamination, run.measured, measured),
         *region_notes(run.manifest, run.measured),
+        *zone_notes(run.manifest, run.thresholds),
+        *product_notes(tuple(run.products), product),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
         *inspection_notes(run.inspection, run.manifest, left_out),
     )
@@ -340,7 +375,7 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
         when=figures.when,
         command=figures.command,
         dataset=figures.dataset.fingerprint,
-        backend=measured_on(figures.backend, figures.path, figures.precision),
+        backend=measured_on(figures.backend, figures.path, figures.precision, figures.judged),
         images=figures.images,
         anomalous=figures.anomalous,
         figures=flat,

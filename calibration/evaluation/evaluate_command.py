@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.drift_text import drift_line, drift_table, paired_lines
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures
+from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures, ProductFigures, ZoneFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
@@ -41,6 +42,8 @@ _NAMES = (
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset whose test images are used.")
 @click.option("--category", metavar="NAME", help="Category below the dataset's folder.")
+@click.option("--product", metavar="NAME", help="Product whose own thresholds hold.  [default: the common ones]")
+@click.option("--by-product", is_flag=True, help="With --category all: judge each category by its own thresholds.")
 @click.option(
     "--support",
     "support_folder",
@@ -75,6 +78,8 @@ def evaluate(
     bundle: Path,
     data: Path,
     category: str | None,
+    product: str | None,
+    by_product: bool,
     support_folder: Path | None,
     backend: str,
     graph_path: str,
@@ -131,6 +136,8 @@ def evaluate(
             support=support,
             threshold_overlay=threshold_overlay,
             use_overlay=not no_overlay,
+            product=product,
+            by_product=by_product,
             against=against,
             command=command_line(),
             seed=seed,
@@ -170,6 +177,10 @@ def _print(figures: Figures) -> None:
         console.print(_defect_table(figures))
     if figures.recall_by_size:
         console.print(_size_table(figures))
+    if figures.zones is not msgspec.UNSET:
+        console.print(_zone_table(figures.zones))
+    if figures.products is not msgspec.UNSET:
+        console.print(_product_table(figures.products))
     for drift in figures.drift:
         _print_drift(console, drift)
     for text in figures.diagnosis:
@@ -245,6 +256,31 @@ def _size_table(figures: Figures) -> Table:
         found, interval = _rate(row.detection, "{1:.1%} to {2:.1%}")
         sizes = f"{row.smallest_px:.1f} to {row.largest_px:.1f}"
         table.add_row(sizes, str(row.detection.n), found, interval)
+    return table
+
+
+def _zone_table(zones: Sequence[ZoneFigures]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("zone")
+    for title in ("threshold", "normal rejected", "defective rejected"):
+        table.add_column(title, justify="right")
+    for row in zones:
+        counts = (f"{rate.count}/{rate.n}" for rate in (row.false_reject, row.detection))
+        table.add_row(printable(row.zone), f"{row.image_threshold:.6g}", *counts)
+    return table
+
+
+def _product_table(products: Sequence[ProductFigures]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("product")
+    for title in ("threshold", "bound", "false rejects", "missed defects"):
+        table.add_column(title, justify="right")
+    for row in products:
+        threshold, rates = row.confusion.image_threshold, (row.confusion.false_reject, row.confusion.miss)
+        bound = "-" if threshold.upper_bound is None else f"{threshold.upper_bound:.2%}"
+        table.add_row(
+            printable(row.product), f"{threshold.value:.6g}", bound, *(f"{rate.count}/{rate.n}" for rate in rates)
+        )
     return table
 
 

@@ -89,6 +89,46 @@ def region_notes(manifest: Manifest, everything: Measured) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def zone_notes(manifest: Manifest, thresholds: Thresholds | None) -> tuple[str, ...]:
+    """Return what zones do to the figures; empty without any.
+
+    Args:
+        manifest: That of the bundle.
+        thresholds: Those in force.
+    """
+    if manifest.drawn_zones is None:
+        return ()
+    if thresholds is None:
+        ranked = "without thresholds images are ranked by their highest score"
+    else:
+        ranked = (
+            "images are ranked (AUROC, AP, F1) by the largest score minus threshold of their zones, which is above 0"
+        )
+        ranked += " where an image is rejected"
+    return (
+        f"The bundle has the zones {', '.join(manifest.drawn_zones.names)}: {ranked}. AUROC, AP and AU-PRO of pixels "
+        "are of the map itself.",
+    )
+
+
+def product_notes(products: Sequence[str], product: str | None) -> tuple[str, ...]:
+    """Return what thresholds by product do to the figures; empty with the common ones.
+
+    Args:
+        products: The products whose images were judged by their own thresholds.
+        product: The one product whose thresholds were taken for all images.
+    """
+    if product is not None:
+        return (f"The thresholds are those of the product {product}.",)
+    if not products:
+        return ()
+    return (
+        f"Images are judged by the thresholds of their product ({', '.join(products)}) and ranked (AUROC, AP, F1) by "
+        "their score minus its threshold. Each bound is of its product; AUROC, AP and AU-PRO of pixels are of the map "
+        "itself.",
+    )
+
+
 def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Collection[Path] = ()) -> tuple[str, ...]:
     """Return what `data inspect` finds in the dataset that bears on its figures, a sentence for each kind.
 

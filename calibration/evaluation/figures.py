@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -87,6 +88,29 @@ class SizeFigures(_Struct, frozen=True):
     smallest_px: float
     largest_px: float
     detection: Rate
+
+
+class ZoneFigures(_Struct, frozen=True):
+    """What one zone rejected, of the images that could be scored.
+
+    Attributes:
+        zone: Name of the zone.
+        image_threshold: Threshold on its score.
+        false_reject: Share of normal images that it rejected.
+        detection: Share of anomalous images that it rejected, wherever their defect lies.
+    """
+
+    zone: str
+    image_threshold: float
+    false_reject: Rate
+    detection: Rate
+
+
+class ProductFigures(_Struct, frozen=True):
+    """Decisions on the images of one product, at its own thresholds."""
+
+    product: str
+    confusion: Confusion
 
 
 class Fault(_Struct, frozen=True):
@@ -298,6 +322,9 @@ class Figures(OverallFigures, frozen=True):
         support: The support set whose images are in none of these figures; None where none was named.
         per_image: The images that count, in the order of the dataset.
         drift: Differences from the same model with another backend, precision or machine, on the same images.
+        zones: What each zone rejected; not written where the bundle has none.
+        product: The product whose thresholds were taken; not written where they are the common ones.
+        products: Decisions by product at the thresholds of each; not written where they were not asked for.
     """
 
     without_mask: int
@@ -325,11 +352,41 @@ class Figures(OverallFigures, frozen=True):
     support: SupportFigures | None
     per_image: tuple[ImageResult, ...]
     drift: tuple[Drift, ...]
+    # UNSET: what scripts read of bundles without zones stays as it was.
+    zones: tuple[ZoneFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+    products: tuple[ProductFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+    product: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def judged(self) -> str:
+        """By whose thresholds images were judged; empty for the common ones."""
+        product = None if self.product is msgspec.UNSET else self.product
+        return judged_by(product, by_product=self.products is not msgspec.UNSET)
+
+    @property
+    def has_relative_scores(self) -> bool:
+        """Whether scores of images are those minus a threshold."""
+        return self.products is not msgspec.UNSET or self.zones is not msgspec.UNSET
 
 
-def measured_on(backend: str, path: str, precision: str) -> str:
-    """Return the backend, with path and precision in brackets unless they are `graph` and `fp32`."""
+def judged_by(product: str | None, *, by_product: bool) -> str:
+    """Return by whose thresholds images are judged, a phrase; empty for the common ones."""
+    if by_product:
+        return "by product"
+    return "" if product is None else f"product {product}"
+
+
+def measured_on(backend: str, path: str, precision: str, judged: str = "") -> str:
+    """Return the backend, with path, precision and product in brackets unless they are `graph`, `fp32` and none."""
     # Bundles on disk carry this text, and record_accuracy replaces by it: another form would add a second entry.
     details = [path] if path != "graph" else []
     details += [precision] if precision != "fp32" else []
+    # Other thresholds give other decisions: neither takes the place of the other.
+    details += [judged] if judged else []
     return f"{backend} ({', '.join(details)})" if details else backend
+
+
+def judged_of(measured: str) -> str:
+    """Return by whose thresholds figures were made, from what `measured_on` said."""
+    found = re.search(r"[(,] ?(by product|product .*)\)$", measured)
+    return "" if found is None else found.group(1)

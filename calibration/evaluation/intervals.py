@@ -11,7 +11,7 @@ perfect in every resample, so its interval has no width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -244,7 +244,7 @@ def pixel_intervals(
         masks: bool [N, H, W].
         use: bool [N], the images that were ranked.
         ranking: What `rank_pixels` gave for these images.
-        inside: bool [H, W], the pixels that were ranked; all by default.
+        inside: bool [H, W] or [N, H, W], the pixels that were ranked; all by default.
         confidence: Confidence of the intervals, a fraction.
         resamples: Number of bootstrap samples.
         seed: Seed of the random draws.
@@ -281,10 +281,11 @@ def _pixel_histograms(
     bins = len(edges) + 1
     false, true, overlap = (np.zeros((len(chosen), bins)) for _ in range(3))
     regions = np.zeros(len(chosen))
+    counts = None if inside is None else np.broadcast_to(inside, maps.shape)
     for row, index in enumerate(chosen):
         mask = masks[index]
         place = len(edges) - np.searchsorted(edges, maps[index], side="right")  # 0 is the highest bin
-        false[row] = np.bincount(place[~mask if inside is None else inside & ~mask], minlength=bins)
+        false[row] = np.bincount(place[~mask if counts is None else counts[index] & ~mask], minlength=bins)
         if mask.any():
             share, regions[row] = region_shares(mask)
             true[row] = np.bincount(place[mask], minlength=bins)
@@ -342,14 +343,24 @@ def rank_bound(n: int, rank: int, confidence: float) -> float:
     return upper_bound(n - rank, n, confidence)
 
 
-def images_needed(false_reject_rate: float, confidence: float) -> int:
+def images_needed(false_reject_rate: float, confidence: float, zones: int = 1) -> int:
     """Return the least number of normal images that supports a claim: ln(1 - confidence) / ln(1 - rate), rounded up.
+
+    With several zones it is the least n whose bound of one cut in each zone is within the rate; see
+    `flawscope.calibration.thresholds.joint_thresholds`.
+
+    Args:
+        false_reject_rate: Share of normal images that may be rejected, a fraction.
+        confidence: One-sided confidence of the claim, a fraction.
+        zones: Number of zones that share the rate; 1 for a bundle without zones.
 
     Raises:
         ArgumentError: If a fraction is not between 0 and 1.
     """
     check_fraction(false_reject_rate, "false-reject rate")
     check_fraction(confidence, "confidence")
+    if zones > 1:
+        return _least(lambda n: upper_bound(zones - 1, n, confidence) <= false_reject_rate, zones)
     # With the largest score as threshold (k = n), P is at most r with confidence c when 1 - (1 - r)^n >= c.
     needed = math.ceil(math.log1p(-confidence) / math.log1p(-false_reject_rate))
     # The quotient may land on the wrong side of an integer by one rounding. The bound itself decides, so that this
@@ -359,6 +370,17 @@ def images_needed(false_reject_rate: float, confidence: float) -> int:
     while rank_bound(needed, needed, confidence) > false_reject_rate:
         needed += 1
     return max(needed, 1)
+
+
+def _least(holds: Callable[[int], bool], first: int) -> int:
+    """Return the least number from `first` on for which something holds that goes on to hold."""
+    low, high = first - 1, first
+    while not holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def in_parts(rate: float) -> str:

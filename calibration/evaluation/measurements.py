@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array
-from flawscope.bundle import Manifest, mask_on_map, region_mask
+from flawscope.bundle import Manifest, PartShift, Thresholds, mask_on_map, move_mask, region_mask
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
@@ -20,18 +20,31 @@ from flawscope.imaging.images import prepare_mask, resize
 from flawscope.progress import Progress
 
 if TYPE_CHECKING:
-    from flawscope.runtime import Box, Inspector
+    from flawscope.runtime import Box, Inspector, Result
+    from flawscope.runtime.results import ZoneScore
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of the runtime for one image; `fault` is None when it has a usable score."""
+    """Result of the runtime for one image.
+
+    Attributes:
+        decision: What was decided.
+        fault: Why there is no usable score; None when there is one.
+        boxes: Regions above the pixel threshold.
+        total_ms: Time from file to decision, in milliseconds.
+        notes: In what the image is unlike those that the bundle learned from.
+        zones: Score and threshold of each zone; empty without zones.
+        pixel_threshold: That of the image's product; None where all images have the same.
+    """
 
     decision: Literal["accept", "reject", "fault"]
     fault: str | None
     boxes: tuple[Box, ...]
     total_ms: float
     notes: tuple[str, ...] = ()
+    zones: tuple[ZoneScore, ...] = ()
+    pixel_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,9 @@ class Measured:
     Attributes:
         samples: The images.
         outcomes: Their decisions.
-        scores: float64 [N]; 0 where an image could not be scored.
+        scores: float64 [N]; 0 where an image could not be scored. With zones and thresholds, the largest score minus
+            threshold of an image's zones, and by product the score minus the threshold of its product: where thresholds
+            differ, scores alone have no common rank.
         maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
         masks: bool [N, H, W]; all false where there is no pixel truth.
         usable: bool [N], images that were scored.
@@ -50,7 +65,10 @@ class Measured:
         diameters: float64 [N], diameter of a circle of the area of the largest defect of an image, in pixels of the
             model's input (of a tile, where images are cut); NaN where no mask has a pixel.
         outside: bool [N], anomalous images whose mask has pixels, all of them outside of the region of interest.
-        inside: bool [H, W], the pixels of maps and masks in the region of interest; None without one.
+        inside: The pixels of maps and masks in the region of interest, bool [H, W], or [N, H, W] where it follows the
+            part; None without one.
+        pixel_thresholds: float32 [H, W], the threshold of each pixel of the maps; None without zones, where all have
+            one, and without thresholds.
     """
 
     samples: tuple[Sample, ...]
@@ -64,6 +82,7 @@ class Measured:
     diameters: Float64Array
     outside: BoolArray
     inside: BoolArray | None = None
+    pixel_thresholds: Float32Array | None = None
 
     @property
     def labels(self) -> BoolArray:
@@ -83,24 +102,46 @@ class Measured:
             mask_lost=self.mask_lost[rows],
             diameters=self.diameters[rows],
             outside=self.outside[rows],
-            inside=self.inside,
+            inside=self.inside if self.inside is None or self.inside.ndim == 2 else self.inside[rows],
+            pixel_thresholds=self.pixel_thresholds,
         )
 
+    def pixel_threshold(self, row: int, common: float) -> float | Float32Array:
+        """Return the threshold on the pixels of the image in a row, or one for each, float32 [H, W].
 
-def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> Measured:
-    """Score images through the runtime, one at a time, and read their masks."""
+        Args:
+            row: Row of the image.
+            common: The threshold where neither product nor zones have another.
+        """
+        own = self.outcomes[row].pixel_threshold
+        if own is not None:
+            return own
+        return common if self.pixel_thresholds is None else self.pixel_thresholds
+
+
+def measure_images(
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    progress: Progress,
+    products: Mapping[str, Thresholds] | None = None,
+) -> Measured:
+    """Score images through the runtime, one at a time, and read their masks.
+
+    Args:
+        inspector: A bundle made ready.
+        samples: The images.
+        progress: Called after each image.
+        products: The thresholds of each category, where images are judged by those of theirs; None for the common ones.
+    """
     # Maps with letterbox show the image alone; all come to one size here, and so do their masks.
     spec = inspector.manifest.input.stretched
     is_calibrated = inspector.thresholds is not None
     # Masks are read first: a broken one stops the evaluation before the long part.
-    inside = _inside(inspector)
-    masks, mask_lost, outside, diameters = [], [], [], []
+    masks, mask_lost, diameters = [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
-        outside.append(inside is not None and small is not None and bool(small.any()) and not (small & inside).any())
-        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
-        masks.append(small if small is None or inside is None else small & inside)
+        masks.append(small)
         diameters.append(math.nan if mask is None else _diameter(mask, inspector.manifest))
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
@@ -109,13 +150,32 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
     maps = np.zeros((len(samples), *spec.size), np.float32)
     usable = np.zeros(len(samples), np.bool_)
     outcomes = []
-    for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress)):
+    shifts = []
+    by_product = products is not None
+    for index, (sample, result) in enumerate(
+        score_samples(inspector, samples, "Scoring", progress, by_product=by_product)
+    ):
         fault = fault_of(result, is_calibrated=is_calibrated)
         total_ms = result.timings_ms.get("total", 0.0)
-        outcomes.append(Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes))
+        pixel = None if products is None else products[sample.category].pixel.value
+        shifts.append(result.part_shift)
+        outcomes.append(
+            Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones, pixel)
+        )
         if fault is None and result.score is not None and result.anomaly_map is not None:
-            scores[index], maps[index], usable[index] = result.score, _resized(result.anomaly_map, spec.size), True
+            scores[index], maps[index], usable[index] = (
+                _rank(result, by_product),
+                _resized(result.anomaly_map, spec.size),
+                True,
+            )
+    inside = _inside(inspector, shifts)
     stacked = stack_masks(masks, spec.size)
+    has_pixels = stacked.any(axis=(1, 2))
+    outside = np.zeros(len(stacked), np.bool_)
+    if inside is not None:
+        # What lies outside of the region is neither a defect that was missed nor a normal pixel.
+        stacked &= inside
+        outside[has_pixels & ~stacked.any(axis=(1, 2))] = True
     good = np.array([not sample.is_anomalous for sample in samples], np.bool_)
     # An anomalous image without a mask must not count here: its empty mask would call all its defect pixels normal.
     has_truth = usable & (good | stacked.any(axis=(1, 2)))
@@ -129,18 +189,47 @@ def measure_images(inspector: Inspector, samples: Sequence[Sample], progress: Pr
         has_truth=has_truth,
         mask_lost=np.array(mask_lost, np.bool_),
         diameters=np.array(diameters, np.float64),
-        outside=np.array(outside, np.bool_),
+        outside=outside,
         inside=inside,
+        pixel_thresholds=_pixel_thresholds(inspector),
     )
 
 
-def _inside(inspector: Inspector) -> BoolArray | None:
-    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one."""
+def _rank(result: Result, by_product: bool) -> float:
+    """Return the number by which an image is ranked among others."""
+    score = 0.0 if result.score is None else result.score
+    is_relative = by_product or bool(result.zones)
+    return score if not is_relative or result.threshold is None else score - result.threshold
+
+
+def _pixel_thresholds(inspector: Inspector) -> Float32Array | None:
+    """Return the threshold of each pixel at the size of the maps; None where all have one, or there are none."""
+    if inspector.thresholds is None or not inspector.thresholds.of_zones:
+        return None
+    found = inspector.pixel_thresholds(np.zeros(inspector.manifest.input.stretched.size, np.float32))
+    return found if isinstance(found, np.ndarray) else None
+
+
+def _inside(inspector: Inspector, shifts: Sequence[PartShift | None]) -> BoolArray | None:
+    """Return which pixels lie in the bundle's region of interest, at the size of the maps; None without one.
+
+    Args:
+        inspector: The bundle.
+        shifts: How far the part of each image lies off, as the results say.
+    """
     manifest, spec = inspector.manifest, inspector.manifest.input.stretched
     if manifest.region is None:
         return None
     mask = region_mask(manifest.region, str(inspector.bundle.path))
-    return mask_on_map(mask, spec if manifest.map_spec is not None else None, spec.size)
+    geometry = spec if manifest.map_spec is not None else None
+    if manifest.region.followed is None:
+        return mask_on_map(mask, geometry, spec.size)
+    # Of a fault nobody knows where the region lies: all counts, so that its image is not left out as one outside.
+    inside = np.ones((len(shifts), *spec.size), np.bool_)
+    for row, shift in enumerate(shifts):
+        if shift is not None:
+            inside[row] = mask_on_map(move_mask(mask, *shift.on(mask)), geometry, spec.size)
+    return inside
 
 
 def _diameter(mask: BoolArray, manifest: Manifest) -> float:

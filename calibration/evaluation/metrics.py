@@ -133,28 +133,31 @@ def rank_pixels(
         masks: bool [N, H, W], true on defects.
         use: bool [N], the images to take; all by default. An anomalous image without pixel truth must be left out,
             because its empty mask would call every defect pixel good.
-        inside: bool [H, W], the pixels that count; all by default. Masks have to be empty outside.
+        inside: bool [H, W] or [N, H, W], the pixels that count; all by default. Masks have to be empty outside.
 
     Raises:
         ArgumentError: If shapes differ or a map is not finite.
     """
     check_array(maps, "maps", ("N", "H", "W"), np.float32)
-    counts = (
-        np.ones(maps.shape[1:], np.bool_) if inside is None else check_array(inside, "inside", maps.shape[1:], bool)
+    counts = np.broadcast_to(
+        np.ones(maps.shape[1:], np.bool_)
+        if inside is None
+        else check_array(inside, "inside", maps.shape[-inside.ndim :], np.bool_),
+        maps.shape,
     )
     check_array(masks, "masks", maps.shape, np.bool_)
     chosen = np.flatnonzero(
         np.ones(len(maps), np.bool_) if use is None else check_array(use, "use", (len(maps),), bool)
     )
     # Allocated once at its size: concatenating parts would hold all defect-free pixels, which are nearly all, twice.
-    free = np.empty(int(sum(np.count_nonzero(counts & ~masks[i]) for i in chosen)), np.float32)
+    free = np.empty(int(sum(np.count_nonzero(counts[i] & ~masks[i]) for i in chosen)), np.float32)
     filled, regions = 0, 0
     scores: list[Float32Array] = []
     shares: list[Float64Array] = []
     for i in chosen:
         if not np.isfinite(maps[i]).all():
             raise ArgumentError(f"maps: expected finite numbers, got NaN or infinity in map {i}.")
-        good = maps[i][counts & ~masks[i]]
+        good = maps[i][counts[i] & ~masks[i]]
         free[filled : filled + good.size] = good
         filled += good.size
         if masks[i].any():

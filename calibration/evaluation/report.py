@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from flawscope import __version__
 from flawscope.arrays import Float64Array
+from flawscope.bundle import Threshold, Thresholds
 from flawscope.calibration.evaluation import report_images, report_plots
 from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_lines, span_of
 from flawscope.calibration.evaluation.evaluate import Evaluation
@@ -156,7 +157,7 @@ def span(interval: Interval | None) -> str:
 
 def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     figures, measured, manifest = evaluation.figures, evaluation.measured, evaluation.manifest
-    thresholds = evaluation.in_force.thresholds
+    thresholds = evaluation.thresholds
     image = thresholds.image.value if thresholds else None
     good = ~measured.labels
     scale = report_images.make_scale(
@@ -168,6 +169,8 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
     return {
         "figures": figures,
         "manifest": manifest,
+        "judged_by": "zone" if thresholds and thresholds.of_zones else "product" if evaluation.products else "",
+        "threshold_rows": _threshold_rows(thresholds, evaluation.products),
         "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
         "version": __version__,
         "headlines": [
@@ -182,12 +185,25 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "scale": scale,
         "colour_bar": report_images.colour_bar(scale),
         "galleries": _galleries(evaluation, scale),
-        "here": measured_on(figures.backend, figures.path, figures.precision),
+        "here": measured_on(figures.backend, figures.path, figures.precision, figures.judged),
         "drift_names": DRIFT_NAMES,
         "paired_lines": paired_lines,
         "drawn": manifest.evidence.drawn,
         "faults": [(_relative(evaluation, Path(fault.image)), fault.reason) for fault in figures.faults],
     }
+
+
+def _threshold_rows(thresholds: Thresholds | None, products: Mapping[str, Thresholds]) -> list[tuple[str, Threshold]]:
+    """Return what each threshold is on, and it itself."""
+    if thresholds is None:
+        return []
+    of = [(zone.name, zone.image, zone.pixel) for zone in thresholds.of_zones]
+    of += [(name, own.image, own.pixel) for name, own in sorted(products.items())]
+    if of:
+        return [
+            row for name, image, pixel in of for row in ((f"image score, {name}", image), (f"pixels, {name}", pixel))
+        ]
+    return [("image score", thresholds.image), ("pixels of the map", thresholds.pixel)]
 
 
 def _leak_rows(figures: Figures) -> list[Row]:
@@ -291,13 +307,17 @@ def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
     sample, outcome = measured.samples[row], measured.outcomes[row]
     spec = evaluation.manifest.input
     image, mask = read_image(sample.path, spec.bits), sample.read_mask() if sample.is_anomalous else None
+    heat = measured.maps[row]
+    if measured.pixel_thresholds is not None or outcome.pixel_threshold is not None:
+        # Moved so that the threshold of each zone or product is where the colour changes.
+        heat = heat - np.float32(measured.pixel_threshold(row, scale.middle)) + np.float32(scale.middle)
     return Card(
         title=_relative(evaluation, sample.path),
         kind=sample.defect,
         decision=outcome.decision,
         score=float(measured.scores[row]),
         plain=report_images.plain(image),
-        heat=report_images.overlay(image, measured.maps[row], spec.stretched, scale, mask, outcome.boxes),
+        heat=report_images.overlay(image, heat, spec.stretched, scale, mask, outcome.boxes),
         has_outline=mask is not None and bool(mask.any()),
         boxes=len(outcome.boxes),
     )

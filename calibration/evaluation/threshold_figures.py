@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from flawscope.arrays import BoolArray, Float64Array
+from flawscope.arrays import BoolArray, Float32Array, Float64Array
 from flawscope.bundle import Thresholds
-from flawscope.calibration.evaluation.figures import SizeFigures
+from flawscope.calibration.evaluation.figures import SizeFigures, ZoneFigures
 from flawscope.calibration.evaluation.intervals import Interval, draw_counts, percentile_interval, rate
 from flawscope.calibration.evaluation.measurements import Measured
 
@@ -27,9 +27,10 @@ def pixel_figures_at_threshold(
     use = measured.has_truth
     if thresholds is None or not measured.masks[use].any():
         return values, {}
+    common = thresholds.pixel.value
     # One image at a time: a comparison of all maps at once would take as much memory as the masks once more.
     counts = np.array(
-        [_counts(measured, int(row), thresholds.pixel.value) for row in np.flatnonzero(use)],
+        [_counts(measured, int(row), measured.pixel_threshold(int(row), common)) for row in np.flatnonzero(use)],
         np.float64,
     )
     anomalous: BoolArray = np.asarray(measured.masks[use].any(axis=(1, 2)), np.bool_)
@@ -41,11 +42,11 @@ def pixel_figures_at_threshold(
     return {name: float(value[0]) for name, value in found.items()}, intervals
 
 
-def _counts(measured: Measured, row: int, threshold: float) -> tuple[int, int, int]:
+def _counts(measured: Measured, row: int, threshold: float | Float32Array) -> tuple[int, int, int]:
     """Return the pixels of an image that are called and defective, only called, and only defective."""
     called, mask = measured.maps[row] > threshold, measured.masks[row]
     if measured.inside is not None:
-        called &= measured.inside  # masks are empty outside already
+        called &= np.broadcast_to(measured.inside, measured.maps.shape)[row]  # masks are empty outside already
     both = int(np.count_nonzero(called & mask))
     return both, int(np.count_nonzero(called)) - both, int(np.count_nonzero(mask)) - both
 
@@ -76,6 +77,23 @@ def recall_by_size(measured: Measured, thresholds: Thresholds | None) -> tuple[S
                 smallest_px=float(measured.diameters[group[0]]),
                 largest_px=float(measured.diameters[group[-1]]),
                 detection=rate(found, len(group)),
+            )
+        )
+    return tuple(figures)
+
+
+def zone_figures(measured: Measured, thresholds: Thresholds | None) -> tuple[ZoneFigures, ...]:
+    """Return what each zone rejected, in the order of the zones; empty without zones or thresholds."""
+    figures = []
+    for index, own in enumerate(() if thresholds is None else thresholds.of_zones):
+        rejected = np.array([bool(row.zones) and row.zones[index].is_rejected for row in measured.outcomes], np.bool_)
+        good, defective = measured.usable & ~measured.labels, measured.usable & measured.labels
+        figures.append(
+            ZoneFigures(
+                zone=own.name,
+                image_threshold=own.image.value,
+                false_reject=rate(int((rejected & good).sum()), int(good.sum())),
+                detection=rate(int((rejected & defective).sum()), int(defective.sum())),
             )
         )
     return tuple(figures)

@@ -25,8 +25,8 @@ from flawscope.files import temporary_folder
 OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators that are quantised: nearly all multiplications are in them."""
 
-_RESAMPLING = "alignment/"
-"""Module whose products resample feature stages: their matrices say places and are no weights."""
+_RESAMPLING = ("alignment/", "backbone.resizing.")
+"""Modules whose products resample feature stages, or images: their matrices say places and are no weights."""
 
 _CHUNK = 4
 """Images whose activations are held at a time: all of them together would take gigabytes."""
@@ -46,7 +46,7 @@ class Quantiser:
         progress: Told how many images are done.
 
     Attributes:
-        operators: Name of every operator that can be quantised -> its type; those that resample stages cannot.
+        operators: Name of every operator that can be quantised -> its type; those that resample cannot.
 
     Raises:
         ArgumentError: If there is no image or the method is not known.

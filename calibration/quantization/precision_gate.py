@@ -105,7 +105,7 @@ def _image_auroc(measured: Measured) -> float | None:
 
 
 def _pixel_auroc(measured: Measured) -> float | None:
-    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth)
+    ranking = rank_pixels(measured.maps, measured.masks, measured.has_truth, measured.inside)
     return None if ranking is None else pixel_auroc(ranking)
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,26 +18,29 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float64Array
-from flawscope.bundle import (
-    Guarantee,
-    Manifest,
-    Threshold,
-    ThresholdChange,
-    ThresholdLimits,
-    Thresholds,
-    change_bundle,
-    check_changeable,
-    open_bundle,
-    read_image_hashes,
-)
+from flawscope.bundle import Manifest, Threshold, Thresholds, check_changeable, open_bundle, read_image_hashes
 from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspector, score_samples, unlike_notes
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.expectation import expectation
-from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, f1_threshold, order_statistic_threshold
+from flawscope.calibration.thresholds.normal_quantile import f1_threshold
+from flawscope.calibration.thresholds.product_thresholds import check_product_request, product_notes, with_products
 from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
-from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand, limits_from_scores
-from flawscope.calibration.thresholds.threshold_notes import claim_notes, cross_note, highest_first, outlying_notes
+from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand
+from flawscope.calibration.thresholds.threshold_notes import (
+    claim_notes,
+    cross_note,
+    highest_first,
+    outlying_notes,
+    zone_notes,
+)
+from flawscope.calibration.thresholds.threshold_record import write_changed
+from flawscope.calibration.thresholds.thresholds_from_scores import (
+    thresholds_from_scores,
+    with_limits,
+    zone_thresholds_from_scores,
+)
+from flawscope.calibration.thresholds.zones_by_hand import check_zone_request, zone_by_hand
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import Dataset, Sample
 from flawscope.errors import ArgumentError, DataError
@@ -102,13 +104,33 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class _Claim:
+    """What was asked for; see `calibrate_bundle`. The limits are those of image and pixel threshold."""
+
+    false_reject_rate: float
+    confidence: float
+    min_area_px: int | None
+    limits: tuple[Range | None, Range | None]
+    by_product: bool
+
+
+@dataclass(frozen=True)
 class _Scores:
-    """Scores float64 [N], map maxima float64 [N], which of the images are anomalous, bool [N], and notes on each."""
+    """What was measured on each image.
+
+    Attributes:
+        image: Scores, float64 [N].
+        map_max: Largest values of the maps, float64 [N].
+        labels: Which images are anomalous, bool [N].
+        notes: Notes on each.
+        zones: Scores in each of K zones, float64 [N, K]; K is 0 without zones.
+    """
 
     image: Float64Array
     map_max: Float64Array
     labels: BoolArray
     notes: tuple[tuple[str, ...], ...]
+    zones: Float64Array
 
 
 def calibrate_bundle(
@@ -124,6 +146,7 @@ def calibrate_bundle(
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
+    by_product: bool = False,
     command: str,
     progress: Progress = no_progress,
 ) -> Calibration:
@@ -145,6 +168,7 @@ def calibrate_bundle(
         precision: The precision whose thresholds are set: each has its own, because its scores differ.
         support: The support set whose images and near duplicates are left out of the test images; for the objective
             `f1` alone.
+        by_product: Whether each category of a dataset of all gets thresholds of its own beside the common ones.
         command: The command line, for the record.
         progress: Called after each image.
 
@@ -167,6 +191,7 @@ def calibrate_bundle(
         backend=backend,
         precision=precision,
         support=support,
+        by_product=by_product,
         progress=progress,
     )
     return write_thresholds(proposal, command=command)
@@ -185,6 +210,7 @@ def propose_thresholds(
     backend: str = "auto",
     precision: str = "fp32",
     support: SupportRecord | None = None,
+    by_product: bool = False,
     progress: Progress = no_progress,
 ) -> Proposal:
     """Compute both thresholds as `calibrate_bundle` does, and leave the bundle as it is.
@@ -201,41 +227,55 @@ def propose_thresholds(
     _check_area(min_area_px)
     require("scipy.stats", "scipy", "setting thresholds")  # before the images are scored, not after
     check_changeable(path)
-    limits = image_limits, pixel_limits
+    claim = _Claim(false_reject_rate, confidence, min_area_px, (image_limits, pixel_limits), by_product)
     cross = _cross_scores(path, objective, precision)
     if dataset is None:
         if cross is None:
             raise DataError(
                 f"{path}: expected scores of cross-fitting, since no dataset was named, got a bundle without them in "
-                f"{precision}, or with a region of interest, where they are others. Name the normal images with --data."
+                f"{precision}, or with a region of interest or zones, where they are others. Name the normal images "
+                "with --data."
             )
         if backend != "auto":
             raise ArgumentError(
                 f"backend: expected auto with cross-fitted scores, which torch computed in training, got {backend!r}. "
                 "Leave it out, or name images that the detector has not learned from with --data."
             )
-        return _propose_from_cross(path, cross, None, false_reject_rate, confidence, min_area_px, limits)
+        return _propose_from_cross(path, cross, None, dataset, claim)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
+        check_zone_request(path, manifest, objective, claim.limits)
+        if by_product:
+            check_product_request(path, manifest, dataset, objective)
         hashes = read_image_hashes(inspector.bundle)
         chosen = choose_images(dataset, hashes, objective, support, progress)
         # By their number alone, never by the scores: a choice that looked at them would void the bound.
         if cross is not None and len(chosen.samples) < len(cross.images):
-            return _propose_from_cross(path, cross, chosen, false_reject_rate, confidence, min_area_px, limits)
+            return _propose_from_cross(path, cross, chosen, dataset, claim)
         check_images(dataset, chosen, objective, "" if hashes.cross is None or precision == "fp32" else precision)
         scores = _score(inspector, chosen.samples, progress)
         scored_on = inspector.backend
     good = ~scores.labels
-    image = order_statistic_threshold(scores.image[good], false_reject_rate, confidence)
-    # The largest value of each map, not all pixels: pixels of one image are not independent, and the bound is then on
-    # normal images with any pixel above the threshold.
-    pixel = order_statistic_threshold(scores.map_max[good], false_reject_rate, confidence)
-    new = Thresholds(_record(image, scored_on), _record(pixel, scored_on))
-    if objective == "f1":
-        value = f1_threshold(scores.image, scores.labels)
-        new = msgspec.structs.replace(new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on))
-    new = _with_limits(new, scores.image[good], scores.map_max[good], limits)
+    if manifest.drawn_zones is not None:
+        new, image = zone_thresholds_from_scores(
+            manifest.drawn_zones.names, scores.zones[good], false_reject_rate, confidence, scored_on
+        )
+    else:
+        new, image = thresholds_from_scores(
+            scores.image[good], scores.map_max[good], false_reject_rate, confidence, scored_on
+        )
+        if objective == "f1":
+            value = f1_threshold(scores.image, scores.labels)
+            new = msgspec.structs.replace(
+                new, image=Threshold(value, "f1", images=len(scores.image), backend=scored_on)
+            )
+        new = with_limits(new, scores.image[good], scores.map_max[good], claim.limits)
+        if by_product:
+            products = [sample.category for sample in itertools.compress(chosen.samples, good)]
+            new = with_products(
+                new, products, scores.image[good], scores.map_max[good], false_reject_rate, confidence, scored_on
+            )
     names = [sample.path for sample in itertools.compress(chosen.samples, good)]
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
@@ -246,7 +286,9 @@ def propose_thresholds(
         notes=(
             *unlike_notes(manifest, dataset.category, scores.notes),
             *outlying_notes(names, scores.image[good], scores.map_max[good]),
-            *claim_notes(image, objective),
+            *zone_notes(image, new),
+            *product_notes(manifest.thresholds_of(precision), new),
+            *claim_notes(image, objective, has_zones=bool(new.of_zones)),
         ),
         backend=scored_on,
         highest=highest_first(names, scores.image[good])[:_LISTED],
@@ -261,31 +303,31 @@ def _cross_scores(path: Path, objective: Objective, precision: str) -> CrossScor
     if objective != "good" or precision != "fp32":
         return None
     with open_bundle(path) as bundle:
-        # They are of the whole image: with a region of interest every score is another number.
-        if bundle.manifest.kind != "score" or bundle.manifest.region is not None:
+        # They are of the whole image: with a region of interest or zones every score is another number.
+        manifest = bundle.manifest
+        if manifest.kind != "score" or manifest.region is not None or manifest.drawn_zones is not None:
             return None
         return read_image_hashes(bundle).cross
 
 
 def _propose_from_cross(
-    path: Path,
-    cross: CrossScores,
-    chosen: ChosenImages | None,
-    false_reject_rate: float,
-    confidence: float,
-    min_area_px: int | None,
-    limits: tuple[Range | None, Range | None],
+    path: Path, cross: CrossScores, chosen: ChosenImages | None, dataset: Dataset | None, claim: _Claim
 ) -> Proposal:
     """Return thresholds on the cross-fitted scores of a bundle; no image is scored."""
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
+    if claim.by_product:
+        check_product_request(path, manifest, dataset, "good")
+    rate, confidence = claim.false_reject_rate, claim.confidence
     scores, map_max = np.array(cross.scores), np.array(cross.map_max)
-    image = order_statistic_threshold(scores, false_reject_rate, confidence)
-    pixel = order_statistic_threshold(map_max, false_reject_rate, confidence)
-    new = Thresholds(_record(image, TORCH, "estimated"), _record(pixel, TORCH, "estimated"))
-    new = _with_limits(new, scores, map_max, limits)
+    new, image = thresholds_from_scores(scores, map_max, rate, confidence, TORCH, "estimated")
+    new = with_limits(new, scores, map_max, claim.limits)
     files = {} if chosen is None else {content: path for path, content in chosen.contents.items()}
     names = [files.get(content, Path(f"image {content[:19]}")) for content in cross.images]
+    if claim.by_product and dataset is not None:
+        categories = {sample.path: sample.category for sample in dataset.samples}
+        products = [categories.get(name, "") for name in names]
+        new = with_products(new, products, scores, map_max, rate, confidence, TORCH, "estimated")
     left_out: tuple[tuple[str, int], ...] = ()
     if chosen is not None and chosen.samples:
         reason = f"that are new, since the detector has cross-fitted scores of {len(cross.images)} that it learned"
@@ -293,28 +335,20 @@ def _propose_from_cross(
     calibration = Calibration(
         old=manifest.thresholds,
         new=new,
-        min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
+        min_area_px=manifest.min_area_px if claim.min_area_px is None else claim.min_area_px,
         images_needed=image.images_needed,
         left_out=left_out,
         notes=(
             *outlying_notes(names, scores, map_max),
             cross_note(cross, manifest),
+            *product_notes(manifest.thresholds, new),
             *claim_notes(image, "good", is_crossed=True),
         ),
         backend=TORCH,
         highest=highest_first(names, scores)[:_LISTED],
         expectation=expectation(image, is_estimated=True),
     )
-    return Proposal(path, manifest, "fp32", min_area_px, calibration)
-
-
-def _with_limits(
-    new: Thresholds, image: Float64Array, map_max: Float64Array, given: tuple[Range | None, Range | None]
-) -> Thresholds:
-    """Return thresholds with limits from scores of normal images, or those that are given."""
-    limits = ThresholdLimits(limits_from_scores(new.image.value, image), limits_from_scores(new.pixel.value, map_max))
-    new = msgspec.structs.replace(new, limits=limits)
-    return msgspec.structs.replace(new, limits=limits_by_hand(new, *given))
+    return Proposal(path, manifest, "fp32", claim.min_area_px, calibration)
 
 
 def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
@@ -328,7 +362,7 @@ def write_thresholds(proposal: Proposal, *, command: str) -> Calibration:
         StorageError: If the bundle cannot be changed.
     """
     wanted = proposal.calibration.new
-    old, written = _write(
+    old, written = write_changed(
         proposal.path, proposal.read, proposal.precision, lambda _: wanted, proposal.min_area_px, command
     )
     return replace(proposal.calibration, old=old, min_area_px=written.min_area_px)
@@ -342,17 +376,18 @@ def set_thresholds(
     *,
     image_limits: Range | None = None,
     pixel_limits: Range | None = None,
+    zone: str | None = None,
     precision: str = "fp32",
     command: str,
 ) -> Calibration:
-    """Set thresholds of one precision by hand; None keeps a threshold.
+    """Set thresholds of one precision by hand; None keeps a threshold. With zones they are those of one of them.
 
     Limits of threshold overlays are kept too where the new thresholds lie within them; otherwise there are none any
     more, unless they are given. Where only those of one threshold are given, an overlay may not move the other.
 
     Raises:
         ArgumentError: If a number is not finite, a threshold lies outside of the limits that were given, the bundle
-            does not score or lacks the precision, or it has no thresholds yet and gets only one.
+            does not score or lacks the precision or zone, or it has no thresholds yet and gets only one.
     """
     _check_area(min_area_px)
     for name, value in (("image threshold", image), ("pixel threshold", pixel)):
@@ -362,8 +397,13 @@ def set_thresholds(
         manifest = bundle.manifest
     if manifest.kind != "score":
         raise ArgumentError(f"{path}: expected a bundle that scores, got one that draws defects. It has no thresholds.")
+    check_zone_request(path, manifest, "good", (image_limits, pixel_limits))
+    if manifest.drawn_zones is None and zone is not None:
+        raise ArgumentError(f"{path}: expected no zone, since the bundle has none, got {zone!r}. Leave --zone out.")
 
     def by_hand(old: Thresholds | None) -> Thresholds:
+        if manifest.drawn_zones is not None:
+            return zone_by_hand(path, manifest, old, zone, image, pixel)
         new_image = Threshold(image, "manual") if image is not None else old.image if old else None
         new_pixel = Threshold(pixel, "manual") if pixel is not None else old.pixel if old else None
         if new_image is None or new_pixel is None:
@@ -371,13 +411,17 @@ def set_thresholds(
                 f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
                 "Give both, or calibrate with --data."
             )
-        new = Thresholds(new_image, new_pixel, old.limits if old else None)
+        limits, products = (old.limits, old.products) if old else (None, msgspec.UNSET)
+        new = Thresholds(new_image, new_pixel, limits, products=products)
         return msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
 
-    old, written = _write(path, manifest, precision, by_hand, min_area_px, command)
+    old, written = write_changed(path, manifest, precision, by_hand, min_area_px, command)
     new = by_hand(old)
     no_bound = "Thresholds set by hand have no bound on false rejects. Measure them with flawscope evaluate."
-    notes = [no_bound] if "manual" in (new.image.method, new.pixel.method) else []
+    of_zones = [threshold.method for own in new.of_zones for threshold in (own.image, own.pixel)]
+    notes = [no_bound] if "manual" in (new.image.method, new.pixel.method, *of_zones) else []
+    if new.by_product and (image, pixel) != (None, None):
+        notes.append("The thresholds by product are as they were: these are the common ones.")
     if old is not None and old.limits is not None and new.limits is None:
         notes.append(
             "The new thresholds lie outside of the limits of threshold overlays, which were removed: no overlay is "
@@ -393,14 +437,16 @@ def _check_area(min_area_px: int | None) -> None:
 
 def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) -> _Scores:
     """Score all images; raises when one cannot be scored, because the rest would be a selected sample."""
-    image, map_max, faults, notes = [], [], [], []
+    image, map_max, zones, faults, notes = [], [], [], [], []
     for sample, result in score_samples(inspector, samples, "Scoring", progress):
         fault = fault_of(result, is_calibrated=False)
         if fault is not None or result.score is None or result.anomaly_map is None:
             faults.append(f"{sample.path} ({fault})")
         else:
             # float: Python's is 64 bits, and a float32 score becomes the threshold without rounding.
-            image.append(float(result.score))
+            zones.append([zone.score for zone in result.zones])
+            # With zones the score of the result is that of the zone that decides, by thresholds that are to go.
+            image.append(max(zones[-1], default=float(result.score)))
             map_max.append(float(result.anomaly_map.max()))
             notes.append(result.notes)
     if faults:
@@ -410,50 +456,4 @@ def _score(inspector: Inspector, samples: Sequence[Sample], progress: Progress) 
             f"{'; '.join(faults[:_LISTED])}{unlisted}. Thresholds are unchanged. Repair or remove these images."
         )
     labels = np.array([sample.is_anomalous for sample in samples], np.bool_)
-    return _Scores(np.array(image), np.array(map_max), labels, tuple(notes))
-
-
-def _record(statistic: OrderStatistic, backend: str, guarantee: Guarantee = "bound") -> Threshold:
-    return Threshold(
-        value=statistic.value,
-        method="order-statistic",
-        images=statistic.images,
-        false_reject_rate=statistic.false_reject_rate,
-        confidence=statistic.confidence,
-        upper_bound=statistic.upper_bound,
-        backend=backend,
-        guarantee=guarantee,
-    )
-
-
-def _write(
-    path: Path,
-    read: Manifest,
-    precision: str,
-    decide: Callable[[Thresholds | None], Thresholds],
-    min_area_px: int | None,
-    command: str,
-) -> tuple[Thresholds | None, Manifest]:
-    """Write what `decide` makes of the thresholds in force; return those, and the manifest as written."""
-    old: Thresholds | None = None
-
-    def change(manifest: Manifest) -> Manifest:
-        # Not of the manifest that was read: others may have set thresholds since. The record says what was in force.
-        nonlocal old
-        old = manifest.thresholds_of(precision)
-        new = decide(old)
-        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        changes = [
-            ThresholdChange(when, "image", old.image.value if old else None, new.image.value, command, precision),
-            ThresholdChange(when, "pixel", old.pixel.value if old else None, new.pixel.value, command, precision),
-        ]
-        # Thresholds as before add no line: the record is of changes. Value and origin both count.
-        is_new = [old is None or old.image != new.image, old is None or old.pixel != new.pixel]
-        return msgspec.structs.replace(
-            manifest.with_thresholds(precision, new),
-            threshold_changes=(*manifest.threshold_changes, *itertools.compress(changes, is_new)),
-            min_area_px=manifest.min_area_px if min_area_px is None else min_area_px,
-        )
-
-    written = change_bundle(path, read, change)
-    return old, written
+    return _Scores(np.array(image), np.array(map_max), labels, tuple(notes), np.array(zones, np.float64))

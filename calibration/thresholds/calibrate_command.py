@@ -8,7 +8,7 @@ import click
 import msgspec
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, Threshold, making, open_bundle, read_image_hashes
+from flawscope.bundle import PRECISIONS, Threshold, Thresholds, making, open_bundle, read_image_hashes
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.calibrate import (
@@ -24,6 +24,7 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import FlawscopeError
 from flawscope.rich_console import PlainConsole
 from flawscope.terminal import command_line, echo, echo_json, progress_bars
+from flawscope.text import printable
 
 
 @click.command()
@@ -54,6 +55,12 @@ from flawscope.terminal import command_line, echo, echo_json, progress_bars
 )
 @click.option("--image-threshold", type=float, metavar="X", help="Set the image threshold by hand.")
 @click.option("--pixel-threshold", type=float, metavar="Y", help="Set the pixel threshold by hand.")
+@click.option(
+    "--by-product",
+    is_flag=True,
+    help="With --category all: thresholds for each category from its own images, beside the common ones.",
+)
+@click.option("--zone", metavar="NAME", help="Zone whose thresholds are set by hand.")
 @click.option("--min-area", type=int, metavar="PX", help="Smallest region that gets a box, in pixels of the map.")
 @click.option(
     "--image-limits",
@@ -77,6 +84,8 @@ def calibrate(
     support_folder: Path | None,
     image_threshold: float | None,
     pixel_threshold: float | None,
+    by_product: bool,
+    zone: str | None,
     min_area: int | None,
     image_limits: tuple[float, float] | None,
     pixel_limits: tuple[float, float] | None,
@@ -94,8 +103,12 @@ def calibrate(
     is_by_hand = image_threshold is not None or pixel_threshold is not None
     if is_by_hand and data is not None:
         raise click.UsageError("--data and thresholds given by hand exclude each other. Leave one out.")
+    if zone is not None and not is_by_hand:
+        raise click.UsageError("--zone goes with --image-threshold and --pixel-threshold. Leave it out.")
     if support_folder is not None and (data is None or objective != "f1"):
         raise click.UsageError("--support goes with --data and --objective f1. Leave it out.")
+    if by_product and data is None:
+        raise click.UsageError("--by-product goes with --data and --category all. Leave it out.")
     if data is None and category is not None:
         raise click.UsageError("--category goes with --data. Leave it out.")
     if data is None:
@@ -112,6 +125,7 @@ def calibrate(
                 min_area,
                 image_limits=image_limits,
                 pixel_limits=pixel_limits,
+                zone=zone,
                 precision="fp32" if precision is None else precision,
                 command=command_line(),
             )
@@ -139,6 +153,7 @@ def calibrate(
                 backend=backend,
                 precision=name,
                 support=support,
+                by_product=by_product,
                 progress=progress,
             )
         try:
@@ -176,12 +191,11 @@ def _print(result: Calibration) -> None:
     table.add_column("threshold")
     for title in ("old", "new", "images", "requested", "bound", "images needed"):
         table.add_column(title, justify="right")
-    old = result.old
-    for name, before, now in (
-        ("image", old.image if old else None, result.new.image),
-        ("pixel", old.pixel if old else None, result.new.pixel),
-    ):
-        table.add_row(name, f"{before.value:.6g}" if before else "-", f"{now.value:.6g}", *_claim(now))
+    zones = max(1, len(result.new.of_zones))
+    before = _by_name(result.old)
+    for name, now in _by_name(result.new).items():
+        old = before.get(name)
+        table.add_row(printable(name), f"{old.value:.6g}" if old else "-", f"{now.value:.6g}", *_claim(now, zones))
     console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(table)
     bound = result.new.image
@@ -209,7 +223,18 @@ def _print(result: Calibration) -> None:
         echo(f"note: {note}", err=True)
 
 
-def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
+def _by_name(thresholds: Thresholds | None) -> dict[str, Threshold]:
+    """Return the thresholds that decide, by what they are on."""
+    if thresholds is None:
+        return {}
+    of = [(f"{zone.name}, ", zone.image, zone.pixel) for zone in thresholds.of_zones]
+    if not of:
+        of = [("", thresholds.image, thresholds.pixel)]
+        of += [(f"{row.name}, ", row.image, row.pixel) for row in thresholds.by_product if row.image and row.pixel]
+    return {f"{name}{kind}": own for name, image, pixel in of for kind, own in (("image", image), ("pixel", pixel))}
+
+
+def _claim(threshold: Threshold, zones: int) -> tuple[str, str, str, str]:
     if threshold.false_reject_rate is None or threshold.upper_bound is None or threshold.confidence is None:
         return str(threshold.images) if threshold.images else "-", threshold.method, "-", "-"
     estimated = " (estimated)" if threshold.guarantee == "estimated" else ""
@@ -217,5 +242,5 @@ def _claim(threshold: Threshold) -> tuple[str, str, str, str]:
         str(threshold.images),
         f"{threshold.false_reject_rate:.2%}",
         f"{threshold.upper_bound:.2%} at {threshold.confidence:.0%}{estimated}",
-        str(images_needed(threshold.false_reject_rate, threshold.confidence)),
+        str(images_needed(threshold.false_reject_rate, threshold.confidence, zones)),
     )

@@ -172,10 +172,11 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
             raise ArgumentError(
                 f"{bundle.path}: expected a bundle of a detector, got one that draws defects. Leave it out."
             )
-        if manifest.region is not None:
+        if manifest.region is not None or manifest.drawn_zones is not None:
+            what = "a region of interest" if manifest.region is not None else "zones"
             raise ArgumentError(
-                f"{bundle.path}: expected a bundle in which defects count everywhere, got one with a region of "
-                "interest. Take it off with flawscope bundle region --clear, and set it on the ensemble."
+                f"{bundle.path}: expected a bundle in which defects count everywhere, alike, got one with {what}. "
+                "Remove that with flawscope bundle region --clear, and draw it on the ensemble."
             )
         # An image is prepared once for all members, so their maps lie on the same pixels.
         for setting, got, expected in (

@@ -68,15 +68,20 @@ def order_statistic_threshold(
     needed = images_needed(false_reject_rate, confidence)
     n = len(scores)
     # The rank depends on n alone, never on the scores: a rank chosen by looking at them would void the bound.
-    rank = n - _most_exceedances(n, false_reject_rate, confidence)
+    rank = n - most_exceedances(n, false_reject_rate, confidence)
     # An observed score, not an interpolated quantile: for a value between two scores the Beta law does not hold.
     value = float(np.partition(scores, rank - 1)[rank - 1])
     bound = rank_bound(n, rank, confidence)
     return OrderStatistic(value, rank, n, bound, false_reject_rate, confidence, needed)
 
 
-def _most_exceedances(n: int, false_reject_rate: float, confidence: float) -> int:
-    """Return the largest number of the n scores that may lie above the threshold, 0 when none may."""
+def most_exceedances(n: int, false_reject_rate: float, confidence: float) -> int:
+    """Return the largest number of n scores that may lie above a threshold with a bound, 0 when none may.
+
+    Raises:
+        ArgumentError: If a fraction is not between 0 and 1, or n is 0.
+        MissingExtra: If SciPy is not installed.
+    """
     if upper_bound(0, n, confidence) > false_reject_rate:
         return 0
     beta = require("scipy.stats", "scipy", "computing confidence bounds").beta

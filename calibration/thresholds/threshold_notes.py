@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flawscope.arrays import Float64Array
-from flawscope.bundle import Manifest
+from flawscope.bundle import Manifest, Thresholds
+from flawscope.calibration.evaluation.intervals import images_needed
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic
 from flawscope.calibration.thresholds.outlying_scores import count_outlying
 from flawscope.calibration.thresholds.threshold_images import Objective
@@ -39,9 +40,12 @@ def outlying_notes(names: Sequence[Path], scores: Float64Array, map_max: Float64
     return ()
 
 
-def claim_notes(image: OrderStatistic, objective: Objective, *, is_crossed: bool = False) -> tuple[str, ...]:
+def claim_notes(
+    image: OrderStatistic, objective: Objective, *, is_crossed: bool = False, has_zones: bool = False
+) -> tuple[str, ...]:
     """Return what limits the claim of an image threshold; empty when nothing does."""
     notes = []
+    where = " in each zone" if has_zones else ""
     if objective == "f1":
         notes.append(
             "The image threshold was chosen on labelled test images: figures at this threshold on the same images "
@@ -51,10 +55,22 @@ def claim_notes(image: OrderStatistic, objective: Objective, *, is_crossed: bool
         notes.append(
             f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
             f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
-            f"needs {image.images_needed}. The largest score of a normal image was taken. Add normal images and "
+            f"needs {image.images_needed}. The largest score of a normal image was taken{where}. Add normal images and "
             f"{'train' if is_crossed else 'calibrate'} again."
         )
     return tuple(notes)
+
+
+def zone_notes(image: OrderStatistic, thresholds: Thresholds) -> tuple[str, ...]:
+    """Return what the bound of zones is; empty without zones."""
+    if not (count := len(thresholds.of_zones)):
+        return ()
+    alone = images_needed(image.false_reject_rate, image.confidence)
+    return (
+        f"The bound is of the image as a whole: its {count} zones share the rate, so that "
+        f"{image.false_reject_rate:.2%} at {image.confidence:.0%} confidence needs {image.images_needed} normal "
+        f"images, where an image without zones needs {alone}.",
+    )
 
 
 def cross_note(cross: CrossScores, manifest: Manifest) -> str:

@@ -37,16 +37,20 @@ from flawscope.bundle.manifest import (
 from flawscope.bundle.model_identity import model_identity
 from flawscope.bundle.onnx_model import OnnxModel
 from flawscope.bundle.opening import Bundle, load_tensors, open_bundle, trusted_bundle
+from flawscope.bundle.part_place import PartFollower, PartShift, edge_left, move_mask
+from flawscope.bundle.product_thresholds import thresholds_of_product
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
 from flawscope.bundle.threshold_structs import (
     Guarantee,
     Limits,
+    ProductThresholds,
     Threshold,
     ThresholdChange,
     ThresholdLimits,
     Thresholds,
+    ZoneThresholds,
 )
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys, making
 from flawscope.bundle.upkeep import AddedRows, Additions, BankChange, Upkeep, decode_additions, with_room
@@ -58,6 +62,7 @@ from flawscope.bundle.writing import (
     sign_bundle,
     write_bundle,
 )
+from flawscope.bundle.zones import Zones, make_zones, zone_numbers, zones_on_map
 
 __all__ = [
     "IMAGE_HASHES",
@@ -90,8 +95,11 @@ __all__ = [
     "OnnxModel",
     "PadimHead",
     "Parity",
+    "PartFollower",
+    "PartShift",
     "PatchcoreHead",
     "Precision",
+    "ProductThresholds",
     "Provenance",
     "ReconstructionHead",
     "RecordedDrift",
@@ -107,18 +115,23 @@ __all__ = [
     "Thresholds",
     "TrustedKeys",
     "Upkeep",
+    "ZoneThresholds",
+    "Zones",
     "change_bundle",
     "check_changeable",
     "decode_additions",
     "decode_manifest",
+    "edge_left",
     "external_data",
     "find_trusted_keys",
     "head_tag",
     "load_tensors",
     "make_region",
+    "make_zones",
     "making",
     "mask_on_map",
     "model_identity",
+    "move_mask",
     "open_bundle",
     "pack_bundle",
     "read_image_hashes",
@@ -126,7 +139,10 @@ __all__ = [
     "rewrite_manifest",
     "sign_bundle",
     "thresholds_in_force",
+    "thresholds_of_product",
     "trusted_bundle",
     "with_room",
     "write_bundle",
+    "zone_numbers",
+    "zones_on_map",
 ]

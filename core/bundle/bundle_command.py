@@ -11,11 +11,12 @@ import click
 
 from flawscope.bundle import Bundle, EnsembleHead, EnsembleMember, Manifest, SynthHead, open_bundle, pack_bundle
 from flawscope.bundle.ed25519 import read_public_keys
+from flawscope.bundle.threshold_facts import thresholds_facts
 from flawscope.bundle.threshold_overlay import find_overlay, read_overlay
-from flawscope.bundle.threshold_structs import Threshold, ThresholdLimits
 from flawscope.bundle.trust import check_signed_by, signature_of
 from flawscope.bundle.trusted_keys import find_trusted_keys
 from flawscope.bundle.upkeep import Upkeep
+from flawscope.bundle.zones import describe_zones
 from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.learned_images import describe_learned
@@ -100,11 +101,8 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
-        *(
-            []
-            if manifest.region is None
-            else [("region", f"defects count in {manifest.region.share:.1%} of the image")]
-        ),
+        *([] if manifest.region is None else [("region", manifest.region.line)]),
+        *([] if manifest.drawn_zones is None else [("zones", describe_zones(manifest.drawn_zones))]),
         *([] if manifest.upkeep is None else _bank(manifest.upkeep)),
         ("files", f"{len(manifest.files)}, {size / 2**20:.1f} MiB"),
         ("made", f"{source.created} by flawscope {manifest.flawscope}: {source.command or 'Python'}"),
@@ -119,13 +117,9 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
     elif manifest.thresholds is None:
         facts.append(("thresholds", "none: run flawscope calibrate"))
     else:
-        facts += [
-            ("image", _threshold(manifest.thresholds.image)),
-            ("pixel", _threshold(manifest.thresholds.pixel)),
-            ("limits", _limits(manifest.thresholds.limits)),
-        ]
+        facts += thresholds_facts(manifest.thresholds)
     facts += [
-        ("changed", f"{change.when} {change.name}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
+        ("changed", f"{change.when} {change.what}: {_number(change.old)} -> {change.new:.6g} by {change.command}")
         for change in manifest.threshold_changes
     ]
     facts += [
@@ -206,25 +200,6 @@ def _member(entry: EnsembleMember) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.6g}"
-
-
-def _limits(limits: ThresholdLimits | None) -> str:
-    if limits is None:
-        return "none: no threshold overlay is allowed (flawscope calibrate sets them)"
-    return (
-        f"a threshold overlay may set image {limits.image.low:.6g} to {limits.image.high:.6g}, pixel "
-        f"{limits.pixel.low:.6g} to {limits.pixel.high:.6g}"
-    )
-
-
-def _threshold(threshold: Threshold) -> str:
-    text = f"{threshold.value:.6g} ({threshold.method}"
-    if threshold.images:
-        text += f" on {threshold.images} images"
-    if threshold.upper_bound is not None and threshold.confidence is not None:
-        about, words = ("about ", "estimated at most") if threshold.guarantee == "estimated" else ("", "at most")
-        text += f", false rejects {words} {threshold.upper_bound:.2%} with {about}{threshold.confidence:.0%} confidence"
-    return text + ")"
 
 
 @click.command()

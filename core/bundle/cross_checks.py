@@ -31,6 +31,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"expected tiles to be stretched, got {manifest.input.mode}"
     yield from _files(manifest)
     yield from _limits(manifest)
+    yield from _zones(manifest)
     yield from _upkeep(manifest)
     if problem := manifest.head.problem(manifest.input.size):
         yield problem
@@ -64,6 +65,30 @@ def _limits(manifest: Manifest) -> Iterator[str]:
                     f"expected the {name} threshold of {precision}, {threshold.value:g}, within its limits, got "
                     f"{limits.low:g} to {limits.high:g}"
                 )
+
+
+def _zones(manifest: Manifest) -> Iterator[str]:
+    names = () if manifest.drawn_zones is None else manifest.drawn_zones.names
+    if names and manifest.region is not None and manifest.region.followed is not None:
+        yield "expected zones in a region that stays, got one that follows the part, which zones do not"
+    for precision in ("fp32", *manifest.precisions):
+        thresholds = manifest.thresholds_of(precision)
+        if thresholds is None:
+            continue
+        # A zone without a threshold would never reject.
+        if (got := tuple(zone.name for zone in thresholds.of_zones)) != names:
+            yield f"expected thresholds of {precision} for the zones {_listed(names)}, got {_listed(got)}"
+        if names and thresholds.by_product:
+            yield f"expected no thresholds of {precision} by product, since the bundle has zones"
+        products = [row.name for row in thresholds.by_product]
+        if len(set(products)) != len(products):
+            yield f"expected thresholds of {precision} once for each product, got some twice"
+        if names and thresholds.limits is not None:
+            yield f"expected no limits of threshold overlays for {precision}, since it has zones"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _files(manifest: Manifest) -> Iterator[str]:

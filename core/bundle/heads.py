@@ -15,10 +15,10 @@ from flawscope.bundle.ensemble_member import EnsembleMember
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import Sampling
 from flawscope.imaging.grid_places import GridPlaces
-from flawscope.ranges import MAX_SIDE, MOST_PLACES, NotNegative, Side, Sigma, Top
+from flawscope.ranges import MAX_SIDE, MOST_BANKS, MOST_PLACES, NotNegative, Side, Sigma, Top
 
 Neighbors = Annotated[int, msgspec.Meta(ge=1, le=64)]
-Banks = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Banks = Annotated[int, msgspec.Meta(ge=1, le=MOST_BANKS)]
 Radius = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 
 
@@ -123,6 +123,9 @@ class PatchcoreHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             return f"expected a score of at most the {positions} patches of an image, got {self.top}"
         if self.top > 1 and self.reweights:
             return f"expected a score of {self.top} patches without re-weighting, got reweight {self.reweight}"
+        # msgspec checks ranges in what it reads, not in what a training makes.
+        if self.banks > MOST_BANKS:
+            return f"expected at most {MOST_BANKS} banks (stages times scales with layers=separate), got {self.banks}"
         if self.banks > 1 and self.reweights:
             return f"expected {self.banks} banks without re-weighting, got reweight {self.reweight}"
         return _grid_problem(self.grid, size)

@@ -17,6 +17,7 @@ from flawscope.bundle.heads import Head, decode_head
 from flawscope.bundle.region import Region
 from flawscope.bundle.threshold_structs import ThresholdChange, Thresholds
 from flawscope.bundle.upkeep import Upkeep
+from flawscope.bundle.zones import Zones
 from flawscope.diffusion.schedule import Sampling
 from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import ArgumentError, BundleError
@@ -313,6 +314,13 @@ class Manifest(_Struct, frozen=True):
     evidence: Evidence = Evidence()
     digest: str = ""
     schema: int = SCHEMA
+    # UNSET and not None: manifests without zones keep their bytes, which the digest covers.
+    zones: Zones | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def drawn_zones(self) -> Zones | None:
+        """The zones, or None where the bundle has none."""
+        return None if self.zones is msgspec.UNSET else self.zones
 
     @property
     def map_spec(self) -> Preprocessing | None:

@@ -80,6 +80,19 @@ class Bundle:
             self._memory[name] = data
         return self._memory[name]
 
+    def adopt(self, name: str, data: bytes) -> None:
+        """Take the bytes of a listed file from whoever read an equal one, in place of reading it; they are not copied.
+
+        Raises:
+            BundleError: If the file is not listed, or these are not its bytes.
+        """
+        self._check_open()
+        listed = self._listed(name)
+        if name not in self._memory:
+            _check_size(len(data), name, listed, self.path)
+            _check_hash(hashlib.sha256(data).hexdigest(), name, listed, self.path)
+            self._memory[name] = data
+
     def copy(self, name: str, target: IO[bytes]) -> None:
         """Write the bytes of a listed file to an open file, a block at a time; they are not kept in memory.
 

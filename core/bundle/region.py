@@ -14,16 +14,18 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
+from flawscope.bundle.part_place import PartPlace
 from flawscope.errors import ArgumentError, BundleError, ImageError
 from flawscope.imaging.images import Preprocessing, decode_stored, prepare_mask
 from flawscope.imaging.png import encode_mask
 from flawscope.ranges import MAX_SIDE, Share, Side
 
-_LARGEST_SIDE = 1024
+LARGEST_SIDE = 1024
 """Masks are stored with sides up to this: finer than any anomaly map, and a few kilobytes."""
-_SMALLEST_SIDE = 8
+SMALLEST_SIDE = 8
 """As of every image."""
-_MOST_BYTES = 1 << 18
+MOST_BYTES = 1 << 18
+"""Largest PNG of a mask in a manifest."""
 
 
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,12 +35,26 @@ class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         png: The mask, a grey PNG with 255 where a defect counts and 0 elsewhere; base64 in the JSON.
         size: Height and width in pixels of the image that the region was drawn on.
         share: Share of the image that counts.
+        part: Where the part lies that the region follows; not written where it follows none.
     """
 
     # In the manifest and not a file of its own: it changes without any other file of the bundle.
-    png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=_MOST_BYTES)]
+    png: Annotated[bytes, msgspec.Meta(min_length=8, max_length=MOST_BYTES)]
     size: tuple[Side, Side]
     share: Share
+    # UNSET and not None: manifests of before keep their bytes, which the digest covers.
+    part: PartPlace | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def followed(self) -> PartPlace | None:
+        """Where the part lies that the region follows, or None where it follows none."""
+        return None if self.part is msgspec.UNSET else self.part
+
+    @property
+    def line(self) -> str:
+        """What it does, for people."""
+        follows = "" if self.followed is None else f"; it {self.followed.line}"
+        return f"defects count in {self.share:.1%} of the image{follows}"
 
 
 def make_region(mask: BoolArray) -> Region:
@@ -52,24 +68,29 @@ def make_region(mask: BoolArray) -> Region:
         what = "everywhere. Remove the region with --clear" if mask.all() else "nowhere. Draw what has to be inspected"
         raise ArgumentError(f"region: expected a mask with a part that counts and one that does not, got {what}.")
     height, width = mask.shape
-    if min(height, width) < _SMALLEST_SIDE or max(height, width) > MAX_SIDE:
+    if min(height, width) < SMALLEST_SIDE or max(height, width) > MAX_SIDE:
         raise ArgumentError(
-            f"region: expected sides from {_SMALLEST_SIDE} to {MAX_SIDE} pixels, got {width}x{height}. Draw it on an "
+            f"region: expected sides from {SMALLEST_SIDE} to {MAX_SIDE} pixels, got {width}x{height}. Draw it on an "
             "image of the part."
         )
-    scale = min(1.0, _LARGEST_SIDE / max(height, width))
     # Averaged and compared with a half: by nearest pixels a thin line would break up.
-    size = (max(_SMALLEST_SIDE, round(width * scale)), max(_SMALLEST_SIDE, round(height * scale)))
-    small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    small = cv2.resize(mask.astype(np.float32), stored_size(mask.shape)[::-1], interpolation=cv2.INTER_AREA) >= 0.5
     if small.all() or not small.any():
         raise ArgumentError(f"region: expected parts of more than a few pixels, got {width}x{height} with less.")
     png = encode_mask(small)
-    if len(png) > _MOST_BYTES:
+    if len(png) > MOST_BYTES:
         raise ArgumentError(
-            f"region: expected a mask that takes at most {_MOST_BYTES >> 10} KiB as PNG, got {len(png) >> 10} KiB. "
+            f"region: expected a mask that takes at most {MOST_BYTES >> 10} KiB as PNG, got {len(png) >> 10} KiB. "
             "Draw simpler outlines."
         )
     return Region(png, (height, width), float(small.mean()))
+
+
+def stored_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the height and width that a mask [H, W] is stored with."""
+    height, width = shape
+    scale = min(1.0, LARGEST_SIDE / max(height, width))
+    return max(SMALLEST_SIDE, round(height * scale)), max(SMALLEST_SIDE, round(width * scale))
 
 
 def region_mask(region: Region, where: str) -> BoolArray:
@@ -86,7 +107,7 @@ def region_mask(region: Region, where: str) -> BoolArray:
         stored = decode_stored(region.png, "region")
     except ImageError as err:
         raise BundleError(f"{where}: expected a region of interest as PNG, got {err} Set it again.") from err
-    if stored.ndim != 2 or max(stored.shape) > _LARGEST_SIDE:
+    if stored.ndim != 2 or max(stored.shape) > LARGEST_SIDE:
         raise BundleError(f"{where}: expected a grey region of interest, got shape {list(stored.shape)}. Set it again.")
     mask = stored > 0
     if mask.all() or not mask.any():

@@ -192,6 +192,12 @@ def _problems(revision: Revision, manifest: Manifest) -> Iterator[str]:
     if revision.precision not in ("fp32", *manifest.precisions):
         yield f"expected a precision of the bundle, got {revision.precision}. Move the overlay away."
         return
+    if manifest.drawn_zones is not None:
+        yield (
+            "expected a bundle without zones, since an overlay holds one threshold for the image as a whole, got one "
+            f"with {', '.join(manifest.drawn_zones.names)}. Set them in the bundle with flawscope calibrate --zone."
+        )
+        return
     thresholds = manifest.thresholds_of(revision.precision)
     if thresholds is None or thresholds.limits is None:
         yield (

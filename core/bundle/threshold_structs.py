@@ -64,22 +64,75 @@ class ThresholdLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixel: Limits
 
 
+class ZoneThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The thresholds of one zone.
+
+    Their bounds are those of the image as a whole, all zones together: see `Thresholds.image`.
+
+    Attributes:
+        name: Name of the zone.
+        image: Threshold on its score, the largest value of the anomaly map in it.
+        pixel: Threshold on its pixels.
+    """
+
+    name: str
+    image: Threshold
+    pixel: Threshold
+
+
+class ProductThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The thresholds of one product, of a detector that has learned several.
+
+    Attributes:
+        name: Name of the product: that of its category in the dataset.
+        images: Its normal images that there were to set thresholds on.
+        image: Threshold on the image score, with its own bound; null where there were too few images.
+        pixel: Threshold on the pixels of the anomaly map; null where there were too few images.
+    """
+
+    name: str
+    images: Count
+    image: Threshold | None = None
+    pixel: Threshold | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if only one of the two thresholds is there."""
+        if (self.image is None) != (self.pixel is None):
+            raise ValueError("expected both thresholds of a product or none, got one")
+
+
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle's own thresholds: on the image score, and on the pixels of the anomaly map.
 
     Attributes:
-        image: Threshold on the image score.
-        pixel: Threshold on the pixels of the anomaly map.
+        image: Threshold on the image score. With zones it is 0, on the largest of their scores minus their thresholds,
+            and its bound is that of the image as a whole.
+        pixel: Threshold on the pixels of the anomaly map. With zones it is the largest of theirs, and decides nothing.
         limits: How far a threshold overlay may go; null where none is allowed.
+        zones: The thresholds of the zones, in their order; not written where the bundle has none.
+        products: The thresholds by product, sorted by name; not written where there are none.
     """
 
     image: Threshold
     pixel: Threshold
     limits: ThresholdLimits | None = None
+    # UNSET and not an empty default: manifests without them keep their bytes, which the digest covers.
+    zones: tuple[ZoneThresholds, ...] | msgspec.UnsetType = msgspec.UNSET
+    products: tuple[ProductThresholds, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def of_zones(self) -> tuple[ZoneThresholds, ...]:
+        """The thresholds of the zones; empty where the bundle has none."""
+        return () if self.zones is msgspec.UNSET else self.zones
+
+    @property
+    def by_product(self) -> tuple[ProductThresholds, ...]:
+        """The thresholds by product; empty where there are none."""
+        return () if self.products is msgspec.UNSET else self.products
 
 
 class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of the threshold history: when, which, of which precision, from, to, by which command."""
+    """One entry of the threshold history: when, which (of which precision, zone, product), from, to, command."""
 
     when: str
     name: Literal["image", "pixel"]
@@ -87,3 +140,12 @@ class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new: float
     command: str
     precision: str = "fp32"
+    zone: str | msgspec.UnsetType = msgspec.UNSET
+    product: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def what(self) -> str:
+        """Which threshold it is of, for messages."""
+        zone = "" if self.zone is msgspec.UNSET else f" of zone {self.zone}"
+        product = "" if self.product is msgspec.UNSET else f" of product {self.product}"
+        return f"{self.name}{zone}{product}"

@@ -190,6 +190,8 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("stages", "attention", "widths", "hint_widths"):
         if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
             settings[key] = [settings[key]]
+    if isinstance(settings.get("scales"), int | float) and not isinstance(settings["scales"], bool):
+        settings["scales"] = [settings["scales"]]
     if isinstance(settings.get("defects"), str):
         settings["defects"] = [settings["defects"]]
     if settings.get("crop") is not None and settings.get("crop") == settings.get("resize"):

@@ -14,8 +14,8 @@ class BankSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         pool: Every stage is averaged over 3 x 3 positions first (PatchCore, section 3.1). A ViT's tokens have seen the
             whole image already: AnomalyDINO does without.
-        layers: `joined` puts the channels of all stages into a patch; `separate` keeps a bank for each stage and takes
-            the mean of their distances (SuperADD, RAD). Every stage is on the grid of the finest.
+        layers: `joined` puts the channels of all stages into a patch; `separate` keeps a bank for each stage (of
+            each scale) and takes the mean of their distances (SuperADD, RAD). All are on the grid of the finest.
         metric: Distance of two patches: `euclidean`, or `cosine`: patches are divided by their length, and the distance
             is 1 - cos of the angle between them (AnomalyDINO, arXiv:2405.14529).
         top_share: Share of an image's patches, those farthest from the bank, whose mean distance is its score (0.01 in

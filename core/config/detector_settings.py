@@ -98,8 +98,10 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
 
     @property
     def banks(self) -> int:
-        """Number of memory banks: one for each stage where they are kept apart."""
-        return len(self.features.stages or self.features.AUTO_STAGES) if self.bank.layers == "separate" else 1
+        """Number of memory banks: one for each stage of each scale where they are kept apart."""
+        if self.bank.layers == "joined":
+            return 1
+        return len(self.features.stages or self.features.AUTO_STAGES) * len(self.patches.scales)
 
 
 class PadimConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method", tag="padim"):

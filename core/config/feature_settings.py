@@ -68,6 +68,10 @@ Standardization = Literal["none", "scale", "whiten"]
 """Standardization of patches: none, division by each channel's standard deviation, or a whitening matrix."""
 
 
+MOST_SCALES = 5
+"""Most scales of an image; each is a pass of the backbone."""
+
+
 class PatchSettings(SettingPart, frozen=True, kw_only=True):
     """Patches, for methods that are fitted in one pass.
 
@@ -78,6 +82,9 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
             `scattering` the one that suits the method.
         align: Measure where the features of each stage lie in the image, and join stages and draw maps accordingly;
             off: every stage is taken as centred on the image.
+        scales: Scales at which the backbone sees the image, 1 among them, such as 0.5,1 (MuRF). The graph resizes the
+            image for each, and a patch has the stages of all of them side by side, on the grid of scale 1; with
+            `layers=separate` there is a bank for each stage of each scale. Each costs as much as an image of its size.
         batch_size: Images per forward pass.
         num_workers: Threads that decode and resize images.
     """
@@ -86,10 +93,16 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
     # A default per method and backbone: learned features have a meaningful scale, scattering has none.
     standardize: Literal["auto", "none", "scale", "whiten"] = "auto"
     align: bool = True
+    scales: tuple[float, ...] = (1.0,)
     batch_size: int = 8
     num_workers: int = 2
 
     def __post_init__(self) -> None:
+        # Rising and without repeats, as stages are: the order of channels and banks follows from it. NaN rises nowhere.
+        fit = all(0.1 <= scale <= 4.0 for scale in self.scales) and list(self.scales) == sorted(set(self.scales))
+        is_good = fit and 1.0 in self.scales and len(self.scales) <= MOST_SCALES
+        expected = f"at most {MOST_SCALES} rising numbers from 0.1 to 4, 1 among them"
+        check(is_good, "scales", expected, list(self.scales))
         check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
         check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
 

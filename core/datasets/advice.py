@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.arrays import BoolArray
 from flawscope.datasets.pose import Pose, measure_pose, thumbnail
@@ -19,6 +21,8 @@ from flawscope.datasets.samples import Dataset, Sample
 from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging.images import read_stored
+from flawscope.imaging.part_reference import PartShifts, learn_reference
+from flawscope.imaging.part_shift import SIDE, part_thumbnail, thumbnail_size
 from flawscope.ranges import MAX_SIDE
 
 _IMAGES = 24
@@ -41,6 +45,7 @@ class Advice(msgspec.Struct, frozen=True):
         settings: Settings that differ from the method's defaults, by their flat names.
         reasons: Why this method, a sentence each.
         pose: What was measured of the poses; None where too few images can be read.
+        shifts: How far the part shifts from image to image, in their pixels; None where no shift can be told.
         defect_px: Thickness of a small defect in pixels of the image; None where it is not known.
         size_reason: Why this input size; empty where nothing is known of the defects.
     """
@@ -51,6 +56,7 @@ class Advice(msgspec.Struct, frozen=True):
     pose: Pose | None
     defect_px: float | None
     size_reason: str = ""
+    shifts: PartShifts | None = None
 
     def without_size(self) -> Advice:
         """Return the proposal for an input size that was chosen otherwise."""
@@ -90,8 +96,14 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
     if defect_px is None:
         defect_px = _small_defect([sample for sample in dataset.samples if sample.masks])
     reasons = []
+    shifts = _shifts(images)
     method, reason = _method(pose, len(normal))
     reasons.append(reason)
+    if shifts is not None and shifts.largest_px >= 1.0:
+        reasons.append(
+            f"The part shifts by {shifts.median_px:.1f} pixels in the middle and {shifts.largest_px:.1f} at most. "
+            "PaDiM and a window of PatchCore compare place by place; a region needs that margin or --follow."
+        )
     settings: dict[str, tuple[int, int]] = {}
     size_reason = ""
     if defect_px is not None and images:
@@ -99,7 +111,18 @@ def advise(dataset: Dataset, *, backbone: str = "scattering", defect_px: float |
         settings, size_reason = _size(defect_px, shortest, is_measured)
     if backbone == "scattering":
         reasons.append("A pretrained backbone (--backbone resnet18 or larger) finds more than the built-in one.")
-    return Advice(method, settings, tuple(reasons), pose, defect_px, size_reason)
+    return Advice(method, settings, tuple(reasons), pose, defect_px, size_reason, shifts)
+
+
+def _shifts(images: Sequence[npt.NDArray[Any]]) -> PartShifts | None:
+    """Return how far the part on images of any size shifts, in pixels of one of median size; None if none is told."""
+    if not images:
+        return None
+    size = (int(np.median([image.shape[0] for image in images])), int(np.median([image.shape[1] for image in images])))
+    small = thumbnail_size(*size)
+    thumbnails = [part_thumbnail(image, small) for image in images]
+    shifts = learn_reference(thumbnails, (0, 0, *small), SIDE // 4, is_first=False).shifts(size)
+    return shifts if shifts.are_told else None
 
 
 def _method(pose: Pose | None, images: int) -> tuple[str, str]:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import BoolArray
+from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.imaging.image_facts import facts_of
 from flawscope.imaging.images import decode_stored, read_encoded
 
@@ -135,3 +135,11 @@ def looks_inverted(defect: BoolArray) -> bool:
     """Return whether a mask, bool [H, W], is rather the background: true at most pixels and nearly all the border."""
     border = np.concatenate([defect[0], defect[-1], defect[:, 0], defect[:, -1]])
     return bool(defect.mean() > _MOST_INVERTED and border.mean() >= _LEAST_INVERTED_BORDER)
+
+
+def with_outline(image: UInt8Array, mask: BoolArray) -> UInt8Array:
+    """Return an image uint8 [H, W, 3] RGB with the outline of a mask bool [H, W] in green."""
+    shown = image.copy()
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(shown, outlines, -1, (0, 220, 0), max(1, round(max(mask.shape) / 400)))
+    return shown

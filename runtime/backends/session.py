@@ -15,7 +15,8 @@ class Session(Protocol):
 
     `infer` takes uint8 [N, H, W, 3] for the graph's only input, `run` an array for each input by name, all with the
     same first dimension. Both return one array per output name. The arrays belong to the caller: a later call does not
-    change them, so a session that reuses its buffers must copy.
+    change them, so a session that reuses its buffers must copy. Where the backend's row lets several bundles have one
+    session, several threads may call both at once.
 
     Attributes:
         outputs: Names of what `infer` returns.

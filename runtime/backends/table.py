@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flawscope import methods
@@ -32,6 +32,7 @@ class Backend:
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
         auto: Reason that `auto` gives when it takes this backend, or None if it never does; the order is `_AUTO`.
         tolerances: Precision -> largest relative difference of golden scores.
+        alone: Why a session cannot serve several bundles at once, from several threads; None if it can.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backend:
     kernels: bool
     auto: str | None
     tolerances: Mapping[str, float]
+    alone: str | None = None
 
 
 _ROWS = (
@@ -75,6 +77,7 @@ _ROWS = (
         kernels=True,
         auto=None,
         tolerances=_DEVICE_TOLERANCES,
+        alone="an engine has buffers of its own, and the bank beside it on the device",
     ),
 )
 ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them
@@ -150,6 +153,10 @@ def open_session(
     """
     session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head)
     return session
+
+
+OpenSession = Callable[[Bundle, str, str, str, MakeDeviceHead | None], Session]
+"""`open_session`, or what takes its place, such as that of a pool of sessions."""
 
 
 def golden_tolerance(backend: str, precision: str) -> float:

@@ -15,7 +15,7 @@ from flawscope.bundle import BankHead, Bundle, Head, Manifest
 from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
-from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
@@ -72,13 +72,11 @@ class BankMethod:
         least = ZERO_SHARE * self.scale(tensors)
         path = resolve_path(options, manifest)
         if path == "graph":
-            session = open_session(bundle, "score", options.precision, options.backend)
+            session = options.session(bundle, "score")
             return GraphScorer(bundle, "score", session, path, options.precision, least)
-        session = open_session(
+        session = options.session(
             bundle,
             "features",
-            options.precision,
-            options.backend,
             # A backend without CUDA kernels ignores this and returns patches.
             lambda device, max_batch: self.on_device(device, manifest.head, tensors, size, max_batch),
         )

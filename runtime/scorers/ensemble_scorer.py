@@ -153,7 +153,7 @@ class EnsembleMethod:
         path = MEMBERS if options.path == "auto" else options.path
 
         def open_member(member: EnsembleMember) -> Scorer:
-            member_options = ScorerOptions(options.backend, "auto" if path == MEMBERS else path, options.precision)
+            member_options = replace(options, path="auto" if path == MEMBERS else path)
             member_bundle = bundle.member(member.name)
             scorer = open_scorer(member_bundle, member_options)
             # The ensemble's own golden images are not enough: errors of two members could cancel out in the sum.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle
 from flawscope.errors import BundleError
-from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.backends import Session
 from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, ScorerOptions, check_graph_path
 
 
@@ -71,7 +71,7 @@ class GraphMethod:
     def open(self, bundle: Bundle, options: ScorerOptions) -> GraphScorer:
         """Open the scorer of a bundle; see `open_scorer`."""
         path, least = check_graph_path(bundle, options.path), share_of_scale(bundle)
-        session = open_session(bundle, "score", options.precision, options.backend)
+        session = options.session(bundle, "score")
         return GraphScorer(bundle, "score", session, path, options.precision, least)
 
 

@@ -14,7 +14,7 @@ from flawscope.diffusion.reconstruction import Reconstructed, score_reconstructi
 from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.edges import canny_edges
-from flawscope.runtime.backends import Session, open_session
+from flawscope.runtime.backends import Session
 from flawscope.runtime.scorers.graph_scorer import share_of_scale
 from flawscope.runtime.scorers.scorer import Part, ScorerOptions, check_graph_path
 
@@ -67,8 +67,7 @@ class ReconstructionScorer:
 
     Args:
         bundle: The opened bundle.
-        precision: Precision of the graphs.
-        backend: Name of a backend, not `auto`.
+        options: Precision of the graphs, and what opens their sessions.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
@@ -78,7 +77,7 @@ class ReconstructionScorer:
 
     path = "graph"
 
-    def __init__(self, bundle: Bundle, precision: str, backend: str) -> None:
+    def __init__(self, bundle: Bundle, options: ScorerOptions) -> None:
         self.reconstructor = self
         self.least_score = share_of_scale(bundle)
         head = bundle.manifest.head
@@ -89,14 +88,14 @@ class ReconstructionScorer:
         if noise is None or noise.ndim != 4 or len(noise) < needed:
             got = "none" if noise is None else list(noise.shape)
             raise BundleError(f"{bundle.path}: noise: expected {needed} arrays, got {got}. Export the bundle again.")
-        self._bundle, self._precision = bundle, precision
+        self._bundle, self._precision = bundle, options.precision
         self._head, self._noise = head, noise.astype(np.float32, copy=False)
         self._sampling = head.sampling
         # Before the loop, so that `close` can release those that were opened when one fails.
         self._sessions: dict[str, Session] = {}
         try:
-            for graph in bundle.manifest.graphs_of(precision):
-                self._sessions[graph] = open_session(bundle, graph, precision, backend)
+            for graph in bundle.manifest.graphs_of(options.precision):
+                self._sessions[graph] = options.session(bundle, graph)
         except BaseException:
             self.close()
             raise
@@ -170,7 +169,7 @@ class ReconstructionMethod:
     def open(self, bundle: Bundle, options: ScorerOptions) -> ReconstructionScorer:
         """Open the scorer of a bundle; see `open_scorer`."""
         check_graph_path(bundle, options.path)
-        return ReconstructionScorer(bundle, options.precision, options.backend)
+        return ReconstructionScorer(bundle, options)
 
 
 RECONSTRUCTION = ReconstructionMethod()

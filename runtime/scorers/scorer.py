@@ -17,7 +17,8 @@ from flawscope.bundle import Bundle, OnnxModel, head_tag
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.runtime.backends import Session
+from flawscope.runtime.backends import OpenSession, Session, open_session
+from flawscope.runtime.backends.session import MakeDeviceHead
 
 PATHS = ("auto", "graph", "kernel")
 """How a map is computed: by `score.onnx` alone, or by `features.onnx` and the kernels of `cpp_ext`. `auto` takes the
@@ -40,11 +41,17 @@ class ScorerOptions:
         backend: Name of a backend; `auto` must have been resolved.
         path: One of `PATHS`, or `MEMBERS`.
         precision: Precision of the graphs.
+        open_session: Opens the sessions; that of a pool gives bundles with an equal graph the same one.
     """
 
     backend: str
     path: str = "auto"
     precision: str = "fp32"
+    open_session: OpenSession = open_session
+
+    def session(self, bundle: Bundle, graph: str, make_head: MakeDeviceHead | None = None) -> Session:
+        """Open the session of a graph; see `flawscope.runtime.backends.open_session`."""
+        return self.open_session(bundle, graph, self.precision, self.backend, make_head)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
+from flawscope.imaging.image_files import images_in, is_folder
 from flawscope.output_options import OVERWRITE
-from flawscope.runtime.image_files import images_in, is_folder
 from flawscope.runtime.upkeep.addition import Scored, add_images
 from flawscope.runtime.upkeep.removal import Removal, prune_bank, remove_images
 from flawscope.terminal import command_line, echo, progress_bars

@@ -96,14 +96,17 @@ def test_a_committed_result_was_measured_in_full_and_its_verdicts_follow_from_it
     check_form(document)
     check_ratios(document)
     assert not document["settings"]["quick"]
-    # Results of earlier versions lack the parts that were added since.
     measured = [part for part in kernels.PARTS if part in document]
-    assert {"nearest", "kcenter", "mahalanobis", "memory"} <= set(measured)
+    # A part that was added later is measured on the machine of the day, and has a file of its own.
+    of_one_part = path.name.removeprefix("kernels--").removesuffix(".json")
+    assert measured == [of_one_part] if of_one_part in kernels.PARTS else {*measured} >= {"nearest", "kcenter"}
     for part in measured:
         # Rivals that wait for each other suffer most from a busy machine: such a ratio would flatter us.
         assert (document[part]["conditions"]["share_of_cores_elsewhere"] or 0) <= tables.BUSY_ELSEWHERE
-    assert {"anomalib_shipped", "anomalib_unprojected"} <= document["kcenter"]["rows"][0]["contestants"].keys()
-    assert len({(row["N"], row["M"], row["D"]) for row in document["nearest"]["rows"]}) == 24
+    if "nearest" in document:
+        assert {"mahalanobis", "memory"} <= set(measured)
+        assert {"anomalib_shipped", "anomalib_unprojected"} <= document["kcenter"]["rows"][0]["contestants"].keys()
+        assert len({(row["N"], row["M"], row["D"]) for row in document["nearest"]["rows"]}) == 24
 
 
 class TestQuick:

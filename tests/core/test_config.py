@@ -219,6 +219,12 @@ REFUSED = {
     "mean": [[0.5, 0.5], [0, 0, "x"], True, [0, 0, 0, 0], *([0.5, number, 0.5] for number in NOT_FINITE)],
     "std": [0, -1, [1, 0, 1], [1, 1], [1, -1, 1], *([0.5, number, 0.5] for number in NOT_FINITE)],
     "upsample": ["cubic", 1, None],
+    "scales": [
+        *(0.5, 0, -1, [], None, True, "half", [0.5], [1, 0.5], [1, 1], [0, 1], [-0.5, 1], [0.09, 1], [1, 4.01]),
+        *([number, 1] for number in NOT_FINITE),
+        *([1, number] for number in NOT_FINITE),
+        [0.5, 0.6, 0.7, 0.8, 0.9, 1],
+    ],
     "standardize": ["maybe", 1, True],
     "device": ["tpu", "cuda:0", ["gpu"], None, True],
     "backbone": [3, None],
@@ -286,6 +292,8 @@ def test_the_tables_above_name_every_setting():
     ("method", "key", "values"),
     [
         ("patchcore", "stages", [[0], [1, 2, 3, 4], None]),
+        ("patchcore", "scales", [[1], [0.1, 1], [1, 4], [0.3, 0.4, 0.5, 0.6, 1]]),
+        ("padim", "scales", [[1], [0.5, 1, 1.5]]),
         ("patchcore", "resize", [16, 8192]),
         ("patchcore", "crop", [16, 255]),
         ("patchcore", "bits", [9, 12, 16, None]),
@@ -309,7 +317,13 @@ def test_the_tables_above_name_every_setting():
 def test_the_ends_of_every_range_are_accepted(method, key, values):
     for value in values:
         got = flatten(build(method, {key: value}))[key]
-        expected = (value, value) if key in ("resize", "crop") else tuple(value) if key == "stages" and value else value
+        expected = (
+            (value, value)
+            if key in ("resize", "crop")
+            else tuple(value)
+            if key in ("stages", "scales") and value
+            else value
+        )
         assert got == (8 if expected == "8" else expected)
 
 

@@ -108,7 +108,7 @@ class FakeInspector:
     @classmethod
     def loader(cls, rule: Rule = brightness) -> Callable[..., FakeInspector]:
         """Return what replaces `load_inspector`."""
-        return lambda path, backend, graph_path="graph", precision="fp32", **overlay: cls(
+        return lambda path, backend, graph_path="graph", precision="fp32", *, product=None, **overlay: cls(
             open_bundle(path), rule, graph_path, precision, **overlay
         )
 

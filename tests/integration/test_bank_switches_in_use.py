@@ -39,6 +39,7 @@ TOGETHER: list[dict[str, Any]] = [
 IN_FOREGROUND: list[dict[str, Any]] = [
     {"metric": "cosine", "layers": "separate", "standardize": "scale", "top_share": 0.02, "views": "quarters"},
     {"metric": "euclidean", "layers": "joined", "standardize": "none", "reweight": "paper"},
+    {"metric": "euclidean", "layers": "joined", "standardize": "none", "scales": [0.75, 1]},
 ]
 
 

@@ -19,7 +19,7 @@ from tiny_bundle import SIDE, tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Region, change_bundle, make_region, mask_on_map, open_bundle, region_mask
-from flawscope.bundle.region import _LARGEST_SIDE
+from flawscope.bundle.region import LARGEST_SIDE
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import Tiling
@@ -149,10 +149,10 @@ def test_a_mask_comes_back_as_it_was_or_scaled_down(height, width, seed):
     mask[: max(1, height // 2), : max(1, int(width * generator.uniform(0.2, 0.9)))] = True
     region = make_region(mask)
     stored = region_mask(region, "b")
-    assert max(stored.shape) <= _LARGEST_SIDE
+    assert max(stored.shape) <= LARGEST_SIDE
     assert region.size == (height, width)
     assert region.share == pytest.approx(mask.mean(), abs=0.02)
-    if max(height, width) <= _LARGEST_SIDE:
+    if max(height, width) <= LARGEST_SIDE:
         np.testing.assert_array_equal(stored, mask)
         np.testing.assert_array_equal(mask_on_map(stored, None, (height, width)), mask)
 

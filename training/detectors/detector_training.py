@@ -7,7 +7,7 @@ import datetime
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -42,6 +42,7 @@ from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.drawn_checking import check_drawn
 from flawscope.training.features.backbone import Backbone, prepare_backbone
 from flawscope.training.features.patch_extraction import choose_device
+from flawscope.training.features.scaled_backbone import ScaledBackbone, scaled_backbone, scales_of
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.loop.loop import METRICS, PREVIEWS
@@ -189,7 +190,8 @@ def _prepare(
     # Before weights are downloaded: a missing autoencoder is an error in the settings.
     other_weights = trainer.other_weights(config)
     features = part_of(config, FeatureSettings)
-    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size)
+    resizes = scales_of(config) != (1.0,)
+    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size, resizes=resizes)
     # Recorded as they were used: what null stands for may change with the next version of timm.
     changed = {
         name: getattr(resolved, name) for name in _RESOLVED if getattr(resolved, name) != getattr(features, name)
@@ -198,6 +200,9 @@ def _prepare(
     if denoiser_run is not None and source.weights == denoiser_run.record.backbone.weights:
         source = denoiser_run.record.backbone  # its settings are taken over, and would be said to be set by hand
     backbone.to(choose_device(config.device))
+    scaled = scaled_backbone(backbone, config)  # refuses scales that it cannot take, before images are read
+    if isinstance(scaled, ScaledBackbone):
+        source = replace(source, conditions=(*source.conditions, scaled.line))
     split = _split(config, dataset, progress)
     if denoiser_run is not None:
         _check_same_images(dataset, split, denoiser_run)

@@ -22,6 +22,7 @@ from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
+from flawscope.training.features.scaled_backbone import scaled_backbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -39,7 +40,7 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
 
     Args:
         config: Settings.
-        backbone: Frozen backbone on its device.
+        backbone: Frozen backbone on its device, of one scale.
         paths: Normal images, at least two.
         progress: Receives progress.
 
@@ -50,6 +51,7 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
     upsample = config.patches.upsample
+    backbone = scaled_backbone(backbone, config)
     measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
     places = None if measured is None else measured.places
     alignment = build_alignment(config, backbone, places)

@@ -33,6 +33,7 @@ from flawscope.training.features.backbone import Backbone
 from flawscope.training.features.foreground import measure_foreground
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features, layer_widths
+from flawscope.training.features.scaled_backbone import scaled_backbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.trainer import FitRequest, Trainer
 
@@ -49,13 +50,14 @@ def fit_patchcore(
 
     Args:
         config: Settings.
-        backbone: Frozen backbone on its device.
+        backbone: Frozen backbone on its device, of one scale.
         paths: Normal images.
         scratch: Folder for a temporary file.
         progress: Receives progress.
     """
     if not paths:
         raise DataError("patchcore: expected at least one normal training image, got none.")
+    backbone = scaled_backbone(backbone, config)
     measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
     places = None if measured is None else measured.places
     alignment = build_alignment(config, backbone, places)

@@ -16,6 +16,7 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.grid_places import GridPlaces, centred_places
 from flawscope.imaging.map_upsampling import interpolation_matrix
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.features.scaled_backbone import ScaledBackbone
 from flawscope.training.features.scattering import Scattering
 
 _IMPULSES = 32
@@ -38,7 +39,8 @@ class Measured:
     """What measuring the places of the stages gave.
 
     Attributes:
-        places: Where the grid of each stage lies in the input, finest first; None where no straight line fits.
+        places: Where the grid of each stage lies in the input, finest first, scale after scale; None where no straight
+            line fits.
         note: The shifts in words, or why there are none.
     """
 
@@ -51,6 +53,8 @@ def measure_places(backbone: Backbone, size: tuple[int, int], seed: int = 0) -> 
 
     Small squares of noise images are changed; the place of a stage's positions follows from the centres of gravity of
     its squared changes. Convolutions move features by their padding, trained filters by their form, so both are in it.
+    Where an image is seen at several scales, each is measured at its own size, and its places are then those in the
+    image: resizing moves nothing, and paddings may depend on the size.
 
     Args:
         backbone: The backbone, on its device.
@@ -60,6 +64,8 @@ def measure_places(backbone: Backbone, size: tuple[int, int], seed: int = 0) -> 
     Raises:
         ArgumentError: If the backbone cannot take images of this size.
     """
+    if isinstance(backbone, ScaledBackbone):
+        return _measure_scales(backbone, size, seed)
     grids = _grids(backbone, size)
     if isinstance(backbone.network, Scattering):
         # All its filters are symmetric and borders are reflected, so position i lies at i * stride exactly.
@@ -77,6 +83,29 @@ def measure_places(backbone: Backbone, size: tuple[int, int], seed: int = 0) -> 
         places_found.append(GridPlaces((float(starts[0]), float(starts[1])), step))
     places = tuple(places_found)
     return Measured(places, _in_words(places, grids, size))
+
+
+def _measure_scales(backbone: ScaledBackbone, size: tuple[int, int], seed: int) -> Measured:
+    """Return the places of the stages of all scales in the image, in the order of the stages."""
+    places: list[GridPlaces] = []
+    notes = []
+    for scale, seen in zip(backbone.scales, backbone.sizes, strict=True):
+        measured = measure_places(backbone.inner, seen, seed)
+        if measured.places is None:
+            return Measured(None, f"{measured.note} (at scale {scale:g})")
+        in_image = tuple(_in_image(each, seen, size) for each in measured.places)
+        notes.append(f"scale {scale:g}: {_in_words(in_image, _grids(backbone.inner, seen), size)}")
+        places += in_image
+    return Measured(tuple(places), "; ".join(notes))
+
+
+def _in_image(places: GridPlaces, seen: tuple[int, int], size: tuple[int, int]) -> GridPlaces:
+    """Return places in pixels of an image of size `size` that was resized to `seen`, where they were measured."""
+    ratios = [side / resized for side, resized in zip(size, seen, strict=True)]
+    # Edges of images lie on each other, at -0.5, where the first pixel begins.
+    starts = [round((start + 0.5) * ratio - 0.5, 3) for start, ratio in zip(places.start, ratios, strict=True)]
+    steps = [step * ratio for step, ratio in zip(places.step, ratios, strict=True)]
+    return GridPlaces((starts[0], starts[1]), (steps[0], steps[1]))
 
 
 def _grids(backbone: Backbone, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -214,10 +243,10 @@ def check_stages(places: Sequence[GridPlaces], stages: int) -> None:
 
 
 class StageAlignment(nn.Module):
-    """Resamples coarser stages at the places of the finest stage's positions.
+    """Resamples all other stages at the places of the first one's positions: the finest of scale 1.
 
     Args:
-        places: Where the grid of each stage lies, finest first.
+        places: Where the grid of each stage lies, that one first.
         grids: Rows and columns of each stage.
         upsample: `nearest` or `bilinear`.
 

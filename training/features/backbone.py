@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,6 +67,10 @@ class Backbone(nn.Module):
             stages = [stage.permute(0, 3, 1, 2) for stage in stages]
         return stages
 
+    def check(self, stages: Sequence[Tensor], size: tuple[int, int]) -> None:
+        """Refuse stages of an image of size (H, W) that are not what timm says of the network; see `check_stages`."""
+        check_stages(self.network, stages, size)
+
 
 def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
     """Return the feature stages of a black image of size (H, W), from which channels and grids are read.
@@ -84,7 +89,7 @@ def stages_of(backbone: Backbone, size: tuple[int, int]) -> list[Tensor]:
             f"({str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__}). "
             f"{size_advice(backbone.network)}"
         ) from err
-    check_stages(backbone.network, stages, size)
+    backbone.check(stages, size)
     return stages
 
 
@@ -103,7 +108,7 @@ def build_backbone(
 
 
 def prepare_backbone(
-    settings: FeatureSettings, weights: Path | None, size: tuple[int, int] | None
+    settings: FeatureSettings, weights: Path | None, size: tuple[int, int] | None, *, resizes: bool = False
 ) -> tuple[FeatureSettings, Backbone, BackboneSource]:
     """Build the backbone that settings name, with its weights, and fill in what the settings leave open.
 
@@ -114,6 +119,7 @@ def prepare_backbone(
         settings: Name the backbone; what they say wins over what the weights say.
         weights: A safetensors file, or None for the model hub.
         size: Height and width in pixels of its images; None checks and sets none.
+        resizes: Whether it will see images of other sizes too (`scaled_backbone`).
 
     Raises:
         ArgumentError: If the backbone or one of its stages does not exist, it cannot take such images, or the licence
@@ -141,7 +147,7 @@ def prepare_backbone(
         is_published=weights is None,
         takes_padding=takes_option(settings, "pad_type", "same"),
     )
-    settings = resolve_network(in_force.settings, size)
+    settings = resolve_network(in_force.settings, size, resizes=resizes)
     path, place = (weights, "file") if weights is not None else fetch_weights(settings.backbone, configuration)
     backbone = _frozen(load_network(settings, path, size), settings)
     if size is not None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flawscope.training.features.backbone import Backbone
+from flawscope.training.features.wrapped_backbone import WrappedBackbone
 
 _MOST_BYTES = 8 << 30
 """Most that is kept; the stages of further images are computed anew each time."""
 
 
-class CachedBackbone(Backbone):
+class CachedBackbone(WrappedBackbone):
     """The same backbone, with the stages of every image that it has seen in a file.
 
     Images are known by their pixels, so that whatever a fit does to its images before the backbone (tiles, rotations)
-    is kept as well. Batches that are new as a whole are computed as a whole, with the same result as without a cache.
+    is kept as well, and so are images that were resized for another scale. Batches that are new as a whole are computed
+    as a whole, with the same result as without a cache.
 
     Args:
         backbone: The backbone; weights, device and everything else are its own.
@@ -27,22 +29,10 @@ class CachedBackbone(Backbone):
     """
 
     def __init__(self, backbone: Backbone, file: BinaryIO) -> None:
-        nn.Module.__init__(self)  # not that of Backbone, whose buffers the inner one has
-        self.inner = backbone
+        super().__init__(backbone)
         self._file, self._end = file, 0
         # Digest of an image -> where its stages begin in the file, and their shapes [C, h, w].
         self._places: dict[bytes, tuple[int, list[torch.Size]]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the cache lacks from the backbone."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
-
-    def get_buffer(self, target: str) -> Tensor:
-        """Return a buffer of the backbone."""
-        return self.inner.get_buffer(target)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the feature stages of a batch."""

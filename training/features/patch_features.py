@@ -12,6 +12,7 @@ from flawscope.config import FittedConfig
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.training.features.alignment import StageAlignment
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.features.scaled_backbone import scaled_backbone
 from flawscope.training.features.unit_length import unit_length
 from flawscope.training.loop.fit_result import FitResult
 
@@ -22,7 +23,7 @@ class PatchFeatures(nn.Module):
     `forward` takes uint8 [N, H, W, 3] and returns float32 [N, P, D] with P = h·w of the finest stage, row by row.
 
     Args:
-        backbone: Gives the stages.
+        backbone: Gives the stages, the one with the patch grid first; see `ScaledBackbone` for several scales.
         pool: Average every stage over 3×3 neighbours first (PatchCore, section 3.1); the zero padding counts.
         upsample: How coarser stages reach the finest grid: `nearest` or `bilinear`.
         channels: Indices of the joined channels to keep (PaDiM), ascending, or None for all.
@@ -64,7 +65,7 @@ class PatchFeatures(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the patches of a batch."""
         stages = self.backbone(image)
-        # Finest first: its grid is the patch grid, and `start` counts the joined channels in this order.
+        # The finest of scale 1 first: its grid is the patch grid. `start` counts the joined channels in this order.
         grid = stages[0].shape[-2:]
         joined, start = [], 0
         for number, stage in enumerate(stages):
@@ -163,6 +164,7 @@ def _blocks(transform: Tensor | None, widths: Sequence[int]) -> list[Tensor | No
 
 def build_features(config: FittedConfig, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
     """Return the feature module of a fitted detector."""
+    backbone = scaled_backbone(backbone, config)
     return PatchFeatures(
         backbone,
         pool=config.pools,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flawscope.config import FeatureSettings
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.text import encode_json
-from flawscope.training.features.scattering import SCATTERING
+from flawscope.training.features.scattering import SCATTERING, Scattering
 from flawscope.training.features.weight_conditions import check_padding
 
 _OURS = {
@@ -43,6 +43,8 @@ _OURS = {
 """Arguments of `timm.create_model` that flawscope sets itself, and why nobody else may."""
 COUNTER = "num_batches_tracked"
 """Ends the names of counters of batch norm, which play no part in inference and are absent from many files."""
+_ANY_SIZE = "dynamic_img_size"
+"""Option of networks that bring their table of positions to each image."""
 _UNPADDED = 3  # rows that convolutions without padding may cost a stage, as in Inception
 _BUILD_ERRORS = (TypeError, AssertionError, LookupError, RuntimeError, ValueError, AttributeError)
 """What timm's networks raise at arguments and sizes that they cannot take."""
@@ -108,13 +110,16 @@ def _facts(backbone: str, options: bytes) -> NetworkFacts:
     )
 
 
-def resolve_network(settings: FeatureSettings, size: tuple[int, int] | None) -> FeatureSettings:
+def resolve_network(
+    settings: FeatureSettings, size: tuple[int, int] | None, *, resizes: bool = False
+) -> FeatureSettings:
     """Return settings of a timm network with what they leave open filled in: stages, image size, final normalization.
 
     Args:
         settings: Name the network.
         size: Height and width in pixels of its images, or None where they are not known; then no size is set or
             checked.
+        resizes: Whether it will see images of other sizes too: then it is built for any size, where it can be.
 
     Raises:
         ArgumentError: If there is no such network or stage, or it cannot take such images.
@@ -128,10 +133,12 @@ def resolve_network(settings: FeatureSettings, size: tuple[int, int] | None) -> 
             "stages out."
         )
     options = settings.backbone_options
-    # A network with a table of positions is built for one size; `dynamic_img_size` resamples the table at each image.
-    sets_size = facts.is_fixed and size is not None and not {"img_size", "dynamic_img_size"} & options.keys()
+    # A network with a table of positions is built for one size, unless it resamples the table.
+    sets_size = facts.is_fixed and size is not None and not {"img_size", _ANY_SIZE} & options.keys()
     if sets_size and size is not None:
-        changes["backbone_options"] = {**options, "img_size": list(size)}
+        is_dynamic = resizes and takes_option(settings, _ANY_SIZE, True)
+        changes["backbone_options"] = {**options, **({_ANY_SIZE: True} if is_dynamic else {"img_size": list(size)})}
+        sets_size = not is_dynamic
     resolved = msgspec.structs.replace(settings, **changes)
     if size is not None:
         _check_size(resolved, facts, size, sets_size=sets_size)
@@ -218,6 +225,18 @@ def check_stages(network: nn.Module, stages: Sequence[Tensor], size: tuple[int, 
                 f"timm describes the network, got {stage.shape[1]} channels on {grid[0]}x{grid[1]} cells. Choose "
                 "another --image-size, or another backbone."
             )
+
+
+def coarsest_stride(network: nn.Module) -> int:
+    """Return the largest stride of the stages in pixels; 1 for a network whose stages timm does not describe."""
+    if isinstance(network, Scattering):
+        return int(2 ** (max(network.stages) + 1))
+    return max(map(int, _information(network).reduction())) if hasattr(network, "feature_info") else 1
+
+
+def is_built_for_one_size(network: nn.Module) -> bool:
+    """Return whether timm builds a network for images of one size."""
+    return bool(configuration_of(network).get("fixed_input_size"))
 
 
 def size_advice(network: nn.Module) -> str:

@@ -26,7 +26,8 @@ class FitResult:
         networks: Name -> state of a trained network other than the backbone.
         rule: How the two maps of a reconstruction become one, or None for other methods.
         unet: Settings of the UNet of a guided denoiser, or None for other methods.
-        places: Where the grid of each feature stage lies in the input, finest first; None: all are taken as centred.
+        places: Where the grid of each feature stage lies in the input, finest first, those of scale 1 before
+            those of other scales; None: all are taken as centred.
     """
 
     grid: tuple[int, int]

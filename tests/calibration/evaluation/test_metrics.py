@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from metric_oracles import naive_aupro, naive_average_precision, pair_auroc
 
 from flawscope.calibration.evaluation import metrics
+from flawscope.calibration.evaluation.intervals import pixel_intervals
 from flawscope.errors import ArgumentError
 
 LABELLED = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30).filter(
@@ -144,6 +145,25 @@ def test_images_without_pixel_truth_can_be_left_out():
     ranking = metrics.rank_pixels(maps, masks, use)
     assert ranking.negatives == 2 * 64 - 9
     assert metrics.aupro(ranking) == metrics.aupro(metrics.rank_pixels(maps[use], masks[use]))
+
+
+@given(seed=st.integers(0, 10_000), is_one=st.booleans())
+def test_only_the_pixels_inside_count_of_one_region_or_of_one_for_each_image(seed, is_one):
+    random = np.random.default_rng(seed)
+    maps, masks = random.random((4, 8, 8), np.float32), random.random((4, 8, 8)) < 0.2
+    inside = random.random((8, 8) if is_one else (4, 8, 8)) < 0.6
+    masks &= inside
+    everywhere = np.broadcast_to(inside, maps.shape)
+    if not masks.any():
+        return
+    ranking = metrics.rank_pixels(maps, masks, None, inside)
+    assert ranking.negatives == (everywhere & ~masks).sum()
+    assert metrics.pixel_auroc(ranking) == pytest.approx(
+        metrics.auroc(maps[everywhere].astype(np.float64), masks[everywhere])
+    )
+    bounds = pixel_intervals(maps, masks, np.ones(4, np.bool_), ranking, inside=inside, resamples=50)
+    again = pixel_intervals(maps, masks, np.ones(4, np.bool_), ranking, inside=everywhere, resamples=50)
+    assert bounds == again
 
 
 @pytest.mark.parametrize("fill", [False, True])

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope import cli
-from flawscope.bundle import InForce
 from flawscope.calibration import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation import report, report_images, report_plots
 from flawscope.calibration.evaluation.figures import SizeFigures
@@ -150,7 +149,7 @@ def test_thresholds_are_those_of_the_precision_that_was_measured(evaluation):
     of_fp32 = evaluation.manifest.thresholds
     of_int8 = msgspec.structs.replace(of_fp32, pixel=msgspec.structs.replace(of_fp32.pixel, value=31.25))
     # Those that the evaluation says were in force, and not those of the manifest: a precision has its own.
-    text = report.render_report(dataclasses.replace(evaluation, in_force=InForce(of_int8, 4)))
+    text = report.render_report(dataclasses.replace(evaluation, thresholds=of_int8))
     assert "pixels of the map</th><td>31.25</td><td>normal images</td>" in text
 
 

@@ -18,7 +18,7 @@ SIZE = (12, 10)
 
 
 def graph(folder: Path) -> Path:
-    """Cast, transpose, two convolutions with a ReLU between, a resampling, and a product of two things that vary."""
+    """Cast, transpose, two convolutions with a ReLU between, two resamplings, and a product of two things that vary."""
     draw = np.random.default_rng(0)
     weights = {
         "first": draw.normal(size=(6, 3, 3, 3)).astype(np.float32) / 255,
@@ -26,7 +26,8 @@ def graph(folder: Path) -> Path:
     }
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["float"], ["channels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", ["float"], ["pixels"], perm=[0, 3, 1, 2]),
+        helper.make_node("MatMul", ["pixels", "columns"], ["channels"], name="backbone.resizing.0/MatMul_5"),
         helper.make_node("Conv", ["channels", "first", "bias"], ["a"], name="stem/Conv_0", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"], name="stem/Relu_1"),
         helper.make_node("Conv", ["b", "second"], ["c"], name="body/Conv_2"),

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from flawscope.bundle import Gate
+from flawscope.bundle import Gate, change_bundle, make_region
+from flawscope.calibration.evaluation.measured_figures import overall_figures
+from flawscope.calibration.evaluation.measurements import measure_images
 from flawscope.calibration.quantization.gate_limits import LIMITS, Limits, failures, gate_rows, verdict
 from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import prepare, read_image
+from flawscope.progress import no_progress
 from flawscope.runtime import Inspector
 
 GATE = Gate(
@@ -94,6 +98,21 @@ def test_what_moves_is_measured(padim_bundle: Path, good, dataset) -> None:
     assert turned.score_spearman == pytest.approx(-1)
     assert turned.image_auroc is not None
     assert turned.image_auroc_change == pytest.approx(1 - 2 * turned.image_auroc)
+
+
+def test_pixel_figures_are_of_the_region_as_those_of_evaluate_are(tmp_path, padim_bundle: Path, good, dataset) -> None:
+    shutil.copytree(padim_bundle, tmp_path / "region.flaw")
+    with Inspector.load(padim_bundle, "cpu") as inspector:
+        height, width = inspector.manifest.learned.heights[0], inspector.manifest.learned.widths[0]
+        read = inspector.manifest
+    mask = np.zeros((height, width), np.bool_)
+    mask[height // 4 :, width // 4 :] = True
+    change_bundle(tmp_path / "region.flaw", read, lambda now: msgspec.structs.replace(now, region=make_region(mask)))
+    with Inspector.load(tmp_path / "region.flaw", "cpu") as inspector:
+        gate = measure_gate(inspector, inspector, good, dataset.test)
+        measured = measure_images(inspector, dataset.test, no_progress)
+    expected = overall_figures(measured, None, 0, 10).values["pixel_auroc"]
+    assert gate.pixel_auroc == pytest.approx(expected)
 
 
 def test_a_gate_without_normal_images_is_none(padim_bundle: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_synth_bundle import write_tiny_synth
 from flawscope import cli
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.calibration import calibrate_bundle, set_thresholds
-from flawscope.calibration.thresholds import calibrate
+from flawscope.calibration.thresholds import calibrate, threshold_record
 from flawscope.calibration.thresholds.calibrate import propose_thresholds, write_thresholds
 from flawscope.datasets import image_hash, open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError, StorageError
@@ -323,7 +323,7 @@ def test_thresholds_that_cannot_be_written_are_printed_all_the_same(make_bundle,
     def full(*_, **__):
         raise StorageError("part.flaw: could not be written: the disk is full.")
 
-    monkeypatch.setattr(calibrate, "change_bundle", full)
+    monkeypatch.setattr(threshold_record, "change_bundle", full)
     assert cli.run(["calibrate", str(path), "--data", str(dataset.root), "--false-reject-rate", "0.2"]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("computed, but not written:")

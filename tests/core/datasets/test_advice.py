@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shifted_parts import part_image, texture_image
 
 from flawscope import cli
 from flawscope.datasets import open_dataset
@@ -108,3 +109,36 @@ def test_a_broken_image_is_passed_over(tmp_path):
     root = write_set(tmp_path / "set", images=4)
     (root / "train" / "good" / "broken.png").write_bytes(b"no image")
     assert advise(open_dataset(root, None)).pose.images == 4
+
+
+def write_parts(root: Path, places: list[int]) -> Path:
+    (root / "train" / "good").mkdir(parents=True)
+    for number, right in enumerate(places):
+        cv2.imwrite(str(root / "train" / "good" / f"{number}.png"), part_image(0, right, 0))
+    return root
+
+
+def test_the_shift_of_the_part_is_said_in_pixels(tmp_path, capsys):
+    root = write_parts(tmp_path / "set", [-8, -4, -2, 0, 0, 2, 4, 8])
+    advice = advise(open_dataset(root, None))
+    assert (advice.shifts.images, advice.shifts.told) == (8, 8)
+    assert advice.shifts.largest_px == pytest.approx(8, abs=0.5)
+    assert advice.shifts.median_px == pytest.approx(3, abs=0.5)
+    assert cli.run(["data", "inspect", str(root)]) == 0
+    said = f"shifts by {advice.shifts.median_px:.1f} pixels in the middle and {advice.shifts.largest_px:.1f} at most"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert cli.run(["data", "inspect", str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["advice"]["shifts"]["largest_px"] == advice.shifts.largest_px
+
+
+def test_a_part_that_stands_still_and_a_texture_say_nothing_of_shifts(tmp_path):
+    still = advise(open_dataset(write_parts(tmp_path / "still", [0] * 6), None))
+    assert still.shifts.largest_px < 1
+    assert not any("shifts by" in reason for reason in still.reasons)
+    root = tmp_path / "texture" / "train" / "good"
+    root.mkdir(parents=True)
+    for seed in range(6):
+        cv2.imwrite(str(root / f"{seed}.png"), texture_image(seed))
+    advice = advise(open_dataset(tmp_path / "texture", None))
+    assert advice.shifts is None
+    assert not any("shifts by" in reason for reason in advice.reasons)

@@ -267,6 +267,7 @@ def test_a_head_of_an_earlier_bundle_means_what_it_meant() -> None:
     [
         (PatchcoreHead(GRID, 9, "none", 0.0, top=9), "expected a score of at most the 8 patches of an image, got 9"),
         (PatchcoreHead(GRID, 9, "paper", 0.0, top=2), "expected a score of 2 patches without re-weighting"),
+        (PatchcoreHead(GRID, 9, "none", 0.0, banks=65), "expected at most 64 banks (stages times scales with "),
         (PatchcoreHead(GRID, 9, "seed", 0.0, banks=2), "expected 2 banks without re-weighting, got reweight seed"),
         (PatchcoreHead(GRID, 1, "paper", 0.0, top=2, banks=2), None),
     ],

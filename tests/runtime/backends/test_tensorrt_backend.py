@@ -26,7 +26,7 @@ from flawscope import cli
 from flawscope.bundle import PatchcoreHead, open_bundle
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import prepare, read_image
-from flawscope.runtime import Inspector
+from flawscope.runtime import Inspector, Router
 from flawscope.runtime.backends import BACKENDS, choose_backend, device, engine_session, open_session
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
@@ -123,6 +123,24 @@ def test_with_the_bank_on_the_device_too(
     for (maps, scores), (other_maps, other_scores) in zip(expected, results, strict=True):
         np.testing.assert_allclose(other_maps, maps, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(other_scores, scores, rtol=2e-5)
+
+
+def test_bundles_of_one_backbone_have_an_engine_each_with_their_bank_beside_it(
+    copies: dict[str, Path], part_images: list[Path], kernels: Stand
+) -> None:
+    batch = images(copies["patchcore"], part_images[:2])
+    with Inspector.load(copies["patchcore"], "tensorrt") as inspector:
+        expected = [array.tobytes() for array in inspector.infer(batch)]
+    with Router({"one": copies["patchcore"], "two": copies["patchcore"]}, "tensorrt") as router:
+        for name in router.names:
+            assert [array.tobytes() for array in router.inspector(name).infer(batch)] == expected
+        assert [use.bundles for use in router.sharing] == [("one",), ("two",)]
+        assert {use.reason for use in router.sharing} == {
+            "backend tensorrt: an engine has buffers of its own, and the bank beside it on the device"
+        }
+        router.remove("one")
+        assert [array.tobytes() for array in router.inspector("two").infer(batch)] == expected
+    assert kernels.freed == kernels.allocated > 0
 
 
 def test_results_belong_to_the_caller(copies: dict[str, Path], part_images: list[Path], stand: Stand) -> None:

@@ -1,0 +1,50 @@
+"""The script that measures what scales cost: it measures the graphs that a detector has, one scale first."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from project_paths import ROOT
+from small_networks import SMALL
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = ROOT / "benchmarks" / "scales.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [("scattering", 150), ("vit_tiny_patch16_224", 2 * SMALL["vit_tiny_patch16_224"]["embed_dim"])],
+)
+def test_every_choice_is_measured_beside_one_scale(
+    script: ModuleType, tmp_path: Path, backbone: str, channels: int
+) -> None:
+    out = tmp_path / "scales.json"
+    arguments = ["--backbone", backbone, "--stages", "1,2", "--size", "64", "--scales", "0.75,1", "1", "--rounds", "2"]
+    if backbone in SMALL:
+        arguments += ["--backbone-options", json.dumps(SMALL[backbone])]
+    script.main([*arguments, "--rows", "20", "--threads", "1", "--out", str(out)])
+    document = json.loads(out.read_text(encoding="utf-8"))
+    assert document["suite"] == "scales"
+    assert document["settings"]["weights"] == "random"
+    one, two = document["rows"]
+    assert (one["scales"], one["sizes"], one["channels"]) == ([1.0], [[64, 64]], channels)
+    assert (two["scales"], two["sizes"], two["channels"]) == ([0.75, 1.0], [[64, 64], [48, 48]], 2 * channels)
+    assert one["grid_patches"] == two["grid_patches"]
+    assert (one["pixels_ratio"], one["graph_ratio"], two["pixels_ratio"]) == (1, 1, 1 + 0.75**2)
+    assert two["graph_ms"] > 0
+    assert two["search_ms"] > 0
