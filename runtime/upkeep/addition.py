@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -48,13 +48,18 @@ class Scored:
 
     Attributes:
         scores: float64 [N].
-        threshold: The image threshold, or None before calibration.
+        threshold: The image threshold; None before calibration, and with zones, which have one each.
         notes: In what images are unlike those that the bundle has learned from.
+        rejected: Which images the bundle rejects, each with the score and the threshold that decided; none before
+            calibration.
+        is_judged: Whether it has thresholds to reject by.
     """
 
     scores: tuple[float, ...]
     threshold: float | None
     notes: tuple[str, ...] = ()
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    is_judged: bool = False
 
     @property
     def above(self) -> int:
@@ -161,7 +166,7 @@ def add_images(
     added = tuple(len(part.rows) for part in chosen)
     with Inspector(open_bundle(out), "cpu", "kernel", use_overlay=False) as changed:
         after = Scored(_scored(changed, names, progress).scores, before.threshold)
-    notes = before.notes if before.threshold is not None else (*before.notes, _UNJUDGED)
+    notes = before.notes if before.is_judged else (*before.notes, _UNJUDGED)
     return Addition(manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, notes)
 
 
@@ -192,7 +197,7 @@ def _unknown(images: Sequence[Path], hashes: ImageHashes, progress: Progress) ->
 
 def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) -> Scored:
     """Return the scores of images."""
-    scores, notes = [], []
+    scores, notes, rejected = [], [], {}
     for number, result in enumerate(inspector.stream(images), 1):
         # A fault for want of thresholds has its score all the same.
         if result.score is None:
@@ -200,21 +205,26 @@ def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) ->
             raise DataError(f"{result.image}: expected an image that can be scored, got: {reason}. Remove it.")
         scores.append(result.score)
         notes.append(result.notes)
+        # The decision and not the score: with zones each has its own threshold, and there is no common one.
+        if result.decision == "reject":
+            zone = "" if result.zone is None else f" in the zone {result.zone}"
+            rejected[number - 1] = f"{result.score:.4g} > {result.threshold or 0:.4g}{zone}"
         progress("scoring images", number, len(images))
-    threshold = None if inspector.thresholds is None else inspector.thresholds.image.value
-    return Scored(tuple(scores), threshold, summarize_differences(notes))
+    thresholds = inspector.thresholds
+    threshold = None if thresholds is None or thresholds.of_zones else thresholds.image.value
+    return Scored(tuple(scores), threshold, summarize_differences(notes), rejected, thresholds is not None)
 
 
 def _check_accepted(images: Sequence[Path], scored: Scored) -> None:
     """Refuse images that the bundle rejects: one with a defect would teach it that the defect is normal."""
-    if not scored.above:
+    if not scored.rejected:
         return
-    worst = sorted(zip(scored.scores, images, strict=True), key=lambda pair: -pair[0])[: min(_NAMED, scored.above)]
-    named = ", ".join(f"{image} ({score:.4g})" for score, image in worst)
+    worst = sorted(scored.rejected, key=lambda index: -scored.scores[index])[:_NAMED]
+    named = ", ".join(f"{images[index]} ({scored.rejected[index]})" for index in worst)
     raise ArgumentError(
-        f"bank add: expected images that the bundle accepts (threshold {scored.threshold or 0:.4g}), got "
-        f"{scored.above} of {len(images)} above: {named}. A defect among them would become normal: look at them. If "
-        "all are good, add them with --rejected-too."
+        f"bank add: expected images that the bundle accepts, got {len(scored.rejected)} of {len(images)} that it "
+        f"rejects: {named}. A defect among them would become normal: look at them. If all are good, add them with "
+        "--rejected-too."
     )
 
 

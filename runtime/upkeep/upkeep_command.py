@@ -128,6 +128,8 @@ def _scores(scored: Scored) -> str:
     against = ""
     if scored.threshold is not None:
         against = f", {scored.above} above the threshold {scored.threshold:.4g} of before"
+    elif scored.is_judged:  # by zone
+        against = f", {len(scored.rejected)} rejected"
     return f"median {statistics.median(scored.scores):.4g}, largest {max(scored.scores):.4g}{against}"
 
 

@@ -271,7 +271,7 @@ def test_what_cannot_be_added_is_named_in_one_line(
     (tmp_path / "empty").mkdir()
     known = training_images(tiny_root)
     for arguments, expected in (
-        ([patchcore_bundle, *anomalous], "expected images that the bundle accepts (threshold"),
+        ([patchcore_bundle, *anomalous], "expected images that the bundle accepts, got"),
         ([patchcore_bundle, broken], "broken.png: expected an image that can be scored"),
         ([patchcore_bundle, tmp_path / "none.png"], "none.png"),
         ([patchcore_bundle, tmp_path / "empty"], "expected images in this folder, got none"),
@@ -311,6 +311,29 @@ def test_the_command_says_what_it_did(
     assert run(["bundle", "bank", "remove", str(more), "--number", "1", "--out", str(back)]) == 0
     with open_bundle(bundle) as opened:
         assert f"the bundle of before the addition, {opened.manifest.digest}" in capsys.readouterr().out
+
+
+def test_with_zones_an_image_is_judged_by_their_thresholds(
+    patchcore_bundle: Path, new_images: list[Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(patchcore_bundle, tmp_path / "zones.flaw"))
+    zones = ["--zone", "left", "0,0 31,0 31,63 0,63", "--zone", "right", "33,0 63,0 63,63 33,63"]
+    assert run(["bundle", "region", str(bundle), "--on", str(new_images[0]), *zones]) == 0
+    assert run(["calibrate", str(bundle), "--data", str(tiny_root), "--category", CATEGORY]) == 0
+    for left, right in ((1e6, 1e6), (1e6, 0.0), (0.0, 1e6)):
+        for zone, value in (("left", left), ("right", right), ("rest", 1e6)):
+            thresholds = ["--image-threshold", str(value), "--pixel-threshold", "1"]
+            assert run(["calibrate", str(bundle), "--zone", zone, *thresholds]) == 0
+        out = tmp_path / f"{left:g}-{right:g}.flaw"
+        if left == right:
+            done = add_images(bundle, new_images[:2], out, rows=4)
+            assert (done.before.rejected, done.before.threshold, done.notes) == ({}, None, ())
+            assert done.manifest.thresholds is None
+            continue
+        zone = "left" if left < right else "right"
+        with pytest.raises(ArgumentError, match=rf"got 2 of 2 that it rejects: .* > 0 in the zone {zone}\)"):
+            add_images(bundle, new_images[:2], out, rows=4)
+        assert not out.exists()
 
 
 def with_files(bundle: Path, out: Path, files: dict[str, bytes], **upkeep: Any) -> Path:
