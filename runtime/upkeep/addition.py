@@ -41,6 +41,11 @@ _UNJUDGED = (
     "largest scores first"
 )
 
+_OUTSIDE = (
+    "patches outside of the region of interest become rows as well, though no defect counts there: what lies there "
+    "looks normal inside from now on"
+)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -166,7 +171,11 @@ def add_images(
     added = tuple(len(part.rows) for part in chosen)
     with Inspector(open_bundle(out), "cpu", "kernel", use_overlay=False) as changed:
         after = Scored(_scored(changed, names, progress).scores, before.threshold)
-    notes = before.notes if before.is_judged else (*before.notes, _UNJUDGED)
+    notes = (
+        *before.notes,
+        *([] if before.is_judged else [_UNJUDGED]),
+        *([] if source.bundle.manifest.region is None else [_OUTSIDE]),
+    )
     return Addition(manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, notes)
 
 

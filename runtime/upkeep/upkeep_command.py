@@ -94,7 +94,7 @@ def remove(bundle: Path, out: Path, number: int | None, images: tuple[Path, ...]
         )
     echo(f"took out {done.images} images: {_change(done)} rows")
     if done.restored:
-        echo(f"{out}: the bundle of before the addition, {done.manifest.digest}")
+        echo(f"{out}: the bundle of before the addition, {done.manifest.digest}; without what was set since")
         return
     _uncalibrated(out)
 

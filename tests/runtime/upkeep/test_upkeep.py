@@ -336,6 +336,23 @@ def test_with_zones_an_image_is_judged_by_their_thresholds(
         assert not out.exists()
 
 
+def test_what_lies_outside_of_the_region_is_said_to_become_normal(
+    patchcore_bundle: Path, new_images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, out = Path(shutil.copytree(patchcore_bundle, tmp_path / "part.flaw")), tmp_path / "out.flaw"
+    polygon = ["--polygon", "8,8 40,8 40,40 8,40"]
+    assert run(["bundle", "region", str(bundle), "--on", str(new_images[0]), *polygon]) == 0
+    capsys.readouterr()
+    assert run(["bundle", "bank", "add", str(bundle), str(new_images[0]), "--out", str(out), "--rows", "4"]) == 0
+    assert "note: patches outside of the region of interest become rows as well" in capsys.readouterr().err
+    # What was set after the addition is not in the bundle of before.
+    assert run(["bundle", "region", str(out), "--clear"]) == 0
+    capsys.readouterr()
+    assert run(["bundle", "bank", "remove", str(out), "--number", "1", "--out", str(tmp_path / "back.flaw")]) == 0
+    assert "; without what was set since" in capsys.readouterr().out
+    assert files_of(tmp_path / "back.flaw") == files_of(bundle)
+
+
 def with_files(bundle: Path, out: Path, files: dict[str, bytes], **upkeep: Any) -> Path:
     """Return a copy with other files and another state of its bank, which its manifest lists as if it were so."""
     import msgspec
