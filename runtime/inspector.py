@@ -1,16 +1,15 @@
 """Load a bundle, score images, decide. The file to read first.
 
-An image passes four stages: it is read and prepared (`_load`), scored by the scorer of the bundle's method (`infer`),
-compared with the thresholds (`flawscope.runtime.decision`) and reported as a `Result`. One rule holds in every stage:
+An image passes three stages: it is read and prepared (`_load`), scored by the scorer of the bundle's method (`infer`),
+and judged by region, zones and thresholds (`flawscope.runtime.judge`), which gives the `Result`. One rule holds in every stage:
 whatever goes wrong with an image is a `fault`, never an `accept`, and the images after it are still inspected.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +22,8 @@ from flawscope.bundle import (
     Bundle,
     InForce,
     Manifest,
-    PartShift,
     Thresholds,
     thresholds_in_force,
-    thresholds_of_product,
     trusted_bundle,
 )
 from flawscope.diffusion.reconstruction import Reconstructed
@@ -36,11 +33,10 @@ from flawscope.imaging.images import prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import OpenSession, choose_backend, open_session
-from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
-from flawscope.runtime.inspected_zones import InspectedZones, deciding_zone
-from flawscope.runtime.results import Box, Result, ZoneScore
+from flawscope.runtime.judge import Judge, LoadedImage
+from flawscope.runtime.results import Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import load_limit, within
@@ -68,25 +64,22 @@ class Inspector:
         precision: Precision of the graphs.
         thresholds: The thresholds in force for this precision and product, or None before calibration.
         in_force: Those of all products with their revision and where they come from.
-        product: The product whose thresholds hold; None for the common ones.
+        product: As in `load`.
         scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
     # `inspector.threshold = 500` sets nothing, so it is an error.
     __slots__ = (
         "_device_failed",
-        "_in_force",
         "_is_closed",
+        "_judge",
         "_limit_s",
         "_options",
-        "_region",
         "_sampling",
         "_strict",
-        "_zones",
         "backend_reason",
         "bundle",
         "precision",
-        "product",
         "scorer",
     )
 
@@ -112,7 +105,7 @@ class Inspector:
             )
         if not (is_candidate or bundle.manifest.golden_of(precision)):
             raise BundleError(f"{bundle.path}: expected golden images for {precision}, got none. Export it again.")
-        self._in_force = thresholds_in_force(
+        in_force = thresholds_in_force(
             bundle.path,
             bundle.manifest,
             precision,
@@ -120,8 +113,7 @@ class Inspector:
             use_overlay=use_overlay and not is_candidate,
         )
         self.bundle = bundle
-        self.product = product
-        self.thresholds_for(product)  # an unknown product is refused before anything is loaded
+        self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
         choice = choose_backend(backend)
         self.backend_reason = choice.reason
         self.precision = precision
@@ -130,8 +122,6 @@ class Inspector:
         self._sampling: Sampling | None = None
         self._strict = strict
         self._limit_s = load_limit(timeout_s)
-        self._region = None if bundle.manifest.region is None else InspectedRegion(bundle.manifest, str(bundle.path))
-        self._zones = None if bundle.manifest.drawn_zones is None else InspectedZones(bundle.manifest, str(bundle.path))
         self.scorer = self._within_limit(lambda: self._open(backend))
 
     @classmethod
@@ -227,7 +217,12 @@ class Inspector:
     @property
     def in_force(self) -> InForce:
         """The thresholds by which it decides, and where they come from."""
-        return self._in_force
+        return self._judge.in_force
+
+    @property
+    def product(self) -> str | None:
+        """The product whose thresholds hold; None for the common ones."""
+        return self._judge.product
 
     @property
     def thresholds(self) -> Thresholds | None:
@@ -240,15 +235,12 @@ class Inspector:
         Raises:
             ArgumentError: If the bundle has no thresholds of this product.
         """
-        name = self.product if product is None else product
-        if name is None:
-            return self._in_force.thresholds
-        return thresholds_of_product(self._in_force, name, self.bundle.path)
+        return self._judge.thresholds_for(product)
 
     @property
     def region(self) -> InspectedRegion | None:
         """The bundle's region of interest, or None where all of an image counts."""
-        return self._region
+        return self._judge.region
 
     @property
     def manifest(self) -> Manifest:
@@ -411,7 +403,7 @@ class Inspector:
     ) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
         loaded = [self._load(source, position + offset, color, product) for offset, source in enumerate(sources)]
-        ready = [image for image in loaded if isinstance(image, _LoadedImage)]
+        ready = [image for image in loaded if isinstance(image, LoadedImage)]
         maps = scores = None
         failure = ""
         started = time.perf_counter()
@@ -429,7 +421,7 @@ class Inspector:
             if maps is None or scores is None:
                 yield Result(image.name, "fault", reason=failure, notes=image.notes)
                 continue
-            yield self._result(image, maps[row], float(scores[row]), share_ms)
+            yield self._judge.judge(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
     def _inspect_tiles(
@@ -456,9 +448,9 @@ class Inspector:
         except Exception as err:
             return Result(loaded.name, "fault", reason=_fault_reason(err), notes=loaded.notes)
         infer_ms = 1e3 * (time.perf_counter() - started)
-        return self._result(loaded, blender.finish(), score, infer_ms)
+        return self._judge.judge(loaded, blender.finish(), score, infer_ms)
 
-    def _load(self, source: Source, position: int, color: Color, product: str | None) -> _LoadedImage | Result:
+    def _load(self, source: Source, position: int, color: Color, product: str | None) -> LoadedImage | Result:
         """Return an image read and prepared, or the fault that says why it cannot be."""
         name, manifest = name_of(source, position), self.manifest
         notes: tuple[str, ...] = ()
@@ -471,62 +463,13 @@ class Inspector:
                 if notes and self._strict:
                     reason = f"unlike the images that the bundle learned from: {'; '.join(notes)}"
                     return Result(name, "fault", reason=reason, notes=notes)
-            shift = None if self._region is None else self._region.shift_of(image)
+            shift = None if self.region is None else self.region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.
             prepared = prepare(image, manifest.input) if manifest.tiling is None else image
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-        return _LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
-
-    def _result(self, image: _LoadedImage, anomaly_map: Float32Array, score: float, infer_ms: float) -> Result:
-        started, thresholds = time.perf_counter(), self.thresholds_for(image.product)
-        if self.manifest.tiling is None and self.manifest.input.mode == "letterbox":
-            # The mirrored margin shows nothing of its own. A copy: a view would keep the maps of the whole batch alive.
-            anomaly_map = anomaly_map[self.manifest.input.place_of(image.source_size)].copy()
-        region = None if self._region is None else self._region.at(image.part_shift)
-        counted, threshold = anomaly_map, None if thresholds is None else thresholds.image.value
-        if region is not None:
-            anomaly_map, score = region.restrict(anomaly_map, score)
-            counted = region.for_boxes(anomaly_map)
-        # A score or map that is not finite says that the inference failed: no zone makes a number of it.
-        zones: tuple[ZoneScore, ...] = ()
-        if self._zones is not None and np.isfinite(score) and np.isfinite(anomaly_map).all():
-            zones = self._zones.scores(counted, thresholds)
-        decision, reason = decide(score, anomaly_map, thresholds, zones)
-        deciding = deciding_zone(zones)
-        if self._zones is not None:
-            score, threshold = (math.nan, None) if deciding is None else (deciding.score, deciding.threshold)
-        if region is not None and not region.is_seen(anomaly_map):
-            reason = "the image is too small to show the region of interest"
-        boxes: tuple[Box, ...] = ()
-        # No boxes for a fault: its map may hold NaN, and nobody should act on regions of it.
-        if thresholds is not None and decision != "fault":
-            boxes = find_boxes(
-                counted,
-                thresholds.pixel.value if self._zones is None else self._zones.pixel_thresholds(counted, thresholds),
-                self.in_force.min_area_px,
-                self.manifest.map_spec,
-                image.source_size,
-            )
-        timings = {**image.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
-        return Result(
-            image=image.name,
-            decision=decision,
-            score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
-            threshold=threshold,
-            threshold_revision=None if thresholds is None else self.in_force.revision,
-            reason=reason,
-            notes=image.notes,
-            part_shift=image.part_shift,
-            anomaly_map=anomaly_map,
-            boxes=boxes,
-            # A sum and not a clock: the waiting of this image for the others of its batch is no work on it.
-            timings_ms={**timings, "total": sum(timings.values())},
-            zones=() if deciding is None else zones,
-            product=self.product if image.product is None else image.product,
-            zone=None if deciding is None or threshold is None else deciding.name,
-        )
+        return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
     def pixel_thresholds(self, anomaly_map: Float32Array) -> float | Float32Array:
         """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
@@ -534,12 +477,7 @@ class Inspector:
         Raises:
             BundleError: If there are no thresholds.
         """
-        if self.thresholds is None:
-            raise BundleError(f"{self.bundle.path}: expected thresholds, got none. Run flawscope calibrate.")
-        if self._zones is None:
-            return self.thresholds.pixel.value
-        counted = anomaly_map if self._region is None else self._region.for_boxes(anomaly_map)
-        return self._zones.pixel_thresholds(counted, self.thresholds)
+        return self._judge.pixel_thresholds(anomaly_map)
 
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
@@ -563,16 +501,3 @@ def _fault_reason(err: Exception, prefix: str = "") -> str:
     normal. Our own errors name the image themselves; the message of any other is led in by `prefix`.
     """
     return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"
-
-
-@dataclass(frozen=True)
-class _LoadedImage:
-    """An image that was read: name, pixels, size of its source (H, W), times, notes, shift of the part, and product."""
-
-    name: str
-    prepared: UInt8Array
-    source_size: tuple[int, int]
-    timings_ms: dict[str, float]
-    notes: tuple[str, ...]
-    part_shift: PartShift | None
-    product: str | None

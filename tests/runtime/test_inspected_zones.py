@@ -177,7 +177,7 @@ def test_what_counts_and_lies_in_no_zone_belongs_to_the_nearest_where_there_is_n
         for column in range(SIDE):
             image = np.full((SIDE, SIDE, 3), 20, np.uint8)
             image[:, column] = bright[:, column]
-            counts = inspector._region._inside_of(image[..., 0].astype(np.float32))[0, column]
+            counts = inspector.region._inside_of(image[..., 0].astype(np.float32))[0, column]
             assert (inspector(image).decision == "reject") == counts, column
 
 

@@ -80,20 +80,22 @@ class PatchFeatures(nn.Module):
             if self.pool:
                 stage = functional.avg_pool2d(stage, 3, stride=1, padding=1)
             if self.alignment is not None:
-                stage = self.alignment(stage, number)
-            elif stage.shape[-2:] != grid:
+                joined.append(self.alignment(stage, number))
+                continue
+            if stage.shape[-2:] != grid:
                 # torch refuses `align_corners` with `nearest`, even False.
                 corners = False if self.upsample == "bilinear" else None
                 stage = functional.interpolate(stage, size=grid, mode=self.upsample, align_corners=corners)
             joined.append(stage)
         if self.layer_widths is None:
-            joined = [torch.cat(joined, dim=1)]
+            joined = [torch.cat(joined, dim=1 if self.alignment is None else 2)]
+        if self.alignment is None:
+            joined = [layer.flatten(2).transpose(1, 2) for layer in joined]
         layers = [self._finished(layer, number) for number, layer in enumerate(joined)]
         return layers[0] if len(layers) == 1 else torch.cat(layers, dim=2)
 
-    def _finished(self, layer: Tensor, number: int) -> Tensor:
-        """Return the patches [N, P, D] of a layer [N, C, h, w], transformed and of length 1 where that is asked for."""
-        patches = layer.flatten(2).transpose(1, 2)
+    def _finished(self, patches: Tensor, number: int) -> Tensor:
+        """Return the patches [N, P, D] of a layer, transformed and of length 1 where that is asked for."""
         transform = self._buffers[_transform_name(number)]  # not `get_buffer`, whose type has no None
         if transform is not None:
             patches = patches * transform if transform.ndim == 1 else patches @ transform

@@ -152,7 +152,8 @@ def test_a_ramp_over_the_image_is_the_same_ramp_on_the_finest_grid(
         down, right = (places.start[axis] + places.step[axis] * torch.arange(grid[axis]) for axis in (0, 1))
         return (3 * down[:, None] - 2 * right[None, :])[None, None].float()
 
-    got = StageAlignment([fine, coarse], grids, "bilinear")(ramp(coarse, grids[1]), 1)
+    patches = StageAlignment([fine, coarse], grids, "bilinear")(ramp(coarse, grids[1]), 1)
+    got = patches.transpose(1, 2).unflatten(2, grids[0])
     # Beyond the outermost positions of the coarse stage its edge is repeated.
     margin = int(4 * ratio)
     inside = (..., slice(margin, -margin), slice(margin, -margin))
@@ -163,7 +164,7 @@ def test_nearest_takes_the_value_of_the_nearest_true_place() -> None:
     # Fine positions at 0, 4, 8, 12, coarse ones at -1 and 7: halfway is 3.
     alignment = StageAlignment([GridPlaces((0, 0), (4, 4)), GridPlaces((-1, -1), (8, 8))], [(4, 4), (2, 2)], "nearest")
     stage = torch.tensor([[10.0, 20.0], [30.0, 40.0]])[None, None]
-    assert alignment(stage, 1)[0, 0].tolist() == [
+    assert alignment(stage, 1).reshape(4, 4).tolist() == [
         [10, 20, 20, 20],
         [30, 40, 40, 40],
         [30, 40, 40, 40],
@@ -174,7 +175,7 @@ def test_nearest_takes_the_value_of_the_nearest_true_place() -> None:
 def test_a_stage_on_the_grid_of_the_finest_is_left_as_it_is() -> None:
     alignment = StageAlignment([GridPlaces((0, 0), (4, 4)), GridPlaces((1, 2), (4, 4))], [(5, 5), (5, 5)], "bilinear")
     stage = torch.rand((1, 2, 5, 5))
-    assert torch.equal(alignment(stage, 1), stage)
+    assert torch.equal(alignment(stage, 1), stage.flatten(2).transpose(1, 2))
 
 
 def test_centred_stages_are_joined_as_without_alignment() -> None:
