@@ -74,9 +74,13 @@ class InspectedRegion:
             self._moved = (by, moved)
         return self._moved[1]
 
+    def on_image(self, size: tuple[int, int]) -> BoolArray:
+        """Return which pixels of an image of this height and width count, bool [H, W]."""
+        return mask_on_map(self._mask, None, size)
+
     def outline_on(self, image: UInt8Array) -> UInt8Array:
         """Return an image uint8 [H, W, 3] with the outline of the region in green."""
-        return with_outline(image, mask_on_map(self._mask, None, (image.shape[0], image.shape[1])))
+        return with_outline(image, self.on_image((image.shape[0], image.shape[1])))
 
     def restrict(self, anomaly_map: Float32Array, score: float) -> tuple[Float32Array, float]:
         """Return an image's map and score with what lies outside of the region left out.

@@ -1,8 +1,9 @@
 """Load a bundle, score images, decide. The file to read first.
 
 An image passes three stages: it is read and prepared (`_load`), scored by the scorer of the bundle's method (`infer`),
-and judged by region, zones and thresholds (`flawscope.runtime.judge`), which gives the `Result`. One rule holds in every stage:
-whatever goes wrong with an image is a `fault`, never an `accept`, and the images after it are still inspected.
+and judged by region, zones and thresholds (`flawscope.runtime.judge`), which gives the `Result`. One rule holds in
+every stage: whatever goes wrong with an image is a `fault`, never an `accept`, and the images after it are still
+inspected.
 """
 
 from __future__ import annotations

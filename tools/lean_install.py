@@ -75,7 +75,7 @@ def keep_up(python: Path, bundle: Path, folder: Path) -> tuple[Path, bool]:
     more, again = folder / "more.flaw", folder / "again.flaw"
     demo = ("data", "demo", folder / "new", "--kind", "steel", "--size", 128, "--seed", 7, "--train", 100)
     run(sys.executable, "-m", "flawscope", *demo)
-    run(*bank, "add", bundle, folder / "new" / "steel" / "train" / "good", "--out", more, "--rejected-too")
+    run(*bank, "add", bundle, folder / "new" / "steel" / "train" / "good", "--out", more, "--all-good")
     run(*bank, "remove", more, "--number", 1, "--out", again)
     # Without thresholds every image would be a fault.
     run(python, "-m", "flawscope", "calibrate", more, "--image-threshold", 40, "--pixel-threshold", 40)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from flawscope.arrays import BoolArray, Float32Array
 from flawscope.bundle import Additions, ImageHashes, Manifest, making, open_bundle, trusted_bundle
 from flawscope.datasets import as_recorded, hash_contents
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable
-from flawscope.imaging.fitting_views import Views, fitting_views
-from flawscope.imaging.images import prepare
 from flawscope.imaging.learned_images import (
     LearnedImages,
     extend_learned,
@@ -25,26 +21,16 @@ from flawscope.imaging.learned_images import (
     summarize_looks,
 )
 from flawscope.imaging.patch_foreground import foreground_weights
-from flawscope.imaging.tiles import ImageSource, read_source, tiles_of
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.image_sources import read_source_image
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.upkeep.bank_rows import NewRows
 from flawscope.runtime.upkeep.changed_bundle import Change, Source, states, write_changed
 from flawscope.runtime.upkeep.farthest_rows import Candidates
+from flawscope.runtime.upkeep.image_patches import patches_of
 
 _NAMED = 5
 """Images named in a message; there may be hundreds."""
-
-_UNJUDGED = (
-    "without thresholds the bundle could not say whether a defect is among the images: look at them, those with the "
-    "largest scores first"
-)
-
-_OUTSIDE = (
-    "patches outside of the region of interest become rows as well, though no defect counts there: what lies there "
-    "looks normal inside from now on"
-)
 
 
 @dataclass(frozen=True)
@@ -111,7 +97,8 @@ def add_images(
     out: Path,
     *,
     rows: int | None = None,
-    rejected_too: bool = False,
+    all_good: bool = False,
+    product: str | None = None,
     use_overlay: bool = True,
     command: str = "",
     progress: Progress = no_progress,
@@ -127,7 +114,8 @@ def add_images(
         images: Files of normal images.
         out: Bundle folder to write.
         rows: Most rows to add to each bank; None for as many an image as the training has kept.
-        rejected_too: Whether images that the bundle rejects may be added.
+        all_good: Whether all images are known to be good: also what the bundle rejects, or cannot judge, is added.
+        product: Product whose own thresholds say what is rejected; None for the common ones.
         use_overlay: Whether a threshold overlay beside the bundle says what is rejected.
         command: The command line, for the record.
         progress: Receives progress.
@@ -152,12 +140,12 @@ def add_images(
         new = _unknown(images, source.hashes, progress)
         names = list(new)
         asked = _rows_of(source, len(new)) if rows is None else (rows,) * len(source.rows.counts)
-        inspector = Inspector(bundle, "cpu", "kernel", use_overlay=use_overlay)
+        inspector = Inspector(bundle, "cpu", "kernel", use_overlay=use_overlay, product=product)
         # Not the inspector: it would close the bundle too.
         with contextlib.closing(inspector.scorer):
             before = _scored(inspector, names, progress)
-            if not rejected_too:
-                _check_accepted(names, before)
+            if not all_good:
+                _check_accepted(path, names, before)
             chosen = _chosen(
                 source, inspector, names, [min(*pair) for pair in zip(asked, source.room, strict=True)], progress
             )
@@ -171,12 +159,8 @@ def add_images(
     added = tuple(len(part.rows) for part in chosen)
     with Inspector(open_bundle(out), "cpu", "kernel", use_overlay=False) as changed:
         after = Scored(_scored(changed, names, progress).scores, before.threshold)
-    notes = (
-        *before.notes,
-        *([] if before.is_judged else [_UNJUDGED]),
-        *([] if source.bundle.manifest.region is None else [_OUTSIDE]),
-    )
-    return Addition(manifest, change.number, len(new), len(images) - len(new), added, asked, before, after, notes)
+    known = len(images) - len(new)
+    return Addition(manifest, change.number, len(new), known, added, asked, before, after, before.notes)
 
 
 def _rows_of(source: Source, images: int) -> tuple[int, ...]:
@@ -224,8 +208,13 @@ def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) ->
     return Scored(tuple(scores), threshold, summarize_differences(notes), rejected, thresholds is not None)
 
 
-def _check_accepted(images: Sequence[Path], scored: Scored) -> None:
-    """Refuse images that the bundle rejects: one with a defect would teach it that the defect is normal."""
+def _check_accepted(bundle: Path, images: Sequence[Path], scored: Scored) -> None:
+    """Refuse images that the bundle does not accept: one with a defect would teach it that the defect is normal."""
+    if not scored.is_judged:
+        raise ArgumentError(
+            f"{bundle}: expected a bundle with thresholds, which says whether a defect is among the images, got one "
+            "without. Set them with flawscope calibrate, or, if all images are known to be good, add --all-good."
+        )
     if not scored.rejected:
         return
     worst = sorted(scored.rejected, key=lambda index: -scored.scores[index])[:_NAMED]
@@ -233,7 +222,7 @@ def _check_accepted(images: Sequence[Path], scored: Scored) -> None:
     raise ArgumentError(
         f"bank add: expected images that the bundle accepts, got {len(scored.rejected)} of {len(images)} that it "
         f"rejects: {named}. A defect among them would become normal: look at them. If all are good, add them with "
-        "--rejected-too."
+        "--all-good."
     )
 
 
@@ -243,32 +232,18 @@ def _chosen(
     """Return the new rows of each bank; their images are indices into `images`."""
     head, tensors = source.head, source.rows.tensors
     candidates = [Candidates(head, tensors, number) for number in range(head.banks)]
-    for image, patches in _patches(inspector, images, progress):
-        shown: BoolArray = np.ones(len(patches), bool)
-        if head.foreground:
-            limits = tensors["foreground_limits"]
-            shown = foreground_weights(patches[None], tensors["foreground"], limits, head.grid)[0] > 0
-        start = 0
-        for candidate in candidates:
-            stop = start + candidate.channels
-            candidate.add(patches[:, start:stop], image, shown)
-            start = stop
-    return [candidate.choose(count, progress) for candidate, count in zip(candidates, counts, strict=True)]
-
-
-def _patches(inspector: Inspector, images: Sequence[Path], progress: Progress) -> Iterator[tuple[int, Float32Array]]:
-    """Yield the patches of every view of every image or tile, float32 [P, D], with the index of the image."""
-    manifest = inspector.manifest
-    # The views that filled the bank in training fill it now.
-    views = fitting_views(msgspec.convert(manifest.provenance.config.get("views", "none"), Views))
     for number, image in enumerate(images):
-        parts: Sequence[ImageSource] = [image] if manifest.tiling is None else list(tiles_of(image, manifest.tiling))
-        for part in parts:
-            prepared = prepare(read_source(part, manifest.input.bits), manifest.input)
-            for view in views:
-                seen = np.ascontiguousarray(view.make(prepared[None]))
-                yield number, inspector.scorer.outputs(seen)["patches"][0]
+        for patches, shown in patches_of(inspector, image, head.grid):
+            if head.foreground:
+                limits = tensors["foreground_limits"]
+                shown = shown & (foreground_weights(patches[None], tensors["foreground"], limits, head.grid)[0] > 0)
+            start = 0
+            for candidate in candidates:
+                stop = start + candidate.channels
+                candidate.add(patches[:, start:stop], number, shown)
+                start = stop
         progress("reading patches", number + 1, len(images))
+    return [candidate.choose(count, progress) for candidate, count in zip(candidates, counts, strict=True)]
 
 
 def _change(source: Source, chosen: Sequence[NewRows], new: Mapping[Path, str], command: str) -> Change:

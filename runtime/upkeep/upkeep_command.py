@@ -23,7 +23,12 @@ _OUT = click.option("--out", type=_PATH, required=True, help="Bundle folder to w
 @click.argument("images", nargs=-1, required=True, type=_PATH, metavar="IMAGE...")
 @_OUT
 @click.option("--rows", type=int, help="Most rows to add.  [default: as many an image as the training has kept]")
-@click.option("--rejected-too", is_flag=True, help="Add images that the bundle rejects as well: all of them are good.")
+@click.option(
+    "--all-good",
+    is_flag=True,
+    help="All images are known to be good: add also what the bundle rejects, or cannot judge without thresholds.",
+)
+@click.option("--product", metavar="NAME", help="Product whose own thresholds say what is rejected.")
 @click.option("--no-overlay", is_flag=True, help="Judge by the bundle's own thresholds what is rejected.")
 @OVERWRITE
 @trusted_keys_option
@@ -32,7 +37,8 @@ def add(
     images: tuple[Path, ...],
     out: Path,
     rows: int | None,
-    rejected_too: bool,
+    all_good: bool,
+    product: str | None,
     no_overlay: bool,
     overwrite: bool,
 ) -> None:
@@ -48,7 +54,8 @@ def add(
             files,
             out,
             rows=rows,
-            rejected_too=rejected_too,
+            all_good=all_good,
+            product=product,
             use_overlay=not no_overlay,
             command=command_line(),
             progress=progress,

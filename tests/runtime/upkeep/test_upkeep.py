@@ -22,6 +22,7 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.runtime import Inspector
 from flawscope.runtime.engines.ensure import model_hash
 from flawscope.runtime.upkeep.addition import Addition, add_images
+from flawscope.runtime.upkeep.image_patches import patches_of
 from flawscope.runtime.upkeep.removal import prune_bank, remove_images
 from flawscope.training.detectors.detector_training import train_detector
 
@@ -41,7 +42,7 @@ def added(
 ) -> tuple[Path, Addition]:
     """A bundle to which the first four images were added."""
     out = tmp_path_factory.mktemp("added") / "added.flaw"
-    return out, add_images(patchcore_bundle, new_images[:4], out, rejected_too=True)
+    return out, add_images(patchcore_bundle, new_images[:4], out, all_good=True)
 
 
 def scores_of(bundle: Path, images: list[Path], path: str = "kernel") -> Answers:
@@ -110,7 +111,7 @@ def test_taking_the_addition_out_gives_back_the_bundle(
 def test_additions_can_be_taken_out_in_any_order(
     added: tuple[Path, Addition], patchcore_bundle: Path, new_images: list[Path], tiny_root: Path, tmp_path: Path
 ) -> None:
-    second = add_images(added[0], new_images[4:], tmp_path / "two.flaw", rejected_too=True, rows=4)
+    second = add_images(added[0], new_images[4:], tmp_path / "two.flaw", all_good=True, rows=4)
     assert second.number == 2
     # The later one first: the bundle in between, and then the first one.
     between = remove_images(tmp_path / "two.flaw", tmp_path / "one.flaw", number=2)
@@ -153,11 +154,10 @@ def test_what_was_learned_is_forgotten_with_its_image(
     with open_bundle(patchcore_bundle) as bundle:
         learned = bundle.manifest.learned
     assert learned is not None
-    # Without thresholds nothing is refused, and that is said.
-    first = add_images(patchcore_bundle, [dark, new_images[0]], tmp_path / "1.flaw", rejected_too=True, rows=4)
-    second = add_images(tmp_path / "1.flaw", [large, new_images[1]], tmp_path / "2.flaw", rows=4)
-    assert not any("without thresholds" in note for note in first.notes)
-    assert any("without thresholds" in note for note in second.notes)
+    add_images(patchcore_bundle, [dark, new_images[0]], tmp_path / "1.flaw", all_good=True, rows=4)
+    with pytest.raises(ArgumentError, match="expected a bundle with thresholds, which says whether a defect is among"):
+        add_images(tmp_path / "1.flaw", [large, new_images[1]], tmp_path / "2.flaw", rows=4)
+    second = add_images(tmp_path / "1.flaw", [large, new_images[1]], tmp_path / "2.flaw", rows=4, all_good=True)
     widest = second.manifest.learned
     assert widest is not None
     assert (widest.images, widest.heights) == (learned.images + 4, (64, 160))
@@ -169,7 +169,7 @@ def test_what_was_learned_is_forgotten_with_its_image(
     assert least is not None
     assert (least.images, least.heights) == (learned.images + 2, (64, 64))
     # The images that stay are those that were added, and so are those added later.
-    again = add_images(tmp_path / "4.flaw", [large], tmp_path / "5.flaw", rows=4).manifest.learned
+    again = add_images(tmp_path / "4.flaw", [large], tmp_path / "5.flaw", rows=4, all_good=True).manifest.learned
     assert again is not None
     assert (again.images, again.heights) == (learned.images + 3, (64, 160))
     few = prune_bank(tmp_path / "5.flaw", tmp_path / "6.flaw", 40).manifest.learned
@@ -194,7 +194,7 @@ def test_pruning_keeps_the_rows_that_cover_all_and_makes_room(
         remove_images(tmp_path / "few.flaw", tmp_path / "x.flaw", number=1)
     with pytest.raises(ArgumentError, match="which was added before the bank was pruned"):
         remove_images(tmp_path / "few.flaw", tmp_path / "x.flaw", images=[new_images[0]])
-    more = add_images(tmp_path / "few.flaw", new_images[4:], tmp_path / "more.flaw", rejected_too=True)
+    more = add_images(tmp_path / "few.flaw", new_images[4:], tmp_path / "more.flaw", all_good=True)
     again = remove_images(tmp_path / "more.flaw", tmp_path / "again.flaw", number=more.number)
     assert again.restored
     assert files_of(tmp_path / "again.flaw") == files_of(tmp_path / "few.flaw")
@@ -217,7 +217,7 @@ def test_a_bundle_without_room_is_pruned_first(
     done = prune_bank(tmp_path / "tight.flaw", tmp_path / "few.flaw", 60)
     assert done.manifest.upkeep is not None
     assert done.manifest.upkeep.room == (30,)
-    add_images(tmp_path / "few.flaw", new_images, tmp_path / "more.flaw")
+    add_images(tmp_path / "few.flaw", new_images, tmp_path / "more.flaw", all_good=True)
     check_paths_agree(tmp_path / "more.flaw", new_images)
 
 
@@ -237,7 +237,7 @@ def test_banks_with_switches_are_kept_up_too(
     chosen = {"resize": 64, "stages": [1, 2], "coreset": 90, "sigma": 2.0, "held_out_minimum": 5} | switches
     train_detector(build_config("patchcore", chosen)[0], open_dataset(tiny_root, CATEGORY), tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "a.flaw", max_batch=4, bank_room=40)
-    done = add_images(tmp_path / "a.flaw", new_images, tmp_path / "b.flaw", rejected_too=True)
+    done = add_images(tmp_path / "a.flaw", new_images, tmp_path / "b.flaw", all_good=True)
     assert min(done.rows) > 0
     images = [*new_images, *normal_images(tiny_root), *anomalous_images(tiny_root)]
     check_paths_agree(tmp_path / "b.flaw", images)
@@ -298,7 +298,7 @@ def test_the_command_says_what_it_did(
     bundle = Path(shutil.copytree(patchcore_bundle, tmp_path / "part.flaw"))
     more, back = tmp_path / "more.flaw", tmp_path / "back.flaw"
     names = [str(image) for image in new_images]
-    assert run(["bundle", "bank", "add", str(bundle), *names, names[0], "--out", str(more), "--rejected-too"]) == 0
+    assert run(["bundle", "bank", "add", str(bundle), *names, names[0], "--out", str(more), "--all-good"]) == 0
     shown = capsys.readouterr().out
     assert "added 8 images" in shown
     assert "scores before: median" in shown
@@ -336,15 +336,23 @@ def test_with_zones_an_image_is_judged_by_their_thresholds(
         assert not out.exists()
 
 
-def test_what_lies_outside_of_the_region_is_said_to_become_normal(
-    patchcore_bundle: Path, new_images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_only_what_the_region_reaches_becomes_rows(
+    patchcore_bundle: Path, new_images: list[Path], tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, out = Path(shutil.copytree(patchcore_bundle, tmp_path / "part.flaw")), tmp_path / "out.flaw"
-    polygon = ["--polygon", "8,8 40,8 40,40 8,40"]
-    assert run(["bundle", "region", str(bundle), "--on", str(new_images[0]), *polygon]) == 0
-    capsys.readouterr()
-    assert run(["bundle", "bank", "add", str(bundle), str(new_images[0]), "--out", str(out), "--rows", "4"]) == 0
-    assert "note: patches outside of the region of interest become rows as well" in capsys.readouterr().err
+    odd = new_images[0]
+    polygon = ["--polygon", "0,0 63,0 63,20 0,20"]
+    assert run(["bundle", "region", str(bundle), "--on", str(odd), *polygon]) == 0
+    with Inspector.load(bundle, "cpu", "kernel") as inspector:
+        [(patches, shown)] = patches_of(inspector, odd, (16, 16))
+    # 21 rows of pixels are a bit more than five cells, and one more all around.
+    assert len(patches) == 256
+    assert np.flatnonzero(shown).tolist() == list(range(7 * 16))
+    with Inspector.load(patchcore_bundle, "cpu", "kernel") as inspector:
+        assert all(shown.all() for _, shown in patches_of(inspector, odd, (16, 16)))
+    add = ["bundle", "bank", "add", str(bundle), str(odd), "--out", str(out), "--rows", "4"]
+    assert "expected a bundle with thresholds, which says whether a defect" in one_line(add, capsys)
+    assert run([*add, "--all-good"]) == 0
     # What was set after the addition is not in the bundle of before.
     assert run(["bundle", "region", str(out), "--clear"]) == 0
     capsys.readouterr()
