@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.bundle.small_drawing import decode_drawing
 from flawscope.errors import ArgumentError, BundleError, ImageError
-from flawscope.imaging.image_headers import read_header
-from flawscope.imaging.images import Preprocessing, decode_stored
+from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.part_shift import LOBE, SIDE, Box, Found, PartFinder, part_thumbnail, thumbnail_size
 from flawscope.imaging.png import encode_png
 from flawscope.ranges import NotNegative, PositiveCount
@@ -131,18 +131,14 @@ class PartFollower:
         self._place, self._drawn = place, size
         self._size = thumbnail_size(*size)
         top, left, bottom, right = place.box
-        header = read_header(place.png)
         try:
-            # Before it is decoded: a few kilobytes can announce, and hold, 100 million pixels.
-            if header is not None and (header.height, header.width) != self._size:
-                raise ImageError(f"part: expected {list(self._size)} pixels, got {[header.height, header.width]}.")
-            thumbnail = decode_stored(place.png, "part")
+            thumbnail = decode_drawing(place.png, "part", SIDE)
             reach = reach_of(place.follow_px, size)
         except (ImageError, ArgumentError) as err:
             raise BundleError(f"{where}: expected a part that the region follows, got {err} Set it again.") from err
         if (
             thumbnail.dtype != np.uint8
-            or thumbnail.ndim != 2
+            or thumbnail.shape != self._size
             or not (top < bottom <= self._size[0] and left < right <= self._size[1])
         ):
             raise BundleError(

@@ -15,8 +15,9 @@ import numpy as np
 
 from flawscope.arrays import BoolArray
 from flawscope.bundle.part_place import PartPlace
+from flawscope.bundle.small_drawing import decode_drawing
 from flawscope.errors import ArgumentError, BundleError, ImageError
-from flawscope.imaging.images import Preprocessing, decode_stored, prepare_mask
+from flawscope.imaging.images import Preprocessing, prepare_mask
 from flawscope.imaging.png import encode_mask
 from flawscope.ranges import MAX_SIDE, Share, Side
 
@@ -101,13 +102,13 @@ def region_mask(region: Region, where: str) -> BoolArray:
         where: What its bundle is called in messages.
 
     Raises:
-        BundleError: If its PNG is broken, or counts everywhere or nowhere.
+        BundleError: If its PNG is broken or larger, or counts everywhere or nowhere.
     """
     try:
-        stored = decode_stored(region.png, "region")
+        stored = decode_drawing(region.png, "region", LARGEST_SIDE)
     except ImageError as err:
         raise BundleError(f"{where}: expected a region of interest as PNG, got {err} Set it again.") from err
-    if stored.ndim != 2 or max(stored.shape) > LARGEST_SIDE:
+    if stored.ndim != 2:
         raise BundleError(f"{where}: expected a grey region of interest, got shape {list(stored.shape)}. Set it again.")
     mask = stored > 0
     if mask.all() or not mask.any():

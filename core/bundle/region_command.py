@@ -167,7 +167,9 @@ def _read_masks(
         listed = ", ".join(f"{name} of {width}x{height}" for name, (height, width) in sizes.items())
         raise ArgumentError(f"region: expected masks and image of one size, got {listed}.")
     if has_corners and not sizes:
-        raise ArgumentError("--polygon: expected --on IMAGE, whose pixels the corners are, got none.")
+        raise ArgumentError(
+            "region: expected --on IMAGE with --polygon, --ignore or --zone, whose corners are its pixels, got none."
+        )
     return masks, next(iter(sizes.values()))
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle.region import LARGEST_SIDE, MOST_BYTES, SMALLEST_SIDE, mask_on_map, stored_size
+from flawscope.bundle.small_drawing import decode_drawing
 from flawscope.errors import ArgumentError, BundleError, ImageError
-from flawscope.imaging.images import Preprocessing, decode_stored
+from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.png import encode_png
 from flawscope.ranges import MAX_SIDE, Share, Side
 
@@ -123,13 +124,13 @@ def zone_numbers(zones: Zones, where: str) -> UInt8Array:
         where: What their bundle is called in messages.
 
     Raises:
-        BundleError: If the PNG is broken, or does not hold each of the zones and no other.
+        BundleError: If the PNG is broken or larger, or does not hold each of the zones and no other.
     """
     try:
-        stored = decode_stored(zones.png, "zones")
+        stored = decode_drawing(zones.png, "zones", LARGEST_SIDE)
     except ImageError as err:
         raise BundleError(f"{where}: expected zones as PNG, got {err} Draw them again.") from err
-    if stored.ndim != 2 or stored.dtype != np.uint8 or max(stored.shape) > LARGEST_SIDE:
+    if stored.ndim != 2 or stored.dtype != np.uint8:
         raise BundleError(f"{where}: expected grey zones of 8 bit, got shape {list(stored.shape)}. Draw them again.")
     expected = set(range(1, len(zones.drawn) + 1))
     if set(np.unique(stored).tolist()) - {0} != expected:
