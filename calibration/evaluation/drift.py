@@ -34,6 +34,8 @@ GOALS = {"fp32": 0.001, "fp16": 0.001, "int8": 0.003}
 _CONFIDENCE = 0.95
 _PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "aupro", "aupro_05")
 _AT_THRESHOLD = ("pixel_f1", "pixel_recall")
+_OWN = "image_threshold of "
+"""Before the name of a zone or product, in the figures of a bundle's evidence."""
 
 
 def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
@@ -53,11 +55,8 @@ def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
         pixels = {}
         notes.append("Pixel figures are not compared: the two sides have not the same images, masks or faults.")
     notes += _threshold_notes("image", _threshold(before, "image"), _threshold(after, "image"))
-    if before.confusion is not None and _own_thresholds(before) != _own_thresholds(after):
-        notes.append(
-            "The thresholds of zones or products were others there: scores minus them, and decisions, differ for that "
-            "as well."
-        )
+    has_others = before.confusion is not None and own_thresholds(before) != own_thresholds(after)
+    notes += _own_threshold_notes(has_others=has_others)
     if pixels:
         notes += _threshold_notes("pixel", _threshold(before, "pixel"), _threshold(after, "pixel"))
     figures = _score_changes(scores, labels, after) | pixels | _decision_changes(pairs, after)
@@ -69,7 +68,7 @@ def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
         goal=goal,
         figures=figures,
         paired=_paired_scores(pairs, scores, labels, after),
-        notes=(*notes, *_goal_notes(figures.get("image_auroc"), goal, precisions, after)),
+        notes=(*notes, *_goal_notes(figures.get("image_auroc"), goal, precisions, after, has_others=has_others)),
     )
 
 
@@ -113,6 +112,8 @@ def _recorded(row: Accuracy, after: Figures) -> Drift:
     precisions = {precision, after.precision}
     goal = _goal(precisions)
     thresholds = row.figures.get("image_threshold"), _threshold(after, "image")
+    own = {name: value for name, value in row.figures.items() if name.startswith(_OWN)}
+    has_others = None not in thresholds and own != recorded_thresholds(after)
     return Drift(
         against=row.backend,
         when=row.when,
@@ -121,7 +122,8 @@ def _recorded(row: Accuracy, after: Figures) -> Drift:
         paired=None,
         notes=(
             *_threshold_notes("image", *thresholds),
-            *_goal_notes(figures.get("image_auroc"), goal, precisions, after),
+            *_own_threshold_notes(has_others=has_others),
+            *_goal_notes(figures.get("image_auroc"), goal, precisions, after, has_others=has_others),
         ),
     )
 
@@ -274,13 +276,27 @@ def _threshold(figures: EarlierFigures | Figures, name: Literal["image", "pixel"
     return threshold
 
 
-def _own_thresholds(figures: EarlierFigures | Figures) -> dict[str, float]:
+def own_thresholds(figures: EarlierFigures | Figures) -> dict[str, float]:
     """Return the image threshold of each zone and product; empty with the common ones alone."""
     # Differing forms of nothing: an empty tuple in a file that was read, UNSET in figures of now.
     zones, products = figures.zones or (), figures.products or ()
     return {row.zone: row.image_threshold for row in zones} | {
         row.product: row.confusion.image_threshold.value for row in products
     }
+
+
+def recorded_thresholds(figures: Figures) -> dict[str, float]:
+    """Return the image threshold of each zone and product by the key that it has in a bundle's evidence."""
+    return {f"{_OWN}{name}": value for name, value in own_thresholds(figures).items()}
+
+
+def _own_threshold_notes(*, has_others: bool) -> Sequence[str]:
+    if not has_others:
+        return ()
+    return (
+        "The thresholds of zones or products were others there: scores minus them, and decisions, differ for that "
+        "as well.",
+    )
 
 
 def _goal(precisions: AbstractSet[str]) -> float:
@@ -316,8 +332,13 @@ def _threshold_notes(name: Literal["image", "pixel"], before: float | None, afte
     )
 
 
-def _goal_notes(change: Change | None, goal: float, precisions: AbstractSet[str], after: Figures) -> Sequence[str]:
+def _goal_notes(
+    change: Change | None, goal: float, precisions: AbstractSet[str], after: Figures, *, has_others: bool
+) -> Sequence[str]:
     """Return a note where the difference of image AUROC exceeds the goal, or may well do so."""
+    # Ranks are of scores minus the thresholds of zones or products: with others, AUROC says nothing of the machine.
+    if has_others:
+        return ()
     if change is None:
         if after.image_auroc is None:  # there is a note on it already
             return ()

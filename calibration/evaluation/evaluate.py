@@ -23,7 +23,7 @@ from flawscope.bundle import (
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, unlike_notes
 from flawscope.calibration.evaluation.contamination import Contamination, find_contamination
 from flawscope.calibration.evaluation.diagnosis import diagnose
-from flawscope.calibration.evaluation.drift import paired_drift, recorded_drift
+from flawscope.calibration.evaluation.drift import paired_drift, recorded_drift, recorded_thresholds
 from flawscope.calibration.evaluation.earlier_figures import (
     EarlierFigures,
     check_same_images,
@@ -368,7 +368,8 @@ def record_accuracy(path: Path, evaluation: Evaluation) -> None:
         flat["support_left_out"] = float(len(figures.support.left_out))
     flat["latency_p50_ms"] = figures.latency_ms.p50 if figures.latency_ms else None
     if (confusion := figures.confusion) is not None:
-        flat["image_threshold"] = confusion.image_threshold.value
+        # With zones or by product that is 0, whatever theirs are.
+        flat |= {"image_threshold": confusion.image_threshold.value, **recorded_thresholds(figures)}
         for name, rate in (("false_reject", confusion.false_reject), ("miss", confusion.miss)):
             flat |= {f"{name}_rate": rate.value, f"{name}_upper_bound": rate.upper, f"{name}_n": float(rate.n)}
     new = Accuracy(

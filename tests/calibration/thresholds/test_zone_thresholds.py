@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from tiny_bundle import SIDE, write_tiny_bundle
 
 from flawscope import cli
-from flawscope.bundle import make_region, make_zones, open_bundle
+from flawscope.bundle import change_bundle, make_region, make_zones, open_bundle
 from flawscope.calibration.thresholds.joint_thresholds import joint_thresholds
 
 LEFT = np.zeros((SIDE, SIDE), np.bool_)
@@ -215,3 +216,29 @@ def test_scores_minus_thresholds_have_no_relative_drift_and_other_thresholds_are
     assert cli.run([*evaluate, str(out), "--against", str(earlier), "--overwrite"]) == 0
     (drift,) = json.loads(out.read_text())["drift"]
     assert any("thresholds of zones or products were others there" in note for note in drift["notes"])
+
+
+def test_recorded_figures_at_other_thresholds_of_zones_are_no_drift_of_the_machine(tmp_path, bundle, root):
+    """The image threshold of zones is always 0: theirs are compared, or ranks by them would look like drift."""
+    out = tmp_path / "figures.json"
+    evaluate = ["evaluate", str(bundle), "--data", str(root), "--json", str(out), "--overwrite"]
+    assert cli.run(["calibrate", str(bundle), "--data", str(root)]) == 0
+    assert cli.run(evaluate) == 0
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+        (row,) = manifest.evidence.accuracy
+        expected = {f"image_threshold of {own.name}": own.image.value for own in opened.manifest.thresholds.of_zones}
+    assert {name: value for name, value in row.figures.items() if " of " in name} == expected
+    elsewhere = (msgspec.structs.replace(row, backend="cuda"),)
+    evidence = msgspec.structs.replace(manifest.evidence, accuracy=elsewhere)
+    change_bundle(bundle, manifest, lambda now: msgspec.structs.replace(now, evidence=evidence))
+    assert cli.run([*evaluate, "--no-record"]) == 0
+    (drift,) = json.loads(out.read_text())["drift"]
+    assert drift["figures"]["image_auroc"]["change"] == pytest.approx(0.0, abs=1e-9)
+    assert not any("zones or products" in note for note in drift["notes"])
+    assert cli.run(["calibrate", str(bundle), "--zone", "left", "--image-threshold", "20"]) == 0
+    assert cli.run([*evaluate, "--no-record"]) == 0
+    (drift,) = json.loads(out.read_text())["drift"]
+    assert drift["figures"]["image_auroc"]["change"] < -0.1
+    assert any("thresholds of zones or products were others there" in note for note in drift["notes"])
+    assert not any("goal" in note for note in drift["notes"])
