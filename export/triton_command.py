@@ -105,4 +105,7 @@ def show_triton(record: TritonRecord, repository: Path) -> None:
     echo(f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}")
     if record.thresholds is None:
         echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
+    elif record.thresholds.by_product:
+        names = ", ".join(row.name for row in record.thresholds.by_product)
+        echo(f"triton: the rule of {RECORD} decides by the common thresholds; those by product ({names}) are beside")
     echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")

@@ -472,13 +472,18 @@ class Inspector:
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
         return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
-    def pixel_thresholds(self, anomaly_map: Float32Array) -> float | Float32Array:
+    def pixel_thresholds(self, anomaly_map: Float32Array, product: str | None = None) -> float | Float32Array:
         """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
 
+        Args:
+            anomaly_map: The map.
+            product: The product that it shows; None for that of `load`, or the common thresholds.
+
         Raises:
+            ArgumentError: If the bundle has no thresholds of this product.
             BundleError: If there are no thresholds.
         """
-        return self._judge.pixel_thresholds(anomaly_map)
+        return self._judge.pixel_thresholds(anomaly_map, product)
 
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""

@@ -125,13 +125,18 @@ class Judge:
             zone=None if deciding is None or threshold is None else deciding.name,
         )
 
-    def pixel_thresholds(self, anomaly_map: Float32Array) -> float | Float32Array:
+    def pixel_thresholds(self, anomaly_map: Float32Array, product: str | None = None) -> float | Float32Array:
         """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
 
+        Args:
+            anomaly_map: The map.
+            product: The product that it shows, as in `thresholds_for`.
+
         Raises:
+            ArgumentError: If the bundle has no thresholds of this product.
             BundleError: If there are no thresholds.
         """
-        thresholds = self.thresholds_for(None)
+        thresholds = self.thresholds_for(product)
         if thresholds is None:
             raise BundleError(f"{self._where}: expected thresholds, got none. Run flawscope calibrate.")
         if self._zones is None:

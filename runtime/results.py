@@ -119,7 +119,9 @@ class Result:
         if (name := name_bytes(self.image)) is not None:
             line["image_base64"] = base64.b64encode(name).decode()
         if self.part_shift is not None:
-            line["part_shift"] = {"x": round(self.part_shift.right, 2), "y": round(self.part_shift.down, 2)}
+            # Plus zero: no -0.0 of a part that lies where it was drawn.
+            right, down = (round(shift, 2) + 0.0 for shift in (self.part_shift.right, self.part_shift.down))
+            line["part_shift"] = {"x": right, "y": down}
         if self.reason is not None:
             line["reason"] = storable(self.reason)
         if self.notes:

@@ -173,7 +173,8 @@ def _line(result: Result) -> str:
         return f"fault   {result.image}  {result.reason}"
     boxes = f"  {len(result.boxes)} region{'s' if len(result.boxes) != 1 else ''}" if result.boxes else ""
     if (shift := result.part_shift) is not None:
-        boxes += f"  part shifted x {shift.right:+.1f} y {shift.down:+.1f}"
+        right, down = (round(pixels, 1) + 0.0 for pixels in (shift.right, shift.down))  # no -0.0
+        boxes += f"  part shifted x {right:+.1f} y {down:+.1f}"
     zone = "" if result.zone is None else f"  zone {result.zone}"
     against = f"score {_number(result.score)} threshold {_number(result.threshold)}{zone}"
     return f"{result.decision:<7} {result.image}  {against}{boxes}"

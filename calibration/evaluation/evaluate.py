@@ -319,7 +319,7 @@ def _notes(run: _BundleRun, measured: Measured, product: str | None) -> tuple[st
         *contamination_notes(run.contamination, run.measured, measured),
         *region_notes(run.manifest, run.measured),
         *zone_notes(run.manifest, run.thresholds),
-        *product_notes(tuple(run.products), product),
+        *product_notes(tuple(run.products), product, [sample.category for sample in measured.samples]),
         *figure_notes(measured, run.thresholds, run.backend, run.hashes, contents),
         *inspection_notes(run.inspection, run.manifest, left_out),
     )

@@ -111,15 +111,23 @@ def zone_notes(manifest: Manifest, thresholds: Thresholds | None) -> tuple[str, 
     )
 
 
-def product_notes(products: Sequence[str], product: str | None) -> tuple[str, ...]:
+def product_notes(products: Sequence[str], product: str | None, shown: Sequence[str]) -> tuple[str, ...]:
     """Return what thresholds by product do to the figures; empty with the common ones.
 
     Args:
         products: The products whose images were judged by their own thresholds.
         product: The one product whose thresholds were taken for all images.
+        shown: The product that each image shows, by its category; empty where it has none.
     """
     if product is not None:
-        return (f"The thresholds are those of the product {product}.",)
+        others = [name for name in shown if name not in ("", product)]
+        if not others:
+            return (f"The thresholds are those of the product {product}.",)
+        return (
+            f"The thresholds are those of the product {product}, but {len(others)} of {len(shown)} images show another "
+            f"({', '.join(sorted(set(others)))}): the figures say nothing of these. Take --by-product, or images of "
+            f"{product} alone.",
+        )
     if not products:
         return ()
     return (

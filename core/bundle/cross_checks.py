@@ -78,6 +78,10 @@ def _zones(manifest: Manifest) -> Iterator[str]:
         # A zone without a threshold would never reject.
         if (got := tuple(zone.name for zone in thresholds.of_zones)) != names:
             yield f"expected thresholds of {precision} for the zones {_listed(names)}, got {_listed(got)}"
+        if names and thresholds.image.value != 0.0:
+            # On the largest score minus threshold: with another, figures would be of other decisions than results.
+            got_image = f"{thresholds.image.value:g}"
+            yield f"expected an image threshold of {precision} of 0, since the bundle has zones, got {got_image}"
         if names and thresholds.by_product:
             yield f"expected no thresholds of {precision} by product, since the bundle has zones"
         products = [row.name for row in thresholds.by_product]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -90,7 +90,7 @@ class ProductThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         pixel: Threshold on the pixels of the anomaly map; null where there were too few images.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     images: Count
     image: Threshold | None = None
     pixel: Threshold | None = None

@@ -23,7 +23,7 @@ from tiny_bundle import brightness_graph, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import anomalous_images
 from triton_stand_in import StandIn
 
-from flawscope.bundle import Golden, Graph, open_bundle, pack_bundle
+from flawscope.bundle import Golden, Graph, ProductThresholds, change_bundle, open_bundle, pack_bundle
 from flawscope.bundle.manifest import Gate, Precision
 from flawscope.cli import run
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError, StorageError
@@ -275,6 +275,18 @@ def test_the_command_says_what_a_client_has_to_do(tiny, tmp_path, capsys):
     assert "Triton applies no threshold and decodes no image" in said
     assert "golden images checked: 1" in said
     assert "not calibrated" not in said
+    assert "by product" not in said
+
+
+def test_thresholds_by_product_are_said_not_to_be_those_of_the_rule(tiny, tmp_path, capsys):
+    with open_bundle(tiny) as bundle:
+        manifest = bundle.manifest
+    alike = manifest.thresholds
+    row = ProductThresholds("gear", 30, alike.image, alike.pixel)
+    thresholds = msgspec.structs.replace(alike, products=(row,))
+    change_bundle(tiny, manifest, lambda now: msgspec.structs.replace(now, thresholds=thresholds))
+    assert run(["export-triton", str(tiny), "--out", str(tmp_path / "models")]) == 0
+    assert "decides by the common thresholds; those by product (gear)" in capsys.readouterr().out
 
 
 def test_a_packed_bundle_is_taken_too(tiny, tmp_path):

@@ -229,6 +229,8 @@ def test_a_region_follows_and_score_says_and_draws_it(tmp_path, bundle, drawn, c
     assert line["part_shift"] == {"x": pytest.approx(7, abs=0.5), "y": pytest.approx(-4, abs=0.5)}
     assert cli.run(["score", str(bundle), str(image)]) == 0
     assert "part shifted x +7." in capsys.readouterr().out.replace("+6.9", "+7.").replace("+6.8", "+7.")
+    assert cli.run(["score", str(bundle), str(write_image(tmp_path / "drawn.png", part_image(0, 0, 0)))]) == 0
+    assert "part shifted x +0.0 y +0.0" in capsys.readouterr().out
     shown = cv2.imread(str(tmp_path / "maps/moved.png"))
     green = (shown == (0, 220, 0)).all(axis=2)
     rows, columns = np.flatnonzero(green.any(axis=1)), np.flatnonzero(green.any(axis=0))

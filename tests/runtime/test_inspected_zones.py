@@ -207,6 +207,20 @@ def test_a_bundle_whose_zones_have_no_thresholds_is_refused(tmp_path, names):
         open_bundle(tmp_path / "t.flaw")
 
 
+def test_zones_with_an_image_threshold_of_their_own_are_refused(tmp_path):
+    """Figures are of the largest score minus threshold, against 0: with another they would contradict the results."""
+    thresholds = tiny_thresholds()
+    own = tuple(ZoneThresholds(name, thresholds.image, thresholds.pixel) for name in ("left", "rest"))
+    assert thresholds.image.value != 0.0
+    write_tiny_bundle(
+        tmp_path / "t.flaw",
+        zones=make_zones(halves(), None, None),
+        thresholds=Thresholds(thresholds.image, thresholds.pixel, zones=own),
+    )
+    with pytest.raises(BundleError, match="expected an image threshold of fp32 of 0, since the bundle has zones"):
+        open_bundle(tmp_path / "t.flaw")
+
+
 def test_the_heat_map_has_the_threshold_of_each_zone_in_the_middle_of_its_scale(tmp_path, capsys):
     with_zones(tmp_path / "t.flaw", make_zones(halves(), None, None), {"left": 60.0, "rest": 240.0})
     image = np.full((SIDE, SIDE, 3), 55, np.uint8)

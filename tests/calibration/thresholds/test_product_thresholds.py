@@ -139,6 +139,11 @@ def test_a_product_is_judged_by_its_own_thresholds(calibrated, root, capsys):
         assert bolt.threshold < 100 < nut.threshold
         assert common.threshold == inspector.manifest.thresholds.image.value
         assert [r.decision for r in inspector([image, image], product="bolt")] == ["reject", "reject"]
+        rows = inspector.manifest.thresholds.by_product
+        assert inspector.pixel_thresholds(bolt.anomaly_map, "bolt") == rows[0].pixel.value
+        assert inspector.pixel_thresholds(bolt.anomaly_map) == inspector.manifest.thresholds.pixel.value
+        with pytest.raises(ArgumentError, match="with enough normal images"):
+            inspector.pixel_thresholds(bolt.anomaly_map, "pin")
         assert "product" not in common.to_json()
         for name, message in (("pin", "with enough normal images"), ("nail", r"thresholds of \(bolt, nut\)")):
             with pytest.raises(ArgumentError, match=message):
@@ -222,6 +227,8 @@ def test_broken_thresholds_by_product_are_refused(tmp_path, is_twice):
         open_bundle(tmp_path / "t.flaw").close()
     with pytest.raises(msgspec.ValidationError, match="both thresholds"):
         msgspec.convert({"name": "a", "images": 3, "image": {"value": 1.0, "method": "manual"}}, ProductThresholds)
+    with pytest.raises(msgspec.ValidationError, match="length >= 1"):
+        msgspec.convert({"name": "", "images": 3}, ProductThresholds)
 
 
 def test_cross_fitted_scores_give_each_product_its_own(bundle, root, capsys):
@@ -304,6 +311,16 @@ def test_the_evaluation_of_one_product_has_its_thresholds(tmp_path, calibrated, 
         assert [row.backend for row in opened.manifest.evidence.accuracy] == ["cpu (product bolt)"]
     assert figures["confusion"]["image_threshold"]["value"] == expected
     assert figures["product"] == "bolt"
+    assert "The thresholds are those of the product bolt." in figures["notes"]
+
+
+def test_images_of_other_products_at_the_thresholds_of_one_are_said(tmp_path, calibrated, root):
+    assert cli.run(evaluate(calibrated, root, "--category", "all", "--product", "bolt", "--no-record")) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    others = sum(not row["image"].startswith("bolt/") for row in figures["per_image"])
+    assert 0 < others < figures["images"]
+    said = f"product bolt, but {others} of {figures['images']} images show another (nut, pin)"
+    assert any(said in note for note in figures["notes"])
 
 
 @pytest.mark.parametrize(
