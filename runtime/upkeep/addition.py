@@ -205,7 +205,17 @@ def _scored(inspector: Inspector, images: Sequence[Path], progress: Progress) ->
         progress("scoring images", number, len(images))
     thresholds = inspector.thresholds
     threshold = None if thresholds is None or thresholds.of_zones else thresholds.image.value
-    return Scored(tuple(scores), threshold, summarize_differences(notes), rejected, thresholds is not None)
+    said = (*summarize_differences(notes), *_common_notes(inspector))
+    return Scored(tuple(scores), threshold, said, rejected, thresholds is not None)
+
+
+def _common_notes(inspector: Inspector) -> tuple[str, ...]:
+    """Return that the common thresholds judge, of a bundle that has others for the products."""
+    thresholds = inspector.thresholds
+    if inspector.product is not None or thresholds is None or not thresholds.by_product:
+        return ()
+    names = ", ".join(row.name for row in thresholds.by_product)
+    return (f"The common thresholds said what is rejected; those of a product ({names}) do with --product.",)
 
 
 def _check_accepted(bundle: Path, images: Sequence[Path], scored: Scored) -> None:

@@ -7,12 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from tiny_dataset import CATEGORY, anomalous_images, normal_images, training_images, write_rgb
 
-from flawscope.bundle import decode_additions, open_bundle, read_image_hashes
+from flawscope.bundle import (
+    ProductThresholds,
+    Threshold,
+    Thresholds,
+    change_bundle,
+    decode_additions,
+    open_bundle,
+    read_image_hashes,
+)
 from flawscope.cli import run
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
@@ -334,6 +343,24 @@ def test_with_zones_an_image_is_judged_by_their_thresholds(
         with pytest.raises(ArgumentError, match=rf"got 2 of 2 that it rejects: .* > 0 in the zone {zone}\)"):
             add_images(bundle, new_images[:2], out, rows=4)
         assert not out.exists()
+
+
+def test_the_thresholds_of_a_product_say_what_is_rejected_and_the_common_ones_are_named(
+    patchcore_bundle: Path, new_images: list[Path], tmp_path: Path
+) -> None:
+    bundle, out = Path(shutil.copytree(patchcore_bundle, tmp_path / "products.flaw")), tmp_path / "out.flaw"
+    lenient, strict = Threshold(1e6, "manual"), Threshold(0.0, "manual")
+    rows = (ProductThresholds("gear", 30, strict, strict), ProductThresholds("nut", 30, lenient, lenient))
+    with open_bundle(bundle) as opened:
+        read = opened.manifest
+    thresholds = Thresholds(lenient, lenient, products=rows)
+    change_bundle(bundle, read, lambda now: msgspec.structs.replace(now, thresholds=thresholds))
+    with pytest.raises(ArgumentError, match="got 2 of 2 that it rejects"):
+        add_images(bundle, new_images[:2], out, rows=4, product="gear")
+    assert not out.exists()
+    said = "The common thresholds said what is rejected; those of a product (gear, nut) do with --product."
+    assert said not in add_images(bundle, new_images[:2], out, rows=4, product="nut").notes
+    assert said in add_images(bundle, new_images[:2], tmp_path / "common.flaw", rows=4).notes
 
 
 def test_only_what_the_region_reaches_becomes_rows(
