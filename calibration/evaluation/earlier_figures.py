@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -19,6 +20,9 @@ from flawscope.text import NOT_JSON
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 """Scores are float32. Differences of any two of them, and their quotients, are finite in float64."""
+_Short = Annotated[str, msgspec.Meta(max_length=200)]
+"""What the bundle's evidence repeats: a longer text would fill its manifest."""
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class EarlierBundle(msgspec.Struct, frozen=True):
@@ -68,18 +72,18 @@ class EarlierFigures(msgspec.Struct, frozen=True):
     # Not `Figures`: a file of another version of flawscope has other fields beside these.
     bundle: EarlierBundle
     dataset: DatasetIdentity
-    backend: str
-    path: str
-    precision: str
-    when: str
+    backend: _Short
+    path: _Short
+    precision: _Short
+    when: _Short
     confusion: EarlierConfusion | None = None
     per_image: tuple[ImageResult, ...] | None = None
-    pixel_auroc: float | None = None
-    pixel_ap: float | None = None
-    aupro: float | None = None
-    aupro_05: float | None = None
-    pixel_f1: float | None = None
-    pixel_recall: float | None = None
+    pixel_auroc: _Share | None = None
+    pixel_ap: _Share | None = None
+    aupro: _Share | None = None
+    aupro_05: _Share | None = None
+    pixel_f1: _Share | None = None
+    pixel_recall: _Share | None = None
     product: str = ""
     products: tuple[EarlierProduct, ...] = ()
     zones: tuple[EarlierZone, ...] = ()

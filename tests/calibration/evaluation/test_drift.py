@@ -427,6 +427,19 @@ def test_a_broken_file_is_refused(make_bundle, dataset, tmp_path, capsys, data):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("field", ["backend", "path", "precision", "when"])
+@pytest.mark.parametrize("figure", ["pixel_auroc", "pixel_ap", "aupro", "aupro_05", "pixel_f1", "pixel_recall"])
+def test_what_gets_into_the_evidence_is_short_and_figures_are_shares(tmp_path, field, figure):
+    file = tmp_path / "host.json"
+    for name, value, where in ((field, "y" * 201, field), (figure, 1.01, figure), (figure, -0.01, figure)):
+        figures = json.loads(encode_json(measured([1.0], [6.0], pixel_ap=0.5)))
+        file.write_bytes(encode_json(figures))
+        read_earlier_figures(file)
+        file.write_bytes(encode_json(figures | {name: value}))
+        with pytest.raises(DataError, match=rf"\$\.{where}"):
+            read_earlier_figures(file)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
