@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +185,35 @@ def check_same_images(earlier: EarlierFigures, file: Path, dataset: Dataset, con
             )
 
 
-def pair_images(before: Sequence[ImageResult], after: Sequence[ImageResult]) -> Pairs:
-    """Return which images are the same by content and label; copies of an image are paired one by one."""
-    waiting: dict[tuple[str, bool], deque[ImageResult]] = defaultdict(deque)
-    for result in before:
-        waiting[result.content, result.is_anomalous].append(result)
-    both = []
-    for result in after:
-        if same := waiting[result.content, result.is_anomalous]:
-            both.append((same.popleft(), result))
-    return Pairs(tuple(both), len(before) - len(both), len(after) - len(both))
+def pair_images(before: Sequence[ImageResult], after: Sequence[ImageResult], *, by_product: bool = False) -> Pairs:
+    """Return which images are the same by content and label; copies of an image are paired one by one.
+
+    A copy is paired with the one at its own place if there is one: masks, and by product thresholds, may be others.
+
+    Args:
+        before: Images of the one measurement.
+        after: Those of the other.
+        by_product: Images were judged by the thresholds of their product: copies in two of them are two images.
+    """
+
+    def key_of(result: ImageResult) -> tuple[str, bool, str]:
+        # Of a dataset of all categories the first folder is the category, and that is the product.
+        return result.content, result.is_anomalous, result.image.partition("/")[0] if by_product else ""
+
+    waiting: dict[tuple[str, bool, str], dict[int, ImageResult]] = defaultdict(dict)
+    at_place: dict[tuple[str, bool, str], dict[str, int]] = defaultdict(dict)
+    for number, result in enumerate(before):
+        waiting[key_of(result)][number] = result
+        at_place[key_of(result)][result.image] = number
+    found: dict[int, ImageResult] = {}
+    for number, result in enumerate(after):
+        same = waiting[key_of(result)]
+        # Popped, so that a file that names a place twice gives its image once.
+        if (mine := same.pop(at_place[key_of(result)].get(result.image, -1), None)) is not None:
+            found[number] = mine
+    for number, result in enumerate(after):
+        same = waiting[key_of(result)]
+        if number not in found and same:
+            found[number] = same.pop(next(iter(same)))
+    both = tuple((found[number], result) for number, result in enumerate(after) if number in found)
+    return Pairs(both, len(before) - len(both), len(after) - len(both))
