@@ -34,8 +34,8 @@ class ScaledBackbone(WrappedBackbone):
         sizes: Height and width of the image at each of them.
 
     Raises:
-        ArgumentError: If the backbone cannot take an image of one of the sizes, two of them are the same, or one lies on
-            the other side of the whole image than its scale says.
+        ArgumentError: If the backbone cannot take an image of one of the sizes, two of them are the same, or one is
+            larger than the image for a scale below 1, or smaller for one above.
     """
 
     def __init__(self, backbone: Backbone, scales: Sequence[float], size: tuple[int, int]) -> None:

@@ -299,7 +299,7 @@ def test_a_manifest_that_could_not_be_opened_is_not_written(folder, packed, is_p
         lambda changed: change_bundle(path, manifest, lambda _: changed),
         lambda changed: write_bundle(path.parent / "new", changed, tiny_sources()),
     ):
-        with pytest.raises(BundleError, match="expected at most 0 MiB, got 0.0. Nothing was written"):
+        with pytest.raises(BundleError, match=r"expected at most 0 MiB, got .*Nothing was written"):
             write(msgspec.structs.replace(manifest, name="n" * 200))
     assert files_of(path) == before
     assert not (path.parent / "new").exists()
