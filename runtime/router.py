@@ -223,9 +223,11 @@ class Router:
     def _entry(self, name: str) -> _Entry:
         """Return an entry; the caller holds the lock."""
         self._check_open()
-        if name not in self._entries:
+        # Not a text where image and name were exchanged: an array or a list is no key to look for.
+        if not isinstance(name, str) or name not in self._entries:
             has = ", ".join(map(repr, sorted(self._entries))) or "none"
-            raise ArgumentError(f"router: expected the name of one of its bundles ({has}), got {name!r}.")
+            what = repr(name) if isinstance(name, str) else type(name).__name__
+            raise ArgumentError(f"router: expected the name of one of its bundles ({has}), got {what}.")
         return self._entries[name]
 
     def _check_open(self) -> None:

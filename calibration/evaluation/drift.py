@@ -45,7 +45,7 @@ def paired_drift(before: EarlierFigures, after: Figures) -> Drift:
         before: The earlier figures, with single images.
         after: The figures of now; resamples and seed of the intervals are theirs.
     """
-    pairs = pair_images(before.per_image or (), after.per_image)
+    pairs = pair_images(before.per_image or (), after.per_image, by_product=bool(before.products))
     scored = [pair for pair in pairs.both if None not in (pair[0].score, pair[1].score)]
     scores = np.array([[side.score for side in pair] for pair in scored], np.float64).reshape(-1, 2)
     labels = np.array([pair[1].is_anomalous for pair in scored], np.bool_)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -19,6 +20,9 @@ from flawscope.text import NOT_JSON
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 """Scores are float32. Differences of any two of them, and their quotients, are finite in float64."""
+_Short = Annotated[str, msgspec.Meta(max_length=200)]
+"""What the bundle's evidence repeats: a longer text would fill its manifest."""
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class EarlierBundle(msgspec.Struct, frozen=True):
@@ -68,18 +72,18 @@ class EarlierFigures(msgspec.Struct, frozen=True):
     # Not `Figures`: a file of another version of flawscope has other fields beside these.
     bundle: EarlierBundle
     dataset: DatasetIdentity
-    backend: str
-    path: str
-    precision: str
-    when: str
+    backend: _Short
+    path: _Short
+    precision: _Short
+    when: _Short
     confusion: EarlierConfusion | None = None
     per_image: tuple[ImageResult, ...] | None = None
-    pixel_auroc: float | None = None
-    pixel_ap: float | None = None
-    aupro: float | None = None
-    aupro_05: float | None = None
-    pixel_f1: float | None = None
-    pixel_recall: float | None = None
+    pixel_auroc: _Share | None = None
+    pixel_ap: _Share | None = None
+    aupro: _Share | None = None
+    aupro_05: _Share | None = None
+    pixel_f1: _Share | None = None
+    pixel_recall: _Share | None = None
     product: str = ""
     products: tuple[EarlierProduct, ...] = ()
     zones: tuple[EarlierZone, ...] = ()
@@ -181,13 +185,35 @@ def check_same_images(earlier: EarlierFigures, file: Path, dataset: Dataset, con
             )
 
 
-def pair_images(before: Sequence[ImageResult], after: Sequence[ImageResult]) -> Pairs:
-    """Return which images are the same by content and label; copies of an image are paired one by one."""
-    waiting: dict[tuple[str, bool], deque[ImageResult]] = defaultdict(deque)
-    for result in before:
-        waiting[result.content, result.is_anomalous].append(result)
-    both = []
-    for result in after:
-        if same := waiting[result.content, result.is_anomalous]:
-            both.append((same.popleft(), result))
-    return Pairs(tuple(both), len(before) - len(both), len(after) - len(both))
+def pair_images(before: Sequence[ImageResult], after: Sequence[ImageResult], *, by_product: bool = False) -> Pairs:
+    """Return which images are the same by content and label; copies of an image are paired one by one.
+
+    A copy is paired with the one at its own place if there is one: masks, and by product thresholds, may be others.
+
+    Args:
+        before: Images of the one measurement.
+        after: Those of the other.
+        by_product: Images were judged by the thresholds of their product: copies in two of them are two images.
+    """
+
+    def key_of(result: ImageResult) -> tuple[str, bool, str]:
+        # Of a dataset of all categories the first folder is the category, and that is the product.
+        return result.content, result.is_anomalous, result.image.partition("/")[0] if by_product else ""
+
+    waiting: dict[tuple[str, bool, str], dict[int, ImageResult]] = defaultdict(dict)
+    at_place: dict[tuple[str, bool, str], dict[str, int]] = defaultdict(dict)
+    for number, result in enumerate(before):
+        waiting[key_of(result)][number] = result
+        at_place[key_of(result)][result.image] = number
+    found: dict[int, ImageResult] = {}
+    for number, result in enumerate(after):
+        same = waiting[key_of(result)]
+        # Popped, so that a file that names a place twice gives its image once.
+        if (mine := same.pop(at_place[key_of(result)].get(result.image, -1), None)) is not None:
+            found[number] = mine
+    for number, result in enumerate(after):
+        same = waiting[key_of(result)]
+        if number not in found and same:
+            found[number] = same.pop(next(iter(same)))
+    both = tuple((found[number], result) for number, result in enumerate(after) if number in found)
+    return Pairs(both, len(before) - len(both), len(after) - len(both))

@@ -32,6 +32,9 @@ from flawscope.text import NOT_JSON, encode_json
 SCHEMA = 5
 _OLDER = (3, 4)
 
+MAX_MANIFEST_BYTES = 64 << 20
+"""Largest manifest: it is read into memory before anything is verified, and none is written that is not read."""
+
 PRECISIONS = ("fp32", "fp16", "int8")
 """Precisions of a bundle's graphs; every bundle has fp32."""
 
@@ -372,7 +375,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical bytes of a manifest, with its digest set.
 
     Raises:
-        BundleError: If a number is NaN or infinite, or a field has a value that could not be read back.
+        BundleError: If a number is NaN or infinite, a field has a value that could not be read back, or all of it is
+            larger than `MAX_MANIFEST_BYTES`.
     """
     fields = msgspec.to_builtins(manifest)
     # Before encoding: msgspec writes NaN and infinity as null, which a nullable field would take for none.
@@ -385,7 +389,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
     except msgspec.ValidationError as err:
         raise BundleError(f"manifest: {err}. Nothing was written.") from err
     digest = hashlib.sha256(_canonical(blank)).hexdigest()
-    return _canonical(msgspec.structs.replace(blank, digest=digest))
+    data = _canonical(msgspec.structs.replace(blank, digest=digest))
+    if len(data) > MAX_MANIFEST_BYTES:  # it could not be opened any more
+        raise BundleError(
+            f"manifest: expected at most {MAX_MANIFEST_BYTES >> 20} MiB, got {len(data) / (1 << 20):.1f}. Nothing was "
+            "written."
+        )
+    return data
 
 
 def decode_manifest(data: bytes, name: str) -> Manifest:

@@ -25,7 +25,7 @@ import safetensors.numpy
 
 from flawscope.bundle.cross_checks import check_manifest
 from flawscope.bundle.file_names import MANIFEST, RESERVED, SIGNATURE, is_safe
-from flawscope.bundle.manifest import FileEntry, Manifest, decode_manifest
+from flawscope.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, decode_manifest
 from flawscope.bundle.onnx_model import OnnxModel, external_files
 from flawscope.bundle.signature import MAX_SIGNATURE_BYTES
 from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles, ZipFiles
@@ -37,8 +37,6 @@ from flawscope.files import is_litter, storage_errors, temporary_folder
 from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 
-# Read into memory before anything is verified, hence a limit.
-_MAX_MANIFEST_BYTES = 64 << 20
 _BLOCK = 1 << 20
 # The tensors of our writers; others would fail later, in the kernels.
 _BANK_DTYPES = tuple(np.dtype(kind) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64))
@@ -356,16 +354,16 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
     # The manifest before the listing: a folder that is no bundle may hold millions of files.
     try:
         with files.open(MANIFEST) as file:
-            data = file.read(_MAX_MANIFEST_BYTES + 1)
+            data = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, KeyError) as err:  # of a folder, of a zip file
         if kind := kind_of_path(path):
             hint = "Export it first: flawscope export." if kind == "a training run" else "Name the bundle first."
             raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {hint}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
-    if len(data) > _MAX_MANIFEST_BYTES:
+    if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{path}: {MANIFEST}: expected at most {_MAX_MANIFEST_BYTES >> 20} MiB, got more. Is it a bundle?"
+            f"{path}: {MANIFEST}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB, got more. Is it a bundle?"
         )
     bundle = Bundle(path, data, files)
     manifest = bundle.manifest

@@ -129,7 +129,10 @@ def region(
     said: tuple[str, ...] = ()
     if not clear:
         paths = [path for path in (mask, ignore_mask, *(path for _, path in zone_files)) if path is not None]
-        masks, size = _read_masks(paths, photo, has_corners=bool(polygons or ignored or zones))
+        cornered = [
+            name for name, given in (("--polygon", polygons), ("--ignore", ignored), ("--zone", zones)) if given
+        ]
+        masks, size = _read_masks(paths, photo, cornered)
         _check_shape(size, manifest)
         counted = _counted(mask, ignore_mask, polygons, ignored, masks, size)
         made = manifest.region
@@ -156,9 +159,15 @@ def region(
 
 
 def _read_masks(
-    paths: Sequence[Path], photo: UInt8Array | None, *, has_corners: bool
+    paths: Sequence[Path], photo: UInt8Array | None, cornered: Sequence[str]
 ) -> tuple[dict[Path, BoolArray], tuple[int, int]]:
-    """Return the masks of files, bool [H, W], and the height and width that they and the image have."""
+    """Return the masks of files, bool [H, W], and the height and width that they and the image have.
+
+    Args:
+        paths: The files.
+        photo: The image of `--on`.
+        cornered: Options that were given with corners, which take an image or a mask.
+    """
     masks = {path: drawn_mask(path) for path in paths}
     sizes = {str(path): (read.shape[0], read.shape[1]) for path, read in masks.items()}
     if photo is not None:
@@ -166,10 +175,8 @@ def _read_masks(
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} of {width}x{height}" for name, (height, width) in sizes.items())
         raise ArgumentError(f"region: expected masks and image of one size, got {listed}.")
-    if has_corners and not sizes:
-        raise ArgumentError(
-            "region: expected --on IMAGE with --polygon, --ignore or --zone, whose corners are its pixels, got none."
-        )
+    if cornered and not sizes:
+        raise ArgumentError(f"{' and '.join(cornered)}: expected --on IMAGE, whose pixels the corners are, got none.")
     return masks, next(iter(sizes.values()))
 
 

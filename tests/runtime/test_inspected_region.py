@@ -242,7 +242,9 @@ def test_masks_say_what_counts_and_what_does_not(tmp_path, bundle):
     [
         ([], "Expected --mask"),
         (["--clear", "--polygon", "0,0 1,0 1,1"], "Expected --mask"),
-        (["--polygon", "0,0 1,0 1,1"], "expected --on IMAGE"),
+        (["--polygon", "0,0 1,0 1,1"], "error: --polygon: expected --on IMAGE"),
+        (["--ignore", "0,0 1,0 1,1"], "error: --ignore: expected --on IMAGE"),
+        (["--polygon", "0,0 1,0 1,1", "--zone", "a", "0,0 1,0 1,1"], "error: --polygon and --zone: expected --on"),
         (["--on", "{photo}", "--polygon", "0,0 1,0"], "at least 3 corners"),
         (["--on", "{photo}", "--polygon", "0,0 1,0 nan,1"], "at least 3 corners"),
         (["--on", "{photo}", "--polygon", "0,0 900,0 9,9"], "within 64x48 pixels"),

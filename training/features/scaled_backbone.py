@@ -34,7 +34,8 @@ class ScaledBackbone(WrappedBackbone):
         sizes: Height and width of the image at each of them.
 
     Raises:
-        ArgumentError: If the backbone cannot take an image of one of the sizes, or two of them are the same.
+        ArgumentError: If the backbone cannot take an image of one of the sizes, two of them are the same, or one is
+            larger than the image for a scale below 1, or smaller for one above.
     """
 
     def __init__(self, backbone: Backbone, scales: Sequence[float], size: tuple[int, int]) -> None:
@@ -48,6 +49,13 @@ class ScaledBackbone(WrappedBackbone):
                 raise ArgumentError(
                     f"scales: expected sizes that differ, got {_pixels(seen)} for both {other:g} and {scale:g} (sides "
                     f"are rounded to multiples of {step} pixels, the stride of the coarsest stage). Leave one out."
+                )
+            # Near 1 the rounding may go the other way: 1.02 of 70 pixels would be 64.
+            if any((side - whole) * (scale - 1) < 0 for side, whole in zip(seen, size, strict=True)):
+                raise ArgumentError(
+                    f"scales: expected sizes {'below' if scale < 1 else 'above'} {_pixels(size)} for {scale:g}, got "
+                    f"{_pixels(seen)} (sides are rounded to multiples of {step} pixels, the stride of the coarsest "
+                    "stage). Choose a scale further from 1, or an --image-size of whole multiples."
                 )
         for scale, seen in zip(self.scales[1:], self.sizes[1:], strict=True):
             _check_taken(backbone, scale, seen)

@@ -235,6 +235,37 @@ def test_images_are_paired_by_content_and_label_each_once(before, after):
     assert (pairs.only_before, pairs.only_after) == (len(before) - shared, len(after) - shared)
 
 
+@given(
+    places=st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.sampled_from("xy"), st.booleans()),
+        unique_by=lambda each: each[:2],
+        max_size=8,
+    ),
+    data=st.data(),
+)
+def test_copies_are_paired_with_those_at_their_place_and_in_their_product(places, data):
+    template = measured([1.0], [6.0]).per_image[0]
+    images = [
+        msgspec.structs.replace(template, image=f"{product}/{number}", content=content, is_anomalous=label)
+        for product, number, content, label in places
+    ]
+    kept = [image for image in images if data.draw(st.booleans())]
+    shuffled = data.draw(st.permutations(kept))
+    for before, after in ((images, shuffled), (shuffled, images)):
+        for by_product in (False, True):
+            pairs = pair_images(before, after, by_product=by_product)
+            assert all(old == new for old, new in pairs.both)
+            assert len(pairs.both) == len(kept)
+    # The same images with other names: copies of one product are never those of another.
+    moved = [msgspec.structs.replace(image, image=f"{image.image}.png") for image in shuffled]
+    pairs = pair_images(images, moved, by_product=True)
+    assert all(old.image[0] == new.image[0] and old.content == new.content for old, new in pairs.both)
+    assert len(pairs.both) == len(kept)
+    # And those of a product that the other side lacks have nobody.
+    alone = [image for image in kept if image.image[0] == "a"]
+    assert not pair_images(alone, [image for image in images if image.image[0] == "b"], by_product=True).both
+
+
 # ---- Through the command ---------------------------------------------------------------------------------------------
 
 
@@ -425,6 +456,19 @@ def test_a_broken_file_is_refused(make_bundle, dataset, tmp_path, capsys, data):
     err = capsys.readouterr().err
     assert "expected a file of flawscope evaluate --json" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("field", ["backend", "path", "precision", "when"])
+@pytest.mark.parametrize("figure", ["pixel_auroc", "pixel_ap", "aupro", "aupro_05", "pixel_f1", "pixel_recall"])
+def test_what_gets_into_the_evidence_is_short_and_figures_are_shares(tmp_path, field, figure):
+    file = tmp_path / "host.json"
+    for name, value, where in ((field, "y" * 201, field), (figure, 1.01, figure), (figure, -0.01, figure)):
+        figures = json.loads(encode_json(measured([1.0], [6.0], pixel_ap=0.5)))
+        file.write_bytes(encode_json(figures))
+        read_earlier_figures(file)
+        file.write_bytes(encode_json(figures | {name: value}))
+        with pytest.raises(DataError, match=rf"\$\.{where}"):
+            read_earlier_figures(file)
 
 
 JSON = st.recursive(

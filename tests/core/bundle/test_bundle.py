@@ -24,9 +24,11 @@ from tiny_bundle import (
 )
 
 from flawscope.bundle import (
+    change_bundle,
     open_bundle,
     pack_bundle,
     rewrite_manifest,
+    write_bundle,
 )
 from flawscope.errors import ArgumentError, BundleError
 
@@ -282,6 +284,27 @@ def test_rewriting_with_nan_changes_nothing(folder, packed, is_packed):
     with pytest.raises(BundleError, match="expected finite numbers"):
         rewrite_manifest(path, msgspec.structs.replace(manifest, thresholds=tiny_thresholds(float("nan"))))
     assert files_of(path) == before
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_manifest_that_could_not_be_opened_is_not_written(folder, packed, is_packed, monkeypatch):
+    path = packed if is_packed else folder
+    with open_bundle(path) as bundle:
+        manifest, size = bundle.manifest, len(bundle.manifest_bytes)
+    for module in ("manifest", "opening"):  # the true limit takes a second
+        monkeypatch.setattr(f"flawscope.bundle.{module}.MAX_MANIFEST_BYTES", size + 100)
+    before = files_of(path)
+    for write in (
+        lambda changed: rewrite_manifest(path, changed),
+        lambda changed: change_bundle(path, manifest, lambda _: changed),
+        lambda changed: write_bundle(path.parent / "new", changed, tiny_sources()),
+    ):
+        with pytest.raises(BundleError, match=r"expected at most 0 MiB, got .*Nothing was written"):
+            write(msgspec.structs.replace(manifest, name="n" * 200))
+    assert files_of(path) == before
+    assert not (path.parent / "new").exists()
+    rewrite_manifest(path, msgspec.structs.replace(manifest, name=manifest.name + "n" * 100))
+    open_bundle(path).close()
 
 
 # --- where a bundle may be written

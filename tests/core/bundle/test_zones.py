@@ -183,7 +183,7 @@ def test_what_is_no_zone_is_refused_in_a_line_and_the_bundle_stays(tmp_path, bun
 
 def test_polygons_of_zones_need_an_image(bundle, capsys):
     assert cli.run(["bundle", "region", str(bundle), *FACE]) == 2
-    assert "expected --on IMAGE with --polygon, --ignore or --zone" in capsys.readouterr().err
+    assert "error: --zone: expected --on IMAGE" in capsys.readouterr().err
 
 
 def test_what_cannot_know_of_zones_refuses_them(tmp_path, patchcore_bundle, padim_bundle, tiny_root, capsys):

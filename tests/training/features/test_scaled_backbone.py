@@ -99,7 +99,11 @@ def test_sizes_are_whole_positions_near_the_scale_or_one_line_says_why_not(
         sizes = [tuple(round(scale * side / step) for side in size) for scale in others]
         is_small, is_repeated = any(min(each) < 1 for each in sizes), len({*sizes}) < len(sizes)
         is_same = size in {(rows * step, columns * step) for rows, columns in sizes}
-        assert is_small or is_repeated or is_same, refusal
+        is_turned = any(
+            (rows * step - size[0]) * (scale - 1) < 0 or (columns * step - size[1]) * (scale - 1) < 0
+            for scale, (rows, columns) in zip(others, sizes, strict=True)
+        )
+        assert is_small or is_repeated or is_same or is_turned, refusal
         return
     assert (scaled.scales[0], scaled.sizes[0]) == (1.0, size)
     assert list(scaled.scales[1:]) == sorted(others)
@@ -107,7 +111,23 @@ def test_sizes_are_whole_positions_near_the_scale_or_one_line_says_why_not(
         for side, resized in zip(size, seen, strict=True):
             assert resized % step == 0
             assert abs(resized - scale * side) <= step / 2
+            assert resized <= side if scale < 1 else resized >= side
     assert all(f"{scale:g} (" in scaled.line for scale in scaled.scales)
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "message"),
+    [
+        (1.02, (70, 70), "sizes above 70x70 for 1.02, got 64x64"),
+        (0.98, (74, 74), "sizes below 74x74 for 0.98, got 80x80"),
+        (1.02, (70, 75), "sizes above 70x75 for 1.02, got 64x80"),
+    ],
+)
+def test_a_scale_that_rounds_to_the_other_side_of_1_is_refused(
+    scale: float, size: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ScaledBackbone(plain(Strided(8)), sorted([1.0, scale]), size)
 
 
 def test_stages_are_those_of_the_resized_images_scale_1_first() -> None:
