@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from flawscope.bundle import (
     BankChange,
     Bundle,
     Evidence,
+    FileEntry,
     Golden,
     ImageHashes,
     Manifest,
@@ -35,6 +38,7 @@ from flawscope.bundle import (
     load_tensors,
     open_bundle,
     read_image_hashes,
+    rewrite_manifest,
     write_bundle,
 )
 from flawscope.errors import ArgumentError, BundleError
@@ -90,19 +94,13 @@ class Source:
     @property
     def stored(self) -> bytes:
         """The file of the bank."""
-        return self.bundle.read(self._bank)
+        return self.bundle.read(_bank(self.bundle.manifest))
 
     @property
     def room(self) -> tuple[int, ...]:
         """Rows that each bank has room for."""
         upkeep = self.bundle.manifest.upkeep
         return (0,) * len(self.rows.counts) if upkeep is None else upkeep.room
-
-    @property
-    def _bank(self) -> str:
-        name = self.bundle.manifest.bank
-        assert name is not None  # a head of PatchCore has one, which opening has checked
-        return name
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,10 @@ def write_changed(source: Source, change: Change, out: Path, *, overwrite: bool)
         write_bundle(scratch / "candidate", manifest, sources)
         with open_bundle(scratch / "candidate") as candidate:
             manifest = _with_golden(candidate, bundle.manifest)
-        write_bundle(scratch / "checked", manifest, sources)
-        for path in ("graph", "kernel"):
+        rewrite_manifest(scratch / "candidate", manifest)
+        for precision, path in itertools.product(("fp32", *manifest.precisions), ("graph", "kernel")):
             # Loading compares each with the golden scores, which are those of the graph.
-            Inspector.load(scratch / "checked", "cpu", path, use_overlay=False).close()
+            Inspector.load(scratch / "candidate", "cpu", path, precision, use_overlay=False).close()
         return write_bundle(out, manifest, sources, overwrite=overwrite)
 
 
@@ -244,15 +242,16 @@ def write_state(source: Source, number: int, rows: BankRows, out: Path, *, overw
         stored = load_tensors(bundle.read(neighbours), f"{bundle.path}: {neighbours}")
         rows = BankRows(rows.head, {**rows.tensors, **stored}, rows.origins)
     bank = _bank(earlier)
+    data = rows.encode(source.stored)
     unchanged = set(earlier.files) - {bank}
-    with bundle.unpacked(unchanged) as copies, _scratch(out) as scratch:
-        sources: dict[str, Path | bytes] = {name: copies / name for name in unchanged}
-        sources[bank] = rows.encode(source.stored)
-        again = write_bundle(scratch / "again", earlier, sources)
-        if again.files != earlier.files:
-            raise BundleError(
-                f"{bundle.path}: expected the files of before addition {number}, got others. Nothing was written."
-            )
+    files = {name: bundle.manifest.files.get(name) for name in unchanged}
+    files[bank] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+    if files != earlier.files:
+        raise BundleError(
+            f"{bundle.path}: expected the files of before addition {number}, got others. Nothing was written."
+        )
+    with bundle.unpacked(unchanged) as copies:
+        sources: dict[str, Path | bytes] = {name: copies / name for name in unchanged} | {bank: data}
         return write_bundle(out, earlier, sources, overwrite=overwrite)
 
 
@@ -287,7 +286,7 @@ def _with_golden(candidate: Bundle, before: Manifest) -> Manifest:
         golden = _measured(candidate, name, before.golden_of(name))
         precisions[name] = msgspec.structs.replace(precision, golden=golden)
     return msgspec.structs.replace(
-        manifest, golden=_measured(candidate, "fp32", before.golden), precisions=precisions, digest="", files={}
+        manifest, golden=_measured(candidate, "fp32", before.golden), precisions=precisions, digest=""
     )
 
 
@@ -310,7 +309,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _bank(manifest: Manifest) -> str:
-    assert manifest.bank is not None
+    assert manifest.bank is not None  # a head of PatchCore has one
     return manifest.bank
 
 
