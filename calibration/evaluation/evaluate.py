@@ -210,11 +210,38 @@ def evaluate_bundle(
         dataset, measured = contamination.reduced, run.measured.select(contamination.remaining)
     # A defect where none counts is neither found nor missed; the notes say how many there are.
     measured = measured.select(~measured.outside) if measured.outside.any() else measured
+    figures = _figures(
+        run,
+        dataset,
+        measured,
+        precision=precision,
+        product=product,
+        command=command,
+        seed=seed,
+        resamples=resamples,
+    )
+    figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
+    progress("Computing figures", 1, 1)
+    return Evaluation(figures, measured, run.manifest, dataset.root, run.thresholds, run.products)
+
+
+def _figures(
+    run: _BundleRun,
+    dataset: Dataset,
+    measured: Measured,
+    *,
+    precision: str,
+    product: str | None,
+    command: str,
+    seed: int,
+    resamples: int,
+) -> Figures:
+    """Return the figures of the images that count, without drift; arguments as `evaluate_bundle`."""
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, run.thresholds, seed, resamples)
     sizes = recall_by_size(measured, run.thresholds)
     products = product_figures(measured, run.products)
-    figures = Figures(
+    return Figures(
         **overall.values,
         images=len(measured.samples),
         anomalous=int(measured.labels.sum()),
@@ -258,9 +285,6 @@ def evaluate_bundle(
         products=products or msgspec.UNSET,
         product=msgspec.UNSET if product is None else product,
     )
-    figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
-    progress("Computing figures", 1, 1)
-    return Evaluation(figures, measured, run.manifest, dataset.root, run.thresholds, run.products)
 
 
 def _run_bundle(
