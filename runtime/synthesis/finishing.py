@@ -1,8 +1,8 @@
 """What becomes of a decoded drawing: its precise mask, the paste into the normal image, and the verdict.
 
-All of it is computed in the window that the model drew, with a margin, and not on the whole image: a box of a few pixels
-in a large image costs what it costs in a small one. The results are those of the whole image bit for bit, because
-nothing beyond the window can have changed.
+All of it is computed in the window that the model drew, with a margin, and not on the whole image: a box of a few
+pixels in a large image costs what it costs in a small one. The results are those of the whole image bit for bit,
+because nothing beyond the window can have changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.imaging.boxes import bounds_of
-from flawscope.imaging.crops import Crop
+from flawscope.imaging.crops import Crop, cut_mask
 from flawscope.imaging.images import MIN_SIDE_PX
 from flawscope.runtime.synthesis.draw_options import DrawOptions
 from flawscope.runtime.synthesis.memorization import SupportPatch, outline_margin
@@ -23,6 +23,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import Verdict, judge_image
 from flawscope.runtime.synthesis.texture import texture_contrast
+from flawscope.runtime.synthesis.tone import match_tone
 
 
 class Finished(NamedTuple):
@@ -51,7 +52,7 @@ def finish_drawing(
         crop: The window that the model drew; the region lies in it.
         drawn: What it drew, uint8 [*crop.size, 3].
         known: The autoencoder's reconstruction of the window without a defect, uint8 [*crop.size, 3].
-        options: How the drawing is pasted and measured.
+        options: How the drawing is pasted and measured, as `DrawOptions.resolved` gives it.
         supports: Support patches of the defect.
         numbers: The decoder's output before the cast, float32, where NaN can still be seen.
 
@@ -61,6 +62,8 @@ def finish_drawing(
     view = _view(region, crop)
     near, marked = good[view], region[view]
     local = Crop(crop.top - view[0].start, crop.left - view[1].start, crop.height, crop.width, crop.size)
+    if options.tone == "match":
+        drawn = match_tone(drawn, known, cut_mask(marked, local))
     everywhere = np.zeros(marked.shape, np.float32)
     everywhere[local.window] = 1.0
     # The mask is measured before the feathered paste: there the noise outside the box can still be seen.

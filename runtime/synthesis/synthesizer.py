@@ -369,6 +369,7 @@ class Synthesizer:
                 predict,
                 strength=options.strength,
                 solver=options.solver,
+                restore=options.tone == "restore",
             )
         decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
         # The autoencoder's reconstruction of the normal images: its losses must not count as drawn changes.

@@ -142,7 +142,7 @@ def by_hand(synthesizer, request: DrawOrder, text: str, scale: float, sampling: 
         return noises[1] + np.float32(scale) * (noises[0] - noises[1])
 
     noise = draw_noise(request.seed, head.mode, sampling, LATENTS)[None]
-    latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
+    latents = draw_latents(head.mode, clean, keep, noise, sampling, predict, restore=True)
     return unsigned(sessions["decode"].run({"latents": latents})["picture"])[0]
 
 
