@@ -47,6 +47,8 @@ from flawscope.runtime.synthesis.generated_set import (
     DefectCount,
     GeneratedImage,
     GenerateRecord,
+    RecordedOptions,
+    RecordedSettings,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise
@@ -266,7 +268,7 @@ class _Writer:
     ) -> None:
         self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
         # Resolved: a line must redraw its image even if the defaults of a later version differ.
-        self._options = settings.options.resolved(synthesizer.head)
+        self._options = RecordedOptions.of(settings.options.resolved(synthesizer.head))
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self.lines: list[GeneratedImage] = []
@@ -351,7 +353,7 @@ class _Writer:
             backend=synthesizer.backend,
             backend_reason=synthesizer.backend_reason,
             precision=synthesizer.precision,
-            settings=self._settings,
+            settings=RecordedSettings.of(self._settings),
             lines=dict(lines),
             summary=summary,
             defects=counts,
