@@ -19,7 +19,9 @@ from flawscope.config import (
     build_config,
     describe_settings,
     parse_assignment,
+    rename_settings,
 )
+from flawscope.config.other_names import CATEGORY_NAMES, DATA_NAMES, RESUME_NAME
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
@@ -47,8 +49,9 @@ class TrainingRequest:
         root: Folder of the dataset, or None where neither options nor file name one.
         category: Category below it, or None.
         weights: Safetensors file of the backbone, or None.
-        resume: Resume an interrupted training.
+        resume: Resume an interrupted training: from its newest checkpoint, or from this one.
         drawn_check: Score drawn defects after the fit.
+        notes: What to say of names that other systems give to settings.
     """
 
     method: str
@@ -56,8 +59,9 @@ class TrainingRequest:
     root: Path | None
     category: str | None
     weights: Path | None
-    resume: bool
+    resume: bool | Path
     drawn_check: bool
+    notes: tuple[str, ...] = ()
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; report on stderr which keys this verb does not use.
@@ -73,6 +77,8 @@ class TrainingRequest:
         if unused:
             verb = click.get_current_context().info_name
             echo(f"note: not used by {verb}: {', '.join(unused)}", err=True)
+        for note in self.notes:
+            echo(f"note: {note}", err=True)
         return config
 
     def open_dataset(self) -> Dataset:
@@ -159,23 +165,27 @@ def training_options(
             **own_options: Any,
         ) -> _Result:
             from_file = read_settings(config_name) if config_name else {}
-            # Two keys of such files name the data; options win over them.
-            file_root = from_file.pop("data_path", None)
-            file_category = from_file.pop("category", None)
+            assigned = dict(parse_assignment(text) for text in assignments)
+            # Some keys name the data, the category and a checkpoint; options win over them, and --set over the file.
+            named = {
+                key: _named(from_file, assigned, names)
+                for key, names in (("data", DATA_NAMES), ("category", CATEGORY_NAMES), ("resume", (RESUME_NAME,)))
+            }
+            layers, notes = _renamed(method, from_file, assigned)
             from_options = {"backbone": backbone, "resize": image_size, "seed": seed}
             request = TrainingRequest(
                 method=method,
                 layers=(
-                    from_file,
-                    dict(parse_assignment(text) for text in assignments),
+                    *layers,
                     # Options that were not given must not override the file: None is no value for any of the three.
                     {key: value for key, value in from_options.items() if value is not None},
                 ),
-                root=root or (None if file_root is None else Path(str(file_root))),
-                category=category or file_category,
+                root=root or (None if named["data"] is None else Path(named["data"])),
+                category=category or named["category"],
                 weights=weights,
-                resume=resume is not None,
+                resume=_resume(resume or named["resume"]),
                 drawn_check=not no_drawn_check,
+                notes=notes,
             )
             return command(request, **own_options)
 
@@ -187,12 +197,43 @@ def training_options(
     return decorate
 
 
+def _named(from_file: dict[str, Any], assigned: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Take what keys of a file or of `--set` name out of them; None where none of them is there."""
+    found = [layer.pop(name) for layer in (from_file, assigned) for name in names if name in layer]
+    return next((str(value) for value in reversed(found) if value is not None), None)
+
+
+def _renamed(method: str, *layers: dict[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Return layers with the names of reference systems as they are called here, and what to say of them.
+
+    Here already and not in `build_config`, which would do as well: the pipeline looks at what was set, by its names.
+    """
+    if method not in CONFIGS:  # `auto` has no names of its own yet
+        return layers, ()
+    renamed, notes = list[Mapping[str, Any]](), list[str]()
+    for layer in layers:
+        own = rename_settings(method, layer, renamed)
+        renamed.append(own.settings)
+        notes += own.notes
+    return tuple(renamed), tuple(dict.fromkeys(notes))
+
+
+def _resume(text: str | None) -> bool | Path:
+    if text is None:
+        return False
+    return True if text == "latest" else Path(text)
+
+
 def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
         click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
-        click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
-        click.option("--category", help="Category below the root."),
+        click.option(
+            *("--data", "--dataset", "--dataset_dir", "root"),
+            type=click.Path(path_type=Path),
+            help="Dataset root, or a category itself.",
+        ),
+        click.option("--category", "--classname", "--class_name", "category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
         click.option("--backbone", help="scattering (built in, no download), or a timm model."),
@@ -206,8 +247,10 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
         click.option("--seed", type=int, help="Seed of every random choice."),
         click.option(
             "--resume",
-            type=click.Choice(["latest"]),
-            help="Go on with an interrupted training, from its newest checkpoint.",
+            "--resume_from_checkpoint",
+            "resume",
+            metavar="latest|PATH",
+            help="Go on with an interrupted training, from its newest checkpoint, or from the one at PATH.",
         ),
         click.option(
             "--no-drawn-check",

@@ -46,8 +46,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         paste: `drawn` pastes the drawing itself; `change` adds the difference between the drawing and the
             autoencoder's reconstruction of the normal image, which keeps the fine texture that a small autoencoder
             loses, inside the defect as well.
-        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box as
-            well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
+        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box
+            as well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
             box and undoes them; `none` does neither, as MvP-Diff. Mode `blend` puts the surroundings back in any case,
             and draws the same with `restore` and `none`.
         crop: Whether the model draws an enlarged window around the box instead of the whole image.
