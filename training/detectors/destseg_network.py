@@ -85,16 +85,18 @@ class SegmentationHead(nn.Module):
             + [nn.Sequential(*_convolution(width, width, dilation=dilation)) for dilation in _DILATIONS]
         )
         # Without batch norm: over one value of an image there is nothing to normalise, in a batch of one at all.
-        self.whole = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1), nn.ReLU())
+        self.whole = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1, bias=False))
+        self.join = nn.Conv2d((len(_DILATIONS) + 1) * width, width, 1, bias=False)
         self.last = nn.Sequential(
-            *_convolution((len(_DILATIONS) + 2) * width, width, side=1), *_convolution(width, width), nn.Conv2d(width, 1, 1)
+            nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), nn.Conv2d(width, 1, 1)
         )
 
     def forward(self, likeness: Tensor) -> Tensor:
         """Return the logits of a batch."""
         value = self.residual(likeness)
-        whole = self.whole(value).expand(-1, -1, int(value.shape[-2]), int(value.shape[-1]))
-        logits: Tensor = self.last(torch.cat([*(branch(value) for branch in self.branches), whole], dim=1))
+        joined = self.join(torch.cat([branch(value) for branch in self.branches], dim=1))
+        # Added, not laid over the grid and joined: the same sum of products, and no shape of the batch in the graph.
+        logits: Tensor = self.last(joined + self.whole(value.mean(dim=(2, 3), keepdim=True)))
         return logits
 
 
@@ -132,10 +134,7 @@ def likeness(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     Their sum over the channels of a stage is the cosine of teacher and student at a position.
     """
     grid = int(teacher[0].shape[-2]), int(teacher[0].shape[-1])
-    products = [
-        functional.normalize(first, dim=1) * functional.normalize(second, dim=1)
-        for first, second in zip(teacher, student, strict=True)
-    ]
+    products = [_unit(first) * _unit(second) for first, second in zip(teacher, student, strict=True)]
     return torch.cat([_enlarge(product, grid) for product in products], dim=1)
 
 
@@ -201,6 +200,12 @@ def _convolution(
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
+
+
+def _unit(features: Tensor) -> Tensor:
+    # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask for the batch before
+    # the cast of the image, and TensorRT takes images of uint8 by a cast alone.
+    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
