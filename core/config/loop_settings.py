@@ -29,6 +29,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         ema: Decay of the exponential moving average of the parameters, which is validated and saved; 0 for none.
         max_steps: Most optimizer steps, if `epochs` do not end the training before; null for no limit. A last epoch cut
             short is validated all the same.
+        patience: Epochs without a lower validation error after which the training ends; null takes all epochs.
         mixed_precision: Mixed precision of the training.
         tf32: Allow TF32 for matrix products on a GPU. Convolutions may use it in any case, as is torch's default.
         checkpoint_every: Epochs between checkpoints.
@@ -48,6 +49,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
     clip_norm: float = 0.0
     ema: float = 0.0
     max_steps: int | None = None
+    patience: int | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     tf32: bool = False
     checkpoint_every: int = 1
@@ -68,6 +70,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         # A decay of 1 would keep the random start forever.
         check(0.0 <= self.ema < 1.0, "ema", "a decay from 0 to below 1", self.ema)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        check(self.patience is None or self.patience >= 1, "patience", "at least 1, or null", self.patience)
         check(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         check(1 <= self.checkpoints_kept <= 1_000_000, "checkpoints_kept", "1 to 1,000,000", self.checkpoints_kept)
         check(self.preview_every >= 1, "preview_every", "at least 1", self.preview_every)

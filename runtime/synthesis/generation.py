@@ -30,6 +30,7 @@ from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
 from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
+from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
@@ -42,12 +43,10 @@ from flawscope.imaging.masks import read_mask
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import (
-    LINES,
     MARKER,
     DefectCount,
     GeneratedImage,
     GenerateRecord,
-    StoredFile,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise

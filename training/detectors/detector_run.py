@@ -174,6 +174,8 @@ def read_run(path: Path) -> Run:
         rule=record.rule,
         unet=record.unet,
         places=record.places,
+        defects=record.defects,
+        defect_images=record.defect_images,
     )
     return Run(
         path=path,

@@ -122,6 +122,7 @@ def train_detector(
             resume=resume,
             progress=progress,
             start=None if denoiser_run is None else denoiser_run.fitted,
+            dataset=dataset,
         )
 
         def record_of(
@@ -277,6 +278,8 @@ def _record(
         learned=split.learned,
         cross=cross,
         places=fit_result.places,
+        defects=fit_result.defects,
+        defect_images=fit_result.defect_images,
     )
 
 

@@ -165,7 +165,7 @@ class _Loop:
 
     def _take_epochs(self, progress: Progress) -> None:
         progress("training", self._step, self._total)
-        while self._epoch < self._epochs:
+        while self._epoch < self._epochs and not self._has_settled():
             started = time.perf_counter()
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
@@ -198,8 +198,13 @@ class _Loop:
             if self._is_due(self._settings.checkpoint_every) and self._accelerator.is_main_process:
                 self._checkpoint()
 
+    def _has_settled(self) -> bool:
+        # Of numbers that a checkpoint holds: a training that resumes ends at the same epoch.
+        patience = self._settings.patience
+        return patience is not None and self._epoch > 0 and self._epoch - self._best_epoch >= patience
+
     def _is_due(self, every: int) -> bool:
-        return self._epoch % every == 0 or self._epoch == self._epochs
+        return self._epoch % every == 0 or self._epoch == self._epochs or self._has_settled()
 
     def _epoch_batches(self, count: int) -> Iterator[Tensor]:
         """Yield the first batches of this process in the order of this epoch."""
