@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flawscope.training.detectors.draem_network import evidence, pixels_of
+from flawscope.training.detectors.draem_network import pixels_of
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.segmentation.evidence import evidence
 
 _DILATIONS = (6, 12, 18)
 """Of the head's branches, in cells of its grid, as in DeepLab v3 (arXiv:1706.05587)."""

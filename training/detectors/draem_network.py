@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawscope.training.segmentation.evidence import evidence
+
 _DEVIATION = 0.02
 """Standard deviation of all initial weights, as published."""
 
@@ -131,18 +133,3 @@ def pixels_of(image: Tensor) -> Tensor:
     # The cast comes first: TensorRT rejects a transpose of uint8.
     return (image.to(torch.float32) * (1.0 / 255.0)).permute(0, 3, 1, 2)
 
-
-def evidence(logits: Tensor) -> Tensor:
-    """Return the anomaly map of logits: the odds of a defect, and from even odds on 1 plus their logarithm.
-
-    It rises with the probability, is never negative and has no upper end. A probability would be 1 for everything that
-    a network is sure of, and its logarithm has no zero; here both a ten-thousandth and a millionth, and both 10 and 20
-    in the logit, keep all their digits, and no operator cancels.
-
-    Args:
-        logits: Any shape.
-
-    Returns:
-        Of that shape, above 0.
-    """
-    return torch.exp(-functional.relu(-logits)) + functional.relu(logits)

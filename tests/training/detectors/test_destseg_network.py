@@ -10,8 +10,8 @@ from torch import nn
 from flawscope.config import FeatureSettings
 from flawscope.training.detectors.destseg_loss import segmentation_loss, student_loss
 from flawscope.training.detectors.destseg_network import DestsegNetwork, DestsegNetworks, likeness
-from flawscope.training.detectors.draem_network import evidence
 from flawscope.training.features.backbone import Backbone, stages_of, untrained_backbone
+from flawscope.training.segmentation.evidence import evidence
 
 YES, NO = torch.tensor([True]), torch.tensor([False])
 

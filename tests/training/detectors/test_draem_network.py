@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flawscope.training.detectors.draem_loss import draem_loss
-from flawscope.training.detectors.draem_network import DraemNetwork, DraemNetworks, UNet, evidence, pixels_of
+from flawscope.training.detectors.draem_network import DraemNetwork, DraemNetworks, UNet, pixels_of
+from flawscope.training.segmentation.evidence import evidence
 from flawscope.training.segmentation.ssim import ssim
 
 
@@ -82,19 +81,6 @@ def test_pixels_are_shares_of_white() -> None:
 
 
 # --- map and score
-
-
-def test_the_map_is_the_odds_and_above_even_odds_one_plus_their_logarithm() -> None:
-    probabilities = torch.tensor([1e-30, 1e-6, 0.25, 0.5], dtype=torch.float64)
-    odds = probabilities / (1 - probabilities)
-    torch.testing.assert_close(evidence(odds.log()), odds)
-    assert evidence(torch.tensor([0.0, 2.0, 1000.0])).tolist() == [1.0, 3.0, 1001.0]
-
-
-@given(first=st.floats(-80, 1e6, width=32), step=st.floats(0.0009765625, 1000, width=32))
-def test_a_higher_logit_never_has_a_lower_map_and_none_is_negative(first: float, step: float) -> None:
-    low, high = evidence(torch.tensor([first, first + step])).tolist()
-    assert 0 < low <= high < math.inf
 
 
 @given(
