@@ -16,6 +16,8 @@ PUBLIC = {
         "BankHead",
         "Bundle",
         "DdadHead",
+        "DestsegHead",
+        "DraemHead",
         "DsadHead",
         "EnsembleHead",
         "EnsembleMember",

@@ -88,9 +88,7 @@ class SegmentationHead(nn.Module):
         # Without batch norm: over one value of an image there is nothing to normalise, in a batch of one at all.
         self.whole = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1, bias=False))
         self.join = nn.Conv2d((len(_DILATIONS) + 1) * width, width, 1, bias=False)
-        self.last = nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), nn.Conv2d(width, 1, 1)
-        )
+        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), nn.Conv2d(width, 1, 1))
 
     def forward(self, likeness: Tensor) -> Tensor:
         """Return the logits of a batch."""

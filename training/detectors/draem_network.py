@@ -132,4 +132,3 @@ def pixels_of(image: Tensor) -> Tensor:
     """Return images uint8 [N, H, W, 3] as float32 [N, 3, H, W] in [0, 1]."""
     # The cast comes first: TensorRT rejects a transpose of uint8.
     return (image.to(torch.float32) * (1.0 / 255.0)).permute(0, 3, 1, 2)
-

@@ -70,7 +70,8 @@ def test_likeness_sums_to_the_cosine_and_is_exact_on_small_integers() -> None:
     assert likeness([first], [second]).flatten().tolist() == pytest.approx([12 / 25, 12 / 25])
     draw = torch.Generator().manual_seed(0)
     fine, coarse = (
-        [torch.randn((2, channels, side, side), generator=draw) for _ in range(2)] for channels, side in ((5, 8), (7, 4))
+        [torch.randn((2, channels, side, side), generator=draw) for _ in range(2)]
+        for channels, side in ((5, 8), (7, 4))
     )
     joined = likeness([fine[0], coarse[0]], [fine[1], coarse[1]])
     assert joined.shape == (2, 12, 8, 8)

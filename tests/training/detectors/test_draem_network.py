@@ -84,7 +84,9 @@ def test_pixels_are_shares_of_white() -> None:
 
 
 @given(
-    seed=st.integers(0, 1000), sides=st.tuples(st.integers(1, 30), st.integers(1, 30)), window=st.sampled_from([1, 3, 21])
+    seed=st.integers(0, 1000),
+    sides=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    window=st.sampled_from([1, 3, 21]),
 )
 @settings(max_examples=30, deadline=None)
 def test_the_score_is_the_largest_mean_of_a_window_cut_at_the_border(
@@ -141,7 +143,8 @@ def test_a_box_counts_where_the_network_sees_a_defect_in_it() -> None:
     rebuilt, logits, clean, labels = batch()
     logits = torch.where(logits > 0.5, logits, torch.full_like(logits, -9.0))  # sure of being normal, or not
     fine, coarse = (
-        draem_loss(rebuilt, logits, clean, labels, is_paired=YES, is_coarse=mark, gamma=2.0, tau=0.1) for mark in (NO, YES)
+        draem_loss(rebuilt, logits, clean, labels, is_paired=YES, is_coarse=mark, gamma=2.0, tau=0.1)
+        for mark in (NO, YES)
     )
     ignored = labels & (logits < 0)
     missing = (1 - logits.sigmoid()) ** 2 * -logits.sigmoid().log()

@@ -26,7 +26,9 @@ def reference(first: np.ndarray, second: np.ndarray, window: int) -> np.ndarray:
             var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
             both = (weights * (a - mean_a) * (b - mean_b)).sum()
             result[row, column] = (
-                (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4) / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
+                (2 * mean_a * mean_b + 1e-4)
+                * (2 * both + 9e-4)
+                / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
             )
     return result
 
@@ -70,5 +72,8 @@ def test_it_is_symmetric_and_its_gradient_leads_to_the_other_image() -> None:
 
 def test_flat_images_of_integers_are_exact() -> None:
     """Between two flat images, away from the border, there is light alone: (2ab + C) / (a² + b² + C)."""
-    first, second = torch.full((1, 1, 21, 21), 1.0, dtype=torch.float64), torch.zeros((1, 1, 21, 21), dtype=torch.float64)
+    first, second = (
+        torch.full((1, 1, 21, 21), 1.0, dtype=torch.float64),
+        torch.zeros((1, 1, 21, 21), dtype=torch.float64),
+    )
     assert float(ssim(first, second)[0, 0, 10, 10]) == pytest.approx(1e-4 / (1 + 1e-4), rel=1e-9)
