@@ -11,6 +11,7 @@ from flawscope.bundle.heads import (
     PadimHead,
     PatchcoreHead,
     ReconstructionHead,
+    SegmenterHead,
     StfpmHead,
     head_tag,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "RecordedDrift",
     "Region",
     "SamplingChange",
+    "SegmenterHead",
     "StfpmHead",
     "SynthDefect",
     "SynthHead",

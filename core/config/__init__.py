@@ -44,7 +44,7 @@ from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Sche
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
 from flawscope.config.setting_parts import change_settings, find_part, flatten, from_flat
-from flawscope.config.supervised_settings import LabelledSettings
+from flawscope.config.supervised_settings import LabelledSettings, SegmenterConfig
 
 __all__ = [
     "CONFIGS",
@@ -76,6 +76,7 @@ __all__ = [
     "ReconstructionSettings",
     "ResizeSettings",
     "Schedule",
+    "SegmenterConfig",
     "SettingLine",
     "StfpmConfig",
     "TiledInputSettings",

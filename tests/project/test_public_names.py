@@ -49,6 +49,7 @@ PUBLIC = {
         "Region",
         "SCHEMA",
         "SamplingChange",
+        "SegmenterHead",
         "StfpmHead",
         "SynthDefect",
         "SynthHead",
