@@ -64,5 +64,9 @@ def describe_defects(defects: LearnedDefects) -> str:
         else "anomalies drawn anew for each batch"
         for source in defects.sources
     ]
-    leak = f"; {defects.in_test} images of the test split were seen: figures leave them out" if defects.in_test else ""
-    return f"learned from labelled defects: {'; '.join(parts)}{leak}"
+    leak = (
+        f"; {defects.in_test} images of the test split were seen, and are left out of figures"
+        if defects.in_test
+        else ""
+    )
+    return f"{'; '.join(parts)}{leak}"

@@ -89,6 +89,17 @@ _ROWS = (
         scorer="flawscope.runtime.scorers.graph_scorer:GRAPH",
     ),
     Method(
+        "segmenter",
+        "detector",
+        "A segmenter on a frozen backbone that learns from labelled defects: real, drawn or procedural ones.",
+        "docs/training.md",
+        settings="flawscope.config.supervised_settings:SegmenterConfig",
+        head="flawscope.bundle.heads:SegmenterHead",
+        trainer="flawscope.training.detectors.segmenter:TRAINER",
+        exporter="flawscope.export.detectors.graph_exporter:SEGMENTER",
+        scorer="flawscope.runtime.scorers.graph_scorer:GRAPH",
+    ),
+    Method(
         "draem",
         "detector",
         "Rebuilds an image without its defects and compares the two; learns from drawn, pasted and real defects.",

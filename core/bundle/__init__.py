@@ -11,6 +11,7 @@ from flawscope.bundle.heads import (
     PadimHead,
     PatchcoreHead,
     ReconstructionHead,
+    SegmenterHead,
     StfpmHead,
     head_tag,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "RecordedDrift",
     "Region",
     "SamplingChange",
+    "SegmenterHead",
     "StfpmHead",
     "SynthDefect",
     "SynthHead",

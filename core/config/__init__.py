@@ -46,7 +46,7 @@ from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Sche
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
 from flawscope.config.setting_parts import change_settings, find_part, flatten, from_flat
-from flawscope.config.supervised_settings import LabelledSettings
+from flawscope.config.supervised_settings import LabelledSettings, SegmenterConfig
 
 __all__ = [
     "CONFIGS",
@@ -81,6 +81,7 @@ __all__ = [
     "ReconstructionSettings",
     "ResizeSettings",
     "Schedule",
+    "SegmenterConfig",
     "SettingLine",
     "StfpmConfig",
     "TiledInputSettings",

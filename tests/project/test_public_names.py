@@ -51,6 +51,7 @@ PUBLIC = {
         "Region",
         "SCHEMA",
         "SamplingChange",
+        "SegmenterHead",
         "StfpmHead",
         "SynthDefect",
         "SynthHead",

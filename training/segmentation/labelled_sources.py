@@ -39,6 +39,9 @@ from flawscope.path_kinds import kind_of_path
 from flawscope.progress import Progress, no_progress
 from flawscope.training.loop.image_batches import ImageReader
 
+SOURCES: tuple[DefectSourceName, ...] = ("support", "train", "drawn", "procedural")
+"""All sources, real ones first."""
+
 Procedural = Callable[[UInt8Array, np.random.Generator], tuple[UInt8Array, BoolArray]]
 """Draws an anomaly on a prepared normal image, uint8 [H, W, 3]: returns the image and its mask, bool [H, W], which may
 be empty. All chance comes from the generator that it is given."""
@@ -123,33 +126,40 @@ class LabelledSources:
             chance: All randomness.
             good: Normal images that are learned from, which procedural anomalies are drawn on.
         """
-        names = [source.name for source in self.stored]
-        shares = [source.share for source in self.stored]
+        # A stream of numbers for each source, and for the choice among them: with another mixture the images that are
+        # still of a source are the same ones, so that trainings on two mixtures can be compared in pairs.
+        streams = dict(zip(("chosen", *SOURCES), chance.spawn(1 + len(SOURCES)), strict=True))
+        parts = {source.name: source for source in self.stored}
+        shares = {name: parts[name].share for name in SOURCES if name in parts}
         if self.procedural is not None:
-            names.append("procedural")
-            shares.append(self.procedural_share)
-        chosen = chance.choice(len(names), size=count, p=np.array(shares) / sum(shares))
+            shares["procedural"] = self.procedural_share
+        names = tuple(shares)
+        ends = np.cumsum(list(shares.values()))
+        chosen = np.searchsorted(ends / ends[-1], streams["chosen"].random(count), side="right")
         images = np.empty((count, *self.size, 3), np.uint8)
         labels = np.zeros((count, *self.size), np.bool_)
         is_coarse, has_original = np.zeros((2, count), np.bool_)
         originals = images.copy()
-        for number, source in enumerate(self.stored):
+        for number, name in enumerate(names):
             rows = np.flatnonzero(chosen == number)
+            pool = good if name == "procedural" else parts[name].images
+            # For all rows, whichever are of this source: the numbers of one row depend on no other.
+            picked = streams[name].integers(len(pool), size=count)[rows]
             if not rows.size:
                 continue
-            picked = chance.integers(len(source.images), size=rows.size)
-            images[rows], labels[rows] = _read(source.images, picked), source.labels[picked]
-            is_coarse[rows] = source.is_coarse
-            originals[rows] = images[rows]
+            originals[rows] = _read(pool, picked)
+            if name == "procedural":
+                assert self.procedural is not None
+                seeds = streams[name].integers(1 << 63, size=count)
+                for row in rows:
+                    drawn = self.procedural(originals[row].copy(), np.random.default_rng(seeds[row]))
+                    images[row], labels[row] = drawn
+                has_original[rows] = True
+                continue
+            source = parts[name]
+            images[rows], labels[rows], is_coarse[rows] = originals[rows], source.labels[picked], source.is_coarse
             if source.originals is not None:
                 originals[rows], has_original[rows] = _read(source.originals, picked), source.has_original[picked]
-        if self.procedural is not None:
-            rows = np.flatnonzero(chosen == len(self.stored))
-            if rows.size:
-                originals[rows] = _read(good, chance.integers(len(good), size=rows.size))
-                for row in rows:
-                    images[row], labels[row] = self.procedural(originals[row].copy(), chance)
-                has_original[rows] = True
         return LabelledBatch(
             images, labels, is_coarse, tuple(names[number] for number in chosen), originals, has_original
         )
