@@ -104,6 +104,19 @@ def settings_from_state(state: Mapping[str, Tensor], name: str) -> dict[str, Any
     return shape_settings(widths, layers, latent)
 
 
+def refuse_file(path: Path) -> None:
+    """Refuse a checkpoint in a single file where a folder is expected, and name the command that makes one of it.
+
+    Raises:
+        RunError: If `path` is a file.
+    """
+    if path.is_file():
+        raise RunError(
+            f"{path}: expected a folder as diffusers writes it, got a file. Make a folder of a checkpoint with: "
+            f"flawscope synth import {path} --tokenizer DIR --out FOLDER."
+        )
+
+
 def read_folder(path: Path) -> AutoencoderKL:
     """Read a folder of diffusers, frozen and in inference mode; nothing is downloaded and nothing unpickled.
 
@@ -114,6 +127,7 @@ def read_folder(path: Path) -> AutoencoderKL:
         MissingExtra: If diffusers is not installed.
         RunError: If it is neither, broken, or has another kind of autoencoder.
     """
+    refuse_file(path)
     folder = path if (path / _CONFIG).is_file() else path / _PART
     if not (folder / _CONFIG).is_file():
         raise RunError(

@@ -23,7 +23,7 @@ from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
 from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_folder, walk_folder
 from flawscope.text import NOT_JSON, encode_json
-from flawscope.training.diffusion.autoencoder_network import shape_settings
+from flawscope.training.diffusion.autoencoder_network import refuse_file, shape_settings
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 
 SAMPLING = Sampling(
@@ -101,6 +101,7 @@ def read_base_folder(folder: Path) -> FolderParts:
         MissingExtra: If diffusers or transformers is not installed.
         RunError: If parts are missing, broken, of another kind, or do not fit each other.
     """
+    refuse_file(folder)
     is_ldm = (folder / "bert").is_dir()
     places = _TEXT_TO_IMAGE if is_ldm else _STABLE_DIFFUSION
     for place in places.values():

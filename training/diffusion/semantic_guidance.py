@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from flawscope.config import DsadConfig
 from flawscope.errors import ArgumentError, RunError
+from flawscope.training.diffusion.autoencoder_network import refuse_file
 from flawscope.training.diffusion.diffusers_folder import called, check_prediction, import_transformers, loaded
 from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
 
@@ -313,6 +314,7 @@ def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
         MissingExtra: If diffusers or transformers is not installed.
         RunError: If the folder is not a Stable Diffusion folder, or its UNet does not predict the noise.
     """
+    refuse_file(folder)
     for name in ("unet", "text_encoder", "tokenizer"):
         if not (folder / name).is_dir():
             raise RunError(
