@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,14 +27,13 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
-from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
+from flawscope.datasets.defects.box_sets import shares
 from flawscope.datasets.defects.drawn_set import LINES, StoredFile
-from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.fingerprints import content_hash
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
@@ -46,83 +44,17 @@ from flawscope.runtime.synthesis.generated_set import (
     DefectCount,
     GeneratedImage,
     GenerateRecord,
+    RecordedOptions,
+    RecordedSettings,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise
+from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.versions import package_versions
 
 Report = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of items finished and their total."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A normal image and the mask of where a defect goes.
-
-    Attributes:
-        category: Name of the category.
-        defect: Defect type.
-        good: The normal image.
-        place: Name of the image in the record: its path below the dataset's root.
-        mask: The mask; white is where the defect goes.
-        box: Name of the mask in the record: its path below the box set.
-        text: The prompt, if the line has one.
-    """
-
-    category: str
-    defect: str
-    good: Path
-    place: str
-    mask: Path
-    box: str
-    text: str | None = None
-
-    @property
-    def key(self) -> str:
-        """CATEGORY/DEFECT."""
-        return f"{self.category}/{self.defect}"
-
-
-def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
-    """Return the sites that the lines of a box set describe, and the SHA-256 of the files with the lines.
-
-    Args:
-        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. The defect
-            type of a line without one is the name of its mask's folder.
-        dataset: The dataset whose root `good` is relative to.
-        defects: Defect types to take; empty means all.
-
-    Raises:
-        ArgumentError: If a defect type is in no line.
-        DataError: If there are no lines, or one is broken.
-    """
-    sites: list[Site] = []
-    hashes: dict[str, str] = {}
-    names = sorted({category_of(dataset, sample) for sample in dataset.samples})
-    for name in names:
-        file = find_box_lines(boxes, name)
-        if file is None:
-            # A box set may cover some categories of a joint dataset; of a single category it must have the file.
-            if len(names) == 1:
-                raise DataError(
-                    f"{boxes}: expected {name}/{name}_test.jsonl, got no such file. Make it with flawscope synth boxes "
-                    "--num."
-                )
-            continue
-        hashes[file.relative_to(boxes).as_posix()] = content_hash(file)
-        for line in read_box_lines(boxes, file, dataset):
-            good, mask = dataset.root / line.good, boxes / line.mask
-            sites.append(Site(name, line.defect, good, line.good, mask, line.mask, line.text))
-    types = sorted({site.defect for site in sites})
-    if unknown := [name for name in defects if name not in types]:
-        listed = ", ".join(types) or "(there is none)"
-        raise ArgumentError(f"defect: expected defect types of the lines ({listed}), got {unknown[0]!r}.")
-    # Filtered after all lines were read: a broken line is an error whichever types are drawn.
-    sites = [site for site in sites if not defects or site.defect in defects]
-    if not sites:
-        raise DataError(f"{boxes}: expected lines to draw on, got none. Make them with flawscope synth boxes --num.")
-    return sites, hashes
 
 
 def generate_images(
@@ -263,7 +195,7 @@ class _Writer:
     ) -> None:
         self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
         # Resolved: a line must redraw its image even if the defaults of a later version differ.
-        self._options = settings.options.resolved(synthesizer.head)
+        self._options = RecordedOptions.of(settings.options.resolved(synthesizer.head))
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self.lines: list[GeneratedImage] = []
@@ -348,7 +280,7 @@ class _Writer:
             backend=synthesizer.backend,
             backend_reason=synthesizer.backend_reason,
             precision=synthesizer.precision,
-            settings=self._settings,
+            settings=RecordedSettings.of(self._settings),
             lines=dict(lines),
             summary=summary,
             defects=counts,
