@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
@@ -32,7 +31,7 @@ from flawscope.datasets.defects.box_sets import shares
 from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
-from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
@@ -53,8 +52,6 @@ from flawscope.runtime.synthesis.quality import Verdict, summarise
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.versions import package_versions
-
-_THUMBNAIL_PX = 192  # longer side of what is held in memory for the sheet
 
 Report = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of items finished and their total."""
@@ -305,15 +302,3 @@ class _Writer:
         write_image(self._folder / SHEET, draw_sheet(titled))
         write_json(self._folder / MARKER, record)
         return record
-
-
-def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
-    """Return a tile for a sheet, reduced to the size it has there: all tiles of a run stay in memory until its end."""
-    scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if mask is None:
-        return Tile(label, small)
-    # By area and not nearest neighbour: a defect of one pixel must not vanish from the sheet.
-    inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
-    return Tile(label, small, (Outline(np.asarray(inside), colour),))

@@ -130,6 +130,17 @@ PUBLIC = {
         "write_masks",
         "write_support",
     ],
+    "flawscope.datasets.drawing": [
+        "Cutout",
+        "PasteOptions",
+        "PerlinOptions",
+        "augment_texture",
+        "cut_defects",
+        "make_texture",
+        "paste_defect",
+        "perlin_anomaly",
+        "shuffle_texture",
+    ],
     "flawscope.runtime.synthesis": [
         "DrawOptions",
         "DrawOrder",
