@@ -70,7 +70,11 @@ CANDLE = (
     ("place", "named"),
     [
         *((place, named) for place in ("visa.csv", "split_csv/1cls.csv") for named in (".", "visa", "visa/candle")),
-        *((f"visa/{place}", named) for place in ("visa.csv", "split_csv/1cls.csv") for named in ("visa", "visa/candle")),
+        *(
+            (f"visa/{place}", named)
+            for place in ("visa.csv", "split_csv/1cls.csv")
+            for named in ("visa", "visa/candle")
+        ),
     ],
 )
 def test_the_table_may_lie_beside_the_folder_of_the_images_or_in_it(tmp_path, place, named):
@@ -98,7 +102,9 @@ def test_a_table_above_names_only_what_is_in_the_folder(tmp_path):
 def test_two_folders_that_hold_the_images_of_a_table_are_refused(tmp_path):
     touch(tmp_path, "visa.csv", *(f"{folder}/{path}" for folder in ("visa", "copy") for path in CANDLE))
     (tmp_path / "visa.csv").write_text(HEADER + ROWS)
-    with pytest.raises(DataError, match=r"visa\.csv, line 2: image: expected 'candle.*' in one folder of .* copy, visa"):
+    with pytest.raises(
+        DataError, match=r"visa\.csv, line 2: image: expected 'candle.*' in one folder of .* copy, visa"
+    ):
         open_dataset(tmp_path, "candle")
 
 
