@@ -56,6 +56,12 @@ _FORM_OF_ANOGEN = '{"DEFECT": [[0.05, 0.1], [0.1, 0.2], "True"]}'
 _FLAGS = {"True": True, "False": False}
 
 
+class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    width: tuple[float, float]
+    height: tuple[float, float]
+    flag: Literal["True", "False"]
+
+
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     within: Within
     defects: dict[str, msgspec.Raw]
@@ -82,10 +88,9 @@ def _of_anogen(path: Path, category: str, name: str, data: msgspec.Raw) -> Sides
     """Return sides in AnoGen's form: ranges of width and height, and whether masks are rotated, as a text."""
     where = f"{path}: {category}/{check_name(name, f'{path}: {category}: defect type')}"
     what = '[[least, largest width], [least, largest height], "True" or "False"]'
-    kind = tuple[tuple[float, float], tuple[float, float], Literal["True", "False"]]
-    width, height, flag = decode_json(data, kind, where, what)
+    row = decode_json(data, _Row, where, what)
     try:
-        return Sides(width, height, _FLAGS[flag])
+        return Sides(row.width, row.height, _FLAGS[row.flag])
     except ArgumentError as err:
         raise DataError(f"{where}: expected {what}, got: {err} Mend the file.") from err
 

@@ -295,7 +295,7 @@ def test_a_published_file_in_its_own_form_is_the_built_in_table(tmp_path):
     [
         ([[0.1, 0.2], [0.1, 0.2], "true"], "Invalid enum value 'true'"),
         ([[0.1, 0.2], [0.1, 0.2], True], "Expected `str`, got `bool`"),
-        ([[0.1, 0.2], [0.1, 0.2]], "Expected `array` of length 3"),
+        ([[0.1, 0.2], [0.1, 0.2]], "Expected `array` of at least length 3"),
         ([[0.3, 0.2], [0.1, 0.2], "True"], r"the smaller one first, got \[0.3, 0.2\]"),
         ([[0.1, 1.2], [0.1, 0.2], "True"], "above 0 and up to 1"),
         ({"width": [0.1, 0.2]}, "Expected `array`, got `object`"),
