@@ -15,12 +15,9 @@ import click
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
-    CrossFitSettings,
-    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
-    find_part,
     parse_assignment,
     rename_settings,
 )
@@ -30,6 +27,7 @@ from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
@@ -39,12 +37,6 @@ _Result = TypeVar("_Result")
 _METHOD = f"{__name__}.method"
 AUTO = "auto"
 """METHOD of the commands that take the method which suits the images."""
-
-FEW_IMAGES = 20
-"""Below this many normal images a run has a warning."""
-FEW_FOR_A_SPLIT = 100
-"""Below this many normal images cross-fitting is proposed, and `pipeline` takes it by itself: measured with 20 to 80 in
-`benchmarks/few_images.py`, it bounds false rejects as twice as many images with a split do, or better."""
 
 
 @dataclass(frozen=True)
@@ -268,41 +260,6 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
     )
 
 
-def describe_run(method: str, record: RunRecord) -> str:
-    """Return one line that says what a run was trained on."""
-    verb = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
-    return (
-        f"{method} {verb} on {len(record.training)} normal images of {record.category} in "
-        f"{sum(record.seconds.values()):.1f} s; {describe_calibration(record)} for calibration"
-    )
-
-
-def describe_calibration(record: RunRecord) -> str:
-    """Return where thresholds of a run's bundle can come from, a phrase."""
-    if record.cross is not None:
-        return f"cross-fitted in {record.cross.folds} folds"
-    return f"{len(record.held_out)} held out"
-
-
-def image_notes(record: RunRecord) -> tuple[str, ...]:
-    """Return what to know of a run on few images, a sentence each; empty where there are enough."""
-    count = len({*record.training, *record.held_out})
-    notes = []
-    if count < FEW_IMAGES:
-        notes.append(
-            f"{count} different normal images are few, below {FEW_IMAGES}: normal parts that look otherwise will be "
-            "rejected, and thresholds can promise little. Add images."
-        )
-    can_cross = find_part(record.config, CrossFitSettings) is not None
-    # A third: fewer cost the detector little.
-    if can_cross and count < FEW_FOR_A_SPLIT and 3 * len(record.held_out) >= count:
-        notes.append(
-            f"{len(record.held_out)} of {count} normal images were held out for thresholds. --set cross_fit=20 learns "
-            "from all of them, and thresholds come from all of them too."
-        )
-    return tuple(notes)
-
-
 @click.command(cls=TrainingCommand)
 @training_options()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
@@ -321,15 +278,18 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         )
     config, dataset = request.read_config({}, {}), request.open_dataset()
     drawn = None
+    notes: tuple[str, ...]
     if kind == "generator":
-        summary, facts = _train_synthesis(config, request, dataset, out, overwrite)
+        generator = _train_synthesis(config, request, dataset, out, overwrite)
+        summary, facts, notes = describe_generator(generator), generator.facts, generator_notes(generator)
     else:
         record = _train_detector(config, request, dataset, out, overwrite)
         summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+        notes = image_notes(record)
         for line in record.backbone.conditions:
             echo(line, err=True)
-        for note in image_notes(record):
-            echo(f"note: {note}", err=True)
+    for note in notes:
+        echo(f"note: {note}", err=True)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     if drawn is not None:
@@ -364,7 +324,7 @@ def _train_detector(
 
 def _train_synthesis(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
-) -> tuple[str, Mapping[str, object]]:
+) -> SynthesisRecord:
     if request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
     try:
@@ -372,7 +332,7 @@ def _train_synthesis(
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_synthesis(
+        return train_synthesis(
             config,
             dataset,
             out,
@@ -381,11 +341,3 @@ def _train_synthesis(
             progress=progress,
             overwrite=overwrite,
         )
-    return _describe_synthesis(record), record.facts
-
-
-def _describe_synthesis(record: SynthesisRecord) -> str:
-    """Return one line that says what a generator was trained on."""
-    learned = "normal images" if record.kind == "base" else f"images of {len(record.defects)} defect types"
-    seconds = sum(record.seconds.values())
-    return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

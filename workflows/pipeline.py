@@ -36,7 +36,7 @@ from flawscope.runs import RECORD, RunRecord
 from flawscope.text import encode_json
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, folds_of, train_detector
-from flawscope.training.train_command import FEW_FOR_A_SPLIT, describe_calibration, image_notes
+from flawscope.training.run_notes import FEW_FOR_A_SPLIT, describe_calibration, image_notes
 from flawscope.training.trainer import trainer_of
 
 _Result = TypeVar("_Result")

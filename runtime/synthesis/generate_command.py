@@ -18,7 +18,15 @@ from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
+from flawscope.runtime.synthesis.draw_options import (
+    PASTES,
+    TONES,
+    DrawOptions,
+    GenerateSettings,
+    Paste,
+    Texts,
+    Tone,
+)
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import generate_images
 from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
@@ -130,6 +138,13 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     help="Paste the drawing, or add only the change that it makes, which keeps fine texture.",
 )
 @click.option(
+    "--tone",
+    type=click.Choice(TONES),
+    help="What keeps a drawn window at the brightness of its surroundings: put them back at every step, match gain and "
+    "offset outside the box, or nothing.  [default: restore for inpainting; none for an embedding, whose drawing puts "
+    "them back in any case, and for --parity]",
+)
+@click.option(
     "--parity",
     is_flag=True,
     help="Keep the whole decoded image: pixels outside the box change too.",
@@ -165,6 +180,7 @@ def generate(
     mask_method: MaskMethod,
     feather_px: int,
     paste: Paste,
+    tone: Tone | None,
     parity: bool,
     is_extracting: bool,
     out: Path,
@@ -190,6 +206,7 @@ def generate(
         solver=solver,
         feather_px=feather_px,
         paste=paste,
+        tone=tone,
         is_parity=parity,
         mask=MaskOptions(method=mask_method),
     )

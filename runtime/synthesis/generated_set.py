@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,8 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
-from flawscope.datasets.defects.set_files import read_lines
+from flawscope.datasets.defects.drawn_set import LINES, MARKERS, StoredFile, read_drawn_lines
+from flawscope.datasets.defects.set_files import decode_json
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.latent_inpainting import Mode
@@ -18,19 +18,38 @@ from flawscope.errors import BundleError, DataError
 from flawscope.imaging.boxes import Rect, bounds_of
 from flawscope.imaging.crops import Crop
 from flawscope.imaging.images import read_image
-from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings, Tone
 from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
-MARKER = "generate.json"
-LINES = "generated.jsonl"
+MARKER = MARKERS["diffusion"]
 
 
-class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the folder: its path below it, and the SHA-256 of its bytes."""
+class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options as a record has them.
 
-    place: str
-    sha256: str
+    A record that lacks an option was written before there was one, and means what was done then: its image must be
+    drawn again to the same bytes, whatever the defaults have become.
+    """
+
+    tone: Tone | None = "none"
+
+    @staticmethod
+    def of(options: DrawOptions) -> RecordedOptions:
+        """Return the same options, as a record has them."""
+        return msgspec.convert(options, RecordedOptions, from_attributes=True)
+
+
+class RecordedSettings(GenerateSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings as a record has them; see `RecordedOptions`."""
+
+    options: RecordedOptions = RecordedOptions()
+
+    @staticmethod
+    def of(settings: GenerateSettings) -> RecordedSettings:
+        """Return the same settings, as a record has them."""
+        fields = msgspec.structs.asdict(settings)
+        return RecordedSettings(**{**fields, "options": RecordedOptions.of(settings.options)})
 
 
 class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,7 +103,7 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     precision: str
     batch: int
-    options: DrawOptions
+    options: RecordedOptions
     verdict: Verdict
 
 
@@ -139,7 +158,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     backend_reason: str
     precision: str
-    settings: GenerateSettings
+    settings: RecordedSettings
     lines: dict[str, str]
     summary: RejectSummary
     defects: dict[str, DefectCount]
@@ -185,25 +204,22 @@ def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
 
 
 def read_generated(folder: Path) -> list[GeneratedImage]:
-    """Read the lines of a folder of drawn images; its images and masks must be unchanged.
+    """Read the lines of a folder that diffusion has drawn; its images and masks must be unchanged.
+
+    `flawscope.datasets.defects.read_drawn` reads the folders of all sources.
 
     Raises:
-        DataError: If a line or a file is missing, broken or was changed.
+        DataError: If a line or a file is missing, broken or was changed, or a line is of another source.
     """
-    path = folder / LINES
     lines = []
-    for where, line in read_lines(path, GeneratedImage, "the record of a drawn image", "drawn images"):
-        for file in _files_of(line):
-            # `place_below` first: a path such as ../../x in a line must not be opened.
-            place = folder / place_below(folder, file.place, where)
-            if content_hash(place) != file.sha256:
-                raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
-        lines.append(line)
+    for drawn, text, where in read_drawn_lines(folder):
+        if drawn.source != "diffusion":
+            raise DataError(
+                f"{where}: expected an image that diffusion has drawn, got one of {drawn.source}. Name a folder of "
+                "flawscope synth generate."
+            )
+        lines.append(decode_json(text, GeneratedImage, where, "the record of a drawn image"))
     return lines
-
-
-def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
-    return (file for file in (line.image, line.mask, line.box_mask) if file is not None)
 
 
 def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -> Drawn:

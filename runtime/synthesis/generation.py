@@ -29,6 +29,7 @@ from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
 from flawscope.datasets.defects.box_sets import shares
+from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
@@ -40,12 +41,12 @@ from flawscope.imaging.masks import read_mask
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import (
-    LINES,
     MARKER,
     DefectCount,
     GeneratedImage,
     GenerateRecord,
-    StoredFile,
+    RecordedOptions,
+    RecordedSettings,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise
@@ -198,7 +199,7 @@ class _Writer:
     ) -> None:
         self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
         # Resolved: a line must redraw its image even if the defaults of a later version differ.
-        self._options = settings.options.resolved(synthesizer.head)
+        self._options = RecordedOptions.of(settings.options.resolved(synthesizer.head))
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self.lines: list[GeneratedImage] = []
@@ -283,7 +284,7 @@ class _Writer:
             backend=synthesizer.backend,
             backend_reason=synthesizer.backend_reason,
             precision=synthesizer.precision,
-            settings=self._settings,
+            settings=RecordedSettings.of(self._settings),
             lines=dict(lines),
             summary=summary,
             defects=counts,
