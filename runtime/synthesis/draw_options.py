@@ -46,8 +46,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         paste: `drawn` pastes the drawing itself; `change` adds the difference between the drawing and the
             autoencoder's reconstruction of the normal image, which keeps the fine texture that a small autoencoder
             loses, inside the defect as well.
-        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box as
-            well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
+        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box
+            as well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
             box and undoes them; `none` does neither, as MvP-Diff. Mode `blend` puts the surroundings back in any case,
             and draws the same with `restore` and `none`.
         crop: Whether the model draws an enlarged window around the box instead of the whole image.
@@ -116,7 +116,10 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         number: Accepted images wanted of each category, shared out among its defect types, the first ones taking
             the remainder. Lines are used again, with other noise, where there are too few.
         per_defect: The same for each defect type. Without both, every line is drawn once.
-        rounds: Largest number of drawings of a record: rejected images are drawn again with other noise.
+        rounds: Largest number of rounds: rejected images are drawn again with other noise.
+        best_of: Candidates of a record in a round, each with other noise. The best is kept: the one whose least margin
+            to a limit of the filter is the largest (`Verdict.margin`).
+        keep_all: Keep what the filter rejects as well, verdicts recorded all the same; NaN alone is never kept.
         texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned
             embedding, whose placeholder the lines of `synth boxes` do not have, and of the lines otherwise.
         batch: Images drawn at once; None for as many as the bundle takes.
@@ -127,6 +130,8 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     number: int | None = None
     per_defect: int | None = None
     rounds: int = 1
+    best_of: int = 1
+    keep_all: bool = False
     texts: Texts = "auto"
     batch: int | None = None
     options: DrawOptions = DrawOptions()
@@ -134,6 +139,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_count(self.rounds, "rounds", 1, 1000)
+        check_count(self.best_of, "best_of", 1, 1000)
         for name in ("number", "per_defect"):
             if (value := getattr(self, name)) is not None:
                 check_count(value, name, 1, _MAX_IMAGES)

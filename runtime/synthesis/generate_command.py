@@ -29,6 +29,7 @@ from flawscope.runtime.synthesis.draw_options import (
 )
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
+from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
@@ -75,6 +76,21 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     metavar="N",
     help="Largest number of rounds; rejected images are drawn again with other noise.",
 )
+@click.option(
+    "--best-of",
+    default=_SETTINGS.best_of,
+    show_default=True,
+    metavar="N",
+    help="Draw N images at each box and keep the one that is furthest from the limits of the filter.",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Limit of the filter ({', '.join(LIMITS)}); can be repeated.",
+)
+@click.option("--keep-all", is_flag=True, help="Keep what the filter rejects, too; its verdicts are recorded.")
 @click.option(
     "--seed",
     "--seeds",
@@ -151,6 +167,9 @@ def generate(
     number: int | None,
     per_defect: int | None,
     rounds: int,
+    best_of: int,
+    limits: tuple[str, ...],
+    keep_all: bool,
     seed: int,
     steps: int | None,
     guidance: float | None,
@@ -186,12 +205,15 @@ def generate(
         tone=tone,
         is_parity=parity,
         mask=MaskOptions(method=mask_method),
+        limits=read_limits(limits),
     )
     settings = GenerateSettings(
         seed=seed,
         number=number,
         per_defect=per_defect,
         rounds=rounds,
+        best_of=best_of,
+        keep_all=keep_all,
         texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
         batch=batch,
         options=options,
@@ -255,10 +277,7 @@ def _check_sources(
 def _print_record(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
     echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
-    for key, defect in record.defects.items():
-        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
-    echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
+    _print_counts(record)
     seconds = record.seconds_per_accepted
     echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
     if record.support_in_test:
@@ -268,6 +287,27 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
             err=True,
         )
     echo(f"overview: {out / SHEET}")
+
+
+def _print_counts(record: GenerateRecord) -> None:
+    """Print how many images were kept, and what the filter said of all of them."""
+    summary, settings = record.summary, record.settings
+    for key, defect in record.defects.items():
+        left = f", {defect.summary.rejected} rejected"
+        if settings.keep_all or settings.best_of > 1:
+            left = f", of {defect.summary.pictures} drawn"
+        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted{left}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
+    because = f": {reasons}" if reasons else ""
+    accepted = sum(defect.accepted for defect in record.defects.values())
+    if settings.best_of > 1:
+        echo(f"kept: the best of {settings.best_of} of each record and round")
+    if settings.keep_all:
+        echo("filter: nothing was filtered (--keep-all)")
+    if settings.keep_all or settings.best_of > 1:
+        echo(f"in all: {accepted} accepted; {summary.rejected} of {summary.pictures} do not pass the filter{because}")
+    else:
+        echo(f"in all: {accepted} accepted, {summary.rejected} rejected{because}")
 
 
 @click.command()

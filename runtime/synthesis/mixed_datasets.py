@@ -37,7 +37,7 @@ from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
-from flawscope.runtime.synthesis.generation import small_tile
+from flawscope.runtime.synthesis.set_writer import small_tile
 
 MARKER = "dataset.json"
 PROVENANCE = "provenance.jsonl"
