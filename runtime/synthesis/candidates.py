@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flawscope.arrays import UInt8Array
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.quality import Verdict
+from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Drawn
-
-if TYPE_CHECKING:
-    from flawscope.runtime.synthesis.generation import Site
 
 
 @dataclass(frozen=True)

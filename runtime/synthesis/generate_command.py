@@ -28,10 +28,11 @@ from flawscope.runtime.synthesis.draw_options import (
     Tone,
 )
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
-from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
+from flawscope.runtime.synthesis.generation import generate_images
 from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
+from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import echo, progress_bars
 

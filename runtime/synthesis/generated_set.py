@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,8 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
-from flawscope.datasets.defects.set_files import read_lines
+from flawscope.datasets.defects.drawn_set import LINES, MARKERS, StoredFile, read_drawn_lines
+from flawscope.datasets.defects.set_files import decode_json
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.latent_inpainting import Mode
@@ -22,15 +22,7 @@ from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, Gen
 from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
-MARKER = "generate.json"
-LINES = "generated.jsonl"
-
-
-class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the folder: its path below it, and the SHA-256 of its bytes."""
-
-    place: str
-    sha256: str
+MARKER = MARKERS["diffusion"]
 
 
 class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -213,25 +205,22 @@ def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
 
 
 def read_generated(folder: Path) -> list[GeneratedImage]:
-    """Read the lines of a folder of drawn images; its images and masks must be unchanged.
+    """Read the lines of a folder that diffusion has drawn; its images and masks must be unchanged.
+
+    `flawscope.datasets.defects.read_drawn` reads the folders of all sources.
 
     Raises:
-        DataError: If a line or a file is missing, broken or was changed.
+        DataError: If a line or a file is missing, broken or was changed, or a line is of another source.
     """
-    path = folder / LINES
     lines = []
-    for where, line in read_lines(path, GeneratedImage, "the record of a drawn image", "drawn images"):
-        for file in _files_of(line):
-            # `place_below` first: a path such as ../../x in a line must not be opened.
-            place = folder / place_below(folder, file.place, where)
-            if content_hash(place) != file.sha256:
-                raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
-        lines.append(line)
+    for drawn, text, where in read_drawn_lines(folder):
+        if drawn.source != "diffusion":
+            raise DataError(
+                f"{where}: expected an image that diffusion has drawn, got one of {drawn.source}. Name a folder of "
+                "flawscope synth generate."
+            )
+        lines.append(decode_json(text, GeneratedImage, where, "the record of a drawn image"))
     return lines
-
-
-def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
-    return (file for file in (line.image, line.mask, line.box_mask) if file is not None)
 
 
 def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -> Drawn:

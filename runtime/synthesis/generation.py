@@ -20,16 +20,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
-from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
-from flawscope.datasets.defects.file_names import category_of
+from flawscope.datasets.defects.box_sets import shares
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.fingerprints import content_hash
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
@@ -37,79 +35,11 @@ from flawscope.runtime.synthesis.candidates import Candidate, is_better, is_kept
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.set_writer import SetWriter
+from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 
 Report = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of items finished and their total."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A normal image and the mask of where a defect goes.
-
-    Attributes:
-        category: Name of the category.
-        defect: Defect type.
-        good: The normal image.
-        place: Name of the image in the record: its path below the dataset's root.
-        mask: The mask; white is where the defect goes.
-        box: Name of the mask in the record: its path below the box set.
-        text: The prompt, if the line has one.
-    """
-
-    category: str
-    defect: str
-    good: Path
-    place: str
-    mask: Path
-    box: str
-    text: str | None = None
-
-    @property
-    def key(self) -> str:
-        """CATEGORY/DEFECT."""
-        return f"{self.category}/{self.defect}"
-
-
-def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
-    """Return the sites that the lines of a box set describe, and the SHA-256 of the files with the lines.
-
-    Args:
-        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. The defect
-            type of a line without one is the name of its mask's folder.
-        dataset: The dataset whose root `good` is relative to.
-        defects: Defect types to take; empty means all.
-
-    Raises:
-        ArgumentError: If a defect type is in no line.
-        DataError: If there are no lines, or one is broken.
-    """
-    sites: list[Site] = []
-    hashes: dict[str, str] = {}
-    names = sorted({category_of(dataset, sample) for sample in dataset.samples})
-    for name in names:
-        file = find_box_lines(boxes, name)
-        if file is None:
-            # A box set may cover some categories of a joint dataset; of a single category it must have the file.
-            if len(names) == 1:
-                raise DataError(
-                    f"{boxes}: expected {name}/{name}_test.jsonl, got no such file. Make it with flawscope synth boxes "
-                    "--num."
-                )
-            continue
-        hashes[file.relative_to(boxes).as_posix()] = content_hash(file)
-        for line in read_box_lines(boxes, file, dataset):
-            good, mask = dataset.root / line.good, boxes / line.mask
-            sites.append(Site(name, line.defect, good, line.good, mask, line.mask, line.text))
-    types = sorted({site.defect for site in sites})
-    if unknown := [name for name in defects if name not in types]:
-        listed = ", ".join(types) or "(there is none)"
-        raise ArgumentError(f"defect: expected defect types of the lines ({listed}), got {unknown[0]!r}.")
-    # Filtered after all lines were read: a broken line is an error whichever types are drawn.
-    sites = [site for site in sites if not defects or site.defect in defects]
-    if not sites:
-        raise DataError(f"{boxes}: expected lines to draw on, got none. Make them with flawscope synth boxes --num.")
-    return sites, hashes
 
 
 def generate_images(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
 from flawscope.files import sha256_file
@@ -18,14 +19,12 @@ from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.candidates import Candidate
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.generated_set import (
-    LINES,
     MARKER,
     DefectCount,
     GeneratedImage,
     GenerateRecord,
     RecordedOptions,
     RecordedSettings,
-    StoredFile,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise

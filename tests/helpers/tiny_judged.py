@@ -16,6 +16,7 @@ from tiny_dataset import write_rgb
 
 from flawscope.config import from_flat
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.drawn_set import StoredFile
 from flawscope.datasets.defects.set_files import write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.files import sha256_file
@@ -26,7 +27,7 @@ from flawscope.runtime.synthesis import (
     Verdict,
     summarise,
 )
-from flawscope.runtime.synthesis.generated_set import RecordedOptions, RecordedSettings, StoredFile
+from flawscope.runtime.synthesis.generated_set import RecordedOptions, RecordedSettings
 from flawscope.training.segmentation.segmenter import SegmenterConfig
 
 SIDE = 32

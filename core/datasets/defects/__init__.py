@@ -16,6 +16,7 @@ from flawscope.datasets.defects.descriptions import (
     read_descriptions,
     write_descriptions,
 )
+from flawscope.datasets.defects.drawn_set import DrawnImage, read_drawn, read_learned
 from flawscope.datasets.defects.foreground import find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskRecord, MaskSettings, write_masks
@@ -43,6 +44,7 @@ __all__ = [
     "CategoryRanges",
     "Description",
     "DescriptionRecord",
+    "DrawnImage",
     "MaskRecord",
     "MaskSettings",
     "NearDuplicate",
@@ -56,7 +58,9 @@ __all__ = [
     "list_anomalous",
     "read_box_lines",
     "read_descriptions",
+    "read_drawn",
     "read_frames",
+    "read_learned",
     "read_phrases",
     "read_ranges",
     "read_support",

@@ -13,12 +13,13 @@ from flawscope.datasets import Dataset, open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.anogen_ranges import PUBLISHED
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
-from flawscope.datasets.defects.box_sets import BoxSettings, Ground, Places, write_boxes
+from flawscope.datasets.defects.box_sets import BoxSettings, Ground, write_boxes
 from flawscope.datasets.defects.captions import FRAMES, Captions, read_frames, read_phrases
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.mask_ranges import Within, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
+from flawscope.datasets.defects.random_boxes import PLACES, Places
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
@@ -74,6 +75,9 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
     help="Where they may come from.",
 )
 @_DEFECTS
+@click.option(
+    "--allow-alike", is_flag=True, help="Take images, too, that probably show the same part as one that was taken."
+)
 @_SEED
 @_OUT
 @OVERWRITE
@@ -83,6 +87,7 @@ def support(
     shots: int,
     split: Source,
     defects: tuple[str, ...],
+    allow_alike: bool,
     seed: int,
     out: Path,
     overwrite: bool,
@@ -102,6 +107,7 @@ def support(
             split=split,
             defects=defects,
             seed=seed,
+            allow_alike=allow_alike,
             progress=partial(report, "choosing"),
             alike_progress=partial(report, "finding near duplicates"),
             overwrite=overwrite,
@@ -124,11 +130,12 @@ def support(
 @_DEFECTS
 @_MARGIN
 @click.option(
-    "--per-component",
-    "--per_component",
+    "--per-component/--together",
+    "--per_component/ ",
     "per_component",
-    is_flag=True,
-    help="One box per connected component of a defect.",
+    default=_BOXES.per_component,
+    show_default=True,
+    help="One box for each part of a defect (parts whose boxes overlap share one), or one for all of them together.",
 )
 @click.option(
     "--num",
@@ -146,10 +153,10 @@ def support(
 )
 @click.option(
     "--places",
-    type=click.Choice(["observed", "anywhere"]),
+    type=click.Choice(PLACES),
     default=_BOXES.places,
     show_default=True,
-    help="Draw their centres near observed defects, or anywhere.",
+    help="Draw them near a seen defect, as far from the sides; in the rectangle of all observed centres; or anywhere.",
 )
 @_SOLID
 @_OVERLAP

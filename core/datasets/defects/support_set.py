@@ -23,7 +23,7 @@ from flawscope import __version__
 from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_contents
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
-from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
+from flawscope.datasets.defects.near_duplicates import Appearance, appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
 from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_image, write_json, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
@@ -35,6 +35,8 @@ from flawscope.progress import CountProgress
 SUPPORT_RECORD = "support.json"
 """Name of the record in the folder of a support set, and in a run that was trained on one."""
 MAX_SHOTS = 1000
+_SAME_PART = "probably the same part as"
+_NAMED = 5  # images in an error
 
 
 class SupportImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +93,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pictures: The support images, by category, defect type and order of the choice.
         alike: Near duplicates of them outside the set, of any split; see `is_near_duplicate`.
         passed_over: Images that came earlier in the seeded order and were not taken, with the reason.
+        allow_alike: Whether near duplicates of each other could be taken, as they could before this was recorded.
         schema: Version of this record.
     """
 
@@ -102,6 +105,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pictures: Annotated[tuple[SupportImage, ...], msgspec.Meta(min_length=1)]
     alike: tuple[NearDuplicate, ...] = ()
     passed_over: dict[str, str] = {}
+    allow_alike: bool = True
     schema: Literal[1] = 1
 
     @property
@@ -129,14 +133,15 @@ def write_support(
     split: Source = "train",
     defects: Sequence[str] = (),
     seed: int = 0,
+    allow_alike: bool = False,
     progress: CountProgress | None = None,
     alike_progress: CountProgress | None = None,
     overwrite: bool = False,
 ) -> SupportRecord:
     """Choose `shots` images of each defect type and write them, their masks, a record and a contact sheet.
 
-    The folder appears whole under its name or not at all. An image whose
-    mask is empty, or whose content was taken already, is passed over, and the record says so.
+    The folder appears whole under its name or not at all. An image whose mask is empty, whose content was taken
+    already, or that probably shows the same part as one that was taken, is passed over, and the record says so.
 
     Args:
         dataset: A dataset with masks.
@@ -145,6 +150,7 @@ def write_support(
         split: Where they may come from: "train", "test" or "any".
         defects: Defect types by the dataset's names; empty for all.
         seed: Seed of the choice.
+        allow_alike: Take near duplicates of each other, too; see `is_near_duplicate`.
         progress: Called with the number of images taken and their total after each image.
         alike_progress: Called with the number of other images compared and their total after each.
         overwrite: Whether an earlier support set there may be replaced.
@@ -169,6 +175,7 @@ def write_support(
             chosen: dict[str, SupportImage] = {}
             tiles: list[Tile] = []
             stems: set[str] = set()
+            looks: list[tuple[str, Appearance]] = []
             for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
                 if len(chosen) == shots:
                     break
@@ -180,7 +187,12 @@ def write_support(
                 # Copies under other names would make fewer shots than the record claims.
                 elif content in chosen:
                     passed_over[entry.place] = f"the same image as {chosen[content].source}"
+                # Fewer shots than the record claims as well: a part that was photographed twice is one defect.
+                elif not allow_alike and (like := _like(looks, look := appearance_of(image, mask))) is not None:
+                    passed_over[entry.place] = f"{_SAME_PART} {like}"
                 else:
+                    if not allow_alike:
+                        looks.append((entry.place, look))
                     entry_record = _describe(
                         dataset, entry, content, free_name(entry.sample.path.stem, stems), mask.sum()
                     )
@@ -191,18 +203,34 @@ def write_support(
                     if progress:
                         progress(len(images) + len(chosen), shots * len(groups))
             if len(chosen) < shots:
-                raise DataError(
-                    f"{dataset.root}: {defect}: expected {shots} different images with a mask that shows a defect "
-                    f"(split {split}), got {len(chosen)}. Ask for fewer with --shots, or leave {defect} out."
-                )
+                alike = [entry.place for entry in entries if passed_over.get(entry.place, "").startswith(_SAME_PART)]
+                raise DataError(_too_few(dataset.root, defect, shots, split, len(chosen), alike))
             images += chosen.values()
             sheet_rows.append(Row(f"{category}: {defect}", tiles))
         alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
-        record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over)
+        record = SupportRecord(
+            __version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over, allow_alike
+        )
         write_image(temporary / SHEET, draw_sheet([*sheet_rows, *alike_rows]))
         # The record marks the folder as a support set that a later call may replace.
         write_json(temporary / SUPPORT_RECORD, record)
     return record
+
+
+def _like(looks: Sequence[tuple[str, Appearance]], look: Appearance) -> str | None:
+    return next((place for place, taken in looks if is_near_duplicate(taken, look)), None)
+
+
+def _too_few(root: Path, defect: str, shots: int, split: Source, got: int, alike: Sequence[str]) -> str:
+    wanted = f"{shots} different images with a mask that shows a defect (split {split})"
+    text = f"{root}: {defect}: expected {wanted}, got {got}"
+    if not alike:
+        return f"{text}. Ask for fewer with --shots, or leave {defect} out."
+    named = ", ".join(alike[:_NAMED]) + (f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else "")
+    return (
+        f"{text}, and {len(alike)} that probably show the same parts ({named}). Ask for fewer with --shots, or take "
+        "those too with --allow-alike."
+    )
 
 
 def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str, defect_px: int) -> SupportImage:

@@ -149,6 +149,37 @@ def test_the_same_part_under_another_light_is_named_and_left_out(own_root, tmp_p
     assert exclude_support(dataset, record, with_alike=False)[1] == (part_image.source,)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_two_images_of_a_support_set_show_the_same_part_unless_that_is_allowed(own_root, tmp_path, seed):
+    folder, masks = own_root / "test" / DEFECTS[0], own_root / "ground_truth" / DEFECTS[0]
+    for name in ("000", "001"):
+        image = cv2.imread(str(folder / f"{name}.png"))
+        cv2.imwrite(str(folder / f"{name}_dark.png"), (image * 0.6 + 10).astype(np.uint8))
+        shutil.copy(masks / f"{name}_mask.png", masks / f"{name}_dark_mask.png")
+    dataset = open_dataset(own_root)
+    chosen = {"split": "test", "defects": DEFECTS[:1], "seed": seed}
+    record = write_support(dataset, tmp_path / "set", shots=3, **chosen)
+    parts = {image.source.removesuffix(".png").removesuffix("_dark")[-3:] for image in record.pictures}
+    assert parts == {"000", "001", "002"}
+    assert not record.allow_alike
+    assert all("probably the same part as test/" in reason for reason in record.passed_over.values())
+    wanted = (
+        r"expected 4 different .* got 3, and 2 that probably show the same parts \(.*/00\d.*png, .*\)\. .*--allow-alike"
+    )
+    with pytest.raises(DataError, match=wanted):
+        write_support(dataset, tmp_path / "more", shots=4, **chosen)
+    assert not (tmp_path / "more").exists()
+    assert len(write_support(dataset, tmp_path / "more", shots=5, allow_alike=True, **chosen).pictures) == 5
+
+
+def test_a_record_from_before_near_duplicates_were_refused_may_have_some(steel, tmp_path):
+    write_support(steel, tmp_path / "set", shots=1, split="test")
+    content = json.loads((tmp_path / "set" / "support.json").read_text())
+    assert content.pop("allow_alike") is False
+    (tmp_path / "set" / "support.json").write_text(json.dumps(content))
+    assert read_support(tmp_path / "set").allow_alike
+
+
 def test_different_parts_are_not_taken_for_the_same(steel, tmp_path):
     assert write_support(steel, tmp_path / "set", shots=1, split="test").alike == ()
 

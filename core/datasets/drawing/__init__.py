@@ -1,0 +1,1 @@
+"""Defects drawn without a network, on arrays alone: plausible places, pasted support defects, and Perlin anomalies."""
