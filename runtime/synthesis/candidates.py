@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from flawscope.arrays import UInt8Array
+from flawscope.imaging.crops import cut_image, cut_mask
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
+from flawscope.runtime.synthesis.masked_lpips import MIN_SIDE_PX, MaskedLpips
 from flawscope.runtime.synthesis.quality import Verdict
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Drawn
@@ -38,9 +42,23 @@ def is_kept(verdict: Verdict, settings: GenerateSettings) -> bool:
     return "not-finite" not in verdict.reasons if settings.keep_all else verdict.is_accepted
 
 
-def score_of(verdict: Verdict, settings: GenerateSettings) -> float | None:
-    """Return the score of a candidate; None where a record has only one."""
-    return verdict.margin if settings.best_of > 1 else None
+def score_of(drawn: Drawn, good: UInt8Array, settings: GenerateSettings, distance: MaskedLpips | None) -> float | None:
+    """Return the score of a candidate; None where a record has only one.
+
+    Args:
+        drawn: The drawing.
+        good: The normal image, uint8 [H, W, 3].
+        settings: Settings of the run.
+        distance: Measures it by LPIPS; the margin to the filter's limits is taken without.
+    """
+    if settings.best_of == 1:
+        return None
+    if distance is None:
+        return drawn.verdict.margin
+    # Seen as the model saw it: a window of its own for each image, so that the score depends on nothing else.
+    height, width = (max(side, MIN_SIDE_PX) for side in drawn.crop.size)
+    crop = msgspec.structs.replace(drawn.crop, size=(height, width))
+    return distance.measure(cut_image(drawn.image, crop), cut_image(good, crop), cut_mask(drawn.region, crop))
 
 
 def is_better(new: Candidate, old: Candidate, settings: GenerateSettings) -> bool:

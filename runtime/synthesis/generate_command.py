@@ -19,8 +19,10 @@ from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.synthesis.draw_options import (
+    BEST_BY,
     PASTES,
     TONES,
+    BestBy,
     DrawOptions,
     GenerateSettings,
     Paste,
@@ -30,6 +32,7 @@ from flawscope.runtime.synthesis.draw_options import (
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import generate_images
 from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.sites import Site, read_sites
@@ -82,8 +85,22 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     default=_SETTINGS.best_of,
     show_default=True,
     metavar="N",
-    help="Draw N images at each box and keep the one that is furthest from the limits of the filter.",
+    help="Draw N images at each box and keep the best.",
 )
+@click.option(
+    "--best-by",
+    type=click.Choice(BEST_BY),
+    default=_SETTINGS.best_by,
+    show_default=True,
+    help="The best is furthest from the limits of the filter, or differs most from the normal image in its box.",
+)
+@click.option(
+    "--lpips",
+    type=PATH,
+    metavar="FILE",
+    help="With --best-by lpips: state dict of torchvision's alexnet or vgg16.",
+)
+@click.option("--lpips-heads", type=PATH, metavar="FILE", help="Linear weights of LPIPS 0.1 for that network.")
 @click.option(
     "--limit",
     "limits",
@@ -169,6 +186,9 @@ def generate(
     per_defect: int | None,
     rounds: int,
     best_of: int,
+    best_by: BestBy,
+    lpips: Path | None,
+    lpips_heads: Path | None,
     limits: tuple[str, ...],
     keep_all: bool,
     seed: int,
@@ -214,11 +234,13 @@ def generate(
         per_defect=per_defect,
         rounds=rounds,
         best_of=best_of,
+        best_by=best_by,
         keep_all=keep_all,
         texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
         batch=batch,
         options=options,
     )
+    distance = _distance(best_by, lpips, lpips_heads)
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
     check_replaceable(out, MARKER, overwrite=overwrite)
     dataset, sites, lines = _sites_of_set(boxes, data, category, defects)
@@ -227,10 +249,29 @@ def generate(
             sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(
-            synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report, overwrite=overwrite
+            synthesizer,
+            sites,
+            out,
+            settings,
+            dataset=dataset,
+            lines=lines,
+            distance=distance,
+            report=report,
+            overwrite=overwrite,
         )
     _print_record(record, out)
     _check_accepted(record, out)
+
+
+def _distance(best_by: BestBy, lpips: Path | None, heads: Path | None) -> MaskedLpips | None:
+    """Return what compares candidates by LPIPS, or None where the filter does."""
+    if best_by == "lpips":
+        if lpips is None or heads is None:
+            raise click.UsageError("Expected --lpips and --lpips-heads with --best-by lpips, got none. Give both.")
+        return MaskedLpips.load(lpips, heads)
+    if lpips is not None or heads is not None:
+        raise click.UsageError("Expected --best-by lpips with --lpips and --lpips-heads, got filter. Leave them out.")
+    return None
 
 
 def _sites_of_set(

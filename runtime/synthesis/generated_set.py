@@ -148,6 +148,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
+        lpips: Name of each file of weights that candidates were compared with → SHA-256 of its bytes.
         schema: Version of this record.
     """
 
@@ -171,6 +172,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     versions: dict[str, str]
     support: tuple[str, ...]
     support_in_test: int
+    lpips: dict[str, str] = {}
     schema: Literal[1] = 1
 
 

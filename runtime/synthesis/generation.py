@@ -27,13 +27,14 @@ from flawscope.datasets import Dataset, as_recorded, hash_contents
 from flawscope.datasets.defects.box_sets import shares
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.fingerprints import content_hash
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis.candidates import Candidate, is_better, is_kept, score_of
 from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.set_writer import SetWriter
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
@@ -50,6 +51,7 @@ def generate_images(
     *,
     dataset: Dataset | None = None,
     lines: Mapping[str, str] | None = None,
+    distance: MaskedLpips | None = None,
     report: Report | None = None,
     overwrite: bool = False,
 ) -> GenerateRecord:
@@ -64,6 +66,7 @@ def generate_images(
         settings: How many images, and how they are drawn.
         dataset: Dataset whose test split is searched for support images.
         lines: For the record: files that the sites come from → SHA-256.
+        distance: Compares candidates where `settings.best_by` is `lpips`.
         report: Called with the progress.
         overwrite: Whether an earlier folder of drawn images may be replaced.
 
@@ -75,6 +78,9 @@ def generate_images(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, report = settings or GenerateSettings(), report or (lambda stage, count, total: None)
+    if (distance is not None) != (settings.best_by == "lpips"):
+        got, wanted = ("none", "weights of LPIPS") if distance is None else ("some", "no weights of LPIPS")
+        raise ArgumentError(f"best_by: expected {wanted} with {settings.best_by}, got {got}.")
     check_replaceable(folder, MARKER, overwrite=overwrite)
     batch = synthesizer.max_batch if settings.batch is None else settings.batch
     synthesizer.check_batch(batch)
@@ -91,7 +97,7 @@ def generate_images(
             rejected: list[tuple[int, Site]] = []
             for first in range(0, len(pending), batch):
                 chunk = pending[first : first + batch]
-                for candidate in _best_of(synthesizer, chunk, turn, settings, len(tasks), batch, writer):
+                for candidate in _best_of(synthesizer, chunk, turn, settings, len(tasks), batch, distance, writer):
                     accepted = is_kept(candidate.drawn.verdict, settings)
                     writer.add(candidate, accepted=accepted)
                     if not accepted:
@@ -102,7 +108,8 @@ def generate_images(
             pending, total = rejected, total + len(rejected) * settings.best_of
         # Counted over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
         wanted = Counter(site.key for _, site in tasks)
-        record = writer.finish(wanted, time.perf_counter() - started, in_test, lines or {})
+        weights = {} if distance is None else distance.files
+        record = writer.finish(wanted, time.perf_counter() - started, in_test, lines or {}, weights)
     return record
 
 
@@ -113,6 +120,7 @@ def _best_of(
     settings: GenerateSettings,
     records: int,
     batch: int,
+    distance: MaskedLpips | None,
     writer: SetWriter,
 ) -> list[Candidate]:
     """Draw the candidates of some records at once and return the best of each; the others are written as rejected."""
@@ -132,7 +140,7 @@ def _best_of(
         ]
         drawn = synthesizer.draw(orders, settings.options, batch=batch)
         found = [
-            Candidate(number, site, drawing + 1, good, one, score_of(one.verdict, settings))
+            Candidate(number, site, drawing + 1, good, one, score_of(one, good, settings, distance))
             for (number, site), (good, _), one in zip(chunk, sources, drawn, strict=True)
         ]
         if not best:

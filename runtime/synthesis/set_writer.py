@@ -108,9 +108,22 @@ class SetWriter:
             rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
 
     def finish(
-        self, wanted: Mapping[str, int], seconds: float, in_test: int, lines: Mapping[str, str]
+        self,
+        wanted: Mapping[str, int],
+        seconds: float,
+        in_test: int,
+        lines: Mapping[str, str],
+        weights: Mapping[str, str],
     ) -> GenerateRecord:
-        """Write the lines, the sheet and the record; `wanted` are the accepted images asked for of each defect type."""
+        """Write the lines, the sheet and the record.
+
+        Args:
+            wanted: CATEGORY/DEFECT -> accepted images asked for.
+            seconds: Time of all images.
+            in_test: Support images in the test split.
+            lines: File of lines -> SHA-256.
+            weights: File of weights that candidates were compared with -> SHA-256.
+        """
         verdicts: dict[str, list[Verdict]] = {}
         kept: Counter[str] = Counter()
         for line in self.lines:
@@ -141,6 +154,7 @@ class SetWriter:
             versions={**package_versions(), "tokenizers": version("tokenizers")},
             support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
             support_in_test=in_test,
+            lpips=dict(weights),
         )
         titled = [
             Row(f"{key.replace('/', ': ')}, {title}", tiles)

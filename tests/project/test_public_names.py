@@ -135,6 +135,7 @@ PUBLIC = {
         "GenerateSettings",
         "GeneratedImage",
         "MaskOptions",
+        "MaskedLpips",
         "PreciseMask",
         "ProvenanceLine",
         "QualityLimits",

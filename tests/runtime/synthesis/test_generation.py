@@ -9,9 +9,11 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
 from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
+from published_weights import features_state, heads_state
 from tiny_dataset import CATEGORY, write_rgb
 from tiny_synth_bundle import write_tiny_synth
 
@@ -19,6 +21,7 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import sha256_file
+from flawscope.imaging.crops import cut_image, cut_mask
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
@@ -35,6 +38,7 @@ from flawscope.runtime.synthesis import (
     redraw,
 )
 from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of, runs_of
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 
 
 def lines_of(folder):
@@ -344,6 +348,40 @@ def test_the_best_of_several_without_the_filter_is_kept_for_every_record(argumen
     assert all(line.score < 0 for line in lines)
 
 
+def test_the_best_by_lpips_is_the_accepted_one_that_differs_most_in_its_box(
+    arguments, drawer, sites, place, tiny_root, tmp_path
+):
+    features, heads = tmp_path / "alexnet.safetensors", tmp_path / "heads.safetensors"
+    safetensors.torch.save_file(features_state("alexnet"), features)
+    safetensors.torch.save_file(heads_state("alexnet"), heads)
+    options = ["--best-of", "3", "--limit", "full=0.49", "--seed", "5", "--best-by", "lpips", "--num", "4"]
+    weights = ["--lpips", str(features), "--lpips-heads", str(heads)]
+    assert run([*arguments, *options, *weights, "--out", str(tmp_path / "out")]) in (0, 1)
+    assert run([*arguments, *options, *weights, "--batch", "1", "--out", str(tmp_path / "single")]) in (0, 1)
+    lines = lines_of(tmp_path / "out")
+    distance = MaskedLpips.load(features, heads)
+    for number in range(4):
+        candidates = [line for line in lines if line.number == number]
+        assert len(candidates) == 3
+        for line in candidates:
+            crop = msgspec.structs.replace(line.crop, size=(64, 64))
+            drawn, good = (
+                read_image(path) for path in (tmp_path / "out" / line.image.place, tiny_root / CATEGORY / line.good)
+            )
+            box = read_mask(tmp_path / "out" / line.box_mask.place)
+            expected = distance.measure(cut_image(drawn, crop), cut_image(good, crop), cut_mask(box, crop))
+            assert line.score == expected > 0
+        passed = [line for line in candidates if line.verdict.is_accepted]
+        kept = [line for line in candidates if line.accepted]
+        assert kept == ([max(passed, key=lambda line: line.score)] if passed else [])
+    kept, single = ([line.seed for line in lines_of(tmp_path / name) if line.accepted] for name in ("out", "single"))
+    assert sorted(kept) == sorted(single)
+    assert record_of(tmp_path / "out").lpips == {path.name: sha256_file(path) for path in (features, heads)}
+    for settings, of in ((GenerateSettings(best_of=2, best_by="lpips"), None), (GenerateSettings(), distance)):
+        with pytest.raises(ArgumentError, match=r"best_by: expected .*weights of LPIPS with"):
+            generate_images(drawer, sites, tmp_path / "none", settings, distance=of)
+
+
 # --- one image
 
 
@@ -528,6 +566,12 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--limit", "noise=-1"], "noise: expected a factor from 0 to 100, got -1"),
         (["SET", "--limit", "seam=1", "--limit", "seam=1"], "limit: expected each name once, got seam twice"),
         (["SET", "--best-of", "0"], "best_of: expected a whole number from 1 to 1000, got 0"),
+        (["SET", "--best-by", "lpips", "--best-of", "2"], "Expected --lpips and --lpips-heads with --best-by lpips"),
+        (["SET", "--best-by", "lpips"], "best_of: expected at least 2 with best_by lpips, which compares candidates"),
+        (
+            ["SET", "--best-of", "2", "--lpips", "GOOD"],
+            "Expected --best-by lpips with --lpips and --lpips-heads, got f",
+        ),
         (["SET", "--keep-trying", "0"], "rounds: expected a whole number from 1"),
         (["SET", "--seed", "-1"], "seed: expected a whole number from 0"),
         (["SET", "--seed", str(2**63 - 3)], "seed: expected a whole number from 0"),
