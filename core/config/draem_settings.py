@@ -25,7 +25,7 @@ class DraemConfig(LabelledConfig, frozen=True, kw_only=True, tag_field="method",
         score_window: The score of an image is the largest mean of its map in a window of so many pixels, odd.
     """
 
-    # The published 700 epochs, shared out: as many steps as there on 250 images, with rates that drop at the same parts.
+    # The published 700 epochs, shared out: as many steps as on 250 images there, with rates that drop at the same parts.
     loop: LoopSettings = LoopSettings(epochs=440, batch_size=16, learning_rate=1e-4, schedule="drops", patience=50)
     labelled: LabelledSettings = LabelledSettings(procedural=True)
     width: int = 128
