@@ -32,7 +32,7 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA, UNET = "lora", "unet"
 """Names of the groups of tensors in a run."""
 
-_PREFIX, _ADAPTER = "base_model.model.", "default"  # peft's prefix of wrapped names, and its name of the first adapter
+_PREFIX, _ADAPTER = "model.", "default"  # peft's prefix of wrapped names, and the name of the adapter
 _Self = TypeVar("_Self", bound="AdaptedNetwork")
 
 
@@ -235,12 +235,13 @@ def with_lora(network: nn.Module, config: InpaintingConfig, targets: Sequence[st
         import peft
     except ImportError as err:
         raise MissingExtra("low-rank adaptation", "peft", "train") from err
-    kind: Any = peft.LoraConfig
-    settings = kind(r=config.rank, lora_alpha=config.alpha, target_modules=list(targets))
+    library: Any = peft
+    settings = library.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(targets))
     # peft draws A from torch's global generator; forked, so that the caller's random numbers stay the same.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        wrapped: nn.Module = peft.get_peft_model(network, settings)
+        # Not get_peft_model: its wrapper asks models of transformers for things that they warn about.
+        wrapped: nn.Module = library.LoraModel(network, {_ADAPTER: settings}, _ADAPTER)
     return wrapped
 
 
