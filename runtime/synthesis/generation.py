@@ -107,9 +107,9 @@ def generate_images(
                 break
             pending, total = rejected, total + len(rejected) * settings.best_of
         # Counted over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
-        wanted = Counter(site.key for _, site in tasks)
+        asked_for = Counter(site.key for _, site in tasks)
         weights = {} if distance is None else distance.files
-        record = writer.finish(wanted, time.perf_counter() - started, in_test, lines or {}, weights)
+        record = writer.finish(asked_for, time.perf_counter() - started, in_test, lines or {}, weights)
     return record
 
 
