@@ -337,7 +337,7 @@ def _print_counts(record: GenerateRecord) -> None:
     for key, defect in record.defects.items():
         left = f", {defect.summary.rejected} rejected"
         if settings.keep_all or settings.best_of > 1:
-            left = f", of {defect.summary.pictures} drawn"
+            left = f", {defect.summary.pictures} drawn"
         echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted{left}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
     because = f": {reasons}" if reasons else ""
