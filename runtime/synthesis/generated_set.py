@@ -33,6 +33,7 @@ class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     tone: Tone | None = "none"
+    text_noise: float | None = 0.0
 
     @staticmethod
     def of(options: DrawOptions) -> RecordedOptions:
@@ -148,6 +149,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
+        resized: Records whose mask was resized to its image (nearest); `bbox` and `runs` are of the resized one.
         lpips: Name of each file of weights that candidates were compared with → SHA-256 of its bytes.
         schema: Version of this record.
     """
@@ -172,6 +174,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     versions: dict[str, str]
     support: tuple[str, ...]
     support_in_test: int
+    resized: int = 0
     lpips: dict[str, str] = {}
     schema: Literal[1] = 1
 

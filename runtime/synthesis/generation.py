@@ -87,7 +87,7 @@ def generate_images(
     tasks = list(enumerate(_sites_of_records(sites, settings)))
     # Above every seed that the run can use: one out of range must be an error now, not in the last round.
     check_seed(settings.seed + len(tasks) * settings.rounds * settings.best_of)
-    hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
+    hashes, fitted = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
     in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         writer = SetWriter(unfinished, synthesizer, settings, hashes)
@@ -109,7 +109,8 @@ def generate_images(
         # Counted over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
         asked_for = Counter(site.key for _, site in tasks)
         weights = {} if distance is None else distance.files
-        record = writer.finish(asked_for, time.perf_counter() - started, in_test, lines or {}, weights)
+        resized = sum(site in fitted for _, site in tasks)
+        record = writer.finish(asked_for, time.perf_counter() - started, in_test, lines or {}, weights, resized)
     return record
 
 
@@ -126,7 +127,8 @@ def _best_of(
     """Draw the candidates of some records at once and return the best of each; the others are written as rejected."""
     bits = synthesizer.manifest.input.bits
     # Images are read a batch at a time: those of a whole run would not fit in memory.
-    sources = [(read_image(site.good, bits), read_mask(site.mask)) for _, site in chunk]
+    goods = [read_image(site.good, bits) for _, site in chunk]
+    sources = [(good, site.read_mask(good.shape[:2])) for good, (_, site) in zip(goods, chunk, strict=True)]
     texts = [_text(synthesizer, site, settings.texts) for _, site in chunk]
     best: list[Candidate] = []
     for take in range(settings.best_of):
@@ -175,8 +177,11 @@ def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
     return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
 
 
-def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
-    """Raise unless every site can be drawn on; return the content hashes of the normal images."""
+def _check_sites(
+    synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report
+) -> tuple[dict[Path, str], set[Site]]:
+    """Raise unless every site can be drawn on; return the hashes of the normal images, and sites with resized masks."""
+    fitted: set[Site] = set()
     support = {image.sha256: f"{image.category}/{image.defect}" for image in synthesizer.head.support}
     hashes: dict[Path, str] = {}
     different = list(dict.fromkeys(sites))  # lines that are used several times are checked once
@@ -191,16 +196,12 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
                 f"{site.good}: expected a normal image, got one that the bundle learned "
                 f"{support[hashes[site.good]]} from. Take its line out."
             )
-        size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
-        if mask.shape != size:
-            got, expected = (f"{width}x{height}" for height, width in (mask.shape, size))
-            raise DataError(
-                f"{site.mask}: expected {expected} pixels as {site.good} has, got {got}. Draw the box again."
-            )
-        if not mask.any():
-            raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
+        size = read_image(site.good).shape[:2]
+        site.read_mask(size)
+        if site.is_fitted and read_mask(site.mask).shape != size:
+            fitted.add(site)
         report("checking images", count, len(different))
-    return hashes
+    return hashes, fitted
 
 
 def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
-from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Row, Tile, draw_sheet, small_tile
 from flawscope.files import sha256_file
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.synthesis.candidates import Candidate
@@ -30,8 +29,6 @@ from flawscope.runtime.synthesis.generated_set import (
 from flawscope.runtime.synthesis.quality import Verdict, summarise
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.versions import package_versions
-
-_THUMBNAIL_PX = 192  # longer side of what is held in memory for the sheet
 
 
 class SetWriter:
@@ -114,6 +111,7 @@ class SetWriter:
         in_test: int,
         lines: Mapping[str, str],
         weights: Mapping[str, str],
+        resized: int,
     ) -> GenerateRecord:
         """Write the lines, the sheet and the record.
 
@@ -123,6 +121,7 @@ class SetWriter:
             in_test: Support images in the test split.
             lines: File of lines -> SHA-256.
             weights: File of weights that candidates were compared with -> SHA-256.
+            resized: Records whose mask was resized to its image.
         """
         verdicts: dict[str, list[Verdict]] = {}
         kept: Counter[str] = Counter()
@@ -155,6 +154,7 @@ class SetWriter:
             support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
             support_in_test=in_test,
             lpips=dict(weights),
+            resized=resized,
         )
         titled = [
             Row(f"{key.replace('/', ': ')}, {title}", tiles)
@@ -166,15 +166,3 @@ class SetWriter:
         write_image(self._folder / SHEET, draw_sheet(titled))
         write_json(self._folder / MARKER, record)
         return record
-
-
-def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
-    """Return a tile for a sheet, reduced to the size it has there: all tiles of a run stay in memory until its end."""
-    scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if mask is None:
-        return Tile(label, small)
-    # By area and not nearest neighbour: a defect of one pixel must not vanish from the sheet.
-    inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
-    return Tile(label, small, (Outline(np.asarray(inside), colour),))
