@@ -107,7 +107,7 @@ _SYNTH = Group(
             "Draw Perlin anomalies, which need no defect, as DRAEM does.",
         ),
         "dataset": Verb(
-            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
+            "flawscope.runtime.synthesis.dataset_command:dataset", "Make a dataset of synthetic and real images."
         ),
         # In `workflows`, the one package that may import all others.
         "judge": Verb(

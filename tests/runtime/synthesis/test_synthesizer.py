@@ -536,6 +536,32 @@ def test_both_ways_of_pasting_keep_the_bytes_outside_and_find_the_same_mask(eith
     assert np.array_equal(drawn.image, usual.image) == (paste == "drawn")
 
 
+def test_the_tone_is_held_where_the_network_alone_would_and_the_references_leave_it(blend, inpaint):
+    def tone(synthesizer, **options):
+        return DrawOptions(**options).resolved(synthesizer.head).tone
+
+    assert tone(inpaint) == "restore"
+    assert tone(inpaint, is_parity=True) == tone(blend) == "none"
+    assert tone(inpaint, is_parity=True, tone="restore") == tone(blend, tone="restore") == "restore"
+    drawn = {name: blend.draw([order()], DrawOptions(tone=name))[0].image for name in ("none", "restore")}
+    assert np.array_equal(drawn["none"], drawn["restore"]), "blend puts the surroundings back in its own way"
+    with pytest.raises(ArgumentError, match="tone: expected one of restore, match, none, got 'grey'"):
+        DrawOptions(tone="grey")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_surroundings_that_the_network_draws_anew_are_put_back(inpaint, solver):
+    """The tiny network draws the whole left half dark, not the box alone."""
+    request, off = order(mask=box(12, 12, 24, 24)), {}
+    left = np.s_[:, :8]  # a cell is 12 pixels wide here; beside the box the enlargement mixes two of them
+    for tone in ("restore", "none"):
+        (drawn,) = inpaint.draw([request], DrawOptions(tone=tone, solver=solver, is_parity=True))
+        off[tone] = np.abs(drawn.image[left].astype(float) - STEEL).mean()
+        assert drawn.image[16:32, 16:20].mean() < 110, "what is in the box is drawn"
+    assert off["none"] > 60
+    assert off["restore"] < 3
+
+
 def test_parity_and_pasting_a_change_exclude_each_other():
     with pytest.raises(ArgumentError, match="paste: expected drawn with parity"):
         DrawOptions(paste="change", is_parity=True)
