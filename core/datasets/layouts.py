@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,19 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
     if category is None and (dataset := _open_object_of_visa(root)):
         return _trainable(root, dataset)
     return _open_folders(root, category)
+
+
+def open_categories(root: Path, categories: Sequence[str]) -> Dataset:
+    """Index some categories: none named, one, or several merged as `open_dataset` merges all.
+
+    Raises:
+        DataError: As `open_dataset`, for the first category that cannot be read.
+    """
+    if len(categories) < 2:
+        return open_dataset(root, categories[0] if categories else None)
+    if ALL in categories:
+        raise DataError(f"{root}: expected {ALL} or names of categories, got both. Leave one out.")
+    return merge_categories(root, [open_dataset(root, name) for name in categories])
 
 
 def list_categories(root: Path) -> tuple[str, ...]:

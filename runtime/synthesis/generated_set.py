@@ -145,6 +145,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
+        resized: Records whose mask was resized to its image (nearest); `bbox` and `runs` are of the resized one.
         schema: Version of this record.
     """
 
@@ -168,6 +169,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     versions: dict[str, str]
     support: tuple[str, ...]
     support_in_test: int
+    resized: int = 0
     schema: Literal[1] = 1
 
 

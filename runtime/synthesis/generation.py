@@ -96,7 +96,7 @@ def generate_images(
     tasks = list(enumerate(_sites_of_records(sites, settings)))
     # Above every seed that the run can use: one out of range must be an error now, not in the last round.
     check_seed(settings.seed + len(tasks) * settings.rounds)
-    hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
+    hashes, fitted = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
     in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         writer = _Writer(unfinished, synthesizer, settings, hashes)
@@ -114,7 +114,8 @@ def generate_images(
                 orders = []
                 for (_, site), seed in zip(chunk, seeds, strict=True):
                     text = _text(synthesizer, site, settings.texts)
-                    orders.append(DrawOrder(read_image(site.good, bits), read_mask(site.mask), site.key, text, seed))
+                    image = read_image(site.good, bits)
+                    orders.append(DrawOrder(image, site.read_mask(image.shape[:2]), site.key, text, seed))
                 for task, drawn in zip(chunk, synthesizer.draw(orders, settings.options, batch=batch), strict=True):
                     writer.add(*task, turn + 1, drawn)
                     if not drawn.verdict.is_accepted:
@@ -123,7 +124,8 @@ def generate_images(
             if not rejected:
                 break
             pending, total = rejected, total + len(rejected)
-        record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {})
+        resized = sum(site in fitted for _, site in tasks)
+        record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {}, resized)
     return record
 
 
@@ -148,8 +150,11 @@ def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
     return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
 
 
-def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
-    """Raise unless every site can be drawn on; return the content hashes of the normal images."""
+def _check_sites(
+    synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report
+) -> tuple[dict[Path, str], set[Site]]:
+    """Raise unless every site can be drawn on; return the hashes of the normal images, and sites with resized masks."""
+    fitted: set[Site] = set()
     support = {image.sha256: f"{image.category}/{image.defect}" for image in synthesizer.head.support}
     hashes: dict[Path, str] = {}
     different = list(dict.fromkeys(sites))  # lines that are used several times are checked once
@@ -164,16 +169,12 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
                 f"{site.good}: expected a normal image, got one that the bundle learned "
                 f"{support[hashes[site.good]]} from. Take its line out."
             )
-        size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
-        if mask.shape != size:
-            got, expected = (f"{width}x{height}" for height, width in (mask.shape, size))
-            raise DataError(
-                f"{site.mask}: expected {expected} pixels as {site.good} has, got {got}. Draw the box again."
-            )
-        if not mask.any():
-            raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
+        size = read_image(site.good).shape[:2]
+        site.read_mask(size)
+        if site.is_fitted and read_mask(site.mask).shape != size:
+            fitted.add(site)
         report("checking images", count, len(different))
-    return hashes
+    return hashes, fitted
 
 
 def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
@@ -256,7 +257,7 @@ class _Writer:
             rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
 
     def finish(
-        self, tasks: Sequence[tuple[int, Site]], seconds: float, in_test: int, lines: Mapping[str, str]
+        self, tasks: Sequence[tuple[int, Site]], seconds: float, in_test: int, lines: Mapping[str, str], resized: int
     ) -> GenerateRecord:
         """Write the lines, the sheet and the record."""
         verdicts: dict[str, list[Verdict]] = {}
@@ -291,6 +292,7 @@ class _Writer:
             versions={**package_versions(), "tokenizers": version("tokenizers")},
             support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
             support_in_test=in_test,
+            resized=resized,
         )
         titled = [
             Row(f"{key.replace('/', ': ')}, {title}", tiles)

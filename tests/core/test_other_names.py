@@ -1,4 +1,4 @@
-"""Settings under the names of reference systems: what they are here, what has no equivalent, and what is said of them."""
+"""Settings under the names of reference systems: what they are here, and what is said of the rest."""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@
     DIR/support.json                         names, content hash and split of each; the settings
     DIR/contact_sheet.png
 
+A folder of that layout without support.json, as AnoGen ships one, is read too: its images are found in a dataset by
+their content.
+
 Source: AnoGen (ECCV 2024), whose folder layout this is. Departures: the choice depends on seed and names, not on the
 order of the file system; file names need not be numbers; images are recorded with their content hash, so that an
 evaluation can leave them out.
@@ -13,6 +16,7 @@ evaluation can leave them out.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +25,9 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_contents
+from flawscope.datasets.all_categories import ALL
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
+from flawscope.datasets.defects.bare_support import BareImage, find_bare_support
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import Appearance, appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
@@ -30,7 +36,10 @@ from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, T
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name
+from flawscope.imaging.masks import read_mask
+from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.progress import CountProgress
+from flawscope.text import encode_json
 
 SUPPORT_RECORD = "support.json"
 """Name of the record in the folder of a support set, and in a run that was trained on one."""
@@ -85,7 +94,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Record of a support set: the content of `support.json`.
 
     Attributes:
-        flawscope: Version that wrote it.
+        flawscope: Version that wrote it; empty for a folder without a record, whose images come from anywhere.
         category: Category of the dataset, or "all".
         shots: Images per defect type.
         seed: Seed of the choice.
@@ -107,6 +116,11 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passed_over: dict[str, str] = {}
     allow_alike: bool = True
     schema: Literal[1] = 1
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the folder had no record: `source` is then the copy, and near duplicates are not known."""
+        return not self.flawscope
 
     @property
     def contents(self) -> frozenset[str]:
@@ -297,13 +311,17 @@ def _check_folders(groups: dict[tuple[str, str], list[AnomalousSample]]) -> None
 
 
 def read_support(folder: Path) -> SupportRecord:
-    """Read the record of a support set; its images are not opened.
+    """Read the record of a support set; its images are not decoded.
+
+    A folder without a record, but with images and masks in the same layout, gets one from its files.
 
     Raises:
         DataError: If there is none, it is broken, it names a file outside the folder or an image twice, or the name of
             a category or defect type cannot be a folder's.
     """
     path = folder / SUPPORT_RECORD
+    if not path.exists() and (bare := find_bare_support(folder)):
+        return _bare_record(folder, bare)
     record = read_json(path, SupportRecord, "the record of a support set, which flawscope synth support makes")
     seen: set[tuple[str, str, str]] = set()
     for image in record.pictures:
@@ -319,14 +337,56 @@ def read_support(folder: Path) -> SupportRecord:
     return record
 
 
+def support_record(folder: Path) -> bytes:
+    """Return support.json of a support set as a run keeps it, made from its files where it is missing.
+
+    Raises:
+        DataError: As `read_support`.
+    """
+    record = read_support(folder)
+    return encode_json(record) if record.is_bare else read_regular(folder / SUPPORT_RECORD, RECORD_BYTES)
+
+
+def _bare_record(folder: Path, images: Sequence[BareImage]) -> SupportRecord:
+    pictures, names = [], set[tuple[str, str, str]]()
+    for image in images:
+        key = (image.category, image.defect, Path(image.picture).stem)
+        if key in names:
+            raise DataError(f"{folder / image.picture}: expected every stem once, got two files of it. Take one out.")
+        names.add(key)
+        pictures.append(
+            SupportImage(
+                category=image.category,
+                defect=image.defect,
+                split="test",  # as AnoGen takes them; where they are in a dataset, their content tells
+                source=image.picture,
+                content=content_hash(folder / image.picture),
+                mask_source=image.mask,
+                mask_content=content_hash(folder / image.mask),
+                picture=image.picture,
+                mask=image.mask,
+                defect_px=int(read_mask(folder / image.mask).sum()),
+            )
+        )
+    categories = {image.category for image in images}
+    shots = max(Counter((image.category, image.defect) for image in images).values())
+    category = categories.pop() if len(categories) == 1 else ALL
+    return SupportRecord("", category, shots, 0, "any", tuple(pictures))
+
+
 def find_support(
     dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None
 ) -> list[AnomalousSample]:
     """Return the images of a dataset that a support set was taken from.
 
+    Of a set without a record the images are found by their content, and those of categories that the dataset does not
+    have are left out.
+
     Raises:
         DataError: If an image or its mask is missing, or has other content than was recorded.
     """
+    if record.is_bare:
+        return _find_bare(dataset, record, progress)
     by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
     entries = []
     for count, image in enumerate(record.pictures, 1):
@@ -346,6 +406,43 @@ def find_support(
         entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:
             progress(count, len(record.pictures))
+    return entries
+
+
+def _check_found(dataset: Dataset, record: SupportRecord, contents: frozenset[str]) -> None:
+    names = {category_of(dataset, sample) for sample in dataset.samples}
+    absent = [i.picture for i in record.pictures if i.category in names and i.content not in contents]
+    if absent:
+        raise DataError(
+            f"{dataset.root}: expected the {len(absent)} images of the support set like {absent[0]}, to leave them "
+            "out, got none of their content. Name the dataset they were taken from."
+        )
+
+
+def _find_bare(dataset: Dataset, record: SupportRecord, progress: CountProgress | None) -> list[AnomalousSample]:
+    samples = [sample for sample in dataset.samples if sample.is_anomalous and sample.mask is not None]
+    # By the bytes of the files, as AnoGen copies them and records have them.
+    by_content = {content_hash(sample.path): sample for sample in samples}
+    names = {category_of(dataset, sample) for sample in dataset.samples}
+    images = [image for image in record.pictures if image.category in names]
+    if not images:
+        got = ", ".join(sorted({image.category for image in record.pictures}))
+        raise DataError(
+            f"{dataset.root}: expected a support set of {', '.join(sorted(names))}, got one of {got}. Name the "
+            "folder of the category."
+        )
+    entries = []
+    for count, image in enumerate(images, 1):
+        sample = by_content.get(image.content)
+        if sample is None:
+            raise DataError(
+                f"{dataset.root}: expected the support image {image.picture} with its mask, got none of its content "
+                "there. Name the dataset the support set was taken from."
+            )
+        place = place_of(dataset, sample.path)
+        entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
+        if progress:
+            progress(count, len(images))
     return entries
 
 
@@ -369,6 +466,9 @@ def exclude_support(
     contents = record.learned if with_alike else record.contents
     # All samples, normal ones too: a copy may have been filed under another label.
     hashes = as_recorded(hash_contents((s.path for s in dataset.samples), progress), contents)
+    if record.is_bare:
+        # Without a record it is not known what the originals were: a copy that was saved anew would stay in the test.
+        _check_found(dataset, record, frozenset(hashes.values()))
     remaining = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
     left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
     return msgspec.structs.replace(dataset, samples=remaining), left_out
