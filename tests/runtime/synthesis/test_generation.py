@@ -58,7 +58,18 @@ def place(tmp_path_factory, tiny_root):
         supports[defect] = (read_image(image), mask, sha256_file(image))
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
     data = ["--data", str(tiny_root), "--category", CATEGORY]
-    options = ["--split", "test", "--num", "7", "--within", "picture", "--out", str(folder / "boxes")]
+    options = [
+        "--split",
+        "test",
+        "--num",
+        "7",
+        "--places",
+        "observed",
+        "--within",
+        "picture",
+        "--out",
+        str(folder / "boxes"),
+    ]
     assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 
