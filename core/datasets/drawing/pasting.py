@@ -4,10 +4,11 @@
     moved    the change scaled, mirrored and turned
 
     feather  out = image + tone · strength · weight · moved      the image's texture stays, the defect's is added
-    poisson  out = membrane(image) + tone · strength · moved     the defect's texture in place of the image's
+    poisson  out = image + weight · (membrane(image) + tone · strength · moved - image)
+                                                                 the defect's texture in place of the image's
 
-where the weight is 1 on the defect and falls to 0 around it, and the membrane continues the image into the hole: the
-second is the seamless clone of Pérez et al. (Poisson image editing, 2003), written with the change. The tone is the
+where the weight is 1 on the defect and falls to 0 around it, and the membrane continues the image into the hole: on
+the defect the second is the seamless clone of Pérez et al. (Poisson image editing, 2003). The tone is the
 grey level of the image there as a share of that around the defect, 0.5 to 2: in a bright image a hole is no pale spot.
 
 A defect lies as far from the sides as it did (see `places`), and what the border of its image cuts is pasted at that
@@ -331,11 +332,12 @@ def _blend(
         return None
     tone = np.clip(before[region].mean() / max(moved.tone, 1.0), *_TONES)
     scaled = np.float32(placement.strength * tone) * change
-    if options.blend == "poisson":
-        after = np.where(region[..., None], membrane(before, region) + scaled, before)
-    else:
-        after = before + weight[..., None] * scaled
-    drawn, changed = keep_changes(part, as_levels(np.asarray(after, np.float32)), region, options.level)
+    added = membrane(before, region) + scaled - before if options.blend == "poisson" else scaled
+    after = before + weight[..., None] * added
+    defect = np.zeros(image.shape[:2], np.bool_)
+    defect[placement.box.window] = moved.mask
+    fringe = region & ~defect[rows, columns]
+    drawn, changed = keep_changes(part, as_levels(np.asarray(after, np.float32)), region, options.level, fringe)
     result, mask = image.copy(), np.zeros(image.shape[:2], np.bool_)
     result[rows, columns], mask[rows, columns] = drawn, changed
     return result, mask

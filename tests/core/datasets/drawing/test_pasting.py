@@ -65,7 +65,7 @@ def defective(seed, size, mask, channels=3):
     how=options,
     channels=st.sampled_from([1, 3]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_outside_of_the_mask_no_byte_differs_and_the_same_seed_gives_the_same(seed, own, other, box, how, channels):
     mask = defect_at(box, own)
     (cutout,) = cut_defects(defective(seed, own, mask, channels), mask, how.feather_px)
@@ -93,7 +93,7 @@ def test_outside_of_the_mask_no_byte_differs_and_the_same_seed_gives_the_same(se
 
 
 @given(seed=st.integers(0, 2**32 - 1), box=boxes, other=st.tuples(sides, sides), how=options)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_defect_at_a_border_is_pasted_at_that_border(seed, box, other, how):
     size = (64, 48)
     mask = defect_at((0.0, *box[1:]), size)  # at the left
