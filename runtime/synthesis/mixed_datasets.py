@@ -272,14 +272,19 @@ def _take(accepted: Sequence[DrawnLine], take: Mapping[DrawnSource, int]) -> lis
             raise ArgumentError(f"take: expected at least 1 image of {source}, got {most}. Leave its folder out.")
     wanted: set[int] = set()
     for source in present:
-        types: dict[tuple[str, str], list[int]] = {}
+        types: dict[tuple[str, str], dict[Path, list[int]]] = {}
         for index, line in enumerate(accepted):
             if line.drawn.source == source:
-                types.setdefault((line.drawn.category, line.drawn.defect), []).append(index)
-        # One of each type in turn: a type with few images leaves its share to the others.
-        turns = [index for row in zip_longest(*types.values()) for index in row if index is not None]
+                folders = types.setdefault((line.drawn.category, line.drawn.defect), {})
+                folders.setdefault(line.drawn.folder, []).append(index)
+        # One of each type in turn, and of each folder in a type: what has few images leaves its share to the others.
+        turns = _in_turn([_in_turn(list(folders.values())) for folders in types.values()])
         wanted.update(turns[: take.get(source)])
     return [line for index, line in enumerate(accepted) if index in wanted]
+
+
+def _in_turn(groups: Sequence[Sequence[int]]) -> list[int]:
+    return [index for row in zip_longest(*groups) for index in row if index is not None]
 
 
 def _describe(folder: Path, drawn: Sequence[DrawnImage], taken: Sequence[DrawnLine]) -> GeneratedFolder:

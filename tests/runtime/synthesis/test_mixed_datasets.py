@@ -70,10 +70,10 @@ def place(tmp_path_factory, tiny_root):
         "test",
         "--num",
         str(DRAWN),
-        "--places",
-        "observed",
         "--within",
         "picture",
+        "--places",
+        "observed",
         "--out",
         str(folder / "boxes"),
     ]
@@ -274,6 +274,7 @@ def test_so_many_of_a_source_are_taken_shared_out_among_its_types(sources, datas
     record = write_synth_dataset(sources, dataset, tmp_path / "made", take={"paste": 5, "perlin": 2})
     assert record.sources == {"diffusion": DRAWN - 1, "paste": 5, "perlin": 2}
     assert sum(one.spare for one in record.generated) == 10
+    assert [one.taken.get("paste", 0) for one in record.generated] == [0, 3, 2, 0], "of each folder in turn"
     kinds = [(line.source, line.drawn["defect"]) for line in lines_of(tmp_path / "made")]
     assert kinds.count(("paste", "pitting")) == 3
     assert kinds.count(("paste", "stain")) == 2
