@@ -141,6 +141,18 @@ def test_distant_parts_are_defects_of_their_own_and_each_knows_its_place():
     assert not np.abs(first.change[first.weight == 0]).any()
 
 
+def test_a_small_defect_is_the_same_whatever_lies_around_it():
+    image = grainy(0, (200, 300))
+    mask = np.zeros((200, 300), np.bool_)
+    mask[90:100, 120:140] = True
+    image[mask] -= 70
+    small = cut_defects(image[60:140, 80:200], mask[60:140, 80:200])[0]
+    large = cut_defects(image, mask)[0]
+    for name in ("change", "mask", "weight"):
+        assert np.array_equal(getattr(small, name), getattr(large, name))
+    assert (small.tone, small.size, large.size) == (large.tone, (80, 120), (200, 300))
+
+
 def test_only_the_part_is_drawn_on():
     mask = defect_at((0.5, 0.5, 0.15, 0.15), (64, 64))
     (cutout,) = cut_defects(defective(0, (64, 64), mask), mask)
