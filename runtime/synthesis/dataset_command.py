@@ -9,6 +9,7 @@ import click
 
 from flawscope.datasets import open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
+from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.output_options import OVERWRITE
@@ -17,7 +18,7 @@ from flawscope.terminal import echo, progress_bars
 
 
 @click.command()
-@click.argument("generated", type=PATH)
+@click.argument("generated", type=PATH, nargs=-1, required=True)
 @data_option("The real dataset.", required=True)
 @CATEGORY
 @click.option(
@@ -35,6 +36,14 @@ from flawscope.terminal import echo, progress_bars
     help="Precise masks, or the boxes that were asked for.",
 )
 @click.option(
+    "--take",
+    "takes",
+    multiple=True,
+    metavar="SOURCE=N",
+    help=f"Take at most N images of a source ({', '.join(SOURCES)}), shared out among the defect types; may be given "
+    "again.  [default: all]",
+)
+@click.option(
     "--support",
     type=PATH,
     metavar="DIR",
@@ -43,20 +52,22 @@ from flawscope.terminal import echo, progress_bars
 @click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
 def dataset(
-    generated: Path,
+    generated: tuple[Path, ...],
     data: Path,
     category: str | None,
     layout: DatasetLayout,
     labels: Labels,
+    takes: tuple[str, ...],
     support: Path | None,
     out: Path,
     overwrite: bool,
 ) -> None:
     """Make a dataset of the accepted images of GENERATED and of real images.
 
-    Drawn images are training images. Images that the bundle learned defects from are left out of the test split;
-    DIR/dataset.json names them.
+    GENERATED are folders of synth generate, synth paste and synth perlin, one or several. Drawn images are training
+    images. Images that defects were learned from are left out of the test split; DIR/dataset.json names them.
     """
+    take = _parse_takes(takes)
     real = open_dataset(data, category)
     with progress_bars() as report:
         record = write_synth_dataset(
@@ -65,6 +76,7 @@ def dataset(
             out,
             layout=layout,
             labels=labels,
+            take=take,
             support=None if support is None else read_support(support),
             progress=partial(report, "writing images"),
             overwrite=overwrite,
@@ -72,5 +84,23 @@ def dataset(
     # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
     echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
-    echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")
+    echo("sources: " + ", ".join(f"{source} {count}" for source, count in record.sources.items()))
+    rejected, spare = (sum(getattr(one, name) for one in record.generated) for name in ("rejected", "spare"))
+    more = f", {spare} accepted ones beyond --take" if spare else ""
+    echo(f"left out: {rejected} rejected drawings{more}, {len(record.left_out)} real images (dataset.json)")
     echo(f"overview: {out / SHEET}")
+
+
+def _parse_takes(takes: tuple[str, ...]) -> dict[DrawnSource, int]:
+    parsed: dict[DrawnSource, int] = {}
+    for text in takes:
+        name, _, number = text.partition("=")
+        source = next((known for known in SOURCES if known == name), None)
+        if source is None or not number.isdecimal():
+            raise click.UsageError(
+                f"Expected --take SOURCE=N with a source of {', '.join(SOURCES)} and a whole number, got {text!r}."
+            )
+        if source in parsed:
+            raise click.UsageError(f"Expected every source once, got --take {source} twice. Leave one out.")
+        parsed[source] = int(number)
+    return parsed
