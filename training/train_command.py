@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -108,6 +108,13 @@ class TrainingCommand(click.Command):
         """Write the settings of METHOD, or how to list them."""
         method = str(ctx.meta.get(_METHOD))
         if method not in CONFIGS:
+            # The line of usage breaks in the middle of a name.
+            offered = next(parameter.type for parameter in self.params if parameter.name == "method")
+            with formatter.section("Methods"):
+                rows = [
+                    (name, methods.METHODS[name].line) for name in cast("MethodChoice", offered).choices if name != AUTO
+                ]
+                formatter.write_dl(rows)
             formatter.write_paragraph()
             formatter.write_text(f"Settings of a method: {ctx.command_path} METHOD --help")
             return

@@ -216,8 +216,9 @@ def _translate(method: str, layer: Mapping[str, Any]) -> dict[str, Any]:
             settings[key] = [settings[key]]
     if isinstance(settings.get("scales"), int | float) and not isinstance(settings["scales"], bool):
         settings["scales"] = [settings["scales"]]
-    if isinstance(settings.get("defects"), str):
-        settings["defects"] = [settings["defects"]]
+    for key in ("defects", "drawn"):
+        if isinstance(settings.get(key), str):
+            settings[key] = [settings[key]]
     if settings.get("crop") is not None and settings.get("crop") == settings.get("resize"):
         settings["crop"] = None  # a crop to the full size crops nothing
     return settings

@@ -29,7 +29,7 @@ from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
-from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
+from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import DataError
@@ -39,7 +39,6 @@ from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
-from flawscope.runtime.synthesis.generation import small_tile
 
 MARKER = "dataset.json"
 PROVENANCE = "provenance.jsonl"

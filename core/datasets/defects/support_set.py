@@ -217,8 +217,8 @@ def write_support(
                     if progress:
                         progress(len(images) + len(chosen), shots * len(groups))
             if len(chosen) < shots:
-                alike = [entry.place for entry in entries if passed_over.get(entry.place, "").startswith(_SAME_PART)]
-                raise DataError(_too_few(dataset.root, defect, shots, split, len(chosen), alike))
+                left = [entry.place for entry in entries if passed_over.get(entry.place, "").startswith(_SAME_PART)]
+                raise DataError(_too_few(dataset.root, defect, shots, split, len(chosen), left))
             images += chosen.values()
             sheet_rows.append(Row(f"{category}: {defect}", tiles))
         alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
@@ -257,14 +257,14 @@ def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str,
         source=entry.place,
         content=content,
         mask_source=place_of(dataset, mask),
-        mask_content=_mask_content(entry.sample.masks),
+        mask_content=mask_content(entry.sample.masks),
         picture=f"{entry.category}/{entry.defect}/{name}.png",
         mask=f"{entry.category}/{entry.defect}_mask/{name}_mask.png",
         defect_px=int(defect_px),
     )
 
 
-def _mask_content(masks: Sequence[Path]) -> str:
+def mask_content(masks: Sequence[Path]) -> str:
     """Return the hash of a mask file, or one over those of all mask files of an image."""
     hashes = [content_hash(path) for path in masks]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -398,7 +398,7 @@ def find_support(
             )
         for path, got, content in (
             (sample.path, content_hash(sample.path), image.content),
-            (sample.mask, _mask_content(sample.masks), image.mask_content),
+            (sample.mask, mask_content(sample.masks), image.mask_content),
         ):
             # By content: another version of the dataset may have other images under the same names.
             if got != content:

@@ -75,6 +75,19 @@ def box_near(
     return Rect(left, top, width, height)
 
 
+def box_anywhere(seen: SeenPlace, sides: tuple[int, int], size: tuple[int, int], rng: np.random.Generator) -> Rect:
+    """Return a box as `box_near`, at the borders that the seen one touched and anywhere along them; else anywhere."""
+    near, spare = box_near(seen, sides, size, rng, 0.0), (size[0] - sides[0], size[1] - sides[1])
+    left, top = int(rng.integers(spare[1] + 1)), int(rng.integers(spare[0] + 1))
+    touched = seen.sides
+    return Rect(
+        near.left if touched[0] or touched[2] else left,
+        near.top if touched[1] or touched[3] else top,
+        near.width,
+        near.height,
+    )
+
+
 def _start(before: float, after: float, length: int, side: int, rng: np.random.Generator, jitter: float) -> int:
     # Drawn in every case: whether a defect touches a border must not move the numbers of what is drawn after it.
     shift = rng.uniform(-jitter / 2, jitter / 2)
