@@ -58,8 +58,12 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 )
 @data_option("The dataset with the normal images.", required=False)
 @CATEGORIES
-@click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
-@click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
+@click.option(
+    "--image", "--image_prompt", "image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set."
+)
+@click.option(
+    "--mask", "--mask_prompt", "mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes."
+)
 @click.option(
     "--defect",
     "defects",
@@ -67,7 +71,9 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     metavar="NAME",
     help="Defect type; can be repeated. Default: all types of the box set.",
 )
-@click.option("--text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]")
+@click.option(
+    "--text", "--prompt", "text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]"
+)
 @click.option(
     "--texts",
     type=click.Choice(["auto", "lines", "bundle"]),
@@ -127,15 +133,23 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     show_default=True,
     help="Seed of the first image; each next one has the next number.",
 )
-@click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
+@click.option(
+    "--steps",
+    "--num_inference_steps",
+    "--ddim_steps",
+    "steps",
+    type=int,
+    help="Denoising steps.  [default: the bundle's]",
+)
 @click.option(
     "--guidance",
     "--guidance_scale",
+    "--scale",
     "guidance",
     type=float,
     help="Weight of the text, above 1.  [default: the bundle's]",
 )
-@click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
+@click.option("--eta", "--ddim_eta", "eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
 @click.option(
     "--text-noise",
     type=float,

@@ -27,6 +27,7 @@ from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledSettings
 from flawscope.config.supervised_settings import DefectSourceName
 from flawscope.datasets import Dataset, Sample, as_recorded, content_hash
+from flawscope.datasets.defects.bare_support import find_bare_support
 from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportRecord, read_support
@@ -350,7 +351,8 @@ def _support(known: _Known, folder: Path) -> _Found:
 
 
 def _read_support(folder: Path) -> SupportRecord:
-    if not (folder / SUPPORT_RECORD).is_file():
+    # One without a record, as AnoGen ships it, is a support set too.
+    if not (folder / SUPPORT_RECORD).is_file() and not find_bare_support(folder):
         got = kind_of_path(folder) or "none"
         raise DataError(f"support: expected a folder of synth support with {SUPPORT_RECORD}, got {got}: {folder}.")
     return read_support(folder)
