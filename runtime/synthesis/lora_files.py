@@ -20,7 +20,7 @@ import numpy as np
 
 from flawscope.arrays import Float32Array
 from flawscope.errors import DataError
-from flawscope.files import atomic_file, atomic_folder, write_text
+from flawscope.files import atomic_file, atomic_folder, check_new_file, write_text
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.synthesis.checkpoint_kinds import Kind, kind_of
 from flawscope.tensor_files import TensorEntry, TensorFile, open_tensors, write_tensors
@@ -196,7 +196,9 @@ def _diffusers_settings(file: TensorFile) -> dict[str, Any]:
         raise DataError(f"{file.path}: expected settings in its metadata, got: {err}. Get it again.") from err
 
 
-def write_lora(path: Path, matrices: Mapping[str, Float32Array], alpha: float, form: Form) -> None:
+def write_lora(
+    path: Path, matrices: Mapping[str, Float32Array], alpha: float, form: Form, *, overwrite: bool = False
+) -> None:
     """Write the LoRA of a UNet, whole or not at all.
 
     Args:
@@ -204,6 +206,7 @@ def write_lora(path: Path, matrices: Mapping[str, Float32Array], alpha: float, f
         matrices: Layer with dots + `.lora_A.weight` or `.lora_B.weight` -> float32 matrix.
         alpha: Alpha of all layers.
         form: Whose names and settings the file gets.
+        overwrite: Whether an earlier one that lies there may be replaced.
 
     Raises:
         ArgumentError: If `path` is taken.
@@ -214,10 +217,11 @@ def write_lora(path: Path, matrices: Mapping[str, Float32Array], alpha: float, f
     if form == "peft":
         plain = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "lora_dropout": 0.0, **settings}
         tensors = {f"base_model.model.{name}": _held(matrix) for name, matrix in matrices.items()}
-        with atomic_folder(path) as unfinished:
+        with atomic_folder(path, replace_if=PEFT_SETTINGS, overwrite=overwrite) as unfinished:
             write_text(unfinished / PEFT_SETTINGS, json.dumps(plain, indent=2, sort_keys=True) + "\n")
             write_tensors(unfinished / PEFT_WEIGHTS, tensors, {"format": "pt"})
         return
+    check_new_file(path, overwrite=overwrite)
     if form == "diffusers":
         tensors = {f"unet.{name}": _held(matrix) for name, matrix in matrices.items()}
         texts = {_METADATA: json.dumps({f"unet.{key}": value for key, value in settings.items()}, sort_keys=True)}

@@ -64,6 +64,7 @@ _PIPELINES: dict[Kind, dict[str, object]] = {
     },
 }
 _INPAINTING = "StableDiffusionInpaintPipeline"
+_DIFFUSERS_VERSION = "0.6.0"  # diffusers asks for one: that of the published folders, in whose form it is written
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def import_checkpoint(
             shutil.copyfile(regular_path(path), unfinished / "tokenizer" / path.name)
         (unfinished / "scheduler").mkdir()
         _write_json(unfinished / "scheduler" / "scheduler_config.json", _scheduler(file))
-        pipeline = dict(_PIPELINES[kind])
+        pipeline = _PIPELINES[kind] | {"_diffusers_version": _DIFFUSERS_VERSION}
         if parts["unet"].config["in_channels"] != parts["unet"].config["out_channels"]:
             pipeline["_class_name"] = _INPAINTING
         _write_json(unfinished / "model_index.json", pipeline)

@@ -205,6 +205,10 @@ def test_stable_diffusion_becomes_what_diffusers_makes_of_it_and_draws_the_same(
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert torch.equal(drawn(parts, True), drawn(theirs, True))
     assert float(drawn(parts, True).std()) > 0.01
+    from diffusers import DiffusionPipeline
+
+    pipeline: Any = DiffusionPipeline.from_pretrained(out, local_files_only=True)
+    assert type(pipeline).__name__ == "StableDiffusionInpaintPipeline"
     opened = open_base(out)
     assert opened.is_inpainting
     assert opened.size == (64, 64)
