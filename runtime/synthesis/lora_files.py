@@ -46,6 +46,16 @@ _MATRIX = re.compile(
 )
 
 
+class _Settings(msgspec.Struct):
+    """What decides about the scale, of the settings of an adapter of peft."""
+
+    peft_type: str = "LORA"
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
 @dataclass(frozen=True)
 class LoraLayer:
     """The low-rank change of one layer.
@@ -110,12 +120,14 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(place, form, _layers(file, settings))
 
 
-def _layers(file: TensorFile, settings: Mapping[str, Any]) -> tuple[LoraLayer, ...]:
+def _layers(file: TensorFile, settings: Mapping[str, _Settings]) -> tuple[LoraLayer, ...]:
     matrices: dict[tuple[str, str], dict[str, TensorEntry]] = {}
     alphas: dict[tuple[str, str], float] = {}
     for name, entry in file.tensors.items():
         if name.endswith(".alpha"):
-            alphas[_place(name.removesuffix(".alpha"))] = float(np.asarray(entry.read()).reshape(-1)[0])
+            if math.prod(entry.shape) != 1:
+                raise DataError(f"{file.path}: {name}: expected one number, got {list(entry.shape)}. Get it again.")
+            alphas[_place(name.removesuffix(".alpha"))] = float(entry.read().reshape(-1)[0])
             continue
         match = _MATRIX.fullmatch(name)
         if match is None:
@@ -160,38 +172,38 @@ def _place(layer: str) -> tuple[str, str]:
     return ("text" if layer.startswith("text_model.") else ""), layer
 
 
-def _alpha(settings: Mapping[str, Any], place: str, name: str, rank: int) -> float:
-    """Return alpha by the settings of peft, a table for each part or one for all."""
-    own = {
-        key.removeprefix(prefix): value
-        for prefix in ({"unet": "unet.", "text": "text_encoder."}.get(place, ""),)
-        for key, value in settings.items()
-        if key.startswith(prefix)
-    }
-    pattern = own.get("alpha_pattern") or {}
-    value = next((pattern[key] for key in pattern if name == key or name.endswith(f".{key}")), own.get("lora_alpha"))
+def _alpha(settings: Mapping[str, _Settings], place: str, name: str, rank: int) -> float:
+    """Return alpha by the settings of peft for a part of the model."""
+    own = settings.get(place) or _Settings()
+    pattern = own.alpha_pattern
+    value = next((pattern[key] for key in pattern if name == key or name.endswith(f".{key}")), own.lora_alpha)
     if value is None:
         return float(rank)
     # alpha / sqrt(rank) in place of alpha / rank (arXiv:2312.03732).
-    return float(value) * (math.sqrt(rank) if own.get("use_rslora") else 1.0)
+    return value * math.sqrt(rank) if own.use_rslora else value
 
 
-def _peft_settings(path: Path) -> dict[str, Any]:
+def _peft_settings(path: Path) -> dict[str, _Settings]:
+    """Return the settings of an adapter of peft, which say of no part; they hold for all."""
     try:
-        settings = msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=dict[str, Any])
+        settings = msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=_Settings)
     except (OSError, *NOT_JSON) as err:
         raise DataError(f"{path}: expected the settings of an adapter of peft, got: {err}. Get it again.") from err
-    kind = settings.get("peft_type", "LORA")
-    if kind != "LORA" or settings.get("use_dora"):
-        raise DataError(
-            f"{path}: expected an adapter of the type LORA, got {'DoRA' if kind == 'LORA' else kind}. Take another."
-        )
-    return settings
+    if settings.peft_type != "LORA" or settings.use_dora:
+        got = "DoRA" if settings.use_dora else settings.peft_type
+        raise DataError(f"{path}: expected an adapter of the type LORA, got {got}. Take another.")
+    return dict.fromkeys(("", *_PREFIXES.values()), settings)
 
 
-def _diffusers_settings(file: TensorFile) -> dict[str, Any]:
+def _diffusers_settings(file: TensorFile) -> dict[str, _Settings]:
+    """Return the settings for each part that are in the metadata."""
     try:
-        return msgspec.json.decode(file.metadata.get(_METADATA, "{}"), type=dict[str, Any])
+        stored = msgspec.json.decode(file.metadata.get(_METADATA, "{}"), type=dict[str, Any])
+        by_part = {
+            place: {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+            for prefix, place in _PREFIXES.items()
+        }
+        return {place: msgspec.convert(values, _Settings) for place, values in by_part.items()}
     except NOT_JSON as err:
         raise DataError(f"{file.path}: expected settings in its metadata, got: {err}. Get it again.") from err
 

@@ -7,6 +7,7 @@ its type: half precision stays half.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -229,7 +230,8 @@ def _autoencoder(file: TensorFile, size: int) -> ModelPart:
 
 def _scaling(file: TensorFile) -> float:
     entry = file.tensors.get("scale_factor")
-    value = _SCALING if entry is None else float(np.asarray(entry.read(), np.float64).reshape(-1)[0])
+    numbers = np.array([_SCALING]) if entry is None else np.asarray(entry.read(), np.float64).reshape(-1)
+    value = float(numbers[0]) if len(numbers) == 1 else math.nan
     if not 0.0 < value < np.inf:
         raise DataError(f"{file.path}: expected a positive factor of its latents, got {value}. Take another base.")
     # A buffer of float32 in some files: the number that was written into it.
