@@ -27,6 +27,7 @@ from flawscope.drawn_check import DrawnCheck
 from flawscope.errors import RunError
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.learned_images import LearnedImages
+from flawscope.learned_defects import LearnedDefects
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
@@ -42,6 +43,8 @@ RUN_ENTRIES = frozenset(
     | {"support", "support.json"}
 )
 """Names of the files and folders that runs have: what else lies in one is somebody's."""
+AUTOENCODER_KNOWS, TEXT_EFFECT, DEFECT_EFFECT = "autoencoder_knows", "text_effect", "defect_effect"
+"""Facts that somebody asks for by name: see `flawscope.training.notes`."""
 
 if TYPE_CHECKING:
     RecordedConfig = MethodConfig
@@ -71,7 +74,7 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "none"}
 """Settings that were added since, with the values that say what was done before."""
 
 
@@ -119,6 +122,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         drawn: How well the detector tells drawn defects from normal images; null where that was not measured.
         places: Where the grid of each feature stage lies in the input, finest first, those of scale 1 before
             those of other scales; null: all are taken as centred.
+        defects: The labelled defects that it has learned from; null for methods that learn from normal images alone.
+        defect_images: Hash of an image that was seen for them and may lie in a test split -> how it was seen.
         schema: Version of this record.
     """
 
@@ -144,6 +149,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cross: CrossScores | None = None
     drawn: DrawnCheck | None = None
     places: tuple[GridPlaces, ...] | None = None
+    defects: LearnedDefects | None = None
+    defect_images: dict[str, str] = {}
     schema: int = RUN_SCHEMA
 
 

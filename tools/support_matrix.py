@@ -89,6 +89,12 @@ METHOD_STATUS = {
     ("stfpm", "INT8"): (NO, "made from patches so far"),
     ("stfpm", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
     ("stfpm", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("segmenter", "score graph"): (TESTED, ""),
+    ("segmenter", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("segmenter", "FP16"): (NO, "made from patches so far"),
+    ("segmenter", "INT8"): (NO, "made from patches so far"),
+    ("segmenter", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
+    ("segmenter", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
     ("ddad", "score graph"): (NO, "two graphs and a sampling loop on the host, tested"),
     ("ddad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("ddad", "FP16"): (NO, "made from patches so far"),
@@ -124,7 +130,7 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "ddad", "dsad", "ensemble", "synth")
+METHODS = ("patchcore", "padim", "stfpm", "segmenter", "ddad", "dsad", "ensemble", "synth")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

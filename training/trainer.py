@@ -14,7 +14,7 @@ from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import MethodConfig
 from flawscope.config.setting_parts import tag_of
-from flawscope.datasets import Sample
+from flawscope.datasets import Dataset, Sample
 from flawscope.errors import ArgumentError, RunError
 from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress
@@ -39,6 +39,7 @@ class FitRequest:
         resume: Resume from the newest checkpoint in the workspace.
         progress: Receives progress.
         start: Fit result of an earlier run of which a part is reused, or None.
+        dataset: The dataset that the images are of: what learns from labelled defects has to know its other images.
     """
 
     config: Any  # each trainer knows the type of its settings; a union here would name every method
@@ -51,6 +52,7 @@ class FitRequest:
     resume: bool
     progress: Progress
     start: FitResult | None = None
+    dataset: Dataset | None = None
 
     @property
     def folder(self) -> Path:

@@ -67,6 +67,7 @@ from flawscope.calibration.evaluation.product_figures import (
     product_thresholds_of,
     summary_of,
 )
+from flawscope.calibration.evaluation.seen_images import leave_out_seen, seen_notes
 from flawscope.calibration.evaluation.threshold_figures import recall_by_size, zone_figures
 from flawscope.calibration.extras import require
 from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
@@ -116,6 +117,7 @@ class _BundleRun:
         inspection: What `data inspect` finds in the dataset.
         contamination: The test images that the support set contaminates; None without a support set.
         measured: All test images, contaminated ones included.
+        seen: What was left out before, because the detector has learned from it.
     """
 
     manifest: Manifest
@@ -132,6 +134,7 @@ class _BundleRun:
     inspection: Inspection
     contamination: Contamination | None
     measured: Measured
+    seen: tuple[str, ...]
 
 
 def evaluate_bundle(
@@ -203,7 +206,10 @@ def evaluate_bundle(
         use_overlay=use_overlay,
         product=product,
     ) as inspector:
-        run = _run_bundle(inspector, dataset, support, by_product, earlier, progress)
+        total = len(dataset.test)
+        # Before everything else: inspection, fingerprint and figures are of the images that count.
+        dataset, seen = leave_out_seen(dataset, read_image_hashes(inspector.bundle).defects, support, progress)
+        run = _run_bundle(inspector, dataset, support, by_product, earlier, progress, seen_notes(seen, total))
     progress("Computing figures", 0, 1)
     contamination, measured = run.contamination, run.measured
     if contamination is not None and contamination.left_out:
@@ -294,6 +300,7 @@ def _run_bundle(
     by_product: bool,
     earlier: tuple[Path, EarlierFigures] | None,
     progress: Progress,
+    seen: tuple[str, ...],
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
     if earlier is not None:
@@ -325,6 +332,7 @@ def _run_bundle(
         inspection=inspection,
         contamination=contamination,
         measured=measure_images(inspector, dataset.test, progress, products if by_product else None),
+        seen=seen,
     )
 
 
@@ -340,6 +348,7 @@ def _notes(run: _BundleRun, measured: Measured, product: str | None) -> tuple[st
     return (
         *unlike_notes(run.manifest, run.category, [outcome.notes for outcome in measured.outcomes]),
         *moved,
+        *run.seen,
         *contamination_notes(run.contamination, run.measured, measured),
         *region_notes(run.manifest, run.measured),
         *zone_notes(run.manifest, run.thresholds),

@@ -218,7 +218,8 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     pixels = hash_contents(
         [sample.path for sample in dataset.samples], lambda done, total: progress("Comparing images", done, total)
     )
-    contents = as_recorded(pixels, {content for member in hashes for content in member.training})
+    seen = {content for member in hashes for content in member.seen}
+    contents = as_recorded(pixels, seen)
     # dict, not set: its order does not change from run to run, so the same members give the same bundle.
     training = dict.fromkeys(content for member in hashes for content in member.training)
     samples: dict[str, Sample] = {}
@@ -226,7 +227,7 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     candidates = dataset.train_good
     for sample in candidates:
         content = contents[sample.path]
-        if content in training:
+        if content in seen:
             reasons["learned by a member"] += 1
         elif content in samples:
             reasons["copies of another image: they are not independent"] += 1
@@ -244,10 +245,11 @@ def _choose(dataset: Dataset, hashes: Sequence[ImageHashes], progress: Progress)
     recorded = as_recorded(pixels, held_out_before)
     unlearned = dict.fromkeys([*held_out_before, *(recorded[sample.path] for sample in samples.values())])
     held_out = tuple(content for content in unlearned if content not in training)
+    defects = {content: why for member in hashes for content, why in member.defects.items()}
     return _Chosen(
         tuple(samples.values()),
         tuple(reasons.items()),
-        ImageHashes(tuple(training), held_out),
+        ImageHashes(tuple(training), held_out, defects=defects),
         fingerprint(dataset, pixels),
     )
 

@@ -63,17 +63,17 @@ def choose_images(
     pixels = hash_contents(
         [sample.path for sample in hashed], lambda done, total: progress("Comparing images", done, total)
     )
-    contents = as_recorded(pixels, hashes.training)
+    contents = as_recorded(pixels, hashes.seen)
     contaminated = set[Path]()
     if support is not None:
         is_contaminated = ~find_contamination(dataset, support, as_recorded(pixels, support.learned)).remaining
         contaminated = {sample.path for sample in itertools.compress(dataset.test, is_contaminated)}
     # `hashes.held_out` is not excluded: these images were kept out of training for thresholds to be set on.
-    training, seen = frozenset(hashes.training), set[str]()
+    learned, seen = hashes.seen, set[str]()
     chosen, reasons = [], Counter[str]()
     for sample in candidates:
         content = contents[sample.path]
-        if content in training:
+        if content in learned:
             reasons["that the detector has learned"] += 1
         elif sample.path in contaminated:
             reasons["of the support set, or probably of the same parts"] += 1

@@ -21,6 +21,7 @@ from flawscope.drawn_check import describe_check
 from flawscope.errors import BundleError, GateError
 from flawscope.imaging.learned_images import describe_learned
 from flawscope.imaging.tiles import Tiling
+from flawscope.learned_defects import describe_defects
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo, echo_json
 
@@ -101,6 +102,7 @@ def _facts(manifest: Manifest, signature: str) -> list[tuple[str, str]]:
         ("input", _input(manifest)),
         *([] if manifest.tiling is None else [("tiles", _tiles(manifest.tiling))]),
         *([] if manifest.learned is None else [("learned from", describe_learned(manifest.learned))]),
+        *([] if (defects := manifest.learned_defects) is None else [("labelled defects", describe_defects(defects))]),
         *([] if manifest.region is None else [("region", manifest.region.line)]),
         *([] if manifest.drawn_zones is None else [("zones", describe_zones(manifest.drawn_zones))]),
         *([] if manifest.upkeep is None else _bank(manifest.upkeep)),

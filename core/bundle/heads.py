@@ -161,6 +161,26 @@ class StfpmHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     scale: NotNegative
 
 
+class SegmenterHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="segmenter"):
+    """Head of a segmenter on a frozen backbone: the graph computes the map; there is no memory bank.
+
+    Attributes:
+        sigma: Standard deviation of the map's Gaussian, in input pixels; 0 for none.
+        top: The score is the mean of so many pixels of the map, the highest ones.
+        scale: Typical score: the mean over the sample images.
+    """
+
+    sigma: Sigma
+    top: Top
+    scale: NotNegative
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """Return why the head does not fit an input of this height and width, or None if it does."""
+        if self.top <= size[0] * size[1]:
+            return None
+        return f"expected a score of at most the input's {size[0] * size[1]} pixels, got {self.top}"
+
+
 class DdadHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ddad"):
     """Head of DDAD (arXiv:2305.15956) and Diffusion-Based-AD: how images are reconstructed and scored.
 

@@ -5,6 +5,9 @@
 With cross-fitting also the scores of the training images, each by a fit that has not seen it: they are kept beside the
 hashes that they belong to, and a reader that does not know them refuses the bundle.
 
+Of a detector that has learned from labelled defects also the images that it has seen for them and that may lie in a
+test split, each with how it was seen.
+
 Calibration and evaluation leave these images out: scores of training images say nothing about new parts.
 """
 
@@ -29,11 +32,18 @@ class ImageHashes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         held_out: SHA-256 of the normal images that were held out for calibration.
         cross: Scores of the training images by cross-fitting, or None; not written where there are none, so that the
             bytes of the file, which the digest covers, are those of before.
+        defects: Hash of an image that was seen for labelled defects -> how it was seen; not written where it is empty.
     """
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
     cross: CrossScores | None = None
+    defects: dict[str, str] = {}
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Hashes of all images that the detector has learned from or seen beside them; not of those held out."""
+        return frozenset(self.training) | frozenset(self.defects)
 
     def __post_init__(self) -> None:
         """Raise ValueError if there are scores of an image that was not learned."""

@@ -24,13 +24,14 @@ from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.learned_images import LearnedImages
 from flawscope.imaging.tiles import Tiling
+from flawscope.learned_defects import LearnedDefects
 from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCount, Sha256
 from flawscope.text import NOT_JSON, encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
-# what schemas 4 and 5 added has a default that says what bundles of schema 3 did.
-SCHEMA = 5
-_OLDER = (3, 4)
+# what schemas 4 to 6 added has a default that says what bundles of schema 3 did.
+SCHEMA = 6
+_OLDER = (3, 4, 5)
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest: it is read into memory before anything is verified, and none is written that is not read."""
@@ -319,6 +320,13 @@ class Manifest(_Struct, frozen=True):
     schema: int = SCHEMA
     # UNSET and not None: manifests without zones keep their bytes, which the digest covers.
     zones: Zones | msgspec.UnsetType = msgspec.UNSET
+    # For detectors alone that have learned from labelled defects; unset for the same reason.
+    defects: LearnedDefects | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def learned_defects(self) -> LearnedDefects | None:
+        """The labelled defects that the detector has learned from, or None if it learned from normal images alone."""
+        return None if self.defects is msgspec.UNSET else self.defects
 
     @property
     def drawn_zones(self) -> Zones | None:

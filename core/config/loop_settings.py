@@ -8,7 +8,7 @@ from typing import Literal
 from flawscope.config.feature_settings import check_memory_budget
 from flawscope.config.setting_parts import SettingPart, check
 
-Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "drops"]
 """Learning-rate schedule after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
 
 
@@ -19,7 +19,8 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         epochs: Passes over the training images.
         batch_size: Images per batch.
         learning_rate: Peak learning rate, after the warm-up.
-        schedule: Learning-rate schedule after the warm-up: `constant`, or falling to zero.
+        schedule: Learning-rate schedule after the warm-up: `constant`; `drops`, a tenth from 4/7 of the batches on and
+            a hundredth from 6/7 on, as DRAEM has it; the others fall to zero.
         cycles: Cycles of `cosine_with_restarts`.
         power: Exponent of `polynomial`; 1 is `linear`.
         warmup_steps: Batches of linear learning-rate warm-up.
@@ -28,6 +29,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         ema: Decay of the exponential moving average of the parameters, which is validated and saved; 0 for none.
         max_steps: Most optimizer steps, if `epochs` do not end the training before; null for no limit. A last epoch cut
             short is validated all the same.
+        patience: Epochs without a lower validation error after which the training ends; null takes all epochs.
         mixed_precision: Mixed precision of the training.
         tf32: Allow TF32 for matrix products on a GPU. Convolutions may use it in any case, as is torch's default.
         checkpoint_every: Epochs between checkpoints.
@@ -47,6 +49,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
     clip_norm: float = 0.0
     ema: float = 0.0
     max_steps: int | None = None
+    patience: int | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     tf32: bool = False
     checkpoint_every: int = 1
@@ -67,6 +70,7 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         # A decay of 1 would keep the random start forever.
         check(0.0 <= self.ema < 1.0, "ema", "a decay from 0 to below 1", self.ema)
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", "at least 1", self.max_steps)
+        check(self.patience is None or self.patience >= 1, "patience", "at least 1, or null", self.patience)
         check(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         check(1 <= self.checkpoints_kept <= 1_000_000, "checkpoints_kept", "1 to 1,000,000", self.checkpoints_kept)
         check(self.preview_every >= 1, "preview_every", "at least 1", self.preview_every)
@@ -78,7 +82,7 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         validation: Share of the training images that selects the best epoch. They count as seen: thresholds are never
             set on them.
-        num_workers: Threads that decode and resize images.
+        num_workers: Threads that decode and resize images; 0 does so between the batches, without threads.
         memory_budget_mb: Most memory for decoded images, in MiB; the others are decoded again in each epoch.
     """
 
@@ -89,7 +93,7 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check(0.0 < self.validation < 1.0, "validation", "a share above 0 and below 1", self.validation)
-        check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
+        check(0 <= self.num_workers <= 64, "num_workers", "0 to 64", self.num_workers)
         check_memory_budget(self.memory_budget_mb)
 
 

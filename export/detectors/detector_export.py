@@ -128,12 +128,14 @@ def _export(
     exported = exporter.graphs(run, head, scratch, max_batch, bank_room)
     progress("exporting", 2, steps)
 
+    record = run.record
+    hashes = ImageHashes(record.training, record.held_out, record.cross, record.defect_images)
     manifest = _manifest(run, out.name.removesuffix(".flaw"), head, exported, max_batch, command)
     sources: dict[str, Path | bytes] = {
         **{graph.file: scratch / graph.file for graph in exported.graphs.values()},
         **{path.name: path for path in scratch.glob(external_data("*.onnx"))},
         **({} if exported.bank is None else {exported.bank: scratch / exported.bank}),
-        IMAGE_HASHES: ImageHashes(run.record.training, run.record.held_out, run.record.cross).encode(),
+        IMAGE_HASHES: hashes.encode(),
     }
     # The gate runs on a bundle as it will ship, not on its parts.
     write_bundle(scratch / "candidate", manifest, sources)
@@ -147,7 +149,7 @@ def _export(
     sources |= {entry.file: data for entry, data in golden}
     if wanted is not None and wanted.precisions:
         # After the parity gate: a reduced precision is measured against the FP32 bundle and its golden images.
-        manifest, added = _with_precisions(wanted, manifest, sources, exported, run.record.training, scratch, progress)
+        manifest, added = _with_precisions(wanted, manifest, sources, exported, sorted(hashes.seen), scratch, progress)
         sources |= added
     written = write_bundle(out, manifest, sources, overwrite=overwrite)
     progress("exporting", 5, steps)
@@ -172,6 +174,7 @@ def _manifest(run: Run, name: str, head: Head, exported: ExportedGraphs, max_bat
         golden=(),
         provenance=_provenance(run, command),
         files={},
+        defects=msgspec.UNSET if run.record.defects is None else run.record.defects,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Head, StfpmHead
+from flawscope.bundle import DestsegHead, DraemHead, Head, SegmenterHead, StfpmHead
 from flawscope.export.exporter import ExportedGraphs, ReducibleHead
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
@@ -47,3 +47,6 @@ class GraphExporter:
 
 
 STFPM = GraphExporter(lambda config, scale: StfpmHead(config.maps.sigma, scale))
+SEGMENTER = GraphExporter(lambda config, scale: SegmenterHead(config.maps.sigma, config.top, scale))
+DRAEM = GraphExporter(lambda config, scale: DraemHead(config.score_window, scale))
+DESTSEG = GraphExporter(lambda config, scale: DestsegHead(config.top, scale))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,8 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray
-from flawscope.datasets.defects.set_files import read_lines
+from flawscope.datasets.defects.drawn_set import LINES, MARKERS, StoredFile, read_drawn_lines
+from flawscope.datasets.defects.set_files import decode_json
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.latent_inpainting import Mode
@@ -18,19 +18,39 @@ from flawscope.errors import BundleError, DataError
 from flawscope.imaging.boxes import Rect, bounds_of
 from flawscope.imaging.crops import Crop
 from flawscope.imaging.images import read_image
-from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings, Tone
 from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
-MARKER = "generate.json"
-LINES = "generated.jsonl"
+MARKER = MARKERS["diffusion"]
 
 
-class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the folder: its path below it, and the SHA-256 of its bytes."""
+class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options as a record has them.
 
-    place: str
-    sha256: str
+    A record that lacks an option was written before there was one, and means what was done then: its image must be
+    drawn again to the same bytes, whatever the defaults have become.
+    """
+
+    tone: Tone | None = "none"
+    text_noise: float | None = 0.0
+
+    @staticmethod
+    def of(options: DrawOptions) -> RecordedOptions:
+        """Return the same options, as a record has them."""
+        return msgspec.convert(options, RecordedOptions, from_attributes=True)
+
+
+class RecordedSettings(GenerateSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings as a record has them; see `RecordedOptions`."""
+
+    options: RecordedOptions = RecordedOptions()
+
+    @staticmethod
+    def of(settings: GenerateSettings) -> RecordedSettings:
+        """Return the same settings, as a record has them."""
+        fields = msgspec.structs.asdict(settings)
+        return RecordedSettings(**{**fields, "options": RecordedOptions.of(settings.options)})
 
 
 class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,10 +61,11 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         round: Number of the drawing of this record, from 1.
         category: Name of the category.
         defect: Defect type.
-        accepted: Whether the quality filter accepted it.
+        accepted: Whether it is kept: the quality filter accepted it, or was left out, and of several candidates it is
+            the best.
         image: The image.
-        mask: The precise mask; None for a rejected image.
-        box_mask: Where the defect was asked for; None for a rejected image.
+        mask: The precise mask; None for a rejected image of an earlier version.
+        box_mask: Where the defect was asked for; None likewise.
         good: The normal image, below the dataset's root.
         good_sha256: SHA-256 of its bytes.
         box: The mask of the box, below the box set.
@@ -61,6 +82,7 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         batch: Number of images in its batch.
         options: Options of the drawing, with the bundle's numbers filled in.
         verdict: Verdict of the quality filter, every measure with its limit.
+        score: By what it was compared with the other candidates of its record; None where there were none.
     """
 
     number: int
@@ -84,8 +106,9 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     precision: str
     batch: int
-    options: DrawOptions
+    options: RecordedOptions
     verdict: Verdict
+    score: float | None = None
 
 
 class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,8 +116,8 @@ class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         wanted: Number of accepted images asked for.
-        accepted: Number of accepted images.
-        summary: Rates of rejection over all images drawn.
+        accepted: Number of accepted images: those that are kept, with `keep_all` whatever the filter said.
+        summary: What the filter said of all images drawn.
     """
 
     wanted: int
@@ -117,7 +140,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         precision: Precision of the graphs.
         settings: Settings of the run.
         lines: File of lines, below the box set → SHA-256 of its bytes.
-        summary: Rates of rejection over all images.
+        summary: What the filter said of all images; with `settings.keep_all` nothing was rejected for it.
         defects: CATEGORY/DEFECT → result.
         seconds: Time of reading, drawing, judging and writing all images; without loading the bundle.
         seconds_per_picture: `seconds` per image.
@@ -126,6 +149,8 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
+        resized: Records whose mask was resized to its image (nearest); `bbox` and `runs` are of the resized one.
+        lpips: Name of each file of weights that candidates were compared with → SHA-256 of its bytes.
         schema: Version of this record.
     """
 
@@ -138,7 +163,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     backend_reason: str
     precision: str
-    settings: GenerateSettings
+    settings: RecordedSettings
     lines: dict[str, str]
     summary: RejectSummary
     defects: dict[str, DefectCount]
@@ -149,6 +174,8 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     versions: dict[str, str]
     support: tuple[str, ...]
     support_in_test: int
+    resized: int = 0
+    lpips: dict[str, str] = {}
     schema: Literal[1] = 1
 
 
@@ -183,25 +210,22 @@ def region_of(line: GeneratedImage, size: tuple[int, int]) -> BoolArray:
 
 
 def read_generated(folder: Path) -> list[GeneratedImage]:
-    """Read the lines of a folder of drawn images; its images and masks must be unchanged.
+    """Read the lines of a folder that diffusion has drawn; its images and masks must be unchanged.
+
+    `flawscope.datasets.defects.read_drawn` reads the folders of all sources.
 
     Raises:
-        DataError: If a line or a file is missing, broken or was changed.
+        DataError: If a line or a file is missing, broken or was changed, or a line is of another source.
     """
-    path = folder / LINES
     lines = []
-    for where, line in read_lines(path, GeneratedImage, "the record of a drawn image", "drawn images"):
-        for file in _files_of(line):
-            # `place_below` first: a path such as ../../x in a line must not be opened.
-            place = folder / place_below(folder, file.place, where)
-            if content_hash(place) != file.sha256:
-                raise DataError(f"{place}: expected the file that was drawn, got other content. Generate it again.")
-        lines.append(line)
+    for drawn, text, where in read_drawn_lines(folder):
+        if drawn.source != "diffusion":
+            raise DataError(
+                f"{where}: expected an image that diffusion has drawn, got one of {drawn.source}. Name a folder of "
+                "flawscope synth generate."
+            )
+        lines.append(decode_json(text, GeneratedImage, where, "the record of a drawn image"))
     return lines
-
-
-def _files_of(line: GeneratedImage) -> Iterable[StoredFile]:
-    return (file for file in (line.image, line.mask, line.box_mask) if file is not None)
 
 
 def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -> Drawn:

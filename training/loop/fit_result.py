@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.imaging.grid_places import GridPlaces
+from flawscope.learned_defects import LearnedDefects
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class FitResult:
         unet: Settings of the UNet of a guided denoiser, or None for other methods.
         places: Where the grid of each feature stage lies in the input, finest first, those of scale 1 before
             those of other scales; None: all are taken as centred.
+        defects: The labelled defects that were learned from, or None for methods that learn from normal images alone.
+        defect_images: Hash of an image that was seen for them and may lie in a test split -> how it was seen.
     """
 
     grid: tuple[int, int]
@@ -39,6 +42,8 @@ class FitResult:
     rule: MapRule | None = None
     unet: dict[str, Any] | None = None
     places: tuple[GridPlaces, ...] | None = None
+    defects: LearnedDefects | None = None
+    defect_images: dict[str, str] = field(default_factory=dict)
 
     @property
     def finest_places(self) -> GridPlaces | None:

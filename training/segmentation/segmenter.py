@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flawscope.arrays import BoolArray, Float32Array, Float64Array, UInt8Array
 from flawscope.config import (
@@ -40,16 +39,15 @@ from flawscope.config.setting_parts import check, places_of
 from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
 from flawscope.progress import Progress
-from flawscope.training.features.backbone import SCATTERING, Backbone, stages_of
+from flawscope.training.features.backbone import SCATTERING, Backbone
 from flawscope.training.loop.image_batches import ImageReader, Numbers
 from flawscope.training.loop.loop import Trained, run_loop
+from flawscope.training.segmentation.segmenter_network import GROUPS, Segmenter, enlarge
 from flawscope.training.segmentation.weak_loss import focal_loss, weak_focal_loss
 
 _MEASURED = 64  # normal images from which the scale of the features is measured
 _VALIDATED = 64  # at most, for the validation error
 _PREVIEWS = 4
-_GROUPS = 8  # of the group normalisation; `width` is a multiple of it
-_PRIOR = 0.01  # probability of a defect before anything is learned (arXiv:1708.02002, section 4.1)
 
 
 class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="segmenter"):
@@ -99,7 +97,7 @@ class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
         check(1 <= self.steps <= 1_000_000, "steps", "1 to 1,000,000", self.steps)
         check(loop.max_steps is None, "max_steps", "none (steps says how long a segmenter learns)", loop.max_steps)
         check(batch_size >= 2, "batch_size", "at least 2, of which one is good", batch_size)
-        check(8 <= self.width <= 1024 and self.width % _GROUPS == 0, "width", "a multiple of 8, 8 to 1024", self.width)
+        check(8 <= self.width <= 1024 and self.width % GROUPS == 0, "width", "a multiple of 8, 8 to 1024", self.width)
         can_learn = not self.train_encoder or backbone != SCATTERING
         check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", backbone)
         check(0.0 < self.encoder_rate <= 1.0, "encoder_rate", "a share above 0 up to 1", self.encoder_rate)
@@ -170,83 +168,6 @@ class SegmenterData:
     held_back: ImageReader
     real: Labelled
     synthetic: Labelled | None = None
-
-
-class Segmenter(nn.Module):
-    """Image in, logits of a defect out.
-
-    `forward` takes uint8 [N, H, W, 3] RGB and returns float32 [N, 1, h, w] on the grid of the finest stage; `enlarge`
-    upsamples it to the image. Features are standardised with the figures of `standardise`.
-
-    Args:
-        encoder: Backbone with its weights; always in inference mode, so that statistics of its batch norm stay fixed.
-        config: Settings.
-    """
-
-    def __init__(self, encoder: Backbone, config: SegmenterConfig) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(config.train_encoder)
-        channels = [int(stage.shape[1]) for stage in stages_of(encoder, config.preprocessing.size)]
-        # Persistent: the figures of `standardise` are part of the trained state.
-        for index, count in enumerate(channels):
-            self.register_buffer(f"center{index}", torch.zeros((1, count, 1, 1)))
-            self.register_buffer(f"scale{index}", torch.ones((1, count, 1, 1)))
-        self.laterals = nn.ModuleList(nn.Conv2d(count, config.width, 1) for count in channels)
-        self.blocks = nn.ModuleList(_block(config.width) for _ in channels)
-        self.head = nn.Conv2d(config.width, 1, 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        assert self.head.bias is not None
-        # The prior of rare defects: else the many normal pixels dominate the first steps.
-        nn.init.constant_(self.head.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Set the decoder's mode; the encoder stays in inference mode."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def standardise(self, batches: Iterator[UInt8Array]) -> None:
-        """Measure mean and deviation of every feature channel on batches of images, uint8 [N, H, W, 3]."""
-        sums: list[tuple[Tensor, Tensor]] = []
-        cells: list[int] = []
-        with torch.inference_mode():
-            for images in batches:
-                # float64: a variance from sums of squares cancels in float32.
-                stages = [stage.double() for stage in self.encoder(torch.from_numpy(images))]
-                parts = [(stage.sum(dim=(0, 2, 3)), stage.square().sum(dim=(0, 2, 3))) for stage in stages]
-                sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, parts, strict=True)] if sums else parts
-                counts = [stage.shape[0] * stage.shape[2] * stage.shape[3] for stage in stages]
-                cells = [a + b for a, b in zip(cells, counts, strict=True)] if cells else counts
-        for index, ((total, squares), count) in enumerate(zip(sums, cells, strict=True)):
-            mean = total / count
-            deviation = (squares / count - mean.square()).clamp(min=0.0).sqrt()
-            # Bounded: a channel that hardly varies on normal images would be amplified to the size of the others.
-            least = max(0.05 * float(deviation.mean()), 1e-6)
-            self.get_buffer(f"center{index}").copy_(mean.reshape(1, -1, 1, 1))
-            self.get_buffer(f"scale{index}").copy_(1.0 / deviation.clamp(min=least).reshape(1, -1, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the logits of a batch."""
-        stages = self.encoder(image)
-        joined: Tensor | None = None
-        for index in reversed(range(len(stages))):
-            centred = (stages[index] - self.get_buffer(f"center{index}")) * self.get_buffer(f"scale{index}")
-            lateral = self.laterals[index](centred)
-            size = (int(lateral.shape[2]), int(lateral.shape[3]))
-            joined = lateral if joined is None else lateral + enlarge(joined, size)
-            joined = self.blocks[index](joined)
-        logits: Tensor = self.head(joined)
-        return logits.float()
-
-
-def _block(width: int) -> nn.Module:
-    # Group normalisation: batches are small, and it acts alike in training and inference.
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(_GROUPS, width), nn.ReLU())
-
-
-def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps [N, C, h, w] at another size, bilinearly."""
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -340,7 +261,9 @@ class SegmenterTask:
         self._config, self._data = config, data
         torch.manual_seed(config.seed)
         # A copy: trainings on several data sets start from the same backbone, and one may train it.
-        self.segmenter = Segmenter(copy.deepcopy(encoder), config)
+        self.segmenter = Segmenter(
+            copy.deepcopy(encoder), config.preprocessing.size, config.width, train_encoder=config.train_encoder
+        )
         self.segmenter.standardise(
             data.good.batches(range(min(_MEASURED, len(data.good))), config.loop.batch_size),
         )

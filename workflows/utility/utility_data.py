@@ -14,14 +14,13 @@ from flawscope.arrays import BoolArray
 from flawscope.calibration.evaluation.paired_differences import Truth
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
+from flawscope.datasets.defects.drawn_set import DrawnImage, read_drawn, read_learned
 from flawscope.datasets.defects.file_names import category_of, place_of
-from flawscope.datasets.defects.set_files import read_json
 from flawscope.datasets.defects.support_set import SupportRecord, exclude_support, find_support
 from flawscope.errors import DataError
 from flawscope.imaging.images import Preprocessing, prepare_mask
 from flawscope.imaging.masks import read_mask
 from flawscope.progress import Progress
-from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedImage, GenerateRecord, read_generated
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.segmenter import Labelled, SegmenterConfig, SegmenterData
 
@@ -137,7 +136,7 @@ def read_utility_data(
         is_clean=is_clean,
         left_out=left_out,
         unseen=tuple(unseen),
-        defects=_by_defect(generated, learned, is_only_category=len(names) == 1),
+        defects=_by_defect(learned, is_only_category=len(names) == 1),
         counts={
             "good": len(good),
             "held_back": len(held_back),
@@ -187,20 +186,20 @@ class _Learned:
     real: _Images
     synthetic: _Images
     entries: Sequence[AnomalousSample]
-    usable: list[GeneratedImage]
+    usable: list[DrawnImage]
     on_held_back: int
 
 
-def _read_drawn(generated: Path, support: SupportRecord, names: Collection[str]) -> list[GeneratedImage]:
+def _read_drawn(generated: Path, support: SupportRecord, names: Collection[str]) -> list[DrawnImage]:
     """Return the generated images of these categories, rejected ones included, if they belong to the support set."""
-    record = read_json(generated / MARKER, GenerateRecord, "the record of drawn images")
+    learned = read_learned(generated)
     # With another support set, images the generator has learned from would stay in the test.
-    if missing := set(record.support) - support.contents:
+    if missing := learned - support.contents:
         raise DataError(
-            f"support set: expected the one that {record.bundle} learned from, got one without {len(missing)} of its "
-            f"{len(record.support)} images. Name the right one with --support."
+            f"support set: expected the one that {generated} was drawn from, got one without {len(missing)} of its "
+            f"{len(learned)} images. Name the right one with --support."
         )
-    return [line for line in read_generated(generated) if line.category in names]
+    return [drawn for drawn in read_drawn(generated, with_rejected=True) if drawn.category in names]
 
 
 def _read_learned(
@@ -208,7 +207,7 @@ def _read_learned(
     dataset: Dataset,
     support: SupportRecord,
     generated: Path,
-    drawn: Sequence[GeneratedImage],
+    drawn: Sequence[DrawnImage],
     held_back: Collection[str],
 ) -> _Learned:
     """Read real and synthetic anomalous images; `held_back` are hashes of normal images that are not learned from."""
@@ -217,7 +216,7 @@ def _read_learned(
     usable = [line for line in accepted if line.good_sha256 not in held_back]
     entries = find_support(dataset, support)
     real = [(entry.sample.path, entry.read()[1]) for entry in entries]
-    synthetic = [(generated / line.image.place, _label(config, generated, line)) for line in usable]
+    synthetic = [(line.path, _label(config, line)) for line in usable]
     return _Learned(
         real=_with_labels(real, config.preprocessing),
         synthetic=_with_labels(synthetic, config.preprocessing),
@@ -269,7 +268,7 @@ def _limits(learned: _Learned, lost_masks: int, unseen: Mapping[str, int]) -> tu
 
 
 def _left_out(
-    dataset: Dataset, support: SupportRecord, drawn: Sequence[GeneratedImage], hashes: dict[Path, str]
+    dataset: Dataset, support: SupportRecord, drawn: Sequence[DrawnImage], hashes: dict[Path, str]
 ) -> dict[str, str]:
     """Return the contaminated test images, with the reason.
 
@@ -290,21 +289,18 @@ def _left_out(
     return left_out
 
 
-def _label(config: SegmenterConfig, folder: Path, line: GeneratedImage) -> BoolArray:
+def _label(config: SegmenterConfig, drawn: DrawnImage) -> BoolArray:
     """Return the label of a drawn image: its box where labels are weak, else its precise mask."""
-    file = line.mask if config.weak_tau is None else line.box_mask
-    if file is None:
-        raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
-    return read_mask(folder / file.place)
+    return read_mask(drawn.mask_path if config.weak_tau is None else drawn.box_mask_path)
 
 
-def _by_defect(generated: Path, learned: _Learned, *, is_only_category: bool) -> dict[str, DefectImages]:
+def _by_defect(learned: _Learned, *, is_only_category: bool) -> dict[str, DefectImages]:
     """Return the images of every defect type that was drawn, by its name, without the category if there is only one."""
     with_label = set(learned.synthetic.paths)
     drawn: dict[tuple[str, str], list[Path]] = {}
     for line in learned.usable:
-        if (path := generated / line.image.place) in with_label:
-            drawn.setdefault((line.category, line.defect), []).append(path)
+        if line.path in with_label:
+            drawn.setdefault((line.category, line.defect), []).append(line.path)
     defects = {}
     for category, defect in sorted(drawn):
         support = {
@@ -317,7 +313,7 @@ def _by_defect(generated: Path, learned: _Learned, *, is_only_category: bool) ->
     return defects
 
 
-def _contents(config: SegmenterConfig, line: GeneratedImage) -> tuple[str, ...]:
+def _contents(config: SegmenterConfig, line: DrawnImage) -> tuple[str, ...]:
     """Return what a training depends on of a generated image: the hashes of image and label, not their names."""
     file = line.mask if config.weak_tau is None else line.box_mask
     return (line.image.sha256, "" if file is None else file.sha256)

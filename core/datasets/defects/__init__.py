@@ -16,6 +16,7 @@ from flawscope.datasets.defects.descriptions import (
     read_descriptions,
     write_descriptions,
 )
+from flawscope.datasets.defects.drawn_set import DrawnImage, read_drawn, read_learned
 from flawscope.datasets.defects.foreground import find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskRecord, MaskSettings, write_masks
@@ -29,6 +30,7 @@ from flawscope.datasets.defects.support_set import (
     exclude_support,
     find_support,
     read_support,
+    support_record,
     write_support,
 )
 
@@ -43,6 +45,7 @@ __all__ = [
     "CategoryRanges",
     "Description",
     "DescriptionRecord",
+    "DrawnImage",
     "MaskRecord",
     "MaskSettings",
     "NearDuplicate",
@@ -56,10 +59,13 @@ __all__ = [
     "list_anomalous",
     "read_box_lines",
     "read_descriptions",
+    "read_drawn",
     "read_frames",
+    "read_learned",
     "read_phrases",
     "read_ranges",
     "read_support",
+    "support_record",
     "write_boxes",
     "write_descriptions",
     "write_masks",

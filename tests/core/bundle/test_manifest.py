@@ -120,9 +120,12 @@ def test_the_forger_of_these_tests_makes_manifests_that_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields.update(schema=SCHEMA + 1), "schema 5, got 6. It was written by a newer flaw"),
+        (
+            lambda fields: fields.update(schema=SCHEMA + 1),
+            f"schema {SCHEMA}, got {SCHEMA + 1}. It was written by a newer flaw",
+        ),
         (lambda fields: fields.update(schema=10**18, head="?", extra=[]), "written by a newer flawscope: update"),
-        (lambda fields: fields.update(schema=0), "expected manifest schema 5, got 0"),
+        (lambda fields: fields.update(schema=0), f"expected manifest schema {SCHEMA}, got 0"),
         (lambda fields: fields.update(schema="1"), r"Expected `int`, got `str` - at `\$.schema`"),
         (lambda fields: fields.pop("schema"), "missing required field `schema`"),
         (lambda fields: fields.update(extra=1), "unknown field `extra`"),
@@ -219,7 +222,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path, changes, message
         open_bundle(tmp_path / "b")
 
 
-@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA - 2])
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA - 2, SCHEMA - 3])
 def test_a_bundle_of_a_schema_before_opens_and_is_written_as_today(folder, schema):
     fields = json.loads((folder / "manifest.json").read_bytes())
     older = older_manifest({**fields, "schema": schema})

@@ -157,6 +157,24 @@ def test_the_best_epoch_is_kept_not_the_last(part_images: ImageReader, tmp_path:
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
 
 
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (3, 7), (None, 8)])
+def test_a_training_ends_early_after_epochs_without_a_lower_error(
+    part_images: ImageReader, tmp_path: Path, patience: int | None, epochs: int
+) -> None:
+    task = Mean()
+    task.errors = [0.5, 0.2, 0.4, 0.1 if patience == 3 else 0.3, 0.3, 0.3, 0.3, 0.05]
+    result = train(task, part_images, tmp_path, epochs=8, patience=patience, preview_every=100)
+    assert len(result.losses) == epochs
+    assert result.error == min(task.errors[:epochs])
+    # The last epoch is always shown and stored, though it was not known to be the last.
+    assert (tmp_path / "previews" / f"epoch_{epochs:04d}.png").is_file()
+    # A training that is resumed after its end takes no further epoch.
+    again = Mean()
+    resumed = train(again, part_images, tmp_path, resume=True, epochs=8, patience=patience, preview_every=100)
+    assert again.seen == []
+    assert resumed.epoch == result.epoch
+
+
 @pytest.mark.parametrize(
     ("changes", "step", "expected"),
     [
@@ -199,6 +217,16 @@ def test_schedules_are_those_of_diffusers(
         # Theirs ends at a rate of 1e-7, ours at 0.
         limit = 1e-7 / rate if schedule == "polynomial" else 1e-12
         assert learning_rate_share(settings.loop, batch, total) == pytest.approx(expected, abs=limit)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_rate_drops_as_in_draem_after_epochs_400_and_600_of_700(batches: int, warmup: int) -> None:
+    settings = config(schedule="drops", warmup_steps=warmup).loop
+    total = 700 * batches + warmup
+    shares = [learning_rate_share(settings, batch, total) for batch in range(warmup, total)]
+    expected = [1.0] * 400 * batches + [0.1] * 200 * batches + [0.01] * 100 * batches
+    assert shares == pytest.approx(expected, rel=1e-12)
 
 
 def naive_batches(settings: StfpmConfig, batches: int) -> int:

@@ -1,0 +1,82 @@
+"""Test images that a detector has seen for labelled defects: real ones it learned from, and what defects were drawn on.
+
+The bundle lists them by content (`images.json`), so that they are left out of its figures wherever it is evaluated,
+without a support set being named. A support set that is named is still taken for its own: figures with leak show what
+its images would have changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from flawscope.datasets import Dataset, as_recorded, hash_contents
+from flawscope.datasets.defects.file_names import place_of
+from flawscope.errors import DataError
+from flawscope.progress import Progress
+
+if TYPE_CHECKING:
+    from flawscope.datasets.defects.support_set import SupportRecord
+
+
+def leave_out_seen(
+    dataset: Dataset, seen: Mapping[str, str], support: SupportRecord | None, progress: Progress
+) -> tuple[Dataset, dict[str, str]]:
+    """Return a dataset without the test images that a detector has seen, and why each is left out.
+
+    Args:
+        dataset: The dataset.
+        seen: Hash of an image -> how the detector has seen it; of `ImageHashes.defects`.
+        support: A support set whose images are left out for themselves, or None.
+        progress: Told how many images have been compared.
+
+    Returns:
+        The dataset, and the test images left out, below its root -> how they were seen.
+
+    Raises:
+        DataError: If no test image remains.
+    """
+    reasons = {content: why for content, why in seen.items() if support is None or content not in support.learned}
+    if not reasons:
+        return dataset, {}
+    hashes = hash_contents(
+        [sample.path for sample in dataset.test], lambda done, total: progress("Comparing images", done, total)
+    )
+    contents = as_recorded(hashes, reasons)
+    left_out = {
+        place_of(dataset, sample.path): reasons[contents[sample.path]]
+        for sample in dataset.test
+        if contents[sample.path] in reasons
+    }
+    if len(left_out) == len(dataset.test):
+        raise DataError(
+            f"{dataset.root}: expected test images that the detector has not learned from, got none among "
+            f"{len(dataset.test)}. Add test images."
+        )
+    kept = tuple(
+        sample
+        for sample in dataset.samples
+        if sample.split == "train" or place_of(dataset, sample.path) not in left_out
+    )
+    return msgspec.structs.replace(dataset, samples=kept), left_out
+
+
+def seen_notes(left_out: Mapping[str, str], total: int) -> tuple[str, ...]:
+    """Return what was left out, a sentence; empty if nothing was.
+
+    Args:
+        left_out: Of `leave_out_seen`.
+        total: Test images before.
+    """
+    if not left_out:
+        return ()
+    # Reasons name the image that another is like; here they are counted by kind.
+    kinds = Counter(why.partition(" as ")[0] for why in left_out.values())
+    counted = ", ".join(f"{why} {count}" for why, count in sorted(kinds.items()))
+    return (
+        f"{len(left_out)} of {total} test images are left out of all figures, because the detector has seen them or "
+        f"the same parts ({counted}).",
+    )
