@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import Float32Array
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_file, atomic_folder, check_new_file, write_text
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.synthesis.checkpoint_kinds import Kind, kind_of
@@ -38,6 +38,7 @@ DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 _MAX_BYTES = 4 << 30
 _METADATA = "lora_adapter_metadata"  # as diffusers since 0.34 keeps rank and alpha
 _PREFIXES = {"unet.": "unet", "text_encoder.": "text"}
+_TEXT_NAMES = ("text_model.", "model.")  # of CLIP, and of the BERT of LDM
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text"}
 # Of kohya, of diffusers today, of its first releases, and of peft with the name of its adapter.
 _MATRIX = re.compile(
@@ -209,54 +210,77 @@ def _diffusers_settings(file: TensorFile) -> dict[str, _Settings]:
 
 
 def write_lora(
-    path: Path, matrices: Mapping[str, Float32Array], alpha: float, form: Form, *, overwrite: bool = False
+    path: Path,
+    unet: Mapping[str, Float32Array],
+    alpha: float,
+    form: Form,
+    *,
+    text: Mapping[str, Float32Array] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write the LoRA of a UNet, whole or not at all.
+    """Write the LoRA of a UNet and a text encoder, whole or not at all.
 
     Args:
         path: The file (.safetensors) to write; for peft a folder.
-        matrices: Layer with dots + `.lora_A.weight` or `.lora_B.weight` -> float32 matrix.
+        unet: Layer with dots + `.lora_A.weight` or `.lora_B.weight` -> float32 matrix.
         alpha: Alpha of all layers.
         form: Whose names and settings the file gets.
+        text: The same for the text encoder.
         overwrite: Whether an earlier one that lies there may be replaced.
 
     Raises:
-        ArgumentError: If `path` is taken.
+        ArgumentError: If `path` is taken, or the form is that of peft, which holds one network, and there are two.
         StorageError: If the system refuses to write.
     """
-    ranks = {len(matrix) for name, matrix in matrices.items() if name.endswith(".lora_A.weight")}
-    settings = {"r": max(ranks, default=1), "lora_alpha": alpha, "target_modules": sorted(_targets(matrices))}
+    # Versions of transformers differ in whether they name the model before its layers; files of LoRA do.
+    named = {
+        name if name.startswith(_TEXT_NAMES) else f"text_model.{name}": value for name, value in (text or {}).items()
+    }
     if form == "peft":
-        plain = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "lora_dropout": 0.0, **settings}
-        tensors = {f"base_model.model.{name}": _held(matrix) for name, matrix in matrices.items()}
+        if named:
+            raise ArgumentError(
+                "form: expected diffusers or kohya for a LoRA of UNet and text encoder, got peft, whose files hold one "
+                "network."
+            )
+        plain = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "lora_dropout": 0.0}
+        tensors = {f"base_model.model.{name}": _held(matrix) for name, matrix in unet.items()}
         with atomic_folder(path, replace_if=PEFT_SETTINGS, overwrite=overwrite) as unfinished:
-            write_text(unfinished / PEFT_SETTINGS, json.dumps(plain, indent=2, sort_keys=True) + "\n")
+            content = json.dumps({**plain, **_written_settings(unet, alpha)}, indent=2, sort_keys=True)
+            write_text(unfinished / PEFT_SETTINGS, content + "\n")
             write_tensors(unfinished / PEFT_WEIGHTS, tensors, {"format": "pt"})
         return
     check_new_file(path, overwrite=overwrite)
+    parts = {"unet": unet, **({"text": named} if named else {})}
     if form == "diffusers":
-        tensors = {f"unet.{name}": _held(matrix) for name, matrix in matrices.items()}
-        texts = {_METADATA: json.dumps({f"unet.{key}": value for key, value in settings.items()}, sort_keys=True)}
-    else:
-        tensors = {}
-        for name, matrix in matrices.items():
-            layer, _, side = name.removesuffix(".weight").rpartition(".")
-            flat = "lora_unet_" + layer.replace(".", "_")
-            tensors[f"{flat}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = _held(matrix)
-            tensors[f"{flat}.alpha"] = _held(np.array(alpha, np.float32))
-        texts = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(settings["r"]),
-            "ss_network_alpha": str(alpha),
+        prefixes = {place: prefix for prefix, place in _PREFIXES.items()}
+        tensors = {prefixes[place] + name: _held(part[name]) for place, part in parts.items() for name in part}
+        settings = {
+            prefixes[place] + key: value
+            for place, part in parts.items()
+            for key, value in _written_settings(part, alpha).items()
         }
+        texts = {_METADATA: json.dumps(settings, sort_keys=True)}
+    else:
+        prefixes = {place: prefix for prefix, place in _KOHYA.items()}
+        tensors = {}
+        for place, part in parts.items():
+            for name, matrix in part.items():
+                layer, _, side = name.removesuffix(".weight").rpartition(".")
+                flat = prefixes[place] + layer.replace(".", "_")
+                tensors[f"{flat}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = _held(matrix)
+                tensors[f"{flat}.alpha"] = _held(np.array(alpha, np.float32))
+        rank = _written_settings(unet, alpha)["r"]
+        texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     with atomic_file(path) as temporary:
         write_tensors(temporary, tensors, {"format": "pt", **texts})
 
 
-def _targets(matrices: Mapping[str, Float32Array]) -> set[str]:
-    """Return the ends of the layers' names, as peft looks for them."""
+def _written_settings(matrices: Mapping[str, Float32Array], alpha: float) -> dict[str, Any]:
+    """Return rank, alpha and the ends of the layers' names, as peft looks for them."""
     layers = {name.removesuffix(".weight").rpartition(".")[0] for name in matrices}
-    return {".".join(layer.split(".")[-2:]) if layer[-1].isdigit() else layer.rpartition(".")[2] for layer in layers}
+    ends = {".".join(layer.split(".")[-2:]) if layer[-1].isdigit() else layer.rpartition(".")[2] for layer in layers}
+    rank = max((len(matrix) for name, matrix in matrices.items() if name.endswith(".lora_A.weight")), default=1)
+    return {"r": rank, "lora_alpha": alpha, "target_modules": sorted(ends)}
 
 
 def _held(matrix: Float32Array) -> TensorEntry:

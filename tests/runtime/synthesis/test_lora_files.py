@@ -14,14 +14,15 @@ import torch
 from diffusers_reference import latent_ddim
 from tiny_drawers import record_of
 from tiny_stable_diffusion import write_stable_diffusion
-from torch import Tensor
+from torch import Tensor, nn
 
 from flawscope import cli
 from flawscope.config import build_config
 from flawscope.training.diffusion.diffusers_folder import read_base_folder
 from flawscope.training.synthesis.base_model import open_base
 from flawscope.training.synthesis.generator_run import GeneratorFitResult, read_synthesis_run, write_synthesis_run
-from flawscope.training.synthesis.lora import AdaptedUnet, restore_unet
+from flawscope.training.synthesis.learned_text import restore_text
+from flawscope.training.synthesis.lora import AdaptedText, AdaptedUnet, restore_unet
 
 pytestmark = pytest.mark.long
 
@@ -310,14 +311,49 @@ def test_runs_without_an_adapter_and_names_that_are_taken_are_refused(
     )
     out = ["--out", str(tmp_path / "o.safetensors")]
     assert "got one with adapt=full" in refused(["synth", "export-adapter", str(tmp_path / "full"), *out], capsys)
-    assert "--defect and --token are for a learned word" in refused(
-        ["synth", "export-adapter", str(run), *out, "--defect", "crack"], capsys
+    named = ["synth", "export-adapter", str(run), *out]
+    assert "--token is for a learned word" in refused([*named, "--token", "crack"], capsys)
+    assert "expected one of none: the run has learned no word, got crack" in refused(
+        [*named, "--defect", "crack"], capsys
     )
+    assert "--form is for a LoRA" in refused([*named, "--defect", "crack", "--form", "peft"], capsys)
     for form in FORMS:
         arguments = ["synth", "export-adapter", str(run), "--form", form, "--out", str(written[form])]
         assert "expected a new " in refused(arguments, capsys)
         assert cli.run([*arguments, "--overwrite"]) == 0
         capsys.readouterr()
+
+
+def test_what_a_run_has_learned_of_the_text_is_written_too(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"resize": 16, "rank": RANK, "alpha": ALPHA, "base": str(base), "support": "s", "learn_text": "encoder"}
+    config: Any = build_config("inpainting", settings)[0]
+    opened = open_base(base)
+    networks: dict[str, nn.Module] = {
+        "lora": AdaptedUnet(opened.unet, config),
+        "text_lora": AdaptedText(opened.text, config),
+    }
+    drawn = torch.Generator().manual_seed(3)
+    matrices = {
+        group: {name: 0.3 * torch.randn(value.shape, generator=drawn) for name, value in network.state_dict().items()}
+        for group, network in networks.items()
+    }
+    matrices["vectors"] = {"steel/crack": torch.ones(1, 6)}
+    folder = tmp_path / "run"
+    record = record_of("inpainting", config, base=opened.identity)
+    write_synthesis_run(folder, record, GeneratorFitResult(matrices, {}), ())
+    run = read_synthesis_run(folder)
+    for form in ("diffusers", "kohya"):
+        path = tmp_path / f"{form}.safetensors"
+        assert cli.run(["synth", "export-adapter", str(folder), "--form", form, "--out", str(path)]) == 0
+        assert "words are files of their own, with --defect: steel/crack" in capsys.readouterr().out
+        parts = read_base_folder(imported(base, tmp_path / form, "--lora", str(path)))
+        close(restore_unet(opened, run), parts.unet)
+        close(restore_text(opened, run).model, parts.text)
+    arguments = ["synth", "export-adapter", str(folder), "--out", str(tmp_path / "o")]
+    assert "got peft, whose files hold one network" in refused([*arguments, "--form", "peft"], capsys)
+    assert cli.run([*arguments, "--defect", "crack"]) == 0
 
 
 # ---- Learned words ---------------------------------------------------------------------------------------------------
