@@ -7,7 +7,7 @@ A method's settings are parts (input, features, loop, ...) and a few of its own;
 method does not use is refused, because none of its structs has it.
 """
 
-from flawscope.config.assembly import CONFIGS, build_config, parse_assignment
+from flawscope.config.assembly import CONFIGS, build_config, parse_assignment, rename_settings
 from flawscope.config.bank_settings import BankSettings
 from flawscope.config.detector_settings import (
     FittedConfig,
@@ -93,5 +93,6 @@ __all__ = [
     "flatten",
     "from_flat",
     "parse_assignment",
+    "rename_settings",
     "standardization",
 ]

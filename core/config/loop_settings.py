@@ -82,7 +82,7 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         validation: Share of the training images that selects the best epoch. They count as seen: thresholds are never
             set on them.
-        num_workers: Threads that decode and resize images.
+        num_workers: Threads that decode and resize images; 0 does so between the batches, without threads.
         memory_budget_mb: Most memory for decoded images, in MiB; the others are decoded again in each epoch.
     """
 
@@ -93,7 +93,7 @@ class TrainingDataSettings(SettingPart, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check(0.0 < self.validation < 1.0, "validation", "a share above 0 and below 1", self.validation)
-        check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
+        check(0 <= self.num_workers <= 64, "num_workers", "0 to 64", self.num_workers)
         check_memory_budget(self.memory_budget_mb)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.bundle import SynthDefect, SynthHead
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed
-from flawscope.diffusion.latent_inpainting import Solver
+from flawscope.diffusion.latent_inpainting import Mode, Solver
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
 from flawscope.errors import ArgumentError
 from flawscope.imaging.crops import check_feather
@@ -25,6 +25,9 @@ from flawscope.runtime.synthesis.quality import QualityLimits
 Texts = Literal["auto", "lines", "bundle"]
 Paste = Literal["drawn", "change"]
 PASTES: tuple[Paste, ...] = get_args(Paste)
+Tone = Literal["restore", "match", "none"]
+TONES: tuple[Tone, ...] = get_args(Tone)
+_TONES: dict[Mode, Tone] = {"inpaint": "restore", "blend": "none"}
 _MAX_IMAGES = 1_000_000  # far beyond any real run: a mistyped number fails before anything is drawn
 
 
@@ -43,6 +46,10 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         paste: `drawn` pastes the drawing itself; `change` adds the difference between the drawing and the
             autoencoder's reconstruction of the normal image, which keeps the fine texture that a small autoencoder
             loses, inside the defect as well.
+        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box
+            as well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
+            box and undoes them; `none` does neither, as MvP-Diff. Mode `blend` puts the surroundings back in any case,
+            and draws the same with `restore` and `none`.
         crop: Whether the model draws an enlarged window around the box instead of the whole image.
         mask: How the precise mask is found.
         limits: Limits of the quality filter.
@@ -57,6 +64,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     feather_px: int = 4
     is_parity: bool = False
     paste: Paste = "drawn"
+    tone: Tone | None = None
     crop: bool | None = None
     mask: MaskOptions = MaskOptions()
     limits: QualityLimits = QualityLimits()
@@ -73,6 +81,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         check_feather(self.feather_px)
         if self.paste not in PASTES:
             raise ArgumentError(f"paste: expected one of {', '.join(PASTES)}, got {self.paste!r}.")
+        if self.tone is not None and self.tone not in TONES:
+            raise ArgumentError(f"tone: expected one of {', '.join(TONES)}, got {self.tone!r}.")
         # Without a paste there is nothing that a change could be added to.
         if self.is_parity and self.paste != "drawn":
             raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
@@ -86,6 +96,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             steps=head.sampling.steps if self.steps is None else self.steps,
             guidance=head.guidance if self.guidance is None else self.guidance,
             eta=head.sampling.eta if self.eta is None else self.eta,
+            # The references leave the tone as it is, and parity is with them.
+            tone=("none" if self.is_parity else _TONES[head.mode]) if self.tone is None else self.tone,
             # `is_parity` goes first: there the bundle's own crop is ignored, the references draw whole images.
             crop=not self.is_parity and (head.crop if self.crop is None else self.crop),
         )

@@ -18,11 +18,38 @@ from flawscope.errors import BundleError, DataError
 from flawscope.imaging.boxes import Rect, bounds_of
 from flawscope.imaging.crops import Crop
 from flawscope.imaging.images import read_image
-from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings
+from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings, Tone
 from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
 MARKER = MARKERS["diffusion"]
+
+
+class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options as a record has them.
+
+    A record that lacks an option was written before there was one, and means what was done then: its image must be
+    drawn again to the same bytes, whatever the defaults have become.
+    """
+
+    tone: Tone | None = "none"
+
+    @staticmethod
+    def of(options: DrawOptions) -> RecordedOptions:
+        """Return the same options, as a record has them."""
+        return msgspec.convert(options, RecordedOptions, from_attributes=True)
+
+
+class RecordedSettings(GenerateSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings as a record has them; see `RecordedOptions`."""
+
+    options: RecordedOptions = RecordedOptions()
+
+    @staticmethod
+    def of(settings: GenerateSettings) -> RecordedSettings:
+        """Return the same settings, as a record has them."""
+        fields = msgspec.structs.asdict(settings)
+        return RecordedSettings(**{**fields, "options": RecordedOptions.of(settings.options)})
 
 
 class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,7 +103,7 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     precision: str
     batch: int
-    options: DrawOptions
+    options: RecordedOptions
     verdict: Verdict
 
 
@@ -118,6 +145,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         versions: Versions of the packages that influence the numbers.
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
+        resized: Records whose mask was resized to its image (nearest); `bbox` and `runs` are of the resized one.
         schema: Version of this record.
     """
 
@@ -130,7 +158,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     backend: str
     backend_reason: str
     precision: str
-    settings: GenerateSettings
+    settings: RecordedSettings
     lines: dict[str, str]
     summary: RejectSummary
     defects: dict[str, DefectCount]
@@ -141,6 +169,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     versions: dict[str, str]
     support: tuple[str, ...]
     support_in_test: int
+    resized: int = 0
     schema: Literal[1] = 1
 
 

@@ -19,24 +19,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
-from flawscope.datasets.defects.box_sets import find_box_lines, read_box_lines, shares
+from flawscope.datasets.defects.box_sets import shares
 from flawscope.datasets.defects.drawn_set import LINES, StoredFile
-from flawscope.datasets.defects.file_names import category_of
 from flawscope.datasets.defects.seeded_choice import check_seed
 from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
-from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Colour, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.fingerprints import content_hash
-from flawscope.errors import ArgumentError, DataError
+from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, sha256_file
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
@@ -47,85 +44,17 @@ from flawscope.runtime.synthesis.generated_set import (
     DefectCount,
     GeneratedImage,
     GenerateRecord,
+    RecordedOptions,
+    RecordedSettings,
     runs_of,
 )
 from flawscope.runtime.synthesis.quality import Verdict, summarise
+from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.versions import package_versions
 
-_THUMBNAIL_PX = 192  # longer side of what is held in memory for the sheet
-
 Report = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of items finished and their total."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A normal image and the mask of where a defect goes.
-
-    Attributes:
-        category: Name of the category.
-        defect: Defect type.
-        good: The normal image.
-        place: Name of the image in the record: its path below the dataset's root.
-        mask: The mask; white is where the defect goes.
-        box: Name of the mask in the record: its path below the box set.
-        text: The prompt, if the line has one.
-    """
-
-    category: str
-    defect: str
-    good: Path
-    place: str
-    mask: Path
-    box: str
-    text: str | None = None
-
-    @property
-    def key(self) -> str:
-        """CATEGORY/DEFECT."""
-        return f"{self.category}/{self.defect}"
-
-
-def read_sites(boxes: Path, dataset: Dataset, defects: Sequence[str] = ()) -> tuple[list[Site], dict[str, str]]:
-    """Return the sites that the lines of a box set describe, and the SHA-256 of the files with the lines.
-
-    Args:
-        boxes: Folder with NAME/NAME_test.jsonl (or NAME_test.jsonl) of each of the dataset's categories. The defect
-            type of a line without one is the name of its mask's folder.
-        dataset: The dataset whose root `good` is relative to.
-        defects: Defect types to take; empty means all.
-
-    Raises:
-        ArgumentError: If a defect type is in no line.
-        DataError: If there are no lines, or one is broken.
-    """
-    sites: list[Site] = []
-    hashes: dict[str, str] = {}
-    names = sorted({category_of(dataset, sample) for sample in dataset.samples})
-    for name in names:
-        file = find_box_lines(boxes, name)
-        if file is None:
-            # A box set may cover some categories of a joint dataset; of a single category it must have the file.
-            if len(names) == 1:
-                raise DataError(
-                    f"{boxes}: expected {name}/{name}_test.jsonl, got no such file. Make it with flawscope synth boxes "
-                    "--num."
-                )
-            continue
-        hashes[file.relative_to(boxes).as_posix()] = content_hash(file)
-        for line in read_box_lines(boxes, file, dataset):
-            good, mask = dataset.root / line.good, boxes / line.mask
-            sites.append(Site(name, line.defect, good, line.good, mask, line.mask, line.text))
-    types = sorted({site.defect for site in sites})
-    if unknown := [name for name in defects if name not in types]:
-        listed = ", ".join(types) or "(there is none)"
-        raise ArgumentError(f"defect: expected defect types of the lines ({listed}), got {unknown[0]!r}.")
-    # Filtered after all lines were read: a broken line is an error whichever types are drawn.
-    sites = [site for site in sites if not defects or site.defect in defects]
-    if not sites:
-        raise DataError(f"{boxes}: expected lines to draw on, got none. Make them with flawscope synth boxes --num.")
-    return sites, hashes
 
 
 def generate_images(
@@ -167,7 +96,7 @@ def generate_images(
     tasks = list(enumerate(_sites_of_records(sites, settings)))
     # Above every seed that the run can use: one out of range must be an error now, not in the last round.
     check_seed(settings.seed + len(tasks) * settings.rounds)
-    hashes = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
+    hashes, fitted = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
     in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         writer = _Writer(unfinished, synthesizer, settings, hashes)
@@ -185,7 +114,8 @@ def generate_images(
                 orders = []
                 for (_, site), seed in zip(chunk, seeds, strict=True):
                     text = _text(synthesizer, site, settings.texts)
-                    orders.append(DrawOrder(read_image(site.good, bits), read_mask(site.mask), site.key, text, seed))
+                    image = read_image(site.good, bits)
+                    orders.append(DrawOrder(image, site.read_mask(image.shape[:2]), site.key, text, seed))
                 for task, drawn in zip(chunk, synthesizer.draw(orders, settings.options, batch=batch), strict=True):
                     writer.add(*task, turn + 1, drawn)
                     if not drawn.verdict.is_accepted:
@@ -194,7 +124,8 @@ def generate_images(
             if not rejected:
                 break
             pending, total = rejected, total + len(rejected)
-        record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {})
+        resized = sum(site in fitted for _, site in tasks)
+        record = writer.finish(tasks, time.perf_counter() - started, in_test, lines or {}, resized)
     return record
 
 
@@ -219,8 +150,11 @@ def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
     return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
 
 
-def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report) -> dict[Path, str]:
-    """Raise unless every site can be drawn on; return the content hashes of the normal images."""
+def _check_sites(
+    synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report
+) -> tuple[dict[Path, str], set[Site]]:
+    """Raise unless every site can be drawn on; return the hashes of the normal images, and sites with resized masks."""
+    fitted: set[Site] = set()
     support = {image.sha256: f"{image.category}/{image.defect}" for image in synthesizer.head.support}
     hashes: dict[Path, str] = {}
     different = list(dict.fromkeys(sites))  # lines that are used several times are checked once
@@ -235,16 +169,12 @@ def _check_sites(synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, 
                 f"{site.good}: expected a normal image, got one that the bundle learned "
                 f"{support[hashes[site.good]]} from. Take its line out."
             )
-        size, mask = read_image(site.good).shape[:2], read_mask(site.mask)
-        if mask.shape != size:
-            got, expected = (f"{width}x{height}" for height, width in (mask.shape, size))
-            raise DataError(
-                f"{site.mask}: expected {expected} pixels as {site.good} has, got {got}. Draw the box again."
-            )
-        if not mask.any():
-            raise DataError(f"{site.mask}: expected at least one white pixel, got an all-black mask. Draw a box there.")
+        size = read_image(site.good).shape[:2]
+        site.read_mask(size)
+        if site.is_fitted and read_mask(site.mask).shape != size:
+            fitted.add(site)
         report("checking images", count, len(different))
-    return hashes
+    return hashes, fitted
 
 
 def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
@@ -266,7 +196,7 @@ class _Writer:
     ) -> None:
         self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
         # Resolved: a line must redraw its image even if the defaults of a later version differ.
-        self._options = settings.options.resolved(synthesizer.head)
+        self._options = RecordedOptions.of(settings.options.resolved(synthesizer.head))
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
         self._counts: Counter[tuple[str, bool]] = Counter()
         self.lines: list[GeneratedImage] = []
@@ -327,7 +257,7 @@ class _Writer:
             rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
 
     def finish(
-        self, tasks: Sequence[tuple[int, Site]], seconds: float, in_test: int, lines: Mapping[str, str]
+        self, tasks: Sequence[tuple[int, Site]], seconds: float, in_test: int, lines: Mapping[str, str], resized: int
     ) -> GenerateRecord:
         """Write the lines, the sheet and the record."""
         verdicts: dict[str, list[Verdict]] = {}
@@ -351,7 +281,7 @@ class _Writer:
             backend=synthesizer.backend,
             backend_reason=synthesizer.backend_reason,
             precision=synthesizer.precision,
-            settings=self._settings,
+            settings=RecordedSettings.of(self._settings),
             lines=dict(lines),
             summary=summary,
             defects=counts,
@@ -362,6 +292,7 @@ class _Writer:
             versions={**package_versions(), "tokenizers": version("tokenizers")},
             support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
             support_in_test=in_test,
+            resized=resized,
         )
         titled = [
             Row(f"{key.replace('/', ': ')}, {title}", tiles)
@@ -373,15 +304,3 @@ class _Writer:
         write_image(self._folder / SHEET, draw_sheet(titled))
         write_json(self._folder / MARKER, record)
         return record
-
-
-def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
-    """Return a tile for a sheet, reduced to the size it has there: all tiles of a run stay in memory until its end."""
-    scale = min(1.0, _THUMBNAIL_PX / max(image.shape[:2]))
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if mask is None:
-        return Tile(label, small)
-    # By area and not nearest neighbour: a defect of one pixel must not vanish from the sheet.
-    inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
-    return Tile(label, small, (Outline(np.asarray(inside), colour),))

@@ -65,7 +65,7 @@ def train_detector(
     out: Path,
     *,
     weights: Path | None = None,
-    resume: bool = False,
+    resume: bool | Path = False,
     ready: Run | None = None,
     command: str = "",
     progress: Progress = no_progress,
@@ -79,7 +79,8 @@ def train_detector(
         dataset: Its `train_good` images are used, nothing else.
         out: Run folder to write.
         weights: Safetensors file of the backbone, or None for the hub.
-        resume: Resume an interrupted training; for methods that have epochs.
+        resume: Resume an interrupted training, from its newest checkpoint or from this one; for methods that have
+            epochs.
         ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
             the run at `out`, with `overwrite`.
         command: Command line for the record.
@@ -95,14 +96,14 @@ def train_detector(
         StorageError: If the run cannot be written.
     """
     trainer = trainer_of(config)
-    if resume and not trainer.has_epochs:
+    if resume is not False and not trainer.has_epochs:
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
         )
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    overwrite = overwrite or resume
+    overwrite = overwrite or resume is not False
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
@@ -119,7 +120,7 @@ def train_detector(
             hashes=split.hashes,
             out=out,
             workspace=workspace,
-            resume=resume,
+            resume=resume is not False,
             progress=progress,
             start=None if denoiser_run is None else denoiser_run.fitted,
             dataset=dataset,
@@ -226,7 +227,7 @@ def _resolve_backbone(config: MethodConfig, weights: Path | None) -> tuple[Metho
 
 @contextlib.contextmanager
 def _workspace(
-    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool, denoiser_run: Run | None
+    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool | Path, denoiser_run: Run | None
 ) -> Iterator[Path | None]:
     """Yield the workspace of a training in epochs, with the history of a reused denoiser; None for a fitted method."""
     if not trainer.has_epochs:

@@ -34,7 +34,7 @@ from flawscope.runtime.synthesis import (
     read_sites,
     redraw,
 )
-from flawscope.runtime.synthesis.generated_set import region_of, runs_of
+from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of, runs_of
 
 
 def lines_of(folder):
@@ -122,7 +122,8 @@ def test_every_accepted_image_has_its_precise_mask_its_box_and_its_line(drawn, t
 def test_no_two_images_share_their_noise_and_the_options_are_recorded(drawn):
     lines = lines_of(drawn)
     assert [line.seed for line in lines] == list(range(10, 17))
-    assert lines[0].options == DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True)
+    expected = DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True, tone="none")
+    assert lines[0].options == RecordedOptions.of(expected)
     assert len(lines[0].verdict.measures) == 9
     texts = [line.text for line in lines if line.defect == "pitting"]
     assert all("*" in text for text in texts), "a learned word takes the bundle's texts"
@@ -279,6 +280,43 @@ def test_an_image_is_drawn_again_from_its_line_to_the_bit(place, drawn, tiny_roo
     assert np.array_equal(again.image, read_image(drawn / line.image.place))
     assert np.array_equal(again.mask, read_mask(drawn / line.mask.place))
     assert (again.verdict, again.text, again.crop) == (line.verdict, line.text, line.crop)
+
+
+@pytest.fixture(scope="module")
+def inpainter(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inpainter") / "inpainter.flaw"
+    write_tiny_synth(path, "inpaint", share=0.9)
+    return path
+
+
+def without_tone(path, kind):
+    """Return the JSON of a record as it was written before there was a tone."""
+    data = json.loads(path)
+    options = data["options"] if kind == "line" else data["settings"]["options"]
+    assert options.pop("tone", "missing") != "missing"
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("tone", ["restore", "match", "none"])
+def test_each_tone_is_recorded_and_redrawn_and_a_record_without_one_means_none(
+    inpainter, arguments, tiny_root, tmp_path, tone
+):
+    arguments[2] = str(inpainter)
+    assert run([*arguments, "--num", "2", "--tone", tone, "--out", str(tmp_path / "out")]) in (0, 1)
+    images = {}
+    for line in lines_of(tmp_path / "out"):
+        assert line.options.tone == tone
+        images[line.number] = read_image(tmp_path / "out" / line.image.place)
+        assert np.array_equal(redraw(inpainter, line, tiny_root / CATEGORY).image, images[line.number])
+    texts = (tmp_path / "out" / "generated.jsonl").read_text().splitlines()
+    for text in texts:
+        line = msgspec.json.decode(without_tone(text, "line"), type=GeneratedImage)
+        assert line.options.tone == "none"
+        is_same = np.array_equal(redraw(inpainter, line, tiny_root / CATEGORY).image, images[line.number])
+        assert is_same == (tone == "none")
+    record = (tmp_path / "out" / "generate.json").read_text()
+    assert msgspec.json.decode(record, type=GenerateRecord).settings.options.tone == tone
+    assert msgspec.json.decode(without_tone(record, "record"), type=GenerateRecord).settings.options.tone == "none"
 
 
 def test_another_bundle_or_another_image_is_not_taken_for_the_recorded_one(place, drawn, tiny_root, tmp_path):
