@@ -43,6 +43,8 @@ RUN_ENTRIES = frozenset(
     | {"support", "support.json"}
 )
 """Names of the files and folders that runs have: what else lies in one is somebody's."""
+AUTOENCODER_KNOWS, TEXT_EFFECT, DEFECT_EFFECT = "autoencoder_knows", "text_effect", "defect_effect"
+"""Facts that somebody asks for by name: see `flawscope.training.notes`."""
 
 if TYPE_CHECKING:
     RecordedConfig = MethodConfig
@@ -72,7 +74,7 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "none"}
 """Settings that were added since, with the values that say what was done before."""
 
 

@@ -98,6 +98,14 @@ _SYNTH = Group(
         "generate": Verb(
             "flawscope.runtime.synthesis.generate_command:generate", "Draw defects on normal images with a bundle."
         ),
+        "paste": Verb(
+            "flawscope.datasets.defects.drawing_commands:paste",
+            "Paste the defects of a support set onto normal images.",
+        ),
+        "perlin": Verb(
+            "flawscope.datasets.defects.drawing_commands:perlin",
+            "Draw Perlin anomalies, which need no defect, as DRAEM does.",
+        ),
         "dataset": Verb(
             "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
         ),

@@ -15,19 +15,19 @@ import click
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
-    CrossFitSettings,
-    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
-    find_part,
     parse_assignment,
+    rename_settings,
 )
+from flawscope.config.other_names import CATEGORY_NAMES, DATA_NAMES, RESUME_NAME
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
 
 if TYPE_CHECKING:
@@ -37,12 +37,6 @@ _Result = TypeVar("_Result")
 _METHOD = f"{__name__}.method"
 AUTO = "auto"
 """METHOD of the commands that take the method which suits the images."""
-
-FEW_IMAGES = 20
-"""Below this many normal images a run has a warning."""
-FEW_FOR_A_SPLIT = 100
-"""Below this many normal images cross-fitting is proposed, and `pipeline` takes it by itself: measured with 20 to 80 in
-`benchmarks/few_images.py`, it bounds false rejects as twice as many images with a split do, or better."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,9 @@ class TrainingRequest:
         root: Folder of the dataset, or None where neither options nor file name one.
         category: Category below it, or None.
         weights: Safetensors file of the backbone, or None.
-        resume: Resume an interrupted training.
+        resume: Resume an interrupted training: from its newest checkpoint, or from this one.
         drawn_check: Score drawn defects after the fit.
+        notes: What to say of names that other systems give to settings.
     """
 
     method: str
@@ -64,8 +59,9 @@ class TrainingRequest:
     root: Path | None
     category: str | None
     weights: Path | None
-    resume: bool
+    resume: bool | Path
     drawn_check: bool
+    notes: tuple[str, ...] = ()
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; report on stderr which keys this verb does not use.
@@ -81,6 +77,8 @@ class TrainingRequest:
         if unused:
             verb = click.get_current_context().info_name
             echo(f"note: not used by {verb}: {', '.join(unused)}", err=True)
+        for note in self.notes:
+            echo(f"note: {note}", err=True)
         return config
 
     def open_dataset(self) -> Dataset:
@@ -174,23 +172,27 @@ def training_options(
             **own_options: Any,
         ) -> _Result:
             from_file = read_settings(config_name) if config_name else {}
-            # Two keys of such files name the data; options win over them.
-            file_root = from_file.pop("data_path", None)
-            file_category = from_file.pop("category", None)
+            assigned = dict(parse_assignment(text) for text in assignments)
+            # Some keys name the data, the category and a checkpoint; options win over them, and --set over the file.
+            named = {
+                key: _named(from_file, assigned, names)
+                for key, names in (("data", DATA_NAMES), ("category", CATEGORY_NAMES), ("resume", (RESUME_NAME,)))
+            }
+            layers, notes = _renamed(method, from_file, assigned)
             from_options = {"backbone": backbone, "resize": image_size, "seed": seed}
             request = TrainingRequest(
                 method=method,
                 layers=(
-                    from_file,
-                    dict(parse_assignment(text) for text in assignments),
+                    *layers,
                     # Options that were not given must not override the file: None is no value for any of the three.
                     {key: value for key, value in from_options.items() if value is not None},
                 ),
-                root=root or (None if file_root is None else Path(str(file_root))),
-                category=category or file_category,
+                root=root or (None if named["data"] is None else Path(named["data"])),
+                category=category or named["category"],
                 weights=weights,
-                resume=resume is not None,
+                resume=_resume(resume or named["resume"]),
                 drawn_check=not no_drawn_check,
+                notes=notes,
             )
             return command(request, **own_options)
 
@@ -202,12 +204,43 @@ def training_options(
     return decorate
 
 
+def _named(from_file: dict[str, Any], assigned: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Take what keys of a file or of `--set` name out of them; None where none of them is there."""
+    found = [layer.pop(name) for layer in (from_file, assigned) for name in names if name in layer]
+    return next((str(value) for value in reversed(found) if value is not None), None)
+
+
+def _renamed(method: str, *layers: dict[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Return layers with the names of reference systems as they are called here, and what to say of them.
+
+    Here already and not in `build_config`, which would do as well: the pipeline looks at what was set, by its names.
+    """
+    if method not in CONFIGS:  # `auto` has no names of its own yet
+        return layers, ()
+    renamed, notes = list[Mapping[str, Any]](), list[str]()
+    for layer in layers:
+        own = rename_settings(method, layer, renamed)
+        renamed.append(own.settings)
+        notes += own.notes
+    return tuple(renamed), tuple(dict.fromkeys(notes))
+
+
+def _resume(text: str | None) -> bool | Path:
+    if text is None:
+        return False
+    return True if text == "latest" else Path(text)
+
+
 def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
         click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
-        click.option("--data", "root", type=click.Path(path_type=Path), help="Dataset root, or a category itself."),
-        click.option("--category", help="Category below the root."),
+        click.option(
+            *("--data", "--dataset", "--dataset_dir", "root"),
+            type=click.Path(path_type=Path),
+            help="Dataset root, or a category itself.",
+        ),
+        click.option("--category", "--classname", "--class_name", "category", help="Category below the root."),
         click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
         click.option("--backbone", help="scattering (built in, no download), or a timm model."),
@@ -221,8 +254,10 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
         click.option("--seed", type=int, help="Seed of every random choice."),
         click.option(
             "--resume",
-            type=click.Choice(["latest"]),
-            help="Go on with an interrupted training, from its newest checkpoint.",
+            "--resume_from_checkpoint",
+            "resume",
+            metavar="latest|PATH",
+            help="Go on with an interrupted training, from its newest checkpoint, or from the one at PATH.",
         ),
         click.option(
             "--no-drawn-check",
@@ -230,41 +265,6 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
             help="Leave out the check of a fitted detector with defects drawn on normal images.",
         ),
     )
-
-
-def describe_run(method: str, record: RunRecord) -> str:
-    """Return one line that says what a run was trained on."""
-    verb = "fitted" if find_part(record.config, LoopSettings) is None else "trained"
-    return (
-        f"{method} {verb} on {len(record.training)} normal images of {record.category} in "
-        f"{sum(record.seconds.values()):.1f} s; {describe_calibration(record)} for calibration"
-    )
-
-
-def describe_calibration(record: RunRecord) -> str:
-    """Return where thresholds of a run's bundle can come from, a phrase."""
-    if record.cross is not None:
-        return f"cross-fitted in {record.cross.folds} folds"
-    return f"{len(record.held_out)} held out"
-
-
-def image_notes(record: RunRecord) -> tuple[str, ...]:
-    """Return what to know of a run on few images, a sentence each; empty where there are enough."""
-    count = len({*record.training, *record.held_out})
-    notes = []
-    if count < FEW_IMAGES:
-        notes.append(
-            f"{count} different normal images are few, below {FEW_IMAGES}: normal parts that look otherwise will be "
-            "rejected, and thresholds can promise little. Add images."
-        )
-    can_cross = find_part(record.config, CrossFitSettings) is not None
-    # A third: fewer cost the detector little.
-    if can_cross and count < FEW_FOR_A_SPLIT and 3 * len(record.held_out) >= count:
-        notes.append(
-            f"{len(record.held_out)} of {count} normal images were held out for thresholds. --set cross_fit=20 learns "
-            "from all of them, and thresholds come from all of them too."
-        )
-    return tuple(notes)
 
 
 @click.command(cls=TrainingCommand)
@@ -285,15 +285,18 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         )
     config, dataset = request.read_config({}, {}), request.open_dataset()
     drawn = None
+    notes: tuple[str, ...]
     if kind == "generator":
-        summary, facts = _train_synthesis(config, request, dataset, out, overwrite)
+        generator = _train_synthesis(config, request, dataset, out, overwrite)
+        summary, facts, notes = describe_generator(generator), generator.facts, generator_notes(generator)
     else:
         record = _train_detector(config, request, dataset, out, overwrite)
         summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+        notes = image_notes(record)
         for line in record.backbone.conditions:
             echo(line, err=True)
-        for note in image_notes(record):
-            echo(f"note: {note}", err=True)
+    for note in notes:
+        echo(f"note: {note}", err=True)
     echo(summary)
     echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
     if drawn is not None:
@@ -328,7 +331,7 @@ def _train_detector(
 
 def _train_synthesis(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
-) -> tuple[str, Mapping[str, object]]:
+) -> SynthesisRecord:
     if request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
     try:
@@ -336,7 +339,7 @@ def _train_synthesis(
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
     with progress_bars() as progress:
-        record = train_synthesis(
+        return train_synthesis(
             config,
             dataset,
             out,
@@ -345,11 +348,3 @@ def _train_synthesis(
             progress=progress,
             overwrite=overwrite,
         )
-    return _describe_synthesis(record), record.facts
-
-
-def _describe_synthesis(record: SynthesisRecord) -> str:
-    """Return one line that says what a generator was trained on."""
-    learned = "normal images" if record.kind == "base" else f"images of {len(record.defects)} defect types"
-    seconds = sum(record.seconds.values())
-    return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"

@@ -36,7 +36,7 @@ from flawscope.runs import RECORD, RunRecord
 from flawscope.text import encode_json
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, folds_of, train_detector
-from flawscope.training.train_command import FEW_FOR_A_SPLIT, describe_calibration, image_notes
+from flawscope.training.run_notes import FEW_FOR_A_SPLIT, describe_calibration, image_notes
 from flawscope.training.trainer import trainer_of
 
 _Result = TypeVar("_Result")
@@ -54,7 +54,7 @@ class Plan:
         dataset: Dataset of all stages.
         out: Folder for all results.
         weights: Safetensors file of the backbone, or None to get them from the model hub.
-        resume: Resume an interrupted training.
+        resume: Resume an interrupted training, from its newest checkpoint or from this one.
         earlier_run: Run of an earlier pipeline that is used as it is, or None to train one.
         trains_extractor: Train the extractor of ddad on the denoiser of `earlier_run`.
         sets_thresholds: Whether thresholds are set.
@@ -71,7 +71,7 @@ class Plan:
     dataset: Dataset
     out: Path
     weights: Path | None = None
-    resume: bool = False
+    resume: bool | Path = False
     earlier_run: Run | None = None
     trains_extractor: bool = False
     sets_thresholds: bool = True
@@ -86,7 +86,7 @@ class Plan:
     @property
     def replaces(self) -> bool:
         """Whether results of an earlier pipeline may be replaced: it is continued, or that was asked for."""
-        return self.overwrite or self.resume or self.earlier_run is not None
+        return self.overwrite or self.resume is not False or self.earlier_run is not None
 
     @property
     def run(self) -> Path:
@@ -304,7 +304,7 @@ def _check_earlier_run(plan: Plan, run: Run) -> None:
         return  # train_detector checks settings, images and weights against the run itself
     # Settings that were given in vain would look as if they had been used.
     check_recorded(plan.config, run)
-    if plan.resume:
+    if plan.resume is not False:
         raise ArgumentError("resume: expected a training to resume, got --skip train. Leave one of them out.")
     source, weights = run.record.backbone.weights, plan.weights
     # `source` is a sentence about where the weights are from; for a file it holds the SHA-256 of the content.

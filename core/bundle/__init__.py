@@ -41,6 +41,7 @@ from flawscope.bundle.opening import Bundle, load_tensors, open_bundle, trusted_
 from flawscope.bundle.part_place import PartFollower, PartShift, edge_left, move_mask
 from flawscope.bundle.product_thresholds import thresholds_of_product
 from flawscope.bundle.region import Region, make_region, mask_on_map, region_mask
+from flawscope.bundle.supervised_heads import DestsegHead, DraemHead
 from flawscope.bundle.synth_head import ImageParity, SynthDefect, SynthHead, SynthSupport
 from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
 from flawscope.bundle.threshold_structs import (
@@ -77,6 +78,8 @@ __all__ = [
     "BankHead",
     "Bundle",
     "DdadHead",
+    "DestsegHead",
+    "DraemHead",
     "DsadHead",
     "EnsembleHead",
     "EnsembleMember",

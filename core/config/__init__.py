@@ -7,7 +7,7 @@ A method's settings are parts (input, features, loop, ...) and a few of its own;
 method does not use is refused, because none of its structs has it.
 """
 
-from flawscope.config.assembly import CONFIGS, build_config, parse_assignment
+from flawscope.config.assembly import CONFIGS, build_config, parse_assignment, rename_settings
 from flawscope.config.bank_settings import BankSettings
 from flawscope.config.detector_settings import (
     FittedConfig,
@@ -23,6 +23,7 @@ from flawscope.config.diffusion_settings import (
     DsadConfig,
     ReconstructionSettings,
 )
+from flawscope.config.draem_settings import DestsegConfig, DraemConfig
 from flawscope.config.feature_settings import FeatureSettings, MapSettings, PatchSettings
 from flawscope.config.generator_settings import (
     AdaptationSettings,
@@ -40,6 +41,7 @@ from flawscope.config.input_settings import (
     ResizeSettings,
     TiledInputSettings,
 )
+from flawscope.config.labelled_config import LabelledConfig
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Schedule, TrainingDataSettings
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
@@ -58,6 +60,8 @@ __all__ = [
     "CrossFitSettings",
     "DdadConfig",
     "DenoisingSettings",
+    "DestsegConfig",
+    "DraemConfig",
     "DsadConfig",
     "EmbeddingConfig",
     "FeatureSettings",
@@ -65,6 +69,7 @@ __all__ = [
     "HeldOutSettings",
     "InpaintingConfig",
     "InputSettings",
+    "LabelledConfig",
     "LabelledSettings",
     "LineInputSettings",
     "LoopSettings",
@@ -89,5 +94,6 @@ __all__ = [
     "flatten",
     "from_flat",
     "parse_assignment",
+    "rename_settings",
     "standardization",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from flawscope import methods
 from flawscope.config.method_settings import MethodConfig
-from flawscope.config.setting_parts import check, from_flat, parts_of, places_of
+from flawscope.config.other_names import Renamed, known_elsewhere, rename
+from flawscope.config.setting_parts import check, flatten, from_flat, parts_of, places_of
 from flawscope.errors import ArgumentError
 
 
@@ -63,7 +65,8 @@ _REASONS = {
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig, tuple[str, ...]]:
     """Merge layers of settings (the later wins) into the settings of a method.
 
-    Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `lr`, `device: gpu`.
+    Keys of QualityInspector files are understood: `crop_size`, `k` with `method`, `lr`, `device: gpu`; and the names of
+    other systems (`flawscope.config.other_names`).
 
     Returns:
         The settings, and the names of keys that belong to other verbs and were left out.
@@ -76,7 +79,9 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig,
     merged: dict[str, Any] = {}
     unused: list[str] = []
     for layer in layers:
-        for key, value in _translate(method, layer).items():
+        renamed = rename_settings(method, layer, [merged])
+        unused += renamed.left_out
+        for key, value in _translate(method, renamed.settings).items():
             if key in _OTHER_TOOLS_KEYS:
                 unused.append(key)
             else:
@@ -87,6 +92,23 @@ def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig,
         merged[key] = as_word(kind, key, value)
     # Not strict: YAML reads 1e-4 as text, because its floats need a point.
     return from_flat(kind, merged, strict=False), tuple(unused)
+
+
+def rename_settings(method: str, layer: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> Renamed:
+    """Return a layer of settings with names of reference systems as they are called here; other names stay.
+
+    Args:
+        method: Name of the method.
+        layer: The layer.
+        earlier: Renamed layers before it: an option may be one number of a list that they set.
+
+    Raises:
+        ArgumentError: If a value has no equivalent, or two names of one setting are given.
+    """
+    values = dict(collections.ChainMap(*(dict(one) for one in reversed(earlier)), flatten(CONFIGS[method]())))
+    return rename(
+        method, layer, {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
+    )
 
 
 def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping[str, type[msgspec.Struct]]) -> None:
@@ -107,6 +129,8 @@ def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping
             f"one of {', '.join(users)}. {_REASONS[key] + ' ' if key in _REASONS else ''}"
             f"Leave it out: flawscope train {method} --help lists the settings."
         )
+    if elsewhere := known_elsewhere(str(key)):
+        raise ArgumentError(f"{key}: is no setting of {method}. {elsewhere}")
     close = difflib.get_close_matches(str(key), places, 1)  # YAML keys may be numbers
     raise ArgumentError(
         f"{key}: is no setting of {method}. "

@@ -203,7 +203,9 @@ class AutoencoderConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="met
 
     features: FeatureSettings = FeatureSettings()
     input: TiledInputSettings = TiledInputSettings()
-    split: HeldOutSettings = HeldOutSettings()
+    # No minimum: an autoencoder sets no threshold. The share stays, so that with many images it holds out those that
+    # `dsad` holds out, whose thresholds would else come from images that the autoencoder knows.
+    split: HeldOutSettings = HeldOutSettings(held_out_minimum=0)
     loop: LoopSettings = LoopSettings(batch_size=4, accumulate=8, learning_rate=1.8e-4)
     data: TrainingDataSettings = TrainingDataSettings()
     base: str | None = None

@@ -86,7 +86,7 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
             image for each, and a patch has the stages of all of them side by side, on the grid of scale 1; with
             `layers=separate` there is a bank for each stage of each scale. Each costs as much as an image of its size.
         batch_size: Images per forward pass.
-        num_workers: Threads that decode and resize images.
+        num_workers: Threads that decode and resize images; 0 does so between the batches, without threads.
     """
 
     upsample: Literal["nearest", "bilinear"] = "nearest"
@@ -104,7 +104,7 @@ class PatchSettings(SettingPart, frozen=True, kw_only=True):
         expected = f"at most {MOST_SCALES} rising numbers from 0.1 to 4, 1 among them"
         check(is_good, "scales", expected, list(self.scales))
         check(1 <= self.batch_size <= 1024, "batch_size", "1 to 1024", self.batch_size)
-        check(1 <= self.num_workers <= 64, "num_workers", "1 to 64", self.num_workers)
+        check(0 <= self.num_workers <= 64, "num_workers", "0 to 64", self.num_workers)
 
 
 class MapSettings(SettingPart, frozen=True, kw_only=True):

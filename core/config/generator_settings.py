@@ -125,16 +125,22 @@ class EmbeddingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="metho
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(1 <= self.vectors <= 32, "vectors", "1 to 32", self.vectors)
-        for name in ("placeholder", "init_word"):
-            word = getattr(self, name)
-            # A space would split it into several tokens, and the placeholder has to be one.
-            is_word = bool(word) and word.isprintable() and not any(letter.isspace() for letter in word)
-            check(is_word, name, "a word without spaces", word)
+        _check_learned_words(self.vectors, {"placeholder": self.placeholder, "init_word": self.init_word})
+
+
+def _check_learned_words(vectors: int, words: dict[str, str]) -> None:
+    check(1 <= vectors <= 32, "vectors", "1 to 32", vectors)
+    for name, word in words.items():
+        # A space would split it into several tokens, and the placeholder has to be one.
+        is_word = bool(word) and word.isprintable() and not any(letter.isspace() for letter in word)
+        check(is_word, name, "a word without spaces", word)
 
 
 class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="inpainting"):
     """Inpainting model fine-tuned to the defects of a part (MvP-Diff).
+
+    A text encoder that was trained with normal images alone, as that of a small base, tells defects hardly apart:
+    `learn_text` lets it learn.
 
     Attributes:
         descriptions: Folder written by `synth describe` from the same support set; null takes the mask's bounding box
@@ -142,9 +148,24 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         adapt: `lora` trains low-rank updates of the attention weights (arXiv:2106.09685), `full` the whole UNet.
         rank: Rank of the LoRA updates.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
+        learn_text: What is learned of the text: `none`; `vectors`, an embedding for each defect type, which stands at
+            the beginning of its captions; `encoder`, also the text encoder, as `adapt` says. Null takes `vectors` with
+            a run of `train base`, else `none`.
+        vectors: Token vectors per learned embedding.
+        placeholder: Word that stands for the learned embedding in prompts.
+        init_word: Word whose token vector an embedding starts from.
+        text_rate: Learning rate of what is learned of the text, as a multiple of `learning_rate`.
         snr_gamma: Gamma of the min-SNR loss weighting (arXiv:2303.09556); 0 for none.
         mask_weight: Loss weight inside the box, added to 1.
+        defect_loss: Weight of the loss inside the mask of the defect alone (DefectFill, arXiv:2503.13985; 0.5 there).
+            Where this or `object_loss` is above 0, the loss of MvP-Diff is left out.
+        object_loss: Weight of the loss with random boxes in place of the defect's (DefectFill; 0.2 there).
+        object_ground: Loss weight outside the defect in `object_loss`.
+        attention_loss: Weight of the squared difference between the mask of the defect and the attention to its
+            learned embedding in the decoder (DefectFill; 0.05 there).
         noise_offset: Standard deviation of a noise offset, one number per image and channel; 0 for none.
+        text_noise: Standard deviation of the noise on encoded texts, in training and in drawing (MAGIC,
+            arXiv:2507.02314); 0 for none.
         text_drop: Share of images trained with the empty prompt, for classifier-free guidance.
         flip_vertical: Probability of mirroring image and mask top to bottom.
     """
@@ -158,9 +179,19 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
     adapt: Literal["lora", "full"] = "lora"
     rank: int = 4
     alpha: float = 4.0
+    learn_text: Literal["none", "vectors", "encoder"] | None = None
+    vectors: int = 1
+    placeholder: str = "*"
+    init_word: str = "defect"
+    text_rate: float = 1.0
     snr_gamma: float = 10.0
     mask_weight: float = 0.0
+    defect_loss: float = 0.0
+    object_loss: float = 0.0
+    object_ground: float = 0.3
+    attention_loss: float = 0.0
     noise_offset: float = 0.0
+    text_noise: float = 0.0
     text_drop: float = 0.0
     flip_vertical: float = 0.0
 
@@ -168,8 +199,21 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         super().__post_init__()
         check(1 <= self.rank <= 1024, "rank", "1 to 1024", self.rank)
         check(0.0 < self.alpha < math.inf, "alpha", "a positive number", self.alpha)
-        for name in ("snr_gamma", "mask_weight", "noise_offset"):
+        _check_learned_words(self.vectors, {"placeholder": self.placeholder, "init_word": self.init_word})
+        check(0.0 < self.text_rate < math.inf, "text_rate", "a positive number", self.text_rate)
+        losses = ("defect_loss", "object_loss", "attention_loss")
+        for name in ("snr_gamma", "mask_weight", "noise_offset", "text_noise", *losses):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        check(0.0 <= self.object_ground <= 1.0, "object_ground", "a weight from 0 to 1", self.object_ground)
+        # Alone it would leave the defect to chance: it says where the text counts, not what is drawn there.
+        has_other = self.defect_loss + self.object_loss > 0 or self.attention_loss == 0
+        check(has_other, "attention_loss", "0 without defect_loss or object_loss", self.attention_loss)
+        check(
+            self.attention_loss == 0 or not self.denoising.gradient_checkpointing,
+            "attention_loss",
+            "0 with gradient_checkpointing, which forgets the attention",
+            self.attention_loss,
+        )
         check(0.0 <= self.text_drop < 1.0, "text_drop", "a share from 0 to below 1", self.text_drop)
         check(0.0 <= self.flip_vertical <= 1.0, "flip_vertical", "a chance from 0 to 1", self.flip_vertical)
 

@@ -2,7 +2,7 @@
 
 from flawscope.datasets.fingerprints import as_recorded, content_hash, fingerprint, hash_contents, image_hash
 from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, inspect_dataset
-from flawscope.datasets.layouts import list_categories, open_dataset
+from flawscope.datasets.layouts import list_categories, open_categories, open_dataset
 from flawscope.datasets.problems import Problem
 from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
 from flawscope.datasets.seeded_split import split_folds, split_held_out
@@ -24,6 +24,7 @@ __all__ = [
     "image_hash",
     "inspect_dataset",
     "list_categories",
+    "open_categories",
     "open_dataset",
     "split_folds",
     "split_held_out",

@@ -16,6 +16,19 @@ CATEGORY = click.option(
     "--category", "--classname", "--class_name", "category", metavar="NAME", help="Category below ROOT, or all."
 )
 
+CATEGORIES = click.option(
+    *("--category", "--classname", "--class_name", "categories"),
+    multiple=True,
+    metavar="NAME",
+    help="Category below ROOT, several with commas or by giving it again, or all.",
+)
+
+
+def split_categories(named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a repeated option whose values may hold several with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for text in named for name in text.split(",") if name.strip()))
+
+
 SMALLEST_DEFECT = click.option(
     "--smallest-defect",
     "defect_px",

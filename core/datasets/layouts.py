@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from flawscope.datasets.all_categories import ALL, merge_categories
 from flawscope.datasets.folders import contents, layout_of, read_folders
 from flawscope.datasets.records import categories_of, dataset_of, find_records, read_records
 from flawscope.datasets.samples import GOOD, Dataset, Layout
-from flawscope.datasets.visa import categories, find_table, read_visa
+from flawscope.datasets.visa import categories, find_table, find_table_beside, read_visa
 from flawscope.errors import DataError
 from flawscope.imaging.images import EXTENSIONS
 from flawscope.path_kinds import kind_of_path
@@ -55,6 +55,19 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
     if category is None and (dataset := _open_object_of_visa(root)):
         return _trainable(root, dataset)
     return _open_folders(root, category)
+
+
+def open_categories(root: Path, categories: Sequence[str]) -> Dataset:
+    """Index some categories: none named, one, or several merged as `open_dataset` merges all.
+
+    Raises:
+        DataError: As `open_dataset`, for the first category that cannot be read.
+    """
+    if len(categories) < 2:
+        return open_dataset(root, categories[0] if categories else None)
+    if ALL in categories:
+        raise DataError(f"{root}: expected {ALL} or names of categories, got both. Leave one out.")
+    return merge_categories(root, [open_dataset(root, name) for name in categories])
 
 
 def list_categories(root: Path) -> tuple[str, ...]:
@@ -124,6 +137,10 @@ def _find_table(root: Path) -> _Table | None:
     if files:
         records = read_records(root, files)
         return _Table(categories_of(records), partial(dataset_of, root, records))
+    if beside := find_table_beside(root):
+        # Only what is here: the table may name more.
+        here = tuple(name for name in categories(beside) if (root / name).is_dir())
+        return _Table(here, partial(read_visa, root, beside, base=root)) if here else None
     return None
 
 
@@ -133,8 +150,8 @@ def _open_object_of_visa(root: Path) -> Dataset | None:
         return None
     # Resolved: `.` has no name and no parent of its own.
     whole, name = root.resolve().parent, root.resolve().name
-    table = find_table(whole)
-    return read_visa(whole, table, name) if table and name in categories(table) else None
+    table = find_table(whole) or find_table_beside(whole)
+    return read_visa(whole, table, name, base=whole) if table and name in categories(table) else None
 
 
 def _open_folders(root: Path, category: str | None) -> Dataset:

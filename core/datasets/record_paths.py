@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from flawscope.datasets.folders import contents
 from flawscope.datasets.problems import Problem
 from flawscope.errors import DataError
 
@@ -37,6 +38,42 @@ def place_below(root: Path, text: str, where: str) -> PurePosixPath:
 def backslash_remark(table: Path, count: int) -> Problem:
     """Return the note that `count` paths of a table were written with backslashes."""
     return Problem("backslashes", table, f"has {count} paths with backslashes, which were taken as slashes", "note")
+
+
+def folder_of_paths(root: Path, first: PurePosixPath, where: str) -> Path:
+    """Return the folder that a table's paths are relative to: its own, or the one folder below that has the first file.
+
+    A table may lie beside the folder of the images, as `visa.csv` beside `visa/`.
+
+    Args:
+        root: The table's folder.
+        first: Path of the first image, as `place_below` returns it.
+        where: File and line, and what is in it, for the message.
+
+    Raises:
+        DataError: If several folders below `root` have the file.
+    """
+    if why_absent(root / first) is None:
+        return root
+    holding = [folder for folder in contents(root).folders if why_absent(folder / first) is None]
+    if len(holding) > 1:
+        names = ", ".join(folder.name for folder in holding)
+        raise DataError(
+            f"{where}: expected {str(first)!r} in one folder of {root}, got it in {names}. Leave one of them there."
+        )
+    return holding[0] if holding else root
+
+
+def why_absent(path: Path) -> str | None:
+    """Return why a file does not exist, or None if it does."""
+    try:
+        # stat, not is_file: its error says why.
+        path.stat()
+    except OSError as err:
+        return err.strerror or str(err)
+    except ValueError as err:  # a name that no file system takes, such as one with a null byte
+        return str(err)
+    return None if path.is_file() else "Not a file"
 
 
 def _is_there(path: Path) -> bool:

@@ -18,8 +18,7 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from flawscope.datasets.folders import contents
-from flawscope.datasets.record_paths import backslash_remark, place_below
+from flawscope.datasets.record_paths import backslash_remark, folder_of_paths, place_below, why_absent
 from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, open_regular, read_regular
@@ -134,7 +133,7 @@ def dataset_of(root: Path, records: Sequence[Record], category: str) -> Dataset:
     """
     chosen = [record for record in records if record.category == category]
     # Decided by the first image; `_sample` reports any other that is not there.
-    base = _base(root, chosen[0])
+    base = folder_of_paths(root, chosen[0].image, f"{chosen[0].where}: filename")
     counts = Counter[Path]()
     for record in chosen:
         counts[record.file] += record.backslashes
@@ -196,23 +195,9 @@ def _defect(fields: _Fields, image: PurePosixPath, where: str) -> str:
     return folder if above in get_args(Split) and folder.lower() not in GOOD_NAMES else DEFECT
 
 
-def _base(root: Path, first: Record) -> Path:
-    """Return the folder that paths are relative to: the root, or the one folder below it that has the first image."""
-    if _why_absent(root / first.image) is None:
-        return root
-    holding = [folder for folder in contents(root).folders if _why_absent(folder / first.image) is None]
-    if len(holding) > 1:
-        names = ", ".join(folder.name for folder in holding)
-        raise DataError(
-            f"{first.where}: filename: expected {str(first.image)!r} in one folder of {root}, got it in {names}. "
-            "Leave one of them there."
-        )
-    return holding[0] if holding else root
-
-
 def _sample(base: Path, record: Record) -> Sample:
     for key, place in (("filename", record.image), ("maskname", record.mask)):
-        if place is not None and (reason := _why_absent(base / place)):
+        if place is not None and (reason := why_absent(base / place)):
             raise DataError(
                 f"{record.where}: {key}: expected a file below {base}, got {str(place)!r}: {reason}. "
                 "Add the file, or take the line out."
@@ -223,15 +208,3 @@ def _sample(base: Path, record: Record) -> Sample:
         defect=record.defect,
         mask=base / record.mask if record.mask else None,
     )
-
-
-def _why_absent(path: Path) -> str | None:
-    """Return why a file does not exist, or None if it does."""
-    try:
-        # stat, not is_file: its error says why.
-        path.stat()
-    except OSError as err:
-        return err.strerror or str(err)
-    except ValueError as err:  # a name that no file system takes, such as one with a null byte
-        return str(err)
-    return None if path.is_file() else "Not a file"

@@ -1,7 +1,8 @@
 """VisA layout: one CSV table with split, label, image and mask for every category ("object").
 
 The table has the columns object, split, label, image, mask. It lies in the dataset's root, or in `split_csv/` below it
-as published; the paths in it are relative to the root. As spreadsheets save it, cells may be separated by semicolons or
+as published; the paths in it are relative to the root, or to the one folder directly below it that holds them (`visa/`
+beside `visa.csv`). As spreadsheets save it, cells may be separated by semicolons or
 tabs, the text be Windows-1252 or UTF-16, and paths have backslashes.
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from flawscope.datasets.problems import Problem
-from flawscope.datasets.record_paths import backslash_remark, place_below
+from flawscope.datasets.record_paths import backslash_remark, folder_of_paths, place_below
 from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular
@@ -102,16 +104,40 @@ def categories(table: Path) -> tuple[str, ...]:
     return tuple(sorted({row.category for row in _read(table).rows}))
 
 
-def read_visa(root: Path, table: Path, category: str) -> Dataset:
+def read_visa(root: Path, table: Path, category: str, base: Path | None = None) -> Dataset:
     """Index one category of VisA.
 
+    Args:
+        root: Folder of the dataset.
+        table: Its table.
+        category: Name of the category, which the table has.
+        base: Folder that the table's paths are relative to; None finds it below `root`.
+
     Raises:
-        DataError: If a line of the table is wrong.
+        DataError: If a line of the table is wrong, or several folders hold what it names.
     """
     read = _read(table)
     rows = [row for row in read.rows if row.category == category]
-    samples = in_order(_sample(root, row) for row in rows)
-    return Dataset(root, category, "visa", samples, remarks=tuple(_remarks(root, table, read, rows)))
+    # Checked, whichever folder they are in.
+    places = [place_below(root, row.image, row.where) for row in rows]
+    if base is None and places:
+        base = folder_of_paths(root, places[0], f"{rows[0].where}: image")
+    base = base or root
+    samples = in_order(_sample(base, row) for row in rows)
+    return Dataset(root, category, "visa", samples, remarks=tuple(_remarks(base, table, read, rows)))
+
+
+def find_table_beside(folder: Path) -> Path | None:
+    """Return the VisA table beside a folder of VisA's categories (`visa.csv` beside `visa/`), or None.
+
+    Raises:
+        DataError: As `find_table`.
+    """
+    if not any((path / "Data" / "Images").is_dir() for path in list_folder(folder)):
+        return None
+    above = folder.resolve().parent  # resolved: `.` has no parent of its own
+    # An ancestor may forbid listing it, which is nobody's fault here: then there is no table.
+    return find_table(above) if os.access(above, os.R_OK | os.X_OK) else None
 
 
 def _remarks(root: Path, table: Path, read: _Table, rows: list[_Row]) -> Iterator[Problem]:

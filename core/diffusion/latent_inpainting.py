@@ -2,7 +2,8 @@
 
 Two modes. `blend` (AnoGen, arXiv:2505.09263) takes a text-to-image network: before every step the latents outside the
 box are replaced by those of the normal image at that step's noise level. `inpaint` (MvP-Diff, Stable Diffusion
-inpainting) takes a network that is given the mask and the masked image as further channels.
+inpainting) takes a network that is given the mask and the masked image as further channels. Nothing but the network
+holds the surroundings there, and with a small one the tone of the whole window drifts; `restore` puts them back.
 
 Previews of a training and the runtime run this same loop; only the noise predictor differs, a torch network or an ONNX
 session.
@@ -107,6 +108,7 @@ def draw_latents(
     *,
     strength: float = 1.0,
     solver: Solver = "ddim",
+    restore: bool = False,
     told: Callable[[int, Float32Array], None] | None = None,
 ) -> Float32Array:
     """Return the latents of normal images with their boxes inpainted.
@@ -114,13 +116,16 @@ def draw_latents(
     Args:
         mode: `blend` or `inpaint`; see the module.
         clean: Latents of the normal images, float32 [N, C, h, w].
-        keep: From `keep_of`, float32 [N, 1, h, w]; ignored in mode `inpaint`.
+        keep: From `keep_of`, float32 [N, 1, h, w]; in mode `inpaint` used with `restore` alone.
         noise: From `draw_noise`, image by image, float32 [N, K, C, h, w].
         sampling: Noise levels, steps, η.
         predict: Predicts noise, guided by the text.
         strength: As of `plan_drawing`.
         solver: `ddim` (arXiv:2010.02502), or `dpm++`, the second-order multistep solver (arXiv:2211.01095), which
             needs fewer steps; its first and last steps are first-order.
+        restore: In mode `inpaint`, put the known outside back at every step: the normal image with the start's noise at
+            that step's level, and after the last step the normal image itself. It takes no further noise, so that a
+            seed starts from the same noise with and without it. Mode `blend` has its own way, with new noise.
         told: Called after every step with its number, from 1, and x.
 
     Raises:
@@ -140,9 +145,11 @@ def draw_latents(
         )
     # Taken in the order of `noises_of_drawing`: start, then per step blend and η.
     drawn = iter(np.moveaxis(noise, 1, 0))
-    x: Float32Array = next(drawn)
-    if strength < 1.0:
-        x = _noised(steps[0].share, clean, x)
+    start: Float32Array = next(drawn)
+    x = start if strength == 1.0 else _noised(steps[0].share, clean, start)
+    restores = restore and mode == "inpaint"
+    if restores:
+        x = _restored(x, keep, _noised(steps[0].share, clean, start))
     history: list[Float32Array] = []
     for number, step in enumerate(steps, 1):
         if mode == "blend":
@@ -157,9 +164,17 @@ def draw_latents(
             # Clean images without clipping: latents are not bounded.
             history.append(_clean_part(x, predicted, step.share))
             x = _dpm(x, history, steps, number - 1)
+        if restores:
+            # Behind the last step the clean latents themselves, not those of `next_share`: nothing is left to remove.
+            x = _restored(x, keep, _noised(step.next_share, clean, start) if number < len(steps) else clean)
         if told is not None:
             told(number, x)
     return x
+
+
+def _restored(x: Float32Array, keep: Float32Array, known: Float32Array) -> Float32Array:
+    """Return x with the known latents where they are kept, bit for bit: chosen, since NaN times 0 would be NaN."""
+    return np.where(keep > 0, known, x)
 
 
 def _noised(share: float, clean: Float32Array, noise: Float32Array) -> Float32Array:

@@ -1,7 +1,7 @@
 """Bounding boxes of defects: geometry and masks, the same in training and at run time.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the margin is read off its figure. One rectangle holds all
-parts of a defect, unless one per connected component is asked for.
+parts of a defect, unless parts are asked for apart.
 """
 
 from __future__ import annotations
@@ -39,6 +39,22 @@ class Rect(NamedTuple):
         mask[self.window] = True
         return mask
 
+    def overlaps(self, other: Rect) -> bool:
+        """Return whether the two share a pixel."""
+        return (
+            self.left < other.left + other.width
+            and other.left < self.left + self.width
+            and self.top < other.top + other.height
+            and other.top < self.top + self.height
+        )
+
+    def union(self, other: Rect) -> Rect:
+        """Return the least rectangle around both."""
+        left, top = min(self.left, other.left), min(self.top, other.top)
+        right = max(self.left + self.width, other.left + other.width)
+        bottom = max(self.top + self.height, other.top + other.height)
+        return Rect(left, top, right - left, bottom - top)
+
     def centre(self, size: tuple[int, int]) -> tuple[float, float]:
         """Return the centre (x, y) as shares of width and height of an image of size (H, W)."""
         return (self.left + self.width / 2) / size[1], (self.top + self.height / 2) / size[0]
@@ -55,7 +71,8 @@ def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = Fals
     Args:
         mask: bool [H, W], true at the defect.
         margin: Margin on each side as a share of the box's side; never less than 8 pixels at 512.
-        per_component: One rectangle per connected component (8-connectivity), from top to bottom, not one for all.
+        per_component: One rectangle per connected component (8-connectivity), from top to bottom, not one for all;
+            components whose rectangles overlap share one, so that a speck beside its defect is no defect of its own.
 
     Returns:
         The rectangles; none for an empty mask.
@@ -72,7 +89,15 @@ def boxes_of(mask: BoolArray, margin: float = 0.1, *, per_component: bool = Fals
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     # Row 0 of the statistics is the background. Sorted, because the order of labels is not specified by OpenCV.
     components = sorted((int(top), int(left), int(w), int(h)) for left, top, w, h, _ in stats[1:])
-    return [_with_margin(Rect(left, top, w, h), margin, mask.shape) for top, left, w, h in components]
+    boxes: list[Rect] = []
+    for top, left, w, h in components:
+        joined = _with_margin(Rect(left, top, w, h), margin, mask.shape)
+        # Again from the start after each union: the larger rectangle may reach one that the smaller one missed.
+        while other := next((box for box in boxes if box.overlaps(joined)), None):
+            boxes.remove(other)
+            joined = joined.union(other)
+        boxes.append(joined)
+    return sorted(boxes, key=lambda box: (box.top, box.left))
 
 
 def mask_of(boxes: Sequence[Rect], size: tuple[int, int]) -> BoolArray:

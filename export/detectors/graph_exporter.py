@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Head, Manifest, SegmenterHead, StfpmHead
+from flawscope.bundle import DestsegHead, DraemHead, Head, Manifest, SegmenterHead, StfpmHead
 from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_module
@@ -72,3 +72,5 @@ class GraphExporter:
 
 STFPM = GraphExporter(lambda config, scale: StfpmHead(config.maps.sigma, scale), ("teacher.", "student."))
 SEGMENTER = GraphExporter(lambda config, scale: SegmenterHead(config.maps.sigma, config.top, scale), ("segmenter.",))
+DRAEM = GraphExporter(lambda config, scale: DraemHead(config.score_window, scale))
+DESTSEG = GraphExporter(lambda config, scale: DestsegHead(config.top, scale))

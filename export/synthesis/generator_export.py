@@ -50,11 +50,12 @@ from flawscope.export.synthesis.image_parity import Drawing, GraphCalls, check_i
 from flawscope.files import check_replaceable, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.progress import Progress, no_progress
+from flawscope.training.synthesis.learned_text import restore_text
 from flawscope.training.synthesis.lora import restore_unet
 from flawscope.versions import package_versions
 
 BASE = EMBEDDING = GeneratorExporter(takes_words=True, unet=lambda base, run: base.unet)
-INPAINTING = GeneratorExporter(takes_words=False, unet=restore_unet)
+INPAINTING = GeneratorExporter(takes_words=False, unet=restore_unet, text=restore_text)
 
 _ORDER = ("text", "encode", "decode", "denoise")
 """Order of export: the UNet comes last, when the other networks have been released, since it needs most memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from flawscope.runtime.synthesis.embedding_files import read_embedding
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base, restore_base
 from flawscope.training.synthesis.generator_run import SUPPORT, SynthesisRun, read_synthesis_run
 from flawscope.training.synthesis.generator_trainer import generator_trainer_of
+from flawscope.training.synthesis.text_encoder import TextEncoder
 
 TOKENIZER = "tokenizer.json"
 
@@ -40,10 +42,12 @@ class GeneratorExporter:
     Attributes:
         takes_words: Whether learned embeddings can be added, because it draws what its prompt says.
         unet: `(base, run) -> UNet` that denoises.
+        text: `(base, run) -> text encoder`.
     """
 
     takes_words: bool
     unet: Callable[[SynthesisBase, SynthesisRun], nn.Module]
+    text: Callable[[SynthesisBase, SynthesisRun], TextEncoder] = lambda base, run: base.text
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def open_source(path: Path, base: Path | None) -> tuple[GeneratorSource, Synthes
     else:
         placeholder = generator_trainer_of(config).placeholder(config)
         opened = _open_base_of(run, base or Path(source.adaptation.base or ""), placeholder)
-    return source, opened, source.exporter.unet(opened, run)
+    denoiser = source.exporter.unet(opened, run)
+    return source, dataclasses.replace(opened, text=source.exporter.text(opened, run)), denoiser
 
 
 def _check_no_base(base: Path | None, path: Path) -> None:
@@ -172,7 +177,7 @@ def read_content(
     mode: Mode = "inpaint" if base.is_inpainting else "blend"
     rules, width = base.prompts.rules, base.text.width
     vectors: dict[str, Float32Array] = {}
-    learned = _learned_defects(source, rules.placeholder, vectors)
+    learned = _learned_defects(source, vectors)
     learned += _added_defects(source, base.prompts, width, embeddings, learned, vectors)
     support, files = _support_images(source)
     adaptation = source.adaptation
@@ -197,9 +202,7 @@ def _sampling(sampling: Sampling, mode: Mode) -> Sampling:
     return msgspec.structs.replace(sampling, steps=_STEPS[mode])
 
 
-def _learned_defects(
-    source: GeneratorSource, placeholder: str, vectors: dict[str, Float32Array]
-) -> tuple[SynthDefect, ...]:
+def _learned_defects(source: GeneratorSource, vectors: dict[str, Float32Array]) -> tuple[SynthDefect, ...]:
     """Return the defects that a run has learned; their embeddings are added to `vectors`."""
     if source.run is None:
         return ()
@@ -212,8 +215,7 @@ def _learned_defects(
             tensor = source.run.tensors.get("vectors", {}).get(defect_type)
             if tensor is None:
                 raise RunError(f"{source.path}: expected vectors of {defect_type}, got none. Train again.")
-            # Training used prompts such as "a photo of *"; drawing takes the placeholder alone, as AnoGen does.
-            texts, tensor_name = (placeholder,), f"vectors.{defect_type}"
+            tensor_name = f"vectors.{defect_type}"
             vectors[tensor_name] = np.ascontiguousarray(tensor.float().numpy())
         defects.append(SynthDefect(defect.category, defect.name, texts, tensor_name))
     return tuple(defects)

@@ -7,12 +7,14 @@ from flawscope.runtime.synthesis.generated_set import (
     read_generated,
     redraw,
 )
-from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
+from flawscope.runtime.synthesis.generation import generate_images
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.mixed_datasets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import MaskOptions, PreciseMask, precise_mask
 from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict, judge_image, summarise
+from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 from flawscope.runtime.synthesis.texture import texture_contrast
 
@@ -24,6 +26,7 @@ __all__ = [
     "GenerateSettings",
     "GeneratedImage",
     "MaskOptions",
+    "MaskedLpips",
     "PreciseMask",
     "ProvenanceLine",
     "QualityLimits",

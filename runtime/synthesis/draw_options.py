@@ -13,7 +13,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.bundle import SynthDefect, SynthHead
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed
-from flawscope.diffusion.latent_inpainting import Solver
+from flawscope.diffusion.latent_inpainting import Mode, Solver
 from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
 from flawscope.errors import ArgumentError
 from flawscope.imaging.crops import check_feather
@@ -25,6 +25,11 @@ from flawscope.runtime.synthesis.quality import QualityLimits
 Texts = Literal["auto", "lines", "bundle"]
 Paste = Literal["drawn", "change"]
 PASTES: tuple[Paste, ...] = get_args(Paste)
+Tone = Literal["restore", "match", "none"]
+TONES: tuple[Tone, ...] = get_args(Tone)
+BestBy = Literal["filter", "lpips"]
+BEST_BY: tuple[BestBy, ...] = get_args(BestBy)
+_TONES: dict[Mode, Tone] = {"inpaint": "restore", "blend": "none"}
 _MAX_IMAGES = 1_000_000  # far beyond any real run: a mistyped number fails before anything is drawn
 
 
@@ -43,6 +48,10 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         paste: `drawn` pastes the drawing itself; `change` adds the difference between the drawing and the
             autoencoder's reconstruction of the normal image, which keeps the fine texture that a small autoencoder
             loses, inside the defect as well.
+        tone: What holds the tone of the window in mode `inpaint`, where the network draws the surroundings of the box
+            as well. `restore` puts the known surroundings back at every step; `match` fits gain and offset outside the
+            box and undoes them; `none` does neither, as MvP-Diff. Mode `blend` puts the surroundings back in any case,
+            and draws the same with `restore` and `none`.
         crop: Whether the model draws an enlarged window around the box instead of the whole image.
         mask: How the precise mask is found.
         limits: Limits of the quality filter.
@@ -57,6 +66,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     feather_px: int = 4
     is_parity: bool = False
     paste: Paste = "drawn"
+    tone: Tone | None = None
     crop: bool | None = None
     mask: MaskOptions = MaskOptions()
     limits: QualityLimits = QualityLimits()
@@ -73,6 +83,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         check_feather(self.feather_px)
         if self.paste not in PASTES:
             raise ArgumentError(f"paste: expected one of {', '.join(PASTES)}, got {self.paste!r}.")
+        if self.tone is not None and self.tone not in TONES:
+            raise ArgumentError(f"tone: expected one of {', '.join(TONES)}, got {self.tone!r}.")
         # Without a paste there is nothing that a change could be added to.
         if self.is_parity and self.paste != "drawn":
             raise ArgumentError(f"paste: expected drawn with parity, got {self.paste}. Leave it out.")
@@ -86,6 +98,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             steps=head.sampling.steps if self.steps is None else self.steps,
             guidance=head.guidance if self.guidance is None else self.guidance,
             eta=head.sampling.eta if self.eta is None else self.eta,
+            # The references leave the tone as it is, and parity is with them.
+            tone=("none" if self.is_parity else _TONES[head.mode]) if self.tone is None else self.tone,
             # `is_parity` goes first: there the bundle's own crop is ignored, the references draw whole images.
             crop=not self.is_parity and (head.crop if self.crop is None else self.crop),
         )
@@ -104,7 +118,11 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         number: Accepted images wanted of each category, shared out among its defect types, the first ones taking
             the remainder. Lines are used again, with other noise, where there are too few.
         per_defect: The same for each defect type. Without both, every line is drawn once.
-        rounds: Largest number of drawings of a record: rejected images are drawn again with other noise.
+        rounds: Largest number of rounds: rejected images are drawn again with other noise.
+        best_of: Candidates of a record in a round, each with other noise. The best is kept.
+        best_by: What is best: by the `filter`, the largest of the least margins to its limits (`Verdict.margin`); by
+            `lpips`, the one that differs most from the normal image inside its region (`MaskedLpips`).
+        keep_all: Keep what the filter rejects as well, verdicts recorded all the same; NaN alone is never kept.
         texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned
             embedding, whose placeholder the lines of `synth boxes` do not have, and of the lines otherwise.
         batch: Images drawn at once; None for as many as the bundle takes.
@@ -115,6 +133,9 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     number: int | None = None
     per_defect: int | None = None
     rounds: int = 1
+    best_of: int = 1
+    best_by: BestBy = "filter"
+    keep_all: bool = False
     texts: Texts = "auto"
     batch: int | None = None
     options: DrawOptions = DrawOptions()
@@ -122,6 +143,11 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_count(self.rounds, "rounds", 1, 1000)
+        check_count(self.best_of, "best_of", 1, 1000)
+        if self.best_by not in BEST_BY:
+            raise ArgumentError(f"best_by: expected one of {', '.join(BEST_BY)}, got {self.best_by!r}.")
+        if self.best_by == "lpips" and self.best_of == 1:
+            raise ArgumentError("best_of: expected at least 2 with best_by lpips, which compares candidates, got 1.")
         for name in ("number", "per_defect"):
             if (value := getattr(self, name)) is not None:
                 check_count(value, name, 1, _MAX_IMAGES)

@@ -9,8 +9,8 @@ import click
 
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.datasets import Dataset, open_dataset
-from flawscope.datasets.data_options import CATEGORY, PATH, data_option
+from flawscope.datasets import open_categories, open_dataset
+from flawscope.datasets.data_options import CATEGORIES, CATEGORY, PATH, data_option, split_categories
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
@@ -18,11 +18,25 @@ from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.synthesis.draw_options import PASTES, DrawOptions, GenerateSettings, Paste, Texts
+from flawscope.runtime.synthesis.draw_options import (
+    BEST_BY,
+    PASTES,
+    TONES,
+    BestBy,
+    DrawOptions,
+    GenerateSettings,
+    Paste,
+    Texts,
+    Tone,
+)
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
-from flawscope.runtime.synthesis.generation import Site, generate_images, read_sites
+from flawscope.runtime.synthesis.generation import generate_images
+from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
+from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
+from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import echo, progress_bars
 
@@ -33,8 +47,20 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--boxes", type=PATH, metavar="DIR", help="Box set of synth boxes: draw at its boxes.")
-@data_option("The dataset with the normal images of the box set.", required=False)
-@CATEGORY
+@click.option(
+    "--masks",
+    type=PATH,
+    metavar="DIR",
+    help="Mask set of synth masks, or a folder NAME/DEFECT/*.png as AnoGen has it: draw on every normal image.",
+)
+@click.option(
+    "--per-image",
+    type=int,
+    metavar="N",
+    help=f"With --masks: masks of each image for each defect type.  [default: {MASKS_PER_IMAGE}]",
+)
+@data_option("The dataset with the normal images.", required=False)
+@CATEGORIES
 @click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
 @click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
 @click.option(
@@ -67,6 +93,35 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     metavar="N",
     help="Largest number of rounds; rejected images are drawn again with other noise.",
 )
+@click.option(
+    "--best-of",
+    default=_SETTINGS.best_of,
+    show_default=True,
+    metavar="N",
+    help="Draw N images at each box and keep the best.",
+)
+@click.option(
+    "--best-by",
+    type=click.Choice(BEST_BY),
+    default=_SETTINGS.best_by,
+    show_default=True,
+    help="The best is furthest from the limits of the filter, or differs most from the normal image in its box.",
+)
+@click.option(
+    "--lpips",
+    type=PATH,
+    metavar="FILE",
+    help="With --best-by lpips: state dict of torchvision's alexnet or vgg16.",
+)
+@click.option("--lpips-heads", type=PATH, metavar="FILE", help="Linear weights of LPIPS 0.1 for that network.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Limit of the filter ({', '.join(LIMITS)}); can be repeated.",
+)
+@click.option("--keep-all", is_flag=True, help="Keep what the filter rejects, too; its verdicts are recorded.")
 @click.option(
     "--seed",
     "--seeds",
@@ -116,18 +171,28 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     help="Paste the drawing, or add only the change that it makes, which keeps fine texture.",
 )
 @click.option(
+    "--tone",
+    type=click.Choice(TONES),
+    help="What keeps a drawn window at the brightness of its surroundings: put them back at every step, match gain and "
+    "offset outside the box, or nothing.  [default: restore for inpainting; none for an embedding, whose drawing puts "
+    "them back in any case, and for --parity]",
+)
+@click.option(
     "--parity",
     is_flag=True,
     help="Keep the whole decoded image: pixels outside the box change too.",
 )
+@click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)  # of MvP-Diff: here always
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
 @trusted_keys_option
 def generate(
     bundle: Path,
     boxes: Path | None,
+    masks: Path | None,
+    per_image: int | None,
     data: Path | None,
-    category: str | None,
+    categories: tuple[str, ...],
     image: Path | None,
     mask: Path | None,
     defects: tuple[str, ...],
@@ -136,6 +201,12 @@ def generate(
     number: int | None,
     per_defect: int | None,
     rounds: int,
+    best_of: int,
+    best_by: BestBy,
+    lpips: Path | None,
+    lpips_heads: Path | None,
+    limits: tuple[str, ...],
+    keep_all: bool,
     seed: int,
     steps: int | None,
     guidance: float | None,
@@ -148,17 +219,24 @@ def generate(
     mask_method: MaskMethod,
     feather_px: int,
     paste: Paste,
+    tone: Tone | None,
     parity: bool,
+    is_extracting: bool,
     out: Path,
     overwrite: bool,
 ) -> None:
     """Draw defects on normal images with a bundle, find their precise masks, and reject images of poor quality.
 
-    Draws at the boxes of a box set (--boxes, --data), or on one image (--image, --mask, --defect). The same seed
-    gives the same images. The exit status is 1 if no image of a defect type was accepted; the folder is written
+    Draws at the boxes of a box set (--boxes, --data), on every normal image at some masks of a mask set (--masks,
+    --data), or on one image (--image, --mask, --defect), whose mask is resized to it. The same seed gives the same
+    images. The exit status is 1 if no image of a defect type was accepted; the folder is written
     in that case, too.
     """
-    _check_sources(boxes, data, category, image, mask, defects, text)
+    _check_sources((boxes, masks), (data, *categories), (image, mask, text), defects)
+    if per_image is not None and masks is None:
+        raise click.UsageError("Expected --per-image with --masks, got it without. Leave it out.")
+    if is_extracting:
+        echo("note: --extract_mask: precise masks are always written", err=True)
     options = DrawOptions(
         steps=steps,
         guidance=guidance,
@@ -167,46 +245,78 @@ def generate(
         solver=solver,
         feather_px=feather_px,
         paste=paste,
+        tone=tone,
         is_parity=parity,
         mask=MaskOptions(method=mask_method),
+        limits=read_limits(limits),
     )
     settings = GenerateSettings(
         seed=seed,
         number=number,
         per_defect=per_defect,
         rounds=rounds,
+        best_of=best_of,
+        best_by=best_by,
+        keep_all=keep_all,
         texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
         batch=batch,
         options=options,
     )
+    distance = _distance(best_by, lpips, lpips_heads)
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
     check_replaceable(out, MARKER, overwrite=overwrite)
-    dataset, sites, lines = _sites_of_set(boxes, data, category, defects)
+    dataset = None if data is None else open_categories(data, split_categories(categories))
+    sites, lines = ([], {}) if boxes is None or dataset is None else read_sites(boxes, dataset, defects)
+    of_masks = None if masks is None or dataset is None else MaskSites(masks, dataset)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
         if image is not None and mask is not None:
             sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
+        if of_masks is not None:
+            sites = _sites_of_masks(of_masks, synthesizer, defects, per_image, seed)
+            lines = of_masks.hashes
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(
-            synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report, overwrite=overwrite
+            synthesizer,
+            sites,
+            out,
+            settings,
+            dataset=dataset,
+            lines=lines,
+            distance=distance,
+            report=report,
+            overwrite=overwrite,
         )
     _print_record(record, out)
     _check_accepted(record, out)
 
 
-def _sites_of_set(
-    boxes: Path | None, data: Path | None, category: str | None, defects: tuple[str, ...]
-) -> tuple[Dataset | None, list[Site], dict[str, str]]:
-    """Return the dataset, the sites of the box set's lines and the hashes of its files; nothing without a box set."""
-    if boxes is None or data is None:
-        return None, [], {}
-    dataset = open_dataset(data, category)
-    return dataset, *read_sites(boxes, dataset, defects)
+def _sites_of_masks(
+    masks: MaskSites, synthesizer: Synthesizer, defects: tuple[str, ...], per_image: int | None, seed: int
+) -> list[Site]:
+    learned = [f"{defect.category}/{defect.name}" for defect in synthesizer.defects]
+    number = MASKS_PER_IMAGE if per_image is None else per_image
+    # A bundle that has learned no defect draws any.
+    sites, passed_over = masks.choose(learned, lambda key: not learned or key in learned, defects, number, seed)
+    for key, reason in passed_over.items():
+        echo(f"passed over: {key}: {reason}", err=True)
+    return sites
+
+
+def _distance(best_by: BestBy, lpips: Path | None, heads: Path | None) -> MaskedLpips | None:
+    """Return what compares candidates by LPIPS, or None where the filter does."""
+    if best_by == "lpips":
+        if lpips is None or heads is None:
+            raise click.UsageError("Expected --lpips and --lpips-heads with --best-by lpips, got none. Give both.")
+        return MaskedLpips.load(lpips, heads)
+    if lpips is not None or heads is not None:
+        raise click.UsageError("Expected --best-by lpips with --lpips and --lpips-heads, got filter. Leave them out.")
+    return None
 
 
 def _site_of_image(synthesizer: Synthesizer, name: str, image: Path, mask: Path, text: str | None) -> Site:
     # Only the bundle knows the category that a bare defect name belongs to.
     defect = synthesizer.find_defect(name)
-    return Site(defect.category, defect.name, image, image.name, mask, mask.name, text)
+    return Site(defect.category, defect.name, image, image.name, mask, mask.name, text, is_fitted=True)
 
 
 def _check_accepted(record: GenerateRecord, out: Path) -> None:
@@ -219,29 +329,39 @@ def _check_accepted(record: GenerateRecord, out: Path) -> None:
 
 
 def _check_sources(
-    boxes: Path | None,
-    data: Path | None,
-    category: str | None,
-    image: Path | None,
-    mask: Path | None,
+    sets: tuple[Path | None, Path | None],
+    data: tuple[Path | str | None, ...],
+    of_image: tuple[Path | str | None, ...],
     defects: tuple[str, ...],
-    text: str | None,
 ) -> None:
-    """Raise UsageError unless the options name either a box set or one image."""
-    of_set, of_image = (boxes, data, category), (image, mask, text)
-    if any(option is not None for option in of_set) and any(option is not None for option in of_image):
-        raise click.UsageError("Expected --boxes with --data, or --image with --mask, got both. Leave one out.")
-    if None in (boxes, data) and (None in (image, mask) or len(defects) != 1):
-        raise click.UsageError("Expected --boxes and --data, or --image, --mask and one --defect. Give those.")
+    """Raise UsageError unless the options name one of a box set, a mask set and an image, and what it needs.
+
+    Args:
+        sets: --boxes and --masks.
+        data: --data and categories.
+        of_image: --image, --mask and --text.
+        defects: --defect.
+    """
+    boxes, masks = sets
+    image, mask, _ = of_image
+    has_set, has_image = any((boxes, masks)), any(option is not None for option in of_image)
+    if boxes is not None and masks is not None:
+        raise click.UsageError("Expected --boxes or --masks, got both. Leave one out.")
+    if has_image and (has_set or any(option is not None for option in data)):
+        named = "--masks" if masks is not None else "--boxes"
+        raise click.UsageError(f"Expected {named} with --data, or --image with --mask, got both. Leave one out.")
+    if not (has_set and data[0] is not None) and (image is None or mask is None or len(defects) != 1):
+        raise click.UsageError(
+            "Expected --boxes and --data, or --image, --mask and one --defect, or --masks and --data. Give those."
+        )
 
 
 def _print_record(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
     echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
-    for key, defect in record.defects.items():
-        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
-    echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
+    _print_counts(record)
+    if record.resized:
+        echo(f"masks resized to their images: {record.resized} (nearest)")
     seconds = record.seconds_per_accepted
     echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
     if record.support_in_test:
@@ -253,6 +373,27 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
     echo(f"overview: {out / SHEET}")
 
 
+def _print_counts(record: GenerateRecord) -> None:
+    """Print how many images were kept, and what the filter said of all of them."""
+    summary, settings = record.summary, record.settings
+    for key, defect in record.defects.items():
+        left = f", {defect.summary.rejected} rejected"
+        if settings.keep_all or settings.best_of > 1:
+            left = f", of {defect.summary.pictures} drawn"
+        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted{left}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
+    because = f": {reasons}" if reasons else ""
+    accepted = sum(defect.accepted for defect in record.defects.values())
+    if settings.best_of > 1:
+        echo(f"kept: the best of {settings.best_of} of each record and round")
+    if settings.keep_all:
+        echo("filter: nothing was filtered (--keep-all)")
+    if settings.keep_all or settings.best_of > 1:
+        echo(f"in all: {accepted} accepted; {summary.rejected} of {summary.pictures} do not pass the filter{because}")
+    else:
+        echo(f"in all: {accepted} accepted, {summary.rejected} rejected{because}")
+
+
 @click.command()
 @click.argument("generated", type=PATH)
 @data_option("The real dataset.", required=True)
@@ -262,7 +403,7 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
     type=click.Choice(["mvtec", "anogen"]),
     default="mvtec",
     show_default=True,
-    help="mvtec: generated and real images; anogen: generated images in the folders of AnoGen.",
+    help="mvtec: generated and real images; anogen: generated images as AnoGen's makeDataset names them.",
 )
 @click.option(
     "--labels",

@@ -121,10 +121,19 @@ def find_likeness(drawn: UInt8Array, mask: BoolArray, supports: Sequence[Support
     return max(likenesses, key=lambda likeness: likeness.correlation, default=None)
 
 
+def outline_margin(width: int, height: int) -> int:
+    """Return how many pixels around a defect of this width and height `find_likeness` looks at; at least 1."""
+    return _margin(width, height, _MARGIN)
+
+
+def _margin(width: int, height: int, share: float) -> int:
+    return max(1, round(share * max(width, height)))
+
+
 def _surroundings(mask: BoolArray, share: float) -> tuple[slice, slice, int]:
     """Return rows and columns of a mask with a margin of at least one pixel, clipped to the image, and the margin."""
     x, y, width, height = bounds_of(mask)
-    margin = max(1, round(share * max(width, height)))
+    margin = _margin(width, height, share)
     rows = slice(max(0, y - margin), min(mask.shape[0], y + height + margin))
     return rows, slice(max(0, x - margin), min(mask.shape[1], x + width + margin)), margin
 

@@ -4,14 +4,16 @@
              NAME/train/DEFECT/synth_NNN.png     accepted images: for training only, never for testing
              NAME/test/{good,DEFECT}/*           the real test images that the generator has not seen
              NAME/ground_truth/DEFECT/*_mask.png masks of both
-    anogen   NAME/DEFECT/GOOD-BOX/samples/NNNN.png and .../masks/NNNN.png: generated images only
+    anogen   NAME/images/GOOD-BOX-NNNN-DEFECT.png and NAME/masks/BOX-DEFECT.png (of a screw GOOD-BOX.png): generated
+             images only
     both     provenance.jsonl, dataset.json, contact_sheet.png beside NAME
 
 In the layout `mvtec` a mask is found by defect type and name, whatever the split, and the images of a test split are
 called 000, 001, ... too: the prefix `synth_` keeps the mask of a generated image apart from that of a test image.
 
-In the layout `anogen` GOOD and BOX are the full names of the normal image and of the box, so that no two images share
-a folder by chance; AnoGen uses their first three characters.
+The layout `anogen` is that of AnoGen's `makeDataset`, which its DRAEM and DeSTSeg read by splitting names at hyphens.
+GOOD is the name of the normal image, and BOX that of the mask in its mask set or, with precise masks, a number; hyphens
+in them become underscores. AnoGen uses the first three characters of both.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
-from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet
+from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import DataError
@@ -37,11 +39,13 @@ from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
 from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
 from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
-from flawscope.runtime.synthesis.generation import small_tile
 
 MARKER = "dataset.json"
 PROVENANCE = "provenance.jsonl"
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+_BY_IMAGE = "screw"
+"""The category whose masks AnoGen draws for each image."""
 
 DatasetLayout = Literal["mvtec", "anogen"]
 Labels = Literal["precise", "box"]
@@ -147,7 +151,7 @@ def write_synth_dataset(
     # Before the names are chosen: an image that is left out must not number another one.
     real = [sample for sample in dataset.samples if place_of(dataset, sample.path) not in left_out]
     names_of_real = _names_of_real(dataset, real)
-    drawings = list(_drawings(accepted, layout, names_of_real))
+    drawings = list(_drawings(accepted, layout, names_of_real, labels))
     total = len(drawings) + (len(real) if layout == "mvtec" else 0)
     counts: Counter[str] = Counter()
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
@@ -222,25 +226,51 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
 
 
 def _drawings(
-    accepted: Sequence[GeneratedImage], layout: DatasetLayout, names_of_real: dict[Path, str]
+    accepted: Sequence[GeneratedImage], layout: DatasetLayout, names_of_real: dict[Path, str], labels: Labels
 ) -> Iterator[_Drawing]:
     """Yield the accepted images with their paths in the dataset."""
     names = set(names_of_real.values())
-    numbers: Counter[str] = Counter()
+    if layout == "anogen":
+        yield from _drawings_of_anogen(accepted, labels)
+        return
     for line in accepted:
-        if layout == "anogen":
-            pair = f"{Path(line.good).stem}-{Path(line.box).stem}"
-            folder = f"{line.category}/{line.defect}/{check_name(pair, 'normal image and box')}"
-            number = f"{numbers[folder]:04d}.png"
-            numbers[folder] += 1
-            yield _Drawing(line, f"{folder}/samples/{number}", f"{folder}/masks/{number}")
-            continue
         stem = f"synth_{Path(line.image.place).stem}"
         # A real image may be called synth_000, for example in a dataset that was itself generated.
         while stem in names:
             stem = f"synth_{stem}"
         place = f"{line.category}/{{}}/{line.defect}/{stem}"
         yield _Drawing(line, place.format("train") + ".png", place.format("ground_truth") + "_mask.png")
+
+
+def _drawings_of_anogen(accepted: Sequence[GeneratedImage], labels: Labels) -> Iterator[_Drawing]:
+    contents: dict[str, str] = {}  # path of a mask -> its hash
+    numbers: Counter[str] = Counter()
+    for line in accepted:
+        is_precise = labels == "precise"
+        file = line.mask if is_precise else line.box_mask
+        good, defect = _part_of_name(Path(line.good).stem), _part_of_name(line.defect)
+        # A precise mask is of one drawing alone, so each has the number of its drawing.
+        stem = _part_of_name(Path(line.image.place if is_precise else line.box).stem)
+        box, place, turn = stem, _mask_of_anogen(line, good, stem), 1
+        # Boxes of one name may be different ones, of another folder or brought to another size.
+        while file is not None and contents.setdefault(place, file.sha256) != file.sha256:
+            turn += 1
+            box = f"{stem}_{turn}"
+            place = _mask_of_anogen(line, good, box)
+        folder = f"{line.category}/images"
+        number = numbers[f"{folder}/{good}-{box}-{defect}"]
+        numbers[f"{folder}/{good}-{box}-{defect}"] += 1
+        yield _Drawing(line, f"{folder}/{good}-{box}-{number:04d}-{defect}.png", place)
+
+
+def _mask_of_anogen(line: GeneratedImage, good: str, box: str) -> str:
+    # Its loaders know masks that are of one image by the name of the category.
+    name = f"{good}-{box}" if line.category == _BY_IMAGE else f"{box}-{_part_of_name(line.defect)}"
+    return f"{line.category}/masks/{name}.png"
+
+
+def _part_of_name(text: str) -> str:
+    return check_name(text, "normal image, box or defect").replace("-", "_")
 
 
 def _write_drawings(

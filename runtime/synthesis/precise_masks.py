@@ -25,21 +25,13 @@ import numpy.typing as npt
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, check_array
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import check_image
+from flawscope.runtime.synthesis.tone import align, outside_of
 
 MaskMethod = Literal["robust", "cosine"]
 MaskQuality = Literal["good", "empty", "full", "faint"]
 
-BAND_PX = 8
-"""Pixels around the region that count neither as noise nor as spill: a feathered paste may change them."""
-
-_ENOUGH = 64
-"""Fewest pixels outside the region from which noise and a change of brightness are estimated."""
-
 _DARK = 3.0 * (16.0 / 255.0) ** 2
 """Added to the products of the robust cosine: the direction of a colour near black is noise."""
-
-_TEXTURE = (2.0 / 255.0) ** 2
-"""Variance below which the outside is too flat to separate gain and offset; the change then counts as an offset."""
 
 
 class MaskOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -149,7 +141,7 @@ def precise_mask(
             raise ArgumentError('feature: expected none with the method "cosine", got one. Use the method "robust".')
         check_array(feature, "feature", (height, width), np.float32, finite=True)
 
-    outside = _outside(region)
+    outside = outside_of(region)
     # The robust D for `cosine` too: contrast, noise and spill are measured on it whatever the method.
     difference = robust_difference(drawn, good, outside, colour=options.colour)
     if feature is not None:
@@ -182,7 +174,7 @@ def robust_difference(drawn: UInt8Array, good: UInt8Array, outside: BoolArray, *
     if np.array_equal(drawn, good):  # exactly 0 everywhere: computed, rounding errors would remain
         return np.zeros(drawn.shape[:2], np.float32)
     changed, normal = (cv2.GaussianBlur(image.astype(np.float32) / 255.0, (3, 3), 0) for image in (drawn, good))
-    normal = _align(np.asarray(normal, np.float32), np.asarray(changed, np.float32), outside)
+    normal = align(np.asarray(normal, np.float32), np.asarray(changed, np.float32), outside)
     # The same constant in dot product and lengths: equal colours keep a cosine of 1.
     dot = (changed * normal).sum(axis=2) + _DARK
     lengths = np.sqrt(((changed * changed).sum(axis=2) + _DARK) * ((normal * normal).sum(axis=2) + _DARK))
@@ -224,44 +216,6 @@ def drop_small_parts(mask: BoolArray, least: float) -> BoolArray:
     is_large = areas >= least * areas[1:].max()
     is_large[0] = False  # label 0 is the background, usually the largest of all
     return np.asarray(is_large[labels], np.bool_)
-
-
-def _outside(region: BoolArray) -> BoolArray:
-    """Return where nothing was drawn: beyond the band around the region, else right beside it, else nowhere."""
-    size = 2 * BAND_PX + 1
-    for near in (cv2.dilate(region.astype(np.uint8), np.ones((size, size), np.uint8)) > 0, region):
-        if np.count_nonzero(~near) >= _ENOUGH:
-            return np.asarray(~near)
-    return np.zeros_like(region)
-
-
-def _align(good: Float32Array, drawn: Float32Array, outside: BoolArray) -> Float32Array:
-    """Return the normal image at the brightness of the drawn one: gain and offset per channel, fitted twice.
-
-    The second fit leaves out outliers of the first. The gain is pulled to 1 where the outside is flat.
-    """
-    if not outside.any():
-        return good
-    aligned = np.empty_like(good)
-    for channel in range(3):
-        x = good[..., channel][outside].astype(np.float64)
-        y = drawn[..., channel][outside].astype(np.float64)
-        # Clipped pixels do not follow the gain, and would flatten the fitted line.
-        clipped = (np.minimum(x, y) <= 0.0) | (np.maximum(x, y) >= 1.0)
-        if np.count_nonzero(~clipped) >= _ENOUGH:
-            x, y = x[~clipped], y[~clipped]
-        gain, offset = _fit(x, y)
-        error = np.abs(y - gain * x - offset)
-        near = error <= 3.0 * np.median(error) + 1e-6  # the constant keeps pixels where the median is 0
-        gain, offset = _fit(x[near], y[near])
-        aligned[..., channel] = np.clip(gain * good[..., channel] + offset, 0.0, 1.0)
-    return aligned
-
-
-def _fit(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
-    # Least squares, with _TEXTURE in numerator and denominator: as the variance goes to 0 the gain goes to 1.
-    gain = (float(np.mean((x - x.mean()) * (y - y.mean()))) + _TEXTURE) / (float(x.var()) + _TEXTURE)
-    return gain, float(y.mean() - gain * x.mean())
 
 
 def _changed(difference: Float32Array, region: BoolArray, floor: float, full_share: float) -> tuple[BoolArray, float]:

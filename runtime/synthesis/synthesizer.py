@@ -7,7 +7,6 @@ image is compared with the normal image, pasted over the feathered box, and judg
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,15 +29,13 @@ from flawscope.diffusion.reconstruction import signed, unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
-from flawscope.imaging.images import MIN_SIDE_PX, decode_image
+from flawscope.imaging.images import decode_image
 from flawscope.imaging.masks import decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
+from flawscope.runtime.synthesis.finishing import finish_drawing
 from flawscope.runtime.synthesis.memorization import SupportPatch
-from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
-from flawscope.runtime.synthesis.precise_masks import PreciseMask, precise_mask
-from flawscope.runtime.synthesis.quality import Verdict, judge_image
-from flawscope.runtime.synthesis.texture import texture_contrast
+from flawscope.runtime.synthesis.quality import Verdict
 from flawscope.time_limit import load_limit, within
 
 TOKENIZER = "tokenizer.json"
@@ -372,6 +369,7 @@ class Synthesizer:
                 predict,
                 strength=options.strength,
                 solver=options.solver,
+                restore=options.tone == "restore",
             )
         decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
         # The autoencoder's reconstruction of the normal images: its losses must not count as drawn changes.
@@ -380,7 +378,17 @@ class Synthesizer:
         # The latents too: a decoder may clip infinity, and then hide it.
         numbers = [np.concatenate([latents[index].ravel(), decoded[index].ravel()]) for index in range(count)]
         finished = [
-            self._finish(job, drawn, before, raw, options)
+            finish_drawing(
+                job.image,
+                job.mask,
+                job.crop,
+                drawn,
+                before,
+                options,
+                # Only the defect's own support: another type that happens to look alike is no copy.
+                self._supports.get((job.defect.category, job.defect.name), []),
+                raw,
+            )
             for job, drawn, before, raw in zip(
                 jobs, unsigned(finite), unsigned(np.nan_to_num(known, nan=0.0)), numbers, strict=True
             )
@@ -390,61 +398,6 @@ class Synthesizer:
             Drawn(image, mask, job.mask, verdict, job.text, job.seed, job.crop, seconds, count)
             for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
         ]
-
-    def _finish(
-        self, job: _Job, drawn: UInt8Array, known: UInt8Array, numbers: Float32Array, options: DrawOptions
-    ) -> tuple[UInt8Array, BoolArray, Verdict]:
-        """Return the image as it is kept, its precise mask, and the verdict."""
-        good, region, inside = job.image, job.mask, job.crop.window
-        everywhere = np.zeros(region.shape, np.float32)
-        everywhere[inside] = 1.0
-        # The mask is measured before the feathered paste: there the noise outside the box can still be seen.
-        whole = paste_drawn(good, drawn, job.crop, everywhere)
-        # MvP-Diff compares with the normal image itself, and so takes the autoencoder's losses for changes.
-        before = good if options.mask.method == "cosine" else paste_drawn(good, known, job.crop, everywhere)
-        precise, texture = _mask_in_window(whole, before, region, job.crop, options)
-        weight = everywhere
-        if not options.is_parity:
-            # Times `everywhere`: near the border of the image the feather would reach beyond the window.
-            weight = feather_mask(region, options.feather_px) * everywhere
-        image = paste_drawn(good, drawn, job.crop, weight, known if options.paste == "change" else None)
-        verdict = judge_image(
-            image,
-            good,
-            region,
-            precise,
-            # Only the defect's own support: another type that happens to look alike is no copy.
-            self._supports.get((job.defect.category, job.defect.name), []),
-            options.limits,
-            pasted=weight > 0,
-            decoded=numbers,
-            texture=texture,
-        )
-        return image, precise.mask, verdict
-
-
-def _mask_in_window(
-    whole: UInt8Array, good: UInt8Array, region: BoolArray, crop: Crop, options: DrawOptions
-) -> tuple[PreciseMask, float]:
-    """Return the precise mask of a drawing before the feathered paste, at the image's size, and its texture contrast.
-
-    Only the window is compared. The rest of the image cannot differ, and so many equal pixels would hide the decoder's
-    own noise, which the comparison estimates from the pixels outside the region.
-    """
-    spans = ((crop.top, crop.height), (crop.left, crop.width))
-    rows, columns = (_span(*span, side) for span, side in zip(spans, region.shape, strict=True))
-    precise = precise_mask(whole[rows, columns], good[rows, columns], region[rows, columns], options.mask)
-    mask = np.zeros_like(region)
-    mask[rows, columns] = precise.mask
-    texture = texture_contrast(good[rows, columns], region[rows, columns], options.mask)
-    return dataclasses.replace(precise, mask=mask), texture
-
-
-def _span(start: int, length: int, side: int) -> slice:
-    """Return a part of an image's side of at least `MIN_SIDE_PX`, below which images are refused."""
-    length = max(length, MIN_SIDE_PX)
-    start = min(start, side - length)
-    return slice(start, start + length)
 
 
 def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:

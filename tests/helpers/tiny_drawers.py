@@ -29,8 +29,8 @@ from flawscope.runtime.synthesis.embedding_files import write_embedding
 from flawscope.training.synthesis.base_model import build_networks, open_base
 from flawscope.training.synthesis.base_training import base_settings
 from flawscope.training.synthesis.generator_run import GeneratorFitResult, write_synthesis_run
-from flawscope.training.synthesis.lora import AdaptedUnet, networks_of
-from flawscope.training.synthesis.prompt_templates import defect_sentences, photo_texts
+from flawscope.training.synthesis.lora import LORA, AdaptedUnet
+from flawscope.training.synthesis.prompt_templates import defect_sentences
 from flawscope.training.synthesis.support_examples import read_support_examples
 from flawscope.training.synthesis.word_tokenizer import write_tokenizer
 
@@ -115,7 +115,7 @@ def write_adapted(folder: Path, base: Path, support: Path, images: list[Path]) -
         with torch.no_grad():
             for parameter in adapted.parameters():
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=drawn))
-        networks = networks_of(config, adapted.state_dict())
+        networks = {LORA: dict(adapted.state_dict())}
         texts = [
             tuple(text for place in LOCATIONS[0] for text in defect_sentences(CATEGORY, name, place))
             for name in DEFECTS
@@ -125,7 +125,7 @@ def write_adapted(folder: Path, base: Path, support: Path, images: list[Path]) -
             EmbeddingConfig, {"resize": (SIDE, SIDE), "base": str(base), "support": str(support), "vectors": 2}
         )
         vectors = {f"{CATEGORY}/{name}": torch.randn((2, WIDTH), generator=drawn) for name in DEFECTS}
-        networks, texts = {"vectors": vectors}, [photo_texts("*")] * len(DEFECTS)
+        networks, texts = {"vectors": vectors}, [("*",)] * len(DEFECTS)
     learned = tuple(
         LearnedDefect(CATEGORY, name, said, vectors=not opened.is_inpainting, pictures=2)
         for name, said in zip(DEFECTS, texts, strict=True)

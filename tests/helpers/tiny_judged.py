@@ -22,13 +22,12 @@ from flawscope.datasets.defects.support_set import write_support
 from flawscope.files import sha256_file
 from flawscope.imaging.crops import Crop
 from flawscope.runtime.synthesis import (
-    DrawOptions,
     GeneratedImage,
     GenerateRecord,
-    GenerateSettings,
     Verdict,
     summarise,
 )
+from flawscope.runtime.synthesis.generated_set import RecordedOptions, RecordedSettings
 from flawscope.training.segmentation.segmenter import SegmenterConfig
 
 SIDE = 32
@@ -112,7 +111,7 @@ def write_generated(folder: Path, root: Path, drawings: Sequence[Drawing], suppo
                 backend="cpu",
                 precision="fp32",
                 batch=1,
-                options=DrawOptions(),
+                options=RecordedOptions(),
                 verdict=Verdict(() if one.accepted else ("faint",), ()),
             )
         )
@@ -126,7 +125,7 @@ def write_generated(folder: Path, root: Path, drawings: Sequence[Drawing], suppo
         backend="cpu",
         backend_reason="asked for",
         precision="fp32",
-        settings=GenerateSettings(),
+        settings=RecordedSettings(),
         lines={},
         summary=summarise(line.verdict for line in lines),
         defects={},

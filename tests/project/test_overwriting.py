@@ -34,6 +34,8 @@ OUTPUTS = {
     "synth generate": {"--out"},
     "synth import": {"--out"},
     "synth masks": {"--out"},
+    "synth paste": {"--out"},
+    "synth perlin": {"--out"},
     "synth support": {"--out"},
     "train": {"--out"},
 }
@@ -105,6 +107,7 @@ REQUESTS = {
     "pipeline": ["padim", "--data", "DATA", "--out", "pipeline"],
     "score": ["BUNDLE", "DATA/steel/test/good", "--maps", "folder"],
     "synth masks": ["--ranges", "anogen-mvtec", "--out", "folder"],
+    "synth perlin": ["--data", "DATA", "--num", "1", "--out", "folder"],
     "synth support": ["--data", "DATA", "--split", "test", "--out", "folder"],
     "train": ["padim", "--data", "DATA", "--out", "folder"],
 }

@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flawscope.arrays import UInt8Array
-from flawscope.config import FeatureSettings
-from flawscope.config.setting_parts import part_of
+from flawscope.config import FeatureSettings, find_part
 from flawscope.datasets.drawn_defects import draw_defect
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
@@ -28,7 +27,7 @@ from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.open_files import list_folder, regular_folder, regular_path
 from flawscope.runs import RECORD, RUN_ENTRIES, SAMPLES, WEIGHTS, RunRecord, encode_record, read_run_record
 from flawscope.training.detectors.ddad_extractor import FOLDER as EXTRACTOR
-from flawscope.training.features.backbone import Backbone, restore_backbone
+from flawscope.training.features.backbone import Backbone, empty_backbone, restore_backbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.trainer import trainer_of
@@ -163,7 +162,8 @@ def read_run(path: Path) -> Run:
         network, dot, rest = name.partition(".")  # `transform` has no dot
         if dot and network != "bank":
             states.setdefault(network, {})[rest] = torch.from_numpy(value)
-    backbone = restore_backbone(part_of(record.config, FeatureSettings), states.pop("backbone", {}))
+    features, state = find_part(record.config, FeatureSettings), states.pop("backbone", {})
+    backbone = empty_backbone()[0] if features is None else restore_backbone(features, state)
     fit_result = FitResult(
         grid=record.grid,
         tensors=bank,

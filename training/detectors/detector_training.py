@@ -23,7 +23,7 @@ from flawscope.config import (
     find_part,
     flatten,
 )
-from flawscope.config.setting_parts import change_settings, part_of
+from flawscope.config.setting_parts import change_settings, part_of, tag_of
 from flawscope.cross_scores import CrossScores
 from flawscope.datasets import Dataset, Sample, as_recorded, fingerprint, hash_contents, split_held_out
 from flawscope.datasets.fingerprints import map_in_threads
@@ -40,7 +40,7 @@ from flawscope.runs import RECORD, BackboneSource, RunRecord
 from flawscope.training.detectors.cross_fitting import fit_and_cross
 from flawscope.training.detectors.detector_run import Run, write_run
 from flawscope.training.drawn_checking import check_drawn
-from flawscope.training.features.backbone import Backbone, prepare_backbone
+from flawscope.training.features.backbone import Backbone, empty_backbone, prepare_backbone
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.features.scaled_backbone import ScaledBackbone, scaled_backbone, scales_of
 from flawscope.training.loop.fit_result import FitResult
@@ -65,7 +65,7 @@ def train_detector(
     out: Path,
     *,
     weights: Path | None = None,
-    resume: bool = False,
+    resume: bool | Path = False,
     ready: Run | None = None,
     command: str = "",
     progress: Progress = no_progress,
@@ -79,7 +79,8 @@ def train_detector(
         dataset: Its `train_good` images are used, nothing else.
         out: Run folder to write.
         weights: Safetensors file of the backbone, or None for the hub.
-        resume: Resume an interrupted training; for methods that have epochs.
+        resume: Resume an interrupted training, from its newest checkpoint or from this one; for methods that have
+            epochs.
         ready: A run of ddad whose denoiser is reused instead of training one: only the extractor is trained. It may be
             the run at `out`, with `overwrite`.
         command: Command line for the record.
@@ -95,14 +96,14 @@ def train_detector(
         StorageError: If the run cannot be written.
     """
     trainer = trainer_of(config)
-    if resume and not trainer.has_epochs:
+    if resume is not False and not trainer.has_epochs:
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
         )
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    overwrite = overwrite or resume
+    overwrite = overwrite or resume is not False
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
@@ -119,7 +120,7 @@ def train_detector(
             hashes=split.hashes,
             out=out,
             workspace=workspace,
-            resume=resume,
+            resume=resume is not False,
             progress=progress,
             start=None if denoiser_run is None else denoiser_run.fitted,
             dataset=dataset,
@@ -190,14 +191,7 @@ def _prepare(
     """Load the backbone and split the images."""
     # Before weights are downloaded: a missing autoencoder is an error in the settings.
     other_weights = trainer.other_weights(config)
-    features = part_of(config, FeatureSettings)
-    resizes = scales_of(config) != (1.0,)
-    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size, resizes=resizes)
-    # Recorded as they were used: what null stands for may change with the next version of timm.
-    changed = {
-        name: getattr(resolved, name) for name in _RESOLVED if getattr(resolved, name) != getattr(features, name)
-    }
-    config = change_settings(config, changed) if changed else config
+    config, backbone, source = _resolve_backbone(config, weights)
     if denoiser_run is not None and source.weights == denoiser_run.record.backbone.weights:
         source = denoiser_run.record.backbone  # its settings are taken over, and would be said to be set by hand
     backbone.to(choose_device(config.device))
@@ -212,9 +206,28 @@ def _prepare(
     return _Inputs(config, backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
 
 
+def _resolve_backbone(config: MethodConfig, weights: Path | None) -> tuple[MethodConfig, Backbone, BackboneSource]:
+    """Return the settings with what they left open about the backbone, the backbone, and where it comes from."""
+    features = find_part(config, FeatureSettings)
+    if features is None:
+        if weights is not None:
+            raise ArgumentError(
+                f"--weights: expected none with {tag_of(type(config))}, which has no backbone, got {weights}. Leave it "
+                "out."
+            )
+        return config, *empty_backbone()
+    resizes = scales_of(config) != (1.0,)
+    resolved, backbone, source = prepare_backbone(features, weights, config.preprocessing.size, resizes=resizes)
+    # Recorded as they were used: what null stands for may change with the next version of timm.
+    changed = {
+        name: getattr(resolved, name) for name in _RESOLVED if getattr(resolved, name) != getattr(features, name)
+    }
+    return change_settings(config, changed) if changed else config, backbone, source
+
+
 @contextlib.contextmanager
 def _workspace(
-    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool, denoiser_run: Run | None
+    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool | Path, denoiser_run: Run | None
 ) -> Iterator[Path | None]:
     """Yield the workspace of a training in epochs, with the history of a reused denoiser; None for a fitted method."""
     if not trainer.has_epochs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.config import DsadConfig
-from flawscope.datasets import Sample
+from flawscope.datasets import Sample, as_recorded
 from flawscope.diffusion.reconstruction import MapRule
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.errors import ArgumentError
 from flawscope.files import sha256_file
 from flawscope.progress import Progress
-from flawscope.runs import RunRecord
+from flawscope.runs import AUTOENCODER_KNOWS, RECORD, RunRecord, read_run_record
 from flawscope.text import encode_json
 from flawscope.training.detectors.torch_scores import reconstruction_scores
 from flawscope.training.diffusion.autoencoder import (
@@ -30,6 +31,7 @@ from flawscope.training.diffusion.autoencoder import (
     open_autoencoder,
     restore_autoencoder,
 )
+from flawscope.training.diffusion.autoencoder_network import weight_files
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 from flawscope.training.diffusion.noise import add_noise, noise_levels, sampling_noise
@@ -45,7 +47,7 @@ from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.network_state import load_state
 from flawscope.training.loop.optimizers import build_optimizer
-from flawscope.training.trainer import EpochTrainer, check_rule
+from flawscope.training.trainer import EpochTrainer, FitRequest, check_rule
 
 _PREVIEWS = 4
 _WEIGHTS = (
@@ -127,9 +129,29 @@ def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
 def autoencoder_identity(config: DsadConfig) -> str:
     """Return the SHA-256 of the autoencoder's weights, by which a resumed training recognises them."""
     path = _autoencoder_path(config)
-    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
+    files = [path / name for name in _WEIGHTS if (path / name).is_file()][:1]
+    # Half precision, or several files.
+    files = files or next((found for name in ("", "vae") if (found := _other_files(path / name))), [])
     # Not an error here: opening the autoencoder reports what is wrong with the folder.
-    return f"sha256:{sha256_file(files[0])}" if files else "not found"
+    return f"sha256:{'-'.join(sha256_file(file) for file in files)}" if files else "not found"
+
+
+def _other_files(folder: Path) -> list[Path]:
+    return weight_files(folder) if folder.is_dir() else []
+
+
+def images_known_to_autoencoder(config: DsadConfig, request: FitRequest) -> int:
+    """Return how many images of the dataset the autoencoder has learned from and this training has not.
+
+    Those are held-out images, or test images: an autoencoder reproduces what it has learned better than what it has
+    not, so thresholds that are set on them are too low for new images.
+    """
+    path = _autoencoder_path(config)
+    if not (path / RECORD).is_file():
+        return 0  # a folder of diffusers does not say what it was trained on
+    known = set(read_run_record(path)[0].training)
+    hashes = as_recorded(request.hashes, known)
+    return len(known & (set(hashes.values()) - {hashes[sample.path] for sample in request.samples}))
 
 
 def _autoencoder_path(config: DsadConfig) -> Path:
@@ -361,6 +383,12 @@ class DsadTrainer(EpochTrainer):
     train = staticmethod(train_dsad)
     drawn_on = 3  # a reconstruction takes many passes through the denoiser
     drawn_strengths = (0.5,)
+
+    def fit(self, request: FitRequest) -> FitResult:
+        """Train in the workspace, and note which images the autoencoder knows."""
+        fit_result = super().fit(request)
+        known = images_known_to_autoencoder(request.config, request)
+        return dataclasses.replace(fit_result, facts={**fit_result.facts, AUTOENCODER_KNOWS: known})
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> Reconstruction:
         """Return the networks and their sampling; see `restore_dsad`."""

@@ -182,6 +182,13 @@ def restore_backbone(settings: FeatureSettings, state: dict[str, Tensor]) -> Bac
     return backbone
 
 
+def empty_backbone() -> tuple[Backbone, BackboneSource]:
+    """Return what stands for the backbone of a method that has none: without weights, in inference mode."""
+    return Backbone(nn.Identity(), (0.0,) * 3, (1.0,) * 3).eval(), BackboneSource(
+        "none", "none: the method has no backbone", "Apache-2.0"
+    )
+
+
 def untrained_backbone(settings: FeatureSettings) -> Backbone:
     """Build the backbone that settings name, its parameters drawn at random and frozen, in inference mode.
 

@@ -90,6 +90,16 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         ) from err
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is named as a checkpoint is, and is whole."""
+    return path.name.startswith(_PREFIX) and (path / _NUMBERS).is_file() and (path / _TENSORS).is_file()
+
+
+def later_checkpoints(folder: Path, name: str) -> list[Path]:
+    """Return the checkpoints below a folder that are newer than the one called `name`."""
+    return [path for path in _checkpoints(folder) if path.name > name]
+
+
 def _assembled(tensors: Mapping[str, Tensor], stored: Any) -> Checkpoint:
     """Return the checkpoint of which these are the tensors and numbers; raises one of `_BROKEN` for others."""
     numbers, groups, values = stored["numbers"], stored["optimizer"]["groups"], stored["optimizer"]["values"]

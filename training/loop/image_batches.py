@@ -24,6 +24,12 @@ def load_batches(
 ) -> Iterator[UInt8Array]:
     """Yield uint8 [N, H, W, 3] batches in the order of `paths`; at most two batches are decoded ahead.
 
+    Args:
+        paths: The images.
+        spec: How they are prepared.
+        batch_size: Images per batch; the last may have fewer.
+        workers: Decoding threads; with 0 nothing is decoded ahead.
+
     Raises:
         ImageError: If an image cannot be read.
     """
@@ -31,6 +37,10 @@ def load_batches(
     def load(path: ImageSource) -> UInt8Array:
         return prepare(read_source(path, spec.bits), spec)
 
+    if workers == 0:
+        for start in range(0, len(paths), batch_size):
+            yield np.stack([load(path) for path in paths[start : start + batch_size]])
+        return
     # Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be pickled.
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(paths)
@@ -78,7 +88,7 @@ class ImageReader:
     Args:
         paths: The files.
         spec: How they are prepared.
-        workers: Decoding threads.
+        workers: Decoding threads, as `load_batches` takes them.
         budget_mb: Memory for prepared images, in MB.
         progress: Receives how many have been read, if they are kept in memory.
 

@@ -15,6 +15,7 @@ from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path, walk_folder
 from flawscope.text import NOT_JSON, encode_json
+from flawscope.training.loop.checkpoints import is_checkpoint, later_checkpoints
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
@@ -30,7 +31,7 @@ FREE = (
 
 @contextlib.contextmanager
 def open_workspace(
-    out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool, descriptions: str = ""
+    out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool | Path, descriptions: str = ""
 ) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
 
@@ -43,11 +44,13 @@ def open_workspace(
             next arguments.
         dataset: Fingerprint of the dataset.
         weights: Origin and hash of the weights it starts from.
-        resume: Resume in the folder if it is there.
+        resume: Resume in the folder if it is there, from its newest checkpoint; or from this one, or from the newest of
+            this folder, which must be the training's own. Checkpoints behind it are removed: the steps are taken again.
         descriptions: Hash of boxes and captions.
 
     Raises:
-        ArgumentError: If there is an unfinished training and `resume` is false, or it is of another kind.
+        ArgumentError: If there is an unfinished training and `resume` is false, it is of another kind, or the
+            checkpoint is none of it.
         MissingExtra: If a package that the settings ask for is not installed.
         StorageError: If the folder cannot be written.
     """
@@ -68,11 +71,13 @@ def open_workspace(
         "settings": {name: settings[name] for name in settings if name not in FREE},
     }
     if folder.exists() and list_folder(folder):
-        if not resume:
+        if resume is False:
             raise ArgumentError(
                 f"{folder}: expected no unfinished training, got one. Go on with --resume latest, or remove the folder."
             )
         _check_same(folder, begun)
+    if isinstance(resume, Path):
+        _go_back(folder, resume)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / _BEGUN, msgspec.json.format(encode_json(begun), indent=1).decode() + "\n")
@@ -90,6 +95,34 @@ def open_workspace(
         # Without a checkpoint there is nothing to resume from: a request that failed early leaves nothing behind.
         if is_done or not any(path.parent.name == CHECKPOINTS for path in walk_folder(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _go_back(folder: Path, named: Path) -> None:
+    """Remove the checkpoints behind the one that a training is to resume from.
+
+    Raises:
+        ArgumentError: If it is no checkpoint of the training, or what came after it rests on a later one.
+    """
+    place, own = named.resolve(), folder.resolve()
+    places = [path for path in walk_folder(folder) if path.name == CHECKPOINTS] if folder.is_dir() else []
+    if places and place in (own, *(path.resolve() for path in places)):
+        return
+    holding = next((path for path in places if path.resolve() == place.parent and is_checkpoint(place)), None)
+    if holding is None:
+        kind = "a checkpoint of another training or tool" if named.is_dir() else "no such folder"
+        raise ArgumentError(
+            f"--resume {named}: expected latest, or a checkpoint in {folder}, got {kind}. Name one of {folder}/..."
+            f"/{CHECKPOINTS}, or train again."
+        )
+    # The extractor of ddad learns from the finished denoiser, whose checkpoints lie at the top.
+    later = later_checkpoints(holding, place.name)
+    if later and holding == folder / CHECKPOINTS and len(places) > 1:
+        raise ArgumentError(
+            f"--resume {named}: expected the newest checkpoint, because a later stage has begun, got an older one. Say "
+            "--resume latest, or train again."
+        )
+    for path in later:
+        shutil.rmtree(path)
 
 
 def _is_events(path: Path) -> bool:

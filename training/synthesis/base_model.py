@@ -42,6 +42,7 @@ class SynthesisBase:
         size: Height and width in pixels of the images it was trained on.
         licence: Licence of its weights.
         identity: SHA-256 over its files.
+        is_small: Whether it is a run of `train base`, which has seen normal images alone.
     """
 
     autoencoder: AutoencoderKL
@@ -54,6 +55,7 @@ class SynthesisBase:
     size: tuple[int, int]
     licence: str
     identity: str
+    is_small: bool = False
 
     @property
     def latents(self) -> tuple[int, int, int]:
@@ -160,6 +162,7 @@ def restore_base(run: SynthesisRun, placeholder: str = "*") -> SynthesisBase:
         size=run.record.config.preprocessing.size,
         licence=run.record.licence,
         identity=identity_of(run.path, (run.path / name for name in (RECORD, WEIGHTS, TOKENIZER))),
+        is_small=True,
     )
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from flawscope.config import EmbeddingConfig
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
-from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
 from flawscope.runs import LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
@@ -38,6 +37,7 @@ from flawscope.training.synthesis.latent_cache import (
     validation_plan,
     write_preview,
 )
+from flawscope.training.synthesis.learned_text import first_vectors
 from flawscope.training.synthesis.prompt_templates import photo_texts
 from flawscope.training.synthesis.support_examples import SupportExample, SupportExamples
 
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
 GUIDANCE = 10.0
 """Guidance scale of previews, that of AnoGen."""
-
-_SPREAD = 0.01
-"""Deviation of the noise on the second and further vectors at the start, relative to that of the first vector."""
 
 
 def train_embedding(
@@ -280,25 +277,6 @@ def masked_loss(predicted: Tensor, noise: Tensor, mask: Tensor, kind: Literal["m
     if kind == "mean":
         return squared.mean(dim=1)
     return squared.sum(dim=1) / (noise.shape[1] * mask.flatten(1).sum(dim=1))
-
-
-def first_vectors(config: EmbeddingConfig, base: SynthesisBase) -> Tensor:
-    """Return the vectors at the start, float32 [V, W]: the embedding of `init_word`.
-
-    Vectors after the first get a little noise from the seed: equal ones would differ by their positions alone.
-
-    Raises:
-        ArgumentError: If `init_word` is not a single token.
-    """
-    try:
-        token = base.prompts.word(config.init_word)
-    except ArgumentError as err:
-        raise ArgumentError(f"init_word: {err}") from err
-    # On the CPU with a generator of its own: the start must not depend on the device or on what was drawn before.
-    word = base.text.table.detach()[token].float().cpu()
-    noise = torch.randn((config.vectors, len(word)), generator=torch.Generator().manual_seed(config.seed))
-    noise[0] = 0.0
-    return word + _SPREAD * word.std() * noise
 
 
 class EmbeddingTrainer(GeneratorTrainer):

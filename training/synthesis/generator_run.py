@@ -93,7 +93,7 @@ def write_synthesis_run(
     fit_result: GeneratorFitResult,
     samples: Sequence[ImageSource],
     workspace: Path | None = None,
-    support: Mapping[str, Path] | None = None,
+    support: Mapping[str, Path | bytes] | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -105,7 +105,7 @@ def write_synthesis_run(
         fit_result: Weights and tokenizer.
         samples: Normal images to store.
         workspace: Folder of the training; its metrics and previews are copied, those of its sub-folders too.
-        support: Path in the run -> file to copy there.
+        support: Path in the run -> file to copy there, or its content.
         overwrite: Whether an earlier run there may be replaced.
 
     Raises:
@@ -130,7 +130,10 @@ def write_synthesis_run(
             (folder / SAMPLES / f"{index:03d}.png").write_bytes(encode_sample(read_source(sample, bits)))
         for target, source in (support or {}).items():
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(regular_path(source), folder / target)
+            if isinstance(source, bytes):
+                (folder / target).write_bytes(source)
+            else:
+                shutil.copyfile(regular_path(source), folder / target)
         if workspace is not None:
             for metrics in [path for path in walk_folder(workspace) if path.name == METRICS]:
                 part = folder / metrics.parent.relative_to(workspace)

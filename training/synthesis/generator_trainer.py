@@ -11,9 +11,8 @@ from flawscope import methods
 from flawscope.config import AdaptationSettings, MethodConfig
 from flawscope.config.setting_parts import part_of, tag_of
 from flawscope.datasets import Dataset
-from flawscope.datasets.defects import SUPPORT_RECORD
+from flawscope.datasets.defects import SUPPORT_RECORD, support_record
 from flawscope.errors import ArgumentError
-from flawscope.files import sha256_file
 from flawscope.progress import Progress
 from flawscope.text import encode_json
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
@@ -50,7 +49,7 @@ class AdaptationStart:
     @property
     def identity(self) -> str:
         """Hashes of base and support set: a training is resumed only with the same."""
-        record = sha256_file(self.support.path / SUPPORT_RECORD)
+        record = hashlib.sha256(support_record(self.support.path)).hexdigest()
         return f"base sha256:{self.base.identity}; support sha256:{record}"
 
 
@@ -132,11 +131,11 @@ class GeneratorTrainer:
         raise AssertionError(f"{type(self).__name__} has no fit of its own")
 
 
-def files_of(start: AdaptationStart | None) -> dict[str, Path]:
-    """Return path in the run -> file to copy there: the support set, so that the run is complete without it."""
+def files_of(start: AdaptationStart | None) -> dict[str, Path | bytes]:
+    """Return path in the run -> file to copy there, or its content: the support set, which the run needs no more."""
     if start is None:
         return {}
-    files = {SUPPORT_RECORD: start.support.path / SUPPORT_RECORD}
+    files: dict[str, Path | bytes] = {SUPPORT_RECORD: support_record(start.support.path)}
     for example in start.support.examples:
         folder = f"{SUPPORT}/{example.category}/{example.defect}"
         files[f"{folder}/{example.name}.png"] = example.image_file

@@ -32,7 +32,7 @@ def train_synthesis(
     dataset: Dataset,
     out: Path,
     *,
-    resume: bool = False,
+    resume: bool | Path = False,
     command: str = "",
     progress: Progress = no_progress,
     overwrite: bool = False,
@@ -44,7 +44,7 @@ def train_synthesis(
         dataset: A base model learns its normal training images. The other methods learn the images of a support set,
             which must come from this dataset.
         out: Run folder to write.
-        resume: Resume a training that was interrupted.
+        resume: Resume a training that was interrupted, from its newest checkpoint or from this one.
         command: Command line for the record.
         progress: Told what is being done.
         overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
@@ -59,7 +59,7 @@ def train_synthesis(
         StorageError: If the run cannot be written.
     """
     trainer = generator_trainer_of(config)
-    overwrite = overwrite or resume
+    overwrite = overwrite or resume is not False
     check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
     started = time.perf_counter()
     # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
@@ -83,7 +83,9 @@ def train_synthesis(
     prepared_at = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
     with open_workspace(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
-        fit_result = trainer.fit(GeneratorRequest(config, dataset, start, hashes, workspace, resume, progress))
+        fit_result = trainer.fit(
+            GeneratorRequest(config, dataset, start, hashes, workspace, resume is not False, progress)
+        )
         fitted_at = time.perf_counter()
         record = SynthesisRecord(
             kind=tag_of(type(config)),

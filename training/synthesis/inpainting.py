@@ -8,49 +8,40 @@ error is kept, where MvP-Diff keeps the last one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import InpaintingConfig
-from flawscope.diffusion.location_words import mirrored_words, without_location
-from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, signal_shares
+from flawscope.diffusion.location_words import without_location
+from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
+from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
-from flawscope.runs import LearnedDefect
+from flawscope.runs import DEFECT_EFFECT, TEXT_EFFECT, LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.loop.epoch_data import mean_error, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.synthesis.attention_maps import AttentionMaps
 from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
-from flawscope.training.synthesis.latent_cache import (
-    Moments,
-    TextTokens,
-    check_base,
-    encode_moments,
-    latent_masks,
-    preview_numbers,
-    validation_plan,
-    write_preview,
-)
-from flawscope.training.synthesis.lora import learning_unet, networks_of
+from flawscope.training.synthesis.inpainting_data import InpaintingData, Latents
+from flawscope.training.synthesis.inpainting_losses import attention_loss, defect_loss, inpainting_loss, snr_weights
+from flawscope.training.synthesis.latent_cache import check_base, preview_numbers, validation_plan, write_preview
+from flawscope.training.synthesis.learned_text import DefectTexts, InpaintingNetwork, placed_text, text_learning
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
+from flawscope.training.synthesis.text_effect import relative_change
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
 
 GUIDANCE = 3.5
 """Guidance scale of previews, that of MvP-Diff."""
-
-BLANK = 127.5
-"""Grey level of the box in the masked image: 0 on the scale from -1 to 1."""
 
 
 def train_inpainting(
@@ -85,26 +76,41 @@ def train_inpainting(
     items = Numbers(len(support.examples) * config.adaptation.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
     return GeneratorFitResult(
-        networks=networks_of(config, trained.state),
+        networks=task.network.groups(config, support.types, trained.state),
         facts={
             **training_facts(trained),
+            **task.text_effects(trained.state),
+            "learn_text": task.learn,
             "defect_types": len(support.types),
             "pictures": len(support.examples),
             "learned_numbers": sum(parameter.numel() for parameter in task.network.parameters()),
         },
-        defects=learned_defects(support, described),
+        defects=learned_defects(support, described, config.placeholder if task.learn == "vectors" else None),
     )
 
 
-def learned_defects(support: SupportExamples, described: Sequence[Described]) -> tuple[LearnedDefect, ...]:
-    """Return every defect type with its training sentences, `{location}` in place of location words."""
+def learned_defects(
+    support: SupportExamples, described: Sequence[Described], placeholder: str | None = None
+) -> tuple[LearnedDefect, ...]:
+    """Return every defect type with its training sentences, `{location}` in place of location words.
+
+    Args:
+        support: The support set.
+        described: Sentences of every example.
+        placeholder: Word that stands for the learned embeddings, or None where there are none.
+    """
     # Dicts as ordered sets: the sentences keep the order in which they were learned.
     texts: dict[tuple[str, str], dict[str, None]] = {defect_type: {} for defect_type in support.types}
     for example, description in zip(support.examples, described, strict=True):
-        texts[example.category, example.defect].update(dict.fromkeys(map(without_location, description.texts)))
+        sentences = map(without_location, description.texts)
+        if placeholder is not None:
+            sentences = (placed_text(text, placeholder) for text in sentences)
+        texts[example.category, example.defect].update(dict.fromkeys(sentences))
     return tuple(
-        LearnedDefect(category, name, tuple(sentences), vectors=False, pictures=len(support.of(category, name)))
-        for (category, name), sentences in texts.items()
+        LearnedDefect(
+            category, name, tuple(of_type), vectors=placeholder is not None, pictures=len(support.of(category, name))
+        )
+        for (category, name), of_type in texts.items()
     )
 
 
@@ -120,54 +126,47 @@ class InpaintingTask:
         described: Box and sentences of every example.
 
     Attributes:
+        learn: What is learned of the text.
+        texts: The texts of all defect types.
         network: The network that is trained.
 
     Raises:
-        ArgumentError: If the base is of the wrong kind or size.
+        ArgumentError: If the base is of the wrong kind or size, or the settings contradict each other.
         MissingExtra: If peft is not installed.
     """
 
     def __init__(
         self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples, described: Sequence[Described]
     ) -> None:
-        size = check_base(config, base, inpainting=True)
-        fill = config.adaptation.crop_fill if config.adaptation.crop_defects else None
         self._config, self._base = config, base
-        crops = [
-            example.cut(size, fill, description.box)
-            for example, description in zip(support.examples, described, strict=True)
-        ]
-        self._images, self._boxes = (list(column) for column in zip(*crops, strict=True))
-        # A variant is an image in one way of mirroring: number of the image + position of the way here * images.
-        self._ways = [
-            (left_right, top_bottom)
-            for top_bottom in (False, True)
-            for left_right in (False, True)
-            if (config.adaptation.flip > 0 or not left_right) and (config.flip_vertical > 0 or not top_bottom)
-        ]
-        # By variant: in a mirrored image "left" must become "right", or the network learns wrong location words.
-        sentences = [
-            [mirrored_words(text, left_right=left_right, top_bottom=top_bottom) for text in description.texts]
-            for left_right, top_bottom in self._ways
-            for description in described
-        ]
+        self._data = data = InpaintingData(config, base, support, described)
+        self.learn = text_learning(config, base)
+        if config.attention_loss > 0 and self.learn != "vectors":
+            raise ArgumentError(
+                f"attention_loss: expected learn_text=vectors, an embedding to attend to, got {self.learn}. Set it."
+            )
         # Row 0 is the empty prompt, for images whose prompt is dropped (classifier-free guidance, arXiv:2207.12598).
-        distinct = dict.fromkeys(["", *(text for variant_texts in sentences for text in variant_texts)])
-        rows = {text: row for row, text in enumerate(distinct)}
-        self._texts = TextTokens(base.prompts, list(rows))
-        self._choices = [[rows[text] for text in variant_texts] for variant_texts in sentences]
+        by_type: list[list[str]] = [[] for _ in support.types]
+        for defect_type, texts in zip(data.types, data.texts, strict=True):
+            by_type[defect_type] += texts
+        self.texts = DefectTexts(base, by_type, config, self.learn)
+        rows = [iter(of_type) for of_type in self.texts.rows]
+        self._choices = [
+            [next(rows[defect_type]) for _ in texts] for defect_type, texts in zip(data.types, data.texts, strict=True)
+        ]
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._weights = snr_weights(base.sampling, config.snr_gamma)
-        self._cached: tuple[Moments, Tensor] | None = None
-        self.network: nn.Module = learning_unet(base.unet, config)
+        self.network = InpaintingNetwork(config, base, self.learn, self.texts)
+        self._attention = AttentionMaps(self.network.plain_unet) if config.attention_loss > 0 else None
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the trained network."""
         config = self._config
+        rate = config.adaptation.rate(config.loop)
         return build_optimizer(
             config.denoising,
-            self.network.parameters(),
-            rate=config.adaptation.rate(config.loop),
+            self.network.parameter_groups(rate, config.text_rate),
+            rate=rate,
             epsilon=config.adaptation.epsilon,
         )
 
@@ -175,7 +174,7 @@ class InpaintingTask:
         """Return the weighted error of the predicted noise, averaged over a batch of item numbers int64 [N].
 
         Random for each item: mirroring, one of its sentences or the empty prompt, noise level, sample of the latents,
-        and noise.
+        and noise; where the settings ask for them, noise on the texts, and a random mask.
         """
         config, device = self._config, images.device
         # All draws come from this generator, in this order: that is what makes a resumed training bit-identical.
@@ -183,8 +182,8 @@ class InpaintingTask:
         chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
         variants, rows = [], []
         for image, left_right, top_bottom, text, drop in zip(images.tolist(), *chances, strict=True):
-            way = self._ways.index((left_right < config.adaptation.flip, top_bottom < config.flip_vertical))
-            variant = image % len(self._images) + way * len(self._images)
+            way = self._data.ways.index((left_right < config.adaptation.flip, top_bottom < config.flip_vertical))
+            variant = image % len(self._data) + way * len(self._data)
             variants.append(variant)
             rows.append(0 if drop < config.text_drop else self._row(variant, text))
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
@@ -200,29 +199,63 @@ class InpaintingTask:
         self, network: nn.Module, variants: Tensor, rows: Tensor, levels: Tensor, generator: torch.Generator
     ) -> Tensor:
         config, device = self._config, levels.device
-        moments, beside = self._latents(device)
-        latents = moments.sample(variants, generator)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        latents = self._data.latents(device)
+        clean = latents.moments.sample(variants, generator)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         # Offset noise: one more number per channel, so that the network can learn to change the mean brightness.
-        shift = torch.randn((*latents.shape[:2], 1, 1), generator=generator, device=device)
+        shift = torch.randn((*clean.shape[:2], 1, 1), generator=generator, device=device)
         noise = noise + config.noise_offset * shift
-        noisy = add_noise(latents, noise, self._shares.to(device)[levels])
-        condition = beside[variants].to(device)
-        # The text encoder is frozen here, unlike in `embedding.py`, whose gradients flow through it.
-        with torch.no_grad():
-            self._base.text.to(device)
-            context = self._texts.context(self._base, rows.to(device))
-        predicted = network(torch.cat([noisy, condition], dim=1), levels, context)
+        noisy = add_noise(clean, noise, self._shares.to(device)[levels])
         weights = self._weights.to(device)[levels]
-        return inpainting_loss(predicted, noise, condition[:, :1], weights, config.mask_weight)
+        rows = rows.to(device)
+        if config.defect_loss == 0 and config.object_loss == 0:
+            condition = latents.beside[variants].to(device)
+            predicted = network(
+                torch.cat([noisy, condition], dim=1), levels, rows, self._text_noise(len(rows), generator)
+            )
+            return inpainting_loss(predicted, noise, condition[:, :1], weights, config.mask_weight)
+        mask = latents.defects[variants].to(device)
+        placed = self.texts.tokens.placed[rows.cpu()].to(device)
+        total = torch.zeros_like(weights)
+        # A pass with the defect's box hidden, and one with a random mask: the latter must paint the whole part, and
+        # find the defect's place in the text alone.
+        for weight, ground, is_random in (
+            (config.defect_loss, 0.0, False),
+            (config.object_loss, config.object_ground, True),
+        ):
+            if weight == 0:
+                continue
+            condition = self._condition(latents, variants, is_random, generator).to(device)
+            predicted = network(
+                torch.cat([noisy, condition], dim=1), levels, rows, self._text_noise(len(rows), generator)
+            )
+            total = total + weight * defect_loss(predicted, noise, mask, weights, ground)
+            if self._attention is not None and (is_random or config.object_loss == 0):
+                attention = self._attention.take(placed, (mask.shape[2], mask.shape[3]))
+                total = total + config.attention_loss * attention_loss(attention, mask, placed)
+        return total
+
+    def _condition(self, latents: Latents, variants: Tensor, is_random: bool, generator: torch.Generator) -> Tensor:
+        """Return the other inputs of the network, float32 [N, 1 + C, h, w], with the box or a random mask hidden."""
+        if not is_random:
+            return latents.beside[variants]
+        chosen = noise_levels(len(variants), latents.random.shape[1], generator).cpu()
+        return latents.random[variants, chosen]
+
+    def _text_noise(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Return noise for encoded texts, float32 [N, L, D], or None (MAGIC, arXiv:2507.02314)."""
+        if self._config.text_noise == 0:
+            return None  # nothing is drawn: the random numbers of other settings stay the same
+        shape = (count, self._base.prompts.rules.length, self.network.context_width)
+        return self._config.text_noise * torch.randn(shape, generator=generator, device=generator.device)
 
     def validate(self) -> dict[str, float]:
         """Return the weighted error at fixed noise levels, with fixed texts and noise.
 
         It is measured on the training images, not mirrored: of a handful of images none can be held back.
         """
-        device, seed = next(self.network.parameters()).device, self._config.seed
-        numbers, levels = validation_plan(len(self._images), seed)
+        device, seed = self._device, self._config.seed
+        numbers, levels = validation_plan(len(self._data), seed)
         chances = np.random.default_rng(seed).random(len(numbers))
         rows = [self._row(number, chance) for number, chance in zip(numbers.tolist(), chances.tolist(), strict=True)]
         plan = torch.stack([torch.from_numpy(numbers), torch.tensor(rows), levels], dim=1)
@@ -233,85 +266,85 @@ class InpaintingTask:
 
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
 
+    def text_effects(self, state: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return what the text changes in the predicted noise, at the levels of `validate`; see `relative_change`.
+
+        `text_effect` is that of an image's own text against the empty one; `defect_effect`, where several defect types
+        are learned, against the text of another type.
+
+        Args:
+            state: State of the network to measure, which it has afterwards.
+        """
+        self.network.load_state_dict(dict(state))
+        device = self._device
+        numbers, levels = validation_plan(len(self._data), self._config.seed)
+        latents = self._data.latents(device)
+        generator = torch.Generator(device).manual_seed(self._config.seed)
+        clean = latents.moments.mean[numbers].to(device)
+        levels = levels.to(device)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        noisy = add_noise(clean, noise, self._shares.to(device)[levels])
+        x = torch.cat([noisy, latents.beside[numbers].to(device)], dim=1)
+        types = [self._data.types[number] for number in numbers.tolist()]
+        count = len(self.texts.rows)
+        rows = {
+            "own": [self._row(number, 0.0) for number in numbers.tolist()],
+            TEXT_EFFECT: [0] * len(types),
+            DEFECT_EFFECT: [self.texts.rows[(number + 1) % count][0] for number in types],
+        }
+        with torch.no_grad():
+            predicted = {
+                name: torch.cat(
+                    [
+                        self.network(*part).float().cpu()
+                        for part in zip(
+                            *(
+                                torch.split(whole, self._config.loop.batch_size)
+                                for whole in (x, levels, torch.tensor(values, device=device))
+                            ),
+                            strict=True,
+                        )
+                    ]
+                )
+                for name, values in rows.items()
+            }
+        effects = (TEXT_EFFECT, DEFECT_EFFECT) if count > 1 else (TEXT_EFFECT,)
+        return {name: relative_change([(predicted["own"], predicted[name])]) for name in effects}
+
     def preview(self, path: Path) -> None:
         """Write training images beside the same images with their boxes drawn anew."""
-        device = next(self.network.parameters()).device
-        moments, beside = self._latents(device)
-        numbers = preview_numbers(len(self._images))
+        latents = self._data.latents(self._device)
+        numbers = preview_numbers(len(self._data))
+        rows = torch.tensor([self._row(number, 0.0) for number in numbers], device=self._device)
         with torch.no_grad():
-            self._base.text.to(device)
-            rows = torch.tensor([self._row(number, 0.0) for number in numbers], device=device)
-            context = self._texts.context(self._base, rows)
-            empty = self._texts.context(self._base, torch.zeros_like(rows))
+            contexts = self.network.encode(rows), self.network.encode(torch.zeros_like(rows))
         write_preview(
             path,
             self._base,
             "inpaint",
-            self.network,
-            self._images,
-            self._boxes,
-            moments.mean,
-            (context, empty),
+            self.network.unet,
+            self._data.images,
+            self._data.boxes,
+            latents.moments.mean,
+            contexts,
             guidance=GUIDANCE,
             seed=self._config.seed,
-            beside=beside,
+            beside=latents.beside,
         )
 
-    def _latents(self, device: torch.device) -> tuple[Moments, Tensor]:
-        """Return the latents of all variants, and the other inputs of the network for them.
-
-        The latter are float32 [K, 1 + C, h, w], on the CPU: the box and the latents of the masked image.
-        """
-        # Encoded at the first call, not in __init__: the device is known only when the training has moved the network.
-        if self._cached is None:
-            images = np.concatenate([_mirrored(self._images, *way) for way in self._ways])
-            boxes = np.concatenate([_mirrored(self._boxes, *way) for way in self._ways])
-            masked = np.where(boxes[..., None], np.float32(BLANK), images.astype(np.float32))
-            surroundings = encode_moments(self._base, torch.from_numpy(masked), device).mean
-            masks = latent_masks(self._base, list(boxes))
-            moments = encode_moments(self._base, torch.from_numpy(images), device)
-            self._cached = moments, torch.cat([masks, surroundings], dim=1)
-        return self._cached
-
-
-def _mirrored(
-    images: Sequence[UInt8Array] | Sequence[BoolArray], left_right: bool, top_bottom: bool
-) -> npt.NDArray[np.generic]:
-    """Return images or masks, [K, H, W, ...], mirrored."""
-    stacked = np.stack(images)
-    return stacked[:, :: -1 if top_bottom else 1, :: -1 if left_right else 1]
-
-
-def snr_weights(sampling: Sampling, gamma: float) -> Tensor:
-    """Return the Min-SNR weight of every noise level, float32 [1000]: min(SNR, γ) / SNR, SNR = ᾱ / (1 − ᾱ).
-
-    That is the weight for networks that predict the noise (arXiv:2303.09556). γ = 0 turns it off: 1 everywhere.
-    """
-    shares = signal_shares(sampling)  # ᾱ, float64: at the first levels 1 − ᾱ is small and would lose digits
-    ratio = shares / (1.0 - shares)
-    weights = np.where((ratio <= gamma) | (gamma == 0.0), 1.0, gamma / ratio)
-    return torch.from_numpy(weights).float()
-
-
-def inpainting_loss(predicted: Tensor, noise: Tensor, box: Tensor, weights: Tensor, mask_weight: float) -> Tensor:
-    """Return the weighted squared error of the predicted noise, float32 [N]: the mean over all entries of an image.
-
-    Args:
-        predicted: [N, C, h, w].
-        noise: Float32 [N, C, h, w].
-        box: Float32 [N, 1, h, w], 1 inside the box.
-        weights: Weights of the noise levels, float32 [N].
-        mask_weight: Added to the weight of 1 inside the box.
-    """
-    # float(): under autocast the prediction is in half precision, whose squares and their mean would lose digits.
-    squared = (predicted.float() - noise).square() * (1.0 + mask_weight * box)
-    return squared.flatten(1).mean(dim=1) * weights
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
 
 class InpaintingTrainer(GeneratorTrainer):
     """Trains an inpainting network on the defect types of a part."""
 
     inpaints = True
+
+    def placeholder(self, config: InpaintingConfig) -> str:
+        """Return the placeholder of the settings."""
+        return config.placeholder
 
     def adapt(self, config: InpaintingConfig, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
         """Return base and support set with boxes and sentences; they are part of what a resumed training must match."""

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.config import AdaptedConfig
@@ -94,7 +94,8 @@ class TextTokens:
     Args:
         prompts: Turns texts into tokens.
         texts: T texts.
-        vectors: Number of vectors that replace the placeholder; 0 where it is an ordinary word.
+        vectors: Number of vectors that replace the placeholder, in every text but the empty one; 0 where it is an
+            ordinary word.
 
     Attributes:
         tokens: int64 [T, L].
@@ -108,8 +109,9 @@ class TextTokens:
     def __init__(self, prompts: Prompts, texts: Sequence[str], vectors: int = 0) -> None:
         # Vectors of width 1 that hold their own numbers: the result tells which vector belongs at which token.
         numbers = np.arange(vectors, dtype=np.float32)[:, None]
-        tokenized = prompts.tokens(texts, 1, [numbers] * len(texts) if vectors else ())
-        if vectors and (tokenized.placed.sum(axis=1) < vectors).any():
+        tokenized = prompts.tokens(texts, 1, [numbers if text else None for text in texts] if vectors else ())
+        needed = np.array([vectors if text else 0 for text in texts])
+        if (tokenized.placed.sum(axis=1) < needed).any():
             raise ArgumentError(
                 f"vectors: expected so few that a text of {prompts.rules.length} tokens has room for them, got "
                 f"{vectors}. Take fewer."
@@ -118,18 +120,25 @@ class TextTokens:
         self.slots = torch.from_numpy(tokenized.vectors[..., 0].astype(np.int64))
         self.placed = torch.from_numpy(tokenized.placed)
 
-    def context(self, base: SynthesisBase, rows: Tensor, place: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def context(
+        self,
+        base: SynthesisBase,
+        rows: Tensor,
+        place: Callable[[Tensor], Tensor] | None = None,
+        text: nn.Module | None = None,
+    ) -> Tensor:
         """Return the encoded texts with these rows, float32 [N, L, D].
 
         Args:
             base: The base model, whose text encoder is on the device of `rows`.
             rows: Rows of the texts, int64 [N].
             place: Slots int64 [N, L] → vectors float32 [N, L, W], with gradients; None without vectors.
+            text: Text encoder in place of that of the base, or None.
         """
         tokens, slots, placed = (table[rows.cpu()].to(rows.device) for table in (self.tokens, self.slots, self.placed))
         no_vectors = torch.zeros((*tokens.shape, base.text.width), device=rows.device)
         vectors = no_vectors if place is None else place(slots)
-        context: Tensor = base.text(tokens, vectors, placed)
+        context: Tensor = (text or base.text)(tokens, vectors, placed)
         return context
 
 

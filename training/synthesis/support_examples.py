@@ -70,11 +70,22 @@ class SupportExample:
             box: Used instead of the mask, bool [H, W].
         """
         mask = self.mask if box is None else box
+        crop = self._window(size, fill, mask)
+        image = prepare(self.image, Preprocessing(resize=size)) if fill is None else cut_image(self.image, crop)
+        return image, cut_mask(mask, crop)
+
+    def cut_both(
+        self, size: tuple[int, int], fill: float | None, box: BoolArray
+    ) -> tuple[UInt8Array, BoolArray, BoolArray]:
+        """Return image and box as `cut` does, and the mask of the defect in the same window, bool [*size]."""
+        image, cut_box = self.cut(size, fill, box)
+        crop = self._window(size, fill, box)
+        return image, cut_box, cut_mask(self.mask, crop)
+
+    def _window(self, size: tuple[int, int], fill: float | None, mask: BoolArray) -> Crop:
         if fill is None:
-            whole = Crop(0, 0, self.image.shape[0], self.image.shape[1], size)
-            return prepare(self.image, Preprocessing(resize=size)), cut_mask(mask, whole)
-        crop = crop_around(mask, size, fill=fill)
-        return cut_image(self.image, crop), cut_mask(mask, crop)
+            return Crop(0, 0, self.image.shape[0], self.image.shape[1], size)
+        return crop_around(mask, size, fill=fill)
 
 
 @dataclass(frozen=True)

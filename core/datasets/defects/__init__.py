@@ -30,6 +30,7 @@ from flawscope.datasets.defects.support_set import (
     exclude_support,
     find_support,
     read_support,
+    support_record,
     write_support,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "read_phrases",
     "read_ranges",
     "read_support",
+    "support_record",
     "write_boxes",
     "write_descriptions",
     "write_masks",

@@ -1,8 +1,9 @@
 """Mask ranges that AnoGen published for MVTec AD and VisA.
 
 A row is: defect types, least and largest width, least and largest height, whether masks are rotated. Two departures:
-the flag is a boolean, where the published scripts took the text "False" for true and so rotated every mask
-(`--rotate all` does the same); and the screw, without ranges of its own there, has those of their foreground masks.
+the flag is a boolean, where the published scripts take the text "False" for true and so rotate every mask, as
+`--rotate all` does (the published masks themselves follow the flag); and the screw, without ranges of its own there,
+has those of their foreground masks.
 """
 
 from __future__ import annotations

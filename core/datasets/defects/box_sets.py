@@ -29,7 +29,7 @@ from flawscope.datasets.defects.captions import Captions
 from flawscope.datasets.defects.file_names import category_of, check_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
-from flawscope.datasets.defects.random_boxes import BoxRange, draw_box, range_of
+from flawscope.datasets.defects.random_boxes import BoxRange, Places, draw_box, range_of
 from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Sides
 from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
 from flawscope.datasets.defects.set_files import SHEET, read_lines, write_image, write_json, write_lines, write_mask
@@ -46,7 +46,6 @@ BOXES_RECORD = "boxes.json"
 # Then another normal image is taken: in the foreground of some no box fits.
 _TRIES_PER_IMAGE = 1000
 
-Places = Literal["observed", "anywhere"]
 Ground = Literal["foreground", "picture"]
 
 
@@ -55,23 +54,25 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         margin: Margin around a defect as a share of the box's side; never less than 8 pixels at 512.
-        per_component: One rectangle per connected component of a defect, not one for all.
+        per_component: One rectangle for each part of a defect, not one for all; see `boxes_of`. Two distant cracks in
+            one rectangle would be a defect of a size that there is not.
         number: Random boxes per category, divided evenly among its defect types, the first ones taking the remainder; 0
             draws none.
         within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "picture".
         solid: The part has no holes; see `find_foreground`.
-        places: Positions of random boxes: near the "observed" ones, or "anywhere".
+        places: Positions of random boxes: "near" a seen one at its distances to the sides, in the rectangle that spans
+            all "observed" centres, or "anywhere".
         overlap: A random box has more than this share of its area in the foreground.
         tries: Most boxes drawn for one random box.
         seed: Seed of the random boxes.
     """
 
     margin: float = 0.1
-    per_component: bool = False
+    per_component: bool = True
     number: int = 0
     within: Ground = "foreground"
     solid: bool = False
-    places: Places = "observed"
+    places: Places = "near"
     overlap: float = MIN_OVERLAP
     tries: int = MAX_TRIES
     seed: int = 0
@@ -320,7 +321,7 @@ def _place(
             rng,
             within=area,
             overlap=settings.overlap,
-            is_anywhere=settings.places == "anywhere",
+            places=settings.places,
             # The limit counts over all images, so that the search ends.
             tries=min(tries_left, _TRIES_PER_IMAGE),
         )

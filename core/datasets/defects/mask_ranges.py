@@ -2,6 +2,11 @@
 
 {"bottle": {"within": "foreground",
             "defects": {"crack": {"width": [0.05, 0.1], "height": [0.1, 0.2], "rotate": true}}}}
+
+or the form of AnoGen's own files, in which the flag is a text, and masks lie in templates unless another `within` is
+asked for:
+
+{"bottle": {"crack": [[0.05, 0.1], [0.1, 0.2], "True"]}}
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import msgspec
 from flawscope.datasets.defects.file_names import check_name
 from flawscope.datasets.defects.random_masks import Sides
 from flawscope.datasets.defects.set_files import decode_json, read_json
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 
 Within = Literal["template", "foreground", "picture"]
 
@@ -46,14 +51,28 @@ def read_ranges(path: Path) -> dict[str, CategoryRanges]:
     return ranges
 
 
+_FORM = '{"within": "foreground", "defects": {"DEFECT": {"width": [0.05, 0.1], "height": [0.1, 0.2], "rotate": true}}}'
+_FORM_OF_ANOGEN = '{"DEFECT": [[0.05, 0.1], [0.1, 0.2], "True"]}'
+_FLAGS = {"True": True, "False": False}
+
+
+class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    width: tuple[float, float]
+    height: tuple[float, float]
+    flag: Literal["True", "False"]
+
+
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     within: Within
     defects: dict[str, msgspec.Raw]
 
 
 def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
+    keys = decode_json(data, dict[str, msgspec.Raw], f"{path}: {category}", f"{_FORM} or {_FORM_OF_ANOGEN}")
+    if keys and not {"within", "defects"} & keys.keys():
+        return CategoryRanges("template", {name: _of_anogen(path, category, name, raw) for name, raw in keys.items()})
     # One by one: msgspec's errors do not name the key of a dictionary.
-    entry = decode_json(data, _Entry, f"{path}: {category}", "within and defects")
+    entry = decode_json(data, _Entry, f"{path}: {category}", _FORM)
     defects = {
         check_name(name, f"{path}: {category}: defect type"): decode_json(
             sides, Sides, f"{path}: {category}/{name}", "width, height and rotate"
@@ -63,6 +82,17 @@ def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
     if not defects:
         raise DataError(f"{path}: {category}: expected at least one defect type, got none. Add one.")
     return CategoryRanges(entry.within, defects)
+
+
+def _of_anogen(path: Path, category: str, name: str, data: msgspec.Raw) -> Sides:
+    """Return sides in AnoGen's form: ranges of width and height, and whether masks are rotated, as a text."""
+    where = f"{path}: {category}/{check_name(name, f'{path}: {category}: defect type')}"
+    what = '[[least, largest width], [least, largest height], "True" or "False"]'
+    row = decode_json(data, _Row, where, what)
+    try:
+        return Sides(row.width, row.height, _FLAGS[row.flag])
+    except ArgumentError as err:
+        raise DataError(f"{where}: expected {what}, got: {err} Mend the file.") from err
 
 
 def choose_ranges(

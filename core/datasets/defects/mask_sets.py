@@ -23,7 +23,7 @@ from flawscope.datasets import Dataset, Sample
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, Within, choose_ranges
-from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, BoxMask, Sides, draw_mask
+from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, BoxMask, Edges, Sides, draw_mask
 from flawscope.datasets.defects.seeded_choice import (
     check_count,
     check_fraction,
@@ -52,11 +52,12 @@ class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         size: Height and width of the masks in pixels.
         per_picture: Successive masks on one normal image, where masks lie in its foreground.
         solid: Parts have no holes; see `find_foreground`.
-        rotate: Which masks are rotated: "flagged", as the range file says for each defect type; "all", as in the
-            published sets; "none".
+        rotate: Which masks are rotated: "flagged", as the range file says for each defect type, and as in the published
+            sets; "all", as the published scripts do now; "none".
         overlap: A mask has more than this share of its area in the template or foreground.
         tries: Most rectangles drawn for one mask.
         seed: Seed of the masks.
+        edges: Which pixels a rectangle covers: the "published" ones, or "exact"ly those between its sides.
     """
 
     number: int = 100
@@ -67,6 +68,7 @@ class MaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: float = MIN_OVERLAP
     tries: int = MAX_TRIES
     seed: int = 0
+    edges: Edges = "published"
 
     def __post_init__(self) -> None:
         check_count(self.number, "number", 1, 100_000)
@@ -109,6 +111,7 @@ class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         settings: How it was drawn.
         ranges: Category -> the ranges in force.
         masks: The masks.
+        passed_over: Category of the ranges without masks -> why.
         schema: Version of this record.
     """
 
@@ -116,6 +119,7 @@ class MaskRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: MaskSettings
     ranges: dict[str, CategoryRanges]
     masks: tuple[MaskEntry, ...]
+    passed_over: dict[str, str] = {}
     schema: Literal[1] = 1
 
 
@@ -149,7 +153,7 @@ def write_masks(
         folder: The folder to write.
         settings: How to draw.
         dataset: Normal images, for foregrounds and previews. Masks are drawn for its categories.
-        categories: Without a dataset, the categories to draw; empty for all of `ranges`.
+        categories: Without a dataset, the categories to draw; empty for all of `ranges` that can be drawn.
         templates: Folder with CATEGORY/DEFECT/mask.png, CATEGORY/DEFECT.png or CATEGORY.png; white is where masks may
             lie. A pixel is white from 128 on, so soft edges do no harm.
         within: Where masks lie, for every category, in place of what the ranges say.
@@ -165,6 +169,12 @@ def write_masks(
     goods = _goods(dataset) if dataset is not None else {}
     chosen = choose_ranges(ranges, tuple(goods) or categories, within)
     check_replaceable(folder, MASKS_RECORD, overwrite=overwrite)
+    passed_over: dict[str, str] = {}
+    if dataset is None and not categories:
+        reasons = {name: _why_not(name, entry, templates) for name, entry in chosen.items()}
+        passed_over = {name: reason for name, reason in reasons.items() if reason}
+        # Where none can be drawn, the first says what is missing.
+        chosen = {name: entry for name, entry in chosen.items() if name not in passed_over} or chosen
     total = settings.number * sum(len(entry.defects) for entry in chosen.values())
     rows: list[Row] = []
     entries: list[MaskEntry] = []
@@ -188,10 +198,22 @@ def write_masks(
                     if progress:
                         progress(len(entries), total)
                 rows.append(Row(f"{category}: {defect} ({_manner(entry.within, sides)})", tiles))
-        record = MaskRecord(__version__, settings, chosen, tuple(entries))
+        record = MaskRecord(__version__, settings, chosen, tuple(entries), passed_over)
         write_image(temporary / SHEET, draw_sheet(rows))
         write_json(temporary / MASKS_RECORD, record)
     return record
+
+
+def _why_not(category: str, entry: CategoryRanges, templates: Path | None) -> str:
+    """Return why a category cannot be drawn without a dataset; empty where it can."""
+    if entry.within == "foreground":
+        return "in the foreground of normal images: name them with --data"
+    if entry.within == "template":
+        if templates is None:
+            return "in a template: name the folder of templates with --templates"
+        lacking = [name for name in entry.defects if _find_template(templates, category, name) is None]
+        return f"in a template, and {templates} has none for {lacking[0]}" if lacking else ""
+    return ""
 
 
 def _goods(dataset: Dataset) -> dict[str, list[Sample]]:
@@ -256,18 +278,25 @@ def _grounds(
 
 
 def _read_template(templates: Path | None, category: str, defect: str, size: int) -> BoolArray:
-    names = (f"{category}/{defect}/mask.png", f"{category}/{defect}.png", f"{category}.png")
     if templates is None:
         raise ArgumentError(
-            f"{category}: expected --templates, a folder with {names[0]}, got none. Name it, or take another --within."
+            f"{category}: expected --templates, a folder with {category}/{defect}/mask.png, got none. Name it, or take "
+            "another --within."
         )
-    for name in names:
-        # From the most special to the most general.
-        if (templates / name).is_file():
-            mask = read_mask(templates / name)
-            # Resized as grey levels, then thresholded: values stay averages of the area, not of a nearest pixel.
-            return _squared(mask.astype(np.uint8) * np.uint8(255), size) > np.uint8(127)
-    raise DataError(f"{templates}: expected a template {', '.join(names[:2])} or {names[2]}, got none. Draw one.")
+    path = _find_template(templates, category, defect)
+    if path is None:
+        raise DataError(
+            f"{templates}: expected a template {category}/{defect}/mask.png, {category}/{defect}.png or "
+            f"{category}.png, got none. Draw one."
+        )
+    # Resized as grey levels, then thresholded: values stay averages of the area, not of a nearest pixel.
+    return _squared(read_mask(path).astype(np.uint8) * np.uint8(255), size) > np.uint8(127)
+
+
+def _find_template(templates: Path, category: str, defect: str) -> Path | None:
+    # From the most special to the most general.
+    names = (f"{category}/{defect}/mask.png", f"{category}/{defect}.png", f"{category}.png")
+    return next((templates / name for name in names if (templates / name).is_file()), None)
 
 
 def _squared(image: UInt8Array, size: int) -> UInt8Array:
@@ -284,7 +313,9 @@ def _draw(sides: Sides, ground: _Ground, settings: MaskSettings, category: str, 
     # One generator per mask, by names: another number or defect type changes no other mask.
     rng = generator(settings.seed, "mask", category, defect, number)
     try:
-        return draw_mask(sides, ground.coverage, rng, overlap=settings.overlap, tries=settings.tries)
+        return draw_mask(
+            sides, ground.coverage, rng, overlap=settings.overlap, tries=settings.tries, edges=settings.edges
+        )
     except ArgumentError as err:
         where = f"{category}/{defect}" + (f" on {ground.good}" if ground.good else "")
         raise ArgumentError(f"{where}: {err}") from err

@@ -1,20 +1,28 @@
 """Random boxes that follow the observed sizes and positions of defect boxes.
 
 Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are read off its figure.
+Departure: boxes lie near a seen one, at its distances to the sides. In the rectangle that spans all centres, which is
+`observed` here, the defects of corners and borders come to lie in the middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 
 from flawscope.datasets.defects.foreground import Coverage
+from flawscope.datasets.drawing.places import SeenPlace, box_near, place_of_box
+from flawscope.errors import ArgumentError
 from flawscope.imaging.boxes import Rect
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 5, 95
 JITTER = 0.2
+
+Places = Literal["near", "observed", "anywhere"]
+PLACES: tuple[Places, ...] = get_args(Places)
 
 
 class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +34,7 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         height: Height as a share of the image's height.
         x: Centre as a share of the image's width.
         y: Centre as a share of the image's height.
+        seen: Every box that was measured, by its distances to the sides; empty in records from before they were kept.
     """
 
     boxes: int
@@ -33,6 +42,7 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: tuple[float, float]
     x: tuple[float, float]
     y: tuple[float, float]
+    seen: tuple[SeenPlace, ...] = ()
 
 
 def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:
@@ -41,7 +51,7 @@ def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:
     # Percentiles, not least and largest: one odd box must not set the range.
     low, high = np.percentile(relative, (LOW_PERCENTILE, HIGH_PERCENTILE), axis=0).round(6).tolist()
     width, height, x, y = zip(low, high, strict=True)
-    return BoxRange(len(boxes), width, height, x, y)
+    return BoxRange(len(boxes), width, height, x, y, tuple(place_of_box(box, size) for box, size in boxes))
 
 
 def draw_box(
@@ -51,14 +61,17 @@ def draw_box(
     *,
     within: Coverage | None = None,
     overlap: float = 0.75,
-    is_anywhere: bool = False,
+    places: Places = "near",
     tries: int = 1000,
 ) -> tuple[Rect, int] | None:
     """Return a random box like the observed ones and the number of tries it took, or None if none fitted.
 
-    Sides are uniform between the percentiles, with a jitter of 20 %, because the few images of a support set would
-    otherwise give almost one size. The centre is uniform between its percentiles, which are widened to 20 % of the
-    image's side where they are closer.
+    `near` takes one of the seen boxes at a time: its sides with a jitter of 20 %, and its distance to the nearer side
+    of each axis with a jitter of a tenth of the image's side, or none where it touches the border.
+
+    Otherwise sides are uniform between the percentiles, with a jitter of 20 %, because the few images of a support set
+    would give almost one size. With `observed` the centre is uniform between its percentiles, which are widened to 20 %
+    of the image's side where they are closer; with `anywhere` it is uniform in the whole image.
 
     Args:
         seen: Observed sizes and positions.
@@ -66,21 +79,46 @@ def draw_box(
         rng: Random generator.
         within: Where boxes have to lie, of the same size; None allows every position.
         overlap: The box has more than this share of its area within.
-        is_anywhere: Draw the centre from the whole image, not from the observed positions.
+        places: How the position is drawn.
         tries: Most boxes drawn.
+
+    Raises:
+        ArgumentError: If `near` is asked of a range without seen boxes.
     """
-    height, width = size
+    if places == "near" and not seen.seen:
+        raise ArgumentError("seen: expected the boxes that were seen, got none. Take other places, or measure anew.")
     for attempt in range(1, tries + 1):
-        # Width before height, size before position: another order would draw other boxes from old seeds.
-        w = _side(seen.width, width, rng)
-        h = _side(seen.height, height, rng)
-        if is_anywhere:
-            box = Rect(int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
-        else:
-            box = Rect(_start(seen.x, width, w, rng), _start(seen.y, height, h, rng), w, h)
-        if within is None or within.count(box.left, box.top, w, h) > overlap * w * h:
+        box = (
+            _near(seen, size, rng)
+            if places == "near"
+            else _elsewhere(seen, size, rng, is_anywhere=places == "anywhere")
+        )
+        if within is None or within.count(*box) > overlap * box.width * box.height:
             return box, attempt
     return None
+
+
+def _near(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator) -> Rect:
+    height, width = size
+    one = seen.seen[int(rng.integers(len(seen.seen)))]
+    w, h = _side((one.width, one.width), width, rng), _side((one.height, one.height), height, rng)
+    left, top, right, bottom = one.sides
+    # Between two borders there is no room for a jitter: what reaches from one to the other goes on doing so.
+    if left and right:
+        w = max(round(one.width * width), 1)
+    if top and bottom:
+        h = max(round(one.height * height), 1)
+    return box_near(one, (h, w), size, rng)
+
+
+def _elsewhere(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator, *, is_anywhere: bool) -> Rect:
+    height, width = size
+    # Width before height, size before position: another order would draw other boxes from old seeds.
+    w = _side(seen.width, width, rng)
+    h = _side(seen.height, height, rng)
+    if is_anywhere:
+        return Rect(int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
+    return Rect(_start(seen.x, width, w, rng), _start(seen.y, height, h, rng), w, h)
 
 
 def _side(limits: tuple[float, float], length: int, rng: np.random.Generator) -> int:

@@ -1,14 +1,15 @@
 """Random box masks: sides drawn from a range, rotated if allowed, mostly inside a template.
 
-Source: AnoGen (ECCV 2024), stage 2. Departures: masks are binary, where the reference rotates rectangles with grey
-edges that are dithered later; whether a defect may be rotated is a boolean, where the reference takes the text "False"
-for true; a rectangle covers exactly width x height pixels; the number of tries is limited.
+Source: AnoGen (ECCV 2024), stage 2. Its rectangles hold their last row and column, so they are one pixel wider and
+higher than the sides drawn, and rotated ones have a rim of grey; `edges="published"` draws all these pixels.
+Departures: masks are binary, where the reference dithers the grey rim later; whether a defect may be rotated is a
+boolean, where the reference takes the text "False" for true; the number of tries is limited.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,6 +20,9 @@ from flawscope.errors import ArgumentError
 
 MAX_TRIES = 100_000
 MIN_OVERLAP = 0.75
+Edges = Literal["published", "exact"]
+"""Pixels of a rectangle: the `published` ones, with a further row and column and, where it is rotated, every pixel that
+it touches; or `exact`, width x height pixels, and of a rotated one those whose centre lies in it."""
 
 
 class Sides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,10 +54,10 @@ class BoxMask(NamedTuple):
         mask: bool [size, size], true where the defect goes.
         left: Left edge of the rectangle before its rotation, in pixels.
         top: Top edge of the rectangle before its rotation, in pixels.
-        width: Width of the rectangle in pixels.
-        height: Height of the rectangle in pixels.
+        width: Width of the rectangle in pixels, that of its edges included.
+        height: Height of the rectangle in pixels, that of its edges included.
         angle: Rotation about its centre, in degrees.
-        overlap: Pixels of the mask inside the template, as a share of width x height.
+        overlap: Pixels of the mask inside the template, as a share of width x height, at most 1.
         tries: Rectangles drawn until this one fitted.
     """
 
@@ -81,6 +85,7 @@ def draw_mask(
     *,
     overlap: float = MIN_OVERLAP,
     tries: int = MAX_TRIES,
+    edges: Edges = "published",
 ) -> BoxMask:
     """Draw rectangles until one lies inside the template with more than `overlap` of its area.
 
@@ -91,10 +96,12 @@ def draw_mask(
         overlap: Share of width x height that has to be exceeded. What a rotated rectangle loses at the image's border
             counts as outside.
         tries: Most rectangles drawn.
+        edges: Which pixels a rectangle covers.
 
     Raises:
         ArgumentError: If none fits.
     """
+    more = 1 if edges == "published" else 0
     size = template.mask.shape[0]
     widths, heights = side_limits(sides.width, size), side_limits(sides.height, size)
     # Fail at once where the whole template is smaller than the overlap that the smallest box needs.
@@ -105,7 +112,9 @@ def draw_mask(
         left = int(rng.integers(0, size - width, endpoint=True))
         top = int(rng.integers(0, size - height, endpoint=True))
         angle = int(rng.integers(0, 180, endpoint=True)) if sides.rotate else 0
-        rotated = _RotatedRect(left, top, width, height, angle, size)
+        # Cut off at the border of the mask, as a rectangle that reaches it has no further row there.
+        width, height = min(width + more, size - left), min(height + more, size - top)
+        rotated = _RotatedRect(left, top, width, height, angle, size, _RIM if more and angle % 180 else 0.0)
         # The count in the window around a rotated rectangle is an upper bound of that in the rectangle, and constant in
         # time: most misfits are rejected here.
         inside = template.count(*rotated.window)
@@ -114,20 +123,28 @@ def draw_mask(
         if inside > overlap * width * height:
             mask = np.zeros((size, size), np.bool_)
             rotated.part_of(mask)[:] = rotated.pixels()
-            return BoxMask(mask, left, top, width, height, angle, inside / (width * height), attempt)
+            # The rim of a rotated rectangle is no part of width x height.
+            share = min(inside / (width * height), 1.0)
+            return BoxMask(mask, left, top, width, height, angle, share, attempt)
     raise ArgumentError(_misfit(widths, heights, template, overlap, drawn))
 
 
+_RIM = 0.5
+"""Half a pixel: interpolation makes every pixel grey whose centre is nearer than that to the rectangle."""
+
+
 class _RotatedRect:
-    """A rectangle rotated about its centre, in an image of `size` x `size` pixels.
+    """A rectangle rotated about its centre, in an image of `size` x `size` pixels, with a rim around it.
 
     Attributes:
         window: Left, top, width and height of its bounding window, clipped to the image.
     """
 
-    def __init__(self, left: int, top: int, width: int, height: int, angle: int, size: int) -> None:
+    def __init__(self, left: int, top: int, width: int, height: int, angle: int, size: int, rim: float = 0.0) -> None:
         self._centre = (left + width / 2, top + height / 2)
-        self._half = (width / 2, height / 2)
+        # Less than the rim: a pixel at its very end has a weight of 0.
+        more = rim - 1e-6 if rim else 0.0
+        self._half = (width / 2 + more, height / 2 + more)
         self._cos, self._sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         spans = []
         for middle, along, across in (

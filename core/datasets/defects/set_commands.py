@@ -9,16 +9,18 @@ from pathlib import Path
 
 import click
 
-from flawscope.datasets import Dataset, open_dataset
-from flawscope.datasets.data_options import CATEGORY, PATH, data_option
+from flawscope.datasets import Dataset, open_categories, open_dataset
+from flawscope.datasets.data_options import CATEGORIES, CATEGORY, PATH, data_option, split_categories
 from flawscope.datasets.defects.anogen_ranges import PUBLISHED
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
-from flawscope.datasets.defects.box_sets import BoxSettings, Ground, Places, write_boxes
+from flawscope.datasets.defects.box_sets import BoxSettings, Ground, write_boxes
 from flawscope.datasets.defects.captions import FRAMES, Captions, read_frames, read_phrases
 from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.mask_ranges import Within, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
+from flawscope.datasets.defects.random_boxes import PLACES, Places
+from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
@@ -74,6 +76,9 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
     help="Where they may come from.",
 )
 @_DEFECTS
+@click.option(
+    "--allow-alike", is_flag=True, help="Take images, too, that probably show the same part as one that was taken."
+)
 @_SEED
 @_OUT
 @OVERWRITE
@@ -83,6 +88,7 @@ def support(
     shots: int,
     split: Source,
     defects: tuple[str, ...],
+    allow_alike: bool,
     seed: int,
     out: Path,
     overwrite: bool,
@@ -102,6 +108,7 @@ def support(
             split=split,
             defects=defects,
             seed=seed,
+            allow_alike=allow_alike,
             progress=partial(report, "choosing"),
             alike_progress=partial(report, "finding near duplicates"),
             overwrite=overwrite,
@@ -124,11 +131,12 @@ def support(
 @_DEFECTS
 @_MARGIN
 @click.option(
-    "--per-component",
-    "--per_component",
+    "--per-component/--together",
+    "--per_component/ ",
     "per_component",
-    is_flag=True,
-    help="One box per connected component of a defect.",
+    default=_BOXES.per_component,
+    show_default=True,
+    help="One box for each part of a defect (parts whose boxes overlap share one), or one for all of them together.",
 )
 @click.option(
     "--num",
@@ -146,10 +154,10 @@ def support(
 )
 @click.option(
     "--places",
-    type=click.Choice(["observed", "anywhere"]),
+    type=click.Choice(PLACES),
     default=_BOXES.places,
     show_default=True,
-    help="Draw their centres near observed defects, or anywhere.",
+    help="Draw them near a seen defect, as far from the sides; in the rectangle of all observed centres; or anywhere.",
 )
 @_SOLID
 @_OVERLAP
@@ -212,7 +220,7 @@ def boxes(
     help=f"JSON range file, or a published one: {', '.join(PUBLISHED)}.",
 )
 @data_option(required=False)
-@CATEGORY
+@CATEGORIES
 @click.option(
     "--templates", type=PATH, metavar="DIR", help="Folder with NAME/DEFECT/mask.png, NAME/DEFECT.png or NAME.png."
 )
@@ -228,6 +236,13 @@ def boxes(
     show_default=True,
     help="Rotate masks: as the range file flags them, all, or none.",
 )
+@click.option(
+    "--edges",
+    type=click.Choice(["published", "exact"]),
+    default=_MASKS.edges,
+    show_default=True,
+    help="Pixels of a mask: AnoGen's (one more row and column, all that a rotated one touches), or its sides alone.",
+)
 @click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks per defect type.")
 @click.option("--size", default=_MASKS.size, show_default=True, help="Height and width of the masks in pixels.")
 @click.option(
@@ -242,10 +257,11 @@ def boxes(
 def masks(
     ranges: Path,
     data: Path | None,
-    category: str | None,
+    categories: tuple[str, ...],
     templates: Path | None,
     within: Within | None,
     rotate: Rotation,
+    edges: Edges,
     number: int,
     size: int,
     per_picture: int,
@@ -259,19 +275,22 @@ def masks(
     """Draw box masks from a range file: in templates, in the foreground of normal images, or anywhere.
 
     The range file says for each category where masks lie, and for each defect type their width and height and whether
-    they are rotated. A mask that fits nowhere is an error, not an endless search.
+    they are rotated; AnoGen's own files are read, too. Of several categories those whose template or images are not
+    named are passed over, with a line, unless --category names them. A mask that fits nowhere is an error, not an
+    endless search.
     """
-    settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed)
+    settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed, edges)
     # A published name wins over a file of that name: write ./NAME for the file.
     read = PUBLISHED[str(ranges)] if str(ranges) in PUBLISHED else read_ranges(ranges)
-    dataset = None if data is None else open_dataset(data, category)
+    chosen = split_categories(categories)
+    dataset = None if data is None else open_categories(data, chosen)
     with progress_bars() as report:
         record = write_masks(
             read,
             out,
             settings,
             dataset=dataset,
-            categories=() if category is None else (category,),
+            categories=chosen,
             templates=templates,
             within=within,
             progress=partial(report, "drawing masks"),
@@ -279,6 +298,8 @@ def masks(
         )
     types = {(mask.category, mask.defect) for mask in record.masks}
     echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
+    for name, reason in record.passed_over.items():
+        echo(f"passed over: {name}, whose masks lie {reason}", err=True)
     _echo_summary(out, {})
 
 

@@ -63,6 +63,18 @@ def draw_sheet(rows: Sequence[Row]) -> UInt8Array:
     return sheet
 
 
+def small_tile(label: str, image: UInt8Array, mask: BoolArray | None = None, colour: Colour = MAGENTA) -> Tile:
+    """Return a tile for a sheet, reduced to the size it has there: all tiles of a run stay in memory until its end."""
+    scale = min(1.0, _TILE / max(image.shape[:2]))
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if mask is None:
+        return Tile(label, small)
+    # By area and not nearest neighbour: a defect of one pixel must not vanish from the sheet.
+    inside = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0
+    return Tile(label, small, (Outline(np.asarray(inside), colour),))
+
+
 def _drawn(tile: Tile) -> UInt8Array:
     height, width = tile.image.shape[:2]
     scale = _TILE / max(height, width)

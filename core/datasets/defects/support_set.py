@@ -5,6 +5,9 @@
     DIR/support.json                         names, content hash and split of each; the settings
     DIR/contact_sheet.png
 
+A folder of that layout without support.json, as AnoGen ships one, is read too: its images are found in a dataset by
+their content.
+
 Source: AnoGen (ECCV 2024), whose folder layout this is. Departures: the choice depends on seed and names, not on the
 order of the file system; file names need not be numbers; images are recorded with their content hash, so that an
 evaluation can leave them out.
@@ -13,6 +16,7 @@ evaluation can leave them out.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,20 +25,27 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_contents
+from flawscope.datasets.all_categories import ALL
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
+from flawscope.datasets.defects.bare_support import BareImage, find_bare_support
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
-from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
+from flawscope.datasets.defects.near_duplicates import Appearance, appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
 from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_image, write_json, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, Outline, Row, Tile, draw_sheet
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name
+from flawscope.imaging.masks import read_mask
+from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.progress import CountProgress
+from flawscope.text import encode_json
 
 SUPPORT_RECORD = "support.json"
 """Name of the record in the folder of a support set, and in a run that was trained on one."""
 MAX_SHOTS = 1000
+_SAME_PART = "probably the same part as"
+_NAMED = 5  # images in an error
 
 
 class SupportImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +94,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Record of a support set: the content of `support.json`.
 
     Attributes:
-        flawscope: Version that wrote it.
+        flawscope: Version that wrote it; empty for a folder without a record, whose images come from anywhere.
         category: Category of the dataset, or "all".
         shots: Images per defect type.
         seed: Seed of the choice.
@@ -91,6 +102,7 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pictures: The support images, by category, defect type and order of the choice.
         alike: Near duplicates of them outside the set, of any split; see `is_near_duplicate`.
         passed_over: Images that came earlier in the seeded order and were not taken, with the reason.
+        allow_alike: Whether near duplicates of each other could be taken, as they could before this was recorded.
         schema: Version of this record.
     """
 
@@ -102,7 +114,13 @@ class SupportRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pictures: Annotated[tuple[SupportImage, ...], msgspec.Meta(min_length=1)]
     alike: tuple[NearDuplicate, ...] = ()
     passed_over: dict[str, str] = {}
+    allow_alike: bool = True
     schema: Literal[1] = 1
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the folder had no record: `source` is then the copy, and near duplicates are not known."""
+        return not self.flawscope
 
     @property
     def contents(self) -> frozenset[str]:
@@ -129,14 +147,15 @@ def write_support(
     split: Source = "train",
     defects: Sequence[str] = (),
     seed: int = 0,
+    allow_alike: bool = False,
     progress: CountProgress | None = None,
     alike_progress: CountProgress | None = None,
     overwrite: bool = False,
 ) -> SupportRecord:
     """Choose `shots` images of each defect type and write them, their masks, a record and a contact sheet.
 
-    The folder appears whole under its name or not at all. An image whose
-    mask is empty, or whose content was taken already, is passed over, and the record says so.
+    The folder appears whole under its name or not at all. An image whose mask is empty, whose content was taken
+    already, or that probably shows the same part as one that was taken, is passed over, and the record says so.
 
     Args:
         dataset: A dataset with masks.
@@ -145,6 +164,7 @@ def write_support(
         split: Where they may come from: "train", "test" or "any".
         defects: Defect types by the dataset's names; empty for all.
         seed: Seed of the choice.
+        allow_alike: Take near duplicates of each other, too; see `is_near_duplicate`.
         progress: Called with the number of images taken and their total after each image.
         alike_progress: Called with the number of other images compared and their total after each.
         overwrite: Whether an earlier support set there may be replaced.
@@ -169,6 +189,7 @@ def write_support(
             chosen: dict[str, SupportImage] = {}
             tiles: list[Tile] = []
             stems: set[str] = set()
+            looks: list[tuple[str, Appearance]] = []
             for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
                 if len(chosen) == shots:
                     break
@@ -180,7 +201,12 @@ def write_support(
                 # Copies under other names would make fewer shots than the record claims.
                 elif content in chosen:
                     passed_over[entry.place] = f"the same image as {chosen[content].source}"
+                # Fewer shots than the record claims as well: a part that was photographed twice is one defect.
+                elif not allow_alike and (like := _like(looks, look := appearance_of(image, mask))) is not None:
+                    passed_over[entry.place] = f"{_SAME_PART} {like}"
                 else:
+                    if not allow_alike:
+                        looks.append((entry.place, look))
                     entry_record = _describe(
                         dataset, entry, content, free_name(entry.sample.path.stem, stems), mask.sum()
                     )
@@ -191,18 +217,34 @@ def write_support(
                     if progress:
                         progress(len(images) + len(chosen), shots * len(groups))
             if len(chosen) < shots:
-                raise DataError(
-                    f"{dataset.root}: {defect}: expected {shots} different images with a mask that shows a defect "
-                    f"(split {split}), got {len(chosen)}. Ask for fewer with --shots, or leave {defect} out."
-                )
+                left = [entry.place for entry in entries if passed_over.get(entry.place, "").startswith(_SAME_PART)]
+                raise DataError(_too_few(dataset.root, defect, shots, split, len(chosen), left))
             images += chosen.values()
             sheet_rows.append(Row(f"{category}: {defect}", tiles))
         alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
-        record = SupportRecord(__version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over)
+        record = SupportRecord(
+            __version__, dataset.category, shots, seed, split, tuple(images), alike, passed_over, allow_alike
+        )
         write_image(temporary / SHEET, draw_sheet([*sheet_rows, *alike_rows]))
         # The record marks the folder as a support set that a later call may replace.
         write_json(temporary / SUPPORT_RECORD, record)
     return record
+
+
+def _like(looks: Sequence[tuple[str, Appearance]], look: Appearance) -> str | None:
+    return next((place for place, taken in looks if is_near_duplicate(taken, look)), None)
+
+
+def _too_few(root: Path, defect: str, shots: int, split: Source, got: int, alike: Sequence[str]) -> str:
+    wanted = f"{shots} different images with a mask that shows a defect (split {split})"
+    text = f"{root}: {defect}: expected {wanted}, got {got}"
+    if not alike:
+        return f"{text}. Ask for fewer with --shots, or leave {defect} out."
+    named = ", ".join(alike[:_NAMED]) + (f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else "")
+    return (
+        f"{text}, and {len(alike)} that probably show the same parts ({named}). Ask for fewer with --shots, or take "
+        "those too with --allow-alike."
+    )
 
 
 def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str, defect_px: int) -> SupportImage:
@@ -215,14 +257,14 @@ def _describe(dataset: Dataset, entry: AnomalousSample, content: str, name: str,
         source=entry.place,
         content=content,
         mask_source=place_of(dataset, mask),
-        mask_content=_mask_content(entry.sample.masks),
+        mask_content=mask_content(entry.sample.masks),
         picture=f"{entry.category}/{entry.defect}/{name}.png",
         mask=f"{entry.category}/{entry.defect}_mask/{name}_mask.png",
         defect_px=int(defect_px),
     )
 
 
-def _mask_content(masks: Sequence[Path]) -> str:
+def mask_content(masks: Sequence[Path]) -> str:
     """Return the hash of a mask file, or one over those of all mask files of an image."""
     hashes = [content_hash(path) for path in masks]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -269,13 +311,17 @@ def _check_folders(groups: dict[tuple[str, str], list[AnomalousSample]]) -> None
 
 
 def read_support(folder: Path) -> SupportRecord:
-    """Read the record of a support set; its images are not opened.
+    """Read the record of a support set; its images are not decoded.
+
+    A folder without a record, but with images and masks in the same layout, gets one from its files.
 
     Raises:
         DataError: If there is none, it is broken, it names a file outside the folder or an image twice, or the name of
             a category or defect type cannot be a folder's.
     """
     path = folder / SUPPORT_RECORD
+    if not path.exists() and (bare := find_bare_support(folder)):
+        return _bare_record(folder, bare)
     record = read_json(path, SupportRecord, "the record of a support set, which flawscope synth support makes")
     seen: set[tuple[str, str, str]] = set()
     for image in record.pictures:
@@ -291,14 +337,56 @@ def read_support(folder: Path) -> SupportRecord:
     return record
 
 
+def support_record(folder: Path) -> bytes:
+    """Return support.json of a support set as a run keeps it, made from its files where it is missing.
+
+    Raises:
+        DataError: As `read_support`.
+    """
+    record = read_support(folder)
+    return encode_json(record) if record.is_bare else read_regular(folder / SUPPORT_RECORD, RECORD_BYTES)
+
+
+def _bare_record(folder: Path, images: Sequence[BareImage]) -> SupportRecord:
+    pictures, names = [], set[tuple[str, str, str]]()
+    for image in images:
+        key = (image.category, image.defect, Path(image.picture).stem)
+        if key in names:
+            raise DataError(f"{folder / image.picture}: expected every stem once, got two files of it. Take one out.")
+        names.add(key)
+        pictures.append(
+            SupportImage(
+                category=image.category,
+                defect=image.defect,
+                split="test",  # as AnoGen takes them; where they are in a dataset, their content tells
+                source=image.picture,
+                content=content_hash(folder / image.picture),
+                mask_source=image.mask,
+                mask_content=content_hash(folder / image.mask),
+                picture=image.picture,
+                mask=image.mask,
+                defect_px=int(read_mask(folder / image.mask).sum()),
+            )
+        )
+    categories = {image.category for image in images}
+    shots = max(Counter((image.category, image.defect) for image in images).values())
+    category = categories.pop() if len(categories) == 1 else ALL
+    return SupportRecord("", category, shots, 0, "any", tuple(pictures))
+
+
 def find_support(
     dataset: Dataset, record: SupportRecord, progress: CountProgress | None = None
 ) -> list[AnomalousSample]:
     """Return the images of a dataset that a support set was taken from.
 
+    Of a set without a record the images are found by their content, and those of categories that the dataset does not
+    have are left out.
+
     Raises:
         DataError: If an image or its mask is missing, or has other content than was recorded.
     """
+    if record.is_bare:
+        return _find_bare(dataset, record, progress)
     by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
     entries = []
     for count, image in enumerate(record.pictures, 1):
@@ -310,7 +398,7 @@ def find_support(
             )
         for path, got, content in (
             (sample.path, content_hash(sample.path), image.content),
-            (sample.mask, _mask_content(sample.masks), image.mask_content),
+            (sample.mask, mask_content(sample.masks), image.mask_content),
         ):
             # By content: another version of the dataset may have other images under the same names.
             if got != content:
@@ -318,6 +406,43 @@ def find_support(
         entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:
             progress(count, len(record.pictures))
+    return entries
+
+
+def _check_found(dataset: Dataset, record: SupportRecord, contents: frozenset[str]) -> None:
+    names = {category_of(dataset, sample) for sample in dataset.samples}
+    absent = [i.picture for i in record.pictures if i.category in names and i.content not in contents]
+    if absent:
+        raise DataError(
+            f"{dataset.root}: expected the {len(absent)} images of the support set like {absent[0]}, to leave them "
+            "out, got none of their content. Name the dataset they were taken from."
+        )
+
+
+def _find_bare(dataset: Dataset, record: SupportRecord, progress: CountProgress | None) -> list[AnomalousSample]:
+    samples = [sample for sample in dataset.samples if sample.is_anomalous and sample.mask is not None]
+    # By the bytes of the files, as AnoGen copies them and records have them.
+    by_content = {content_hash(sample.path): sample for sample in samples}
+    names = {category_of(dataset, sample) for sample in dataset.samples}
+    images = [image for image in record.pictures if image.category in names]
+    if not images:
+        got = ", ".join(sorted({image.category for image in record.pictures}))
+        raise DataError(
+            f"{dataset.root}: expected a support set of {', '.join(sorted(names))}, got one of {got}. Name the "
+            "folder of the category."
+        )
+    entries = []
+    for count, image in enumerate(images, 1):
+        sample = by_content.get(image.content)
+        if sample is None:
+            raise DataError(
+                f"{dataset.root}: expected the support image {image.picture} with its mask, got none of its content "
+                "there. Name the dataset the support set was taken from."
+            )
+        place = place_of(dataset, sample.path)
+        entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
+        if progress:
+            progress(count, len(images))
     return entries
 
 
@@ -341,6 +466,9 @@ def exclude_support(
     contents = record.learned if with_alike else record.contents
     # All samples, normal ones too: a copy may have been filed under another label.
     hashes = as_recorded(hash_contents((s.path for s in dataset.samples), progress), contents)
+    if record.is_bare:
+        # Without a record it is not known what the originals were: a copy that was saved anew would stay in the test.
+        _check_found(dataset, record, frozenset(hashes.values()))
     remaining = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
     left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
     return msgspec.structs.replace(dataset, samples=remaining), left_out

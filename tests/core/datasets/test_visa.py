@@ -56,6 +56,58 @@ def test_one_object_of_visa_finds_the_table_beside_it(tmp_path):
     assert (dataset.layout, dataset.category, len(dataset.samples)) == ("visa", "candle", 5)
 
 
+CANDLE = (
+    "candle/Data/Images/Normal/0.JPG",
+    "candle/Data/Images/Normal/1.JPG",
+    "candle/Data/Images/Normal/2.JPG",
+    "candle/Data/Images/Anomaly/0.JPG",
+    "candle/Data/Images/Anomaly/1.JPG",
+    "candle/Data/Masks/Anomaly/0.png",
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        *((place, named) for place in ("visa.csv", "split_csv/1cls.csv") for named in (".", "visa", "visa/candle")),
+        *(
+            (f"visa/{place}", named)
+            for place in ("visa.csv", "split_csv/1cls.csv")
+            for named in ("visa", "visa/candle")
+        ),
+    ],
+)
+def test_the_table_may_lie_beside_the_folder_of_the_images_or_in_it(tmp_path, place, named):
+    touch(tmp_path, place, *(f"visa/{path}" for path in CANDLE), "visa/pcb1/Data/Images/Normal/0.JPG")
+    (tmp_path / place).write_text(HEADER + ROWS)
+    root = tmp_path / named
+    if named != "visa/candle":
+        assert list_categories(root) == ("candle", "pcb1")
+    dataset = open_dataset(root, None if named == "visa/candle" else "candle")
+    assert (dataset.layout, dataset.category, len(dataset.samples)) == ("visa", "candle", 5)
+    files = [path for sample in dataset.samples for path in (sample.path, *sample.masks)]
+    assert sorted(path.relative_to(tmp_path / "visa").as_posix() for path in files) == sorted(CANDLE)
+    assert all(path.is_file() for path in files)
+    # Records name files below the root.
+    assert all(sample.path.is_relative_to(dataset.root) for sample in dataset.samples)
+
+
+def test_a_table_above_names_only_what_is_in_the_folder(tmp_path):
+    touch(tmp_path, "visa.csv", *(f"visa/{path}" for path in CANDLE))
+    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
+    assert list_categories(tmp_path / "visa") == ("candle",)
+    assert len(open_dataset(tmp_path / "visa").samples) == 5
+
+
+def test_two_folders_that_hold_the_images_of_a_table_are_refused(tmp_path):
+    touch(tmp_path, "visa.csv", *(f"{folder}/{path}" for folder in ("visa", "copy") for path in CANDLE))
+    (tmp_path / "visa.csv").write_text(HEADER + ROWS)
+    with pytest.raises(
+        DataError, match=r"visa\.csv, line 2: image: expected 'candle.*' in one folder of .* copy, visa"
+    ):
+        open_dataset(tmp_path, "candle")
+
+
 def test_a_csv_of_another_kind_does_not_make_visa(tmp_path):
     touch(tmp_path, "good/0.png")
     (tmp_path / "list.csv").write_text("image,label\n0.png,1\n")

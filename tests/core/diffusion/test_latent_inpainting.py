@@ -162,6 +162,56 @@ def test_a_network_that_knows_the_noise_gives_the_image_it_hides(solver: Solver,
     np.testing.assert_allclose(drawn, hidden, atol=1e-4 + left)
 
 
+@st.composite
+def restorings(draw: st.DrawFn) -> tuple[Sampling, np.ndarray, float, Solver]:
+    solver: Solver = draw(st.sampled_from(["ddim", "dpm++"]))
+    sampling = Sampling(
+        **{**LEVELS, "final": draw(st.sampled_from(["clean", "first"])), "offset": 0},
+        steps=draw(st.integers(1, 12)),
+        spacing=draw(st.sampled_from(["leading", "trailing"])),
+        eta=0.0 if solver == "dpm++" else draw(st.sampled_from([0.0, 0.7])),
+    )
+    keep = rng(draw(st.integers(0, 99))).random((2, 1, *LATENTS[1:])) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return sampling, keep.astype(np.float32), draw(st.sampled_from([1.0, 0.6])), solver
+
+
+@given(restorings(), st.sampled_from([1.0, 50.0, np.nan, np.inf]))
+def test_outside_the_box_restored_latents_are_those_of_the_image_at_every_step(
+    drawing: tuple[Sampling, np.ndarray, float, Solver], wrong: float
+) -> None:
+    """Bit for bit, whatever the network says; NaN too, which a product with 0 would carry over."""
+    sampling, keep, strength, solver = drawing
+    if int(sampling.steps * strength) < 1:
+        strength = 1.0
+    steps, outside = plan_drawing(sampling, strength), np.broadcast_to(keep > 0, (2, *LATENTS))
+    drawn, seen = noise("inpaint", sampling, strength=strength), []
+
+    def network(x: np.ndarray, timestep: int) -> np.ndarray:
+        seen.append(x.copy())
+        return predict(x, timestep) * np.float32(wrong)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = draw_latents(
+            "inpaint", clean(), keep, drawn, sampling, network, strength=strength, solver=solver, restore=True
+        )
+    for x, step in zip(seen, steps, strict=True):
+        known = clean() * np.float32(step.share**0.5) + drawn[:, 0] * np.float32((1.0 - step.share) ** 0.5)
+        np.testing.assert_array_equal(x[outside], known[outside])
+    np.testing.assert_array_equal(result[outside], clean()[outside])
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_restoring_changes_what_the_network_sees_and_nothing_where_all_is_drawn(solver: Solver) -> None:
+    sampling, drawn = Sampling(**LEVELS, steps=6), noise("inpaint", Sampling(**LEVELS, steps=6))
+    nothing_kept = np.zeros_like(half())
+    for keep, is_same in ((nothing_kept, True), (half(), False)):
+        free, held = (
+            draw_latents("inpaint", clean(), keep, drawn, sampling, predict, solver=solver, restore=restore)
+            for restore in (False, True)
+        )
+        assert np.array_equal(free, held) == is_same
+
+
 def test_less_strength_takes_the_last_steps_and_starts_from_the_image() -> None:
     sampling = Sampling(**LEVELS, steps=20)
     assert [step.timestep for step in plan_drawing(sampling, 0.5)] == [

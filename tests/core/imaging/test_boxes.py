@@ -30,6 +30,9 @@ def test_boxes_hold_every_pixel_of_the_defect_and_stay_in_the_image(mask, margin
         assert (mask & box.to_mask(mask.shape)).any()
     if mask.any() and not per_component:
         assert len(boxes) == 1
+    covered = sum(box.to_mask(mask.shape).astype(int) for box in boxes)
+    assert np.max(covered) <= 1, "boxes that overlap are one"
+    assert boxes == sorted(boxes, key=lambda box: (box.top, box.left))
 
 
 def test_the_margin_is_a_tenth_of_the_side_or_8_pixels_in_512_whichever_is_more():
@@ -44,12 +47,14 @@ def test_the_margin_ends_at_the_border():
     assert boxes_of(mask) == [Rect(62, 0, 2, 2)]
 
 
-def test_parts_share_one_box_unless_each_is_to_have_its_own():
+def test_parts_share_one_box_unless_they_are_to_be_apart():
     mask = np.zeros((64, 64), np.bool_)
     mask[10:12, 10:12] = mask[50:52, 40:42] = True
     mask[12, 12] = True  # joined at a corner
     assert boxes_of(mask) == [Rect(6, 5, 40, 52)]  # 4 and 5 pixels: a tenth of 32 and of 42, rounded up
     assert boxes_of(mask, per_component=True) == [Rect(9, 9, 5, 5), Rect(39, 49, 4, 4)]
+    mask[14, 10] = True  # a speck whose box meets that of the part beside it
+    assert boxes_of(mask, per_component=True) == [Rect(9, 9, 5, 7), Rect(39, 49, 4, 4)]
 
 
 def test_a_negative_margin_is_refused():

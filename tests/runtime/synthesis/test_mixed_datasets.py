@@ -56,7 +56,18 @@ def place(tmp_path_factory, tiny_root):
         pixels = read_image(folder / "support" / image.picture), read_mask(folder / "support" / image.mask)
         supports[image.defect] = (*pixels, image.content)
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
-    options = ["--split", "test", "--num", str(DRAWN), "--within", "picture", "--out", str(folder / "boxes")]
+    options = [
+        "--split",
+        "test",
+        "--num",
+        str(DRAWN),
+        "--within",
+        "picture",
+        "--places",
+        "observed",
+        "--out",
+        str(folder / "boxes"),
+    ]
     assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 
@@ -207,20 +218,37 @@ def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):
 # --- anogen
 
 
-def test_the_layout_of_anogen_has_a_folder_for_each_normal_image_and_box(place, drawn, tiny_root, tmp_path, capsys):
+def as_anogen_loads(folder, category):
+    """Yield the images and masks that AnoGen's DRAEM and DeSTSeg find: by the names of the images, split at hyphens."""
+    for path in sorted((folder / category / "images").iterdir()):
+        image, mask, sample, defect = path.stem.split("-")
+        assert len(sample) == 4
+        name = f"{image}-{mask}.png" if category == "screw" else f"{mask}-{defect}.png"
+        yield path, folder / category / "masks" / name, defect
+
+
+@pytest.mark.parametrize("labels", ["precise", "box"])
+def test_the_layout_of_anogen_is_that_of_its_make_dataset(place, drawn, tiny_root, tmp_path, capsys, labels):
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     out = tmp_path / "made"
-    assert run(["synth", "dataset", str(place / "all"), *data, "--layout", "anogen", "--out", str(out)]) == 0
+    typed = ["--layout", "anogen", "--labels", labels, "--out", str(out)]
+    assert run(["synth", "dataset", str(place / "all"), *data, *typed]) == 0
     lines = provenance_of(out)
     assert len(lines) == DRAWN
     assert set(files_of(out)) == {"provenance.jsonl", "dataset.json", "contact_sheet.png"} | {
         file for line in lines for file in (line.image, line.mask)
     }
+    loaded = {path.relative_to(out).as_posix(): (mask, defect) for path, mask, defect in as_anogen_loads(out, CATEGORY)}
     for line in lines:
-        good, box = line.drawn.good.removeprefix("train/good/")[:3], line.drawn.box[-7:-4]
-        assert line.image == f"{CATEGORY}/{line.drawn.defect}/{good}-{box}/samples/0000.png"
-        assert line.mask == f"{CATEGORY}/{line.drawn.defect}/{good}-{box}/masks/0000.png"
         assert sha256_file(out / line.image) == line.drawn.image.sha256
+        mask, defect = loaded[line.image]
+        assert defect == line.drawn.defect
+        stored = line.drawn.mask if labels == "precise" else line.drawn.box_mask
+        assert sha256_file(mask) == stored.sha256
+        good, box = line.drawn.good.removeprefix("train/good/")[:3], line.drawn.box[-7:-4]
+        if labels == "box":
+            assert line.image == f"{CATEGORY}/images/{good}-{box}-0000-{defect}.png"
+            assert line.mask == f"{CATEGORY}/masks/{box}-{defect}.png"
     assert capsys.readouterr().out.splitlines() == [
         f"dataset: {out}, {DRAWN} drawn and 0 real images",
         "left out: 0 rejected drawings, 2 real images (dataset.json)",
@@ -232,9 +260,28 @@ def test_several_drawings_of_one_image_and_box_are_its_samples(place, dataset, t
     sites = read_sites(place / "boxes", dataset)[0][:1]
     with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
         generate_images(drawer, sites, tmp_path / "drawn", GenerateSettings(per_defect=3))
-    write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made", layout="anogen")
-    names = [line.image.rpartition("/")[2] for line in provenance_of(tmp_path / "made")]
-    assert names == ["0000.png", "0001.png", "0002.png"]
+    write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made", layout="anogen", labels="box")
+    lines = provenance_of(tmp_path / "made")
+    assert [line.image.split("-")[2] for line in lines] == ["0000", "0001", "0002"]
+    assert len({line.mask for line in lines}) == 1
+
+
+def test_names_with_hyphens_and_boxes_of_one_name_do_not_mix(place, dataset, tmp_path):
+    """Masks of one file name, of two folders: each image keeps its own; its loaders split names at hyphens."""
+    first, second = read_sites(place / "boxes", dataset)[0][:2]
+    masks = []
+    for number, site in enumerate((first, second)):
+        mask = tmp_path / str(number) / "so-called.png"
+        mask.parent.mkdir()
+        shutil.copyfile(site.mask, mask)
+        masks.append(Site(CATEGORY, "pitting", first.good, "train/good/a-b.png", mask, f"{number}/so-called.png"))
+    with Synthesizer.load(place / "drawer.flaw", "cpu") as drawer:
+        generate_images(drawer, masks, tmp_path / "drawn")
+    write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made", layout="anogen", labels="box")
+    for line in provenance_of(tmp_path / "made"):
+        assert sha256_file(tmp_path / "made" / line.mask) == line.drawn.box_mask.sha256
+    names = [path.name for path, _, _ in as_anogen_loads(tmp_path / "made", CATEGORY)]
+    assert names == ["a_b-so_called-0000-pitting.png", "a_b-so_called_2-0000-pitting.png"]
 
 
 # --- what is refused

@@ -30,7 +30,7 @@ from flawscope.runtime.synthesis import (
     paste_drawn,
     precise_mask,
 )
-from flawscope.runtime.synthesis.synthesizer import _mask_in_window
+from flawscope.runtime.synthesis.finishing import mask_in_window
 
 STEEL = np.rint((np.array(GROUND[:3]) + 1) * 127.5).astype(np.uint8)
 
@@ -142,7 +142,7 @@ def by_hand(synthesizer, request: DrawOrder, text: str, scale: float, sampling: 
         return noises[1] + np.float32(scale) * (noises[0] - noises[1])
 
     noise = draw_noise(request.seed, head.mode, sampling, LATENTS)[None]
-    latents = draw_latents(head.mode, clean, keep, noise, sampling, predict)
+    latents = draw_latents(head.mode, clean, keep, noise, sampling, predict, restore=True)
     return unsigned(sessions["decode"].run({"latents": latents})["picture"])[0]
 
 
@@ -272,11 +272,11 @@ def test_a_decoders_noise_in_a_small_window_is_no_defect():
     noise = np.random.default_rng(1).normal(0, 40, (48, 48, 3))
     whole[crop.window] = np.clip(good[crop.window] + noise, 0, 255).astype(np.uint8)
     assert precise_mask(whole, good, region).quality == "good", "equal pixels outside the window hide the noise"
-    precise, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
+    precise, _ = mask_in_window(whole, good, region, crop, DrawOptions())
     assert precise.quality in ("faint", "empty")
     assert precise.mask.shape == (400, 400)
     whole[72:84, 72:84] = (20, 20, 60)
-    precise, _ = _mask_in_window(whole, good, region, crop, DrawOptions())
+    precise, _ = mask_in_window(whole, good, region, crop, DrawOptions())
     assert precise.quality == "good"
     assert precise.mask[73:83, 73:83].all()
     assert precise.mask.sum() < 14 * 14

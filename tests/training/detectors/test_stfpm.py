@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from interrupted import Killed, killing_progress
+from interrupted import Killed, killed_at_checkpoint, killing_progress
 from published_weights import write_backbone_weights
 from tiny_dataset import normal_images
 
@@ -305,6 +305,50 @@ def test_going_on_with_other_settings_is_refused(tiny_root: Path, weights: Path,
     again = train_detector(config(num_workers=1), dataset, tmp_path / "run", weights=weights, resume=True)
     assert again.facts["epochs"] == 3
     assert not folder.exists()
+
+
+def test_a_training_goes_on_from_the_checkpoint_that_is_named(tiny_root: Path, weights: Path, tmp_path: Path) -> None:
+    out, dataset, settings = tmp_path / "run", open_dataset(tiny_root, "steel"), config(epochs=3, checkpoints_kept=3)
+    whole = train_detector(settings, dataset, tmp_path / "whole", weights=weights)
+    with killed_at_checkpoint(2):
+        train_detector(settings, dataset, out, weights=weights)
+    checkpoints = tmp_path / "run.training" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["epoch_000001", "epoch_000002"]
+    for named, got in (
+        (tmp_path / "nothing", "no such folder"),
+        (tiny_root, "a checkpoint of another training or tool"),
+        (checkpoints / "epoch_000003", "no such folder"),
+    ):
+        with pytest.raises(ArgumentError, match=f"--resume .*: expected latest, or a checkpoint in .*, got {got}"):
+            train_detector(settings, dataset, out, weights=weights, resume=named)
+    # A refusal takes nothing away, and neither do other settings.
+    with pytest.raises(ArgumentError, match="expected learning_rate as the training was begun with"):
+        train_detector(config(learning_rate=0.2), dataset, out, weights=weights, resume=checkpoints / "epoch_000001")
+    assert (checkpoints / "epoch_000002").is_dir()
+    with pytest.raises(ArgumentError, match="expected no unfinished training"):
+        train_detector(settings, dataset, out, weights=weights)
+    begun = []
+    train_detector(
+        settings,
+        dataset,
+        out,
+        weights=weights,
+        resume=checkpoints / "epoch_000001",
+        progress=lambda what, done, total: begun.append(done) if what == "training" else None,
+    )
+    assert begun[0] == begun[-1] // 3
+    before, after = (safetensors.numpy.load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "run"))
+    assert all(np.array_equal(value, after[name]) for name, value in before.items())
+    assert whole.facts["epochs"] == 3
+
+
+def test_a_training_that_has_not_begun_goes_on_from_no_checkpoint(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["train", "stfpm", "--data", str(tiny_root), "--category", "steel", "--out", str(tmp_path / "run")]
+    assert cli.run([*typed, "--backbone", "scattering", "--resume_from_checkpoint", "checkpoint-500"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- refused

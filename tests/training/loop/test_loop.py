@@ -219,6 +219,16 @@ def test_schedules_are_those_of_diffusers(
         assert learning_rate_share(settings.loop, batch, total) == pytest.approx(expected, abs=limit)
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_rate_drops_as_in_draem_after_epochs_400_and_600_of_700(batches: int, warmup: int) -> None:
+    settings = config(schedule="drops", warmup_steps=warmup).loop
+    total = 700 * batches + warmup
+    shares = [learning_rate_share(settings, batch, total) for batch in range(warmup, total)]
+    expected = [1.0] * 400 * batches + [0.1] * 200 * batches + [0.01] * 100 * batches
+    assert shares == pytest.approx(expected, rel=1e-12)
+
+
 def naive_batches(settings: StfpmConfig, batches: int) -> int:
     """Count batches one by one, as they are taken."""
     count = steps = 0

@@ -22,7 +22,7 @@ from flawscope import cli
 from flawscope.config import AdaptedConfig, EmbeddingConfig, PatchcoreConfig, build_config, from_flat
 from flawscope.datasets import Dataset, content_hash, open_dataset
 from flawscope.datasets.defects.descriptions import write_descriptions
-from flawscope.datasets.defects.support_set import find_support, write_support
+from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.runs import LearnedDefect, SynthesisRecord, run_kind
 from flawscope.training.detectors.detector_run import read_run
@@ -244,7 +244,7 @@ def test_vectors_and_changes_are_among_the_weights(
         f"{CATEGORY}/{defect}": (1, 8) for defect in DEFECTS
     }
     base, run = open_base(places["inpainting"]), read_synthesis_run(adapted["inpainting"][0])
-    assert set(run.tensors) == {"lora"}
+    assert set(run.tensors) == {"lora", "vectors"}  # the base is small, so each defect type has a vector
     assert restore_unet(base, run).config.in_channels == 9
 
 
@@ -321,6 +321,22 @@ def test_a_training_does_not_go_on_with_other_descriptions(
     box.write_bytes(before)
     record = train_synthesis(settings, dataset, tmp_path / "run", resume=True)
     assert len(record.defects[0].texts) > 0
+
+
+def test_words_are_learned_from_a_support_set_without_a_record(
+    tmp_path: Path, tiny_root: Path, places: dict[str, Path], dataset: Dataset
+) -> None:
+    folder = tmp_path / "train_images" / CATEGORY
+    for source, name in (("test", DEFECTS[1]), ("ground_truth", f"{DEFECTS[1]}_mask")):
+        shutil.copytree(tiny_root / CATEGORY / source / DEFECTS[1], folder / name)
+    settings = config("embedding", places, support=str(folder.parent), epochs=1, repeats=1)
+    record = train_synthesis(settings, dataset, tmp_path / "run")
+    assert [defect.name for defect in record.defects] == [DEFECTS[1]]
+    kept = read_support(tmp_path / "run")
+    assert kept == read_support(folder.parent)
+    assert set(record.training) == kept.contents
+    for image in kept.pictures:
+        assert (tmp_path / "run" / "support" / image.picture).is_file()
 
 
 def test_words_are_learned_from_the_command_line(

@@ -255,7 +255,7 @@ def test_a_defect_that_vanishes_at_this_size_is_not_taught_as_a_normal_image(pla
 
 def test_another_support_set_than_the_one_that_was_learned_from_is_refused(place: Place, tmp_path: Path) -> None:
     other = write_generated(tmp_path / "other", place.root, place.drawings, [*place.seen, "f" * 64])
-    with pytest.raises(DataError, match="support set: expected the one that .* was drawn from, got one without 1 of"):
+    with pytest.raises(DataError, match=r"support set: expected the one that .* was drawn from, got one without 1 of"):
         data_of(place, other)
 
 

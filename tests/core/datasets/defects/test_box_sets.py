@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from file_contents import files_of
@@ -12,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_dataset import CATEGORY, DEFECTS
 
+from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.anomalous_samples import list_anomalous
-from flawscope.datasets.defects.box_sets import BoxSettings, shares, write_boxes
+from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, shares, write_boxes
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import read_ranges
-from flawscope.datasets.defects.random_boxes import draw_box, range_of
+from flawscope.datasets.defects.random_boxes import PLACES, draw_box, range_of
 from flawscope.datasets.defects.seeded_choice import generator
-from flawscope.errors import DataError
+from flawscope.datasets.defects.set_files import read_json
+from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import Rect
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
@@ -41,11 +44,11 @@ def test_the_range_is_the_5th_and_95th_percentile():
     box=st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 33), st.integers(1, 33)),
     size=st.tuples(st.integers(8, 200), st.integers(8, 200)),
     seed=st.integers(0, 2**63 - 1),
-    is_anywhere=st.booleans(),
+    places=st.sampled_from(PLACES),
 )
-def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, is_anywhere):
+def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, places):
     seen = range_of([(Rect(*box), (64, 64))])
-    placed = draw_box(seen, size, generator(seed), is_anywhere=is_anywhere)
+    placed = draw_box(seen, size, generator(seed), places=places)
     assert placed is not None
     drawn, tries = placed
     height, width = size
@@ -54,9 +57,46 @@ def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, is_
     assert 0 <= drawn.top <= height - drawn.height
     assert max(1, round(0.8 * box[2] / 64 * width - 1)) <= drawn.width <= max(1, 1.2 * box[2] / 64 * width + 1)
     assert max(1, round(0.8 * box[3] / 64 * height - 1)) <= drawn.height <= max(1, 1.2 * box[3] / 64 * height + 1)
-    if not is_anywhere:  # a tenth of the image to either side, unless the border pushes the box inwards
+    if places == "observed":  # a tenth of the image to either side, unless the border pushes the box inwards
         x = drawn.left + drawn.width / 2
         assert abs(x - (box[0] + box[2] / 2) / 64 * width) <= 0.1 * width + 1 or drawn.left in (0, width - drawn.width)
+
+
+@given(
+    boxes=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(1, 24), st.integers(1, 24)),
+        min_size=1,
+        max_size=4,
+    ),
+    size=st.tuples(st.integers(16, 200), st.integers(16, 200)),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_box_near_a_seen_one_touches_the_sides_that_it_touched(boxes, size, seed):
+    seen = range_of([(Rect(*box), (64, 64)) for box in boxes])
+    placed = draw_box(seen, size, generator(seed))
+    assert placed is not None
+    drawn = placed[0]
+
+    def touched(place, total):
+        left, top, right, bottom = place
+        return left == 0, top == 0, right == total[1], bottom == total[0]
+
+    drawn_sides = touched((drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height), size)
+    seen_sides = [touched((x, y, x + w, y + h), (64, 64)) for x, y, w, h in boxes]
+    # A distance of one pixel of 64 counts as touching, too.
+    nearly = [tuple(gap <= 1 for gap in (x, y, 64 - x - w, 64 - y - h)) for x, y, w, h in boxes]
+    assert any(
+        all(is_touched or not was for is_touched, was in zip(drawn_sides, sides, strict=True))
+        and all(was or not is_touched for is_touched, was in zip(drawn_sides, close, strict=True))
+        for sides, close in zip(seen_sides, nearly, strict=True)
+    )
+
+
+def test_a_range_of_an_older_record_has_no_seen_boxes_to_be_near(tmp_path):
+    seen = msgspec.structs.replace(range_of([(Rect(0, 0, 8, 8), (64, 64))]), seen=())
+    with pytest.raises(ArgumentError, match="seen: expected the boxes that were seen, got none"):
+        draw_box(seen, (64, 64), generator(0))
+    assert draw_box(seen, (64, 64), generator(0), places="observed") is not None
 
 
 def test_random_boxes_on_a_part_lie_on_it():
@@ -64,7 +104,7 @@ def test_random_boxes_on_a_part_lie_on_it():
     area[10:40, 20:50] = True
     seen = range_of([(Rect(0, 0, 8, 8), (64, 64))])
     for seed in range(50):
-        placed = draw_box(seen, (64, 64), generator(seed), within=Coverage(area), is_anywhere=True)
+        placed = draw_box(seen, (64, 64), generator(seed), within=Coverage(area), places="anywhere")
         assert placed is not None
         box = placed[0]
         assert np.count_nonzero(area & box.to_mask((64, 64))) > 0.75 * box.width * box.height
@@ -145,6 +185,25 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, 
     first, again, other = (files_of(tmp_path / name) for name in "abc")
     assert first == again
     assert first["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
+
+
+def test_distant_parts_of_a_defect_are_boxed_apart_unless_together(tmp_path):
+    root = tmp_path / "steel"
+    for place in ("train/good/000.png", "test/dent/000.png"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / place), np.full((64, 64, 3), 90, np.uint8))
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    spots = np.zeros((64, 64), np.uint8)
+    spots[4:8, 4:8] = spots[6, 9] = spots[50:60, 50:54] = 255  # the speck beside the first part belongs to it
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), spots)
+    data = ["synth", "boxes", "--data", str(root), "--split", "test"]
+    dataset = open_dataset(root)
+    apart = write_boxes(dataset, list_anomalous(dataset, "test"), tmp_path / "default")
+    assert run([*data, "--out", str(tmp_path / "apart")]) == 0
+    assert run([*data, "--together", "--out", str(tmp_path / "together")]) == 0
+    records = [read_json(tmp_path / name / "boxes.json", BoxRecord, "boxes") for name in ("apart", "together")]
+    assert records[0].real == apart.real
+    assert [len(record.real[0].boxes) for record in records] == [2, 1]
 
 
 def test_empty_masks_are_passed_over_and_named(tmp_path):

@@ -41,17 +41,20 @@ def sides_strategy(largest=0.6):
 # --- one mask
 
 
-@given(sides=sides_strategy(), seed=st.integers(0, 2**63 - 1))
-def test_accepted_masks_have_their_sides_in_range_and_exceed_the_overlap(sides, seed):
+@given(sides=sides_strategy(), seed=st.integers(0, 2**63 - 1), edges=st.sampled_from(["published", "exact"]))
+def test_accepted_masks_have_their_sides_in_range_and_exceed_the_overlap(sides, seed, edges):
     template = disc()
-    drawn = draw_mask(sides, template, generator(seed), overlap=0.75)
-    for side, limits in ((drawn.width, sides.width), (drawn.height, sides.height)):
+    drawn = draw_mask(sides, template, generator(seed), overlap=0.75, edges=edges)
+    more = int(edges == "published")
+    for side, start, limits in ((drawn.width, drawn.left, sides.width), (drawn.height, drawn.top, sides.height)):
         low, high = side_limits(limits, SIZE)
-        assert low <= side <= high
+        # At the border of the mask there is no further row or column.
+        assert low <= side <= high + more
+        assert side >= low + more or start + side == SIZE
         assert low == max(int(limits[0] * SIZE + 1e-9), 1)
     inside = np.count_nonzero(drawn.mask & template.mask)
     assert inside > 0.75 * drawn.width * drawn.height
-    assert drawn.overlap == inside / (drawn.width * drawn.height)
+    assert drawn.overlap == min(inside / (drawn.width * drawn.height), 1)
 
 
 @given(sides=sides_strategy(), seed=st.integers(0, 2**63 - 1))
@@ -62,6 +65,33 @@ def test_masks_are_turned_only_where_it_is_flagged(sides, seed):
         expected = np.zeros((SIZE, SIZE), np.bool_)
         expected[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width] = True
         np.testing.assert_array_equal(drawn.mask, expected)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_masks_have_the_pixels_of_the_published_ones(turned):
+    """Drawn again as the published script does: a rectangle to its last row, turned with linear interpolation."""
+    sides, size, areas = Sides((0.05, 0.3), (0.1, 0.4), turned), 256, []
+    for seed in range(60):
+        drawn, exact = (draw_mask(sides, whole(size), generator(seed), edges=edges) for edges in ("published", "exact"))
+        if (drawn.left, drawn.top, drawn.angle) != (exact.left, exact.top, exact.angle):
+            continue  # turned out of the picture, another one was drawn
+        picture = np.zeros((size, size), np.uint8)
+        corner = (exact.left + exact.width, exact.top + exact.height)
+        cv2.rectangle(picture, (exact.left, exact.top), corner, 255, -1)
+        if turned:
+            centre = (exact.left + exact.width / 2, exact.top + exact.height / 2)
+            turn = cv2.getRotationMatrix2D(centre, -exact.angle, 1)
+            picture = cv2.warpAffine(picture, turn, (size, size), flags=cv2.INTER_LINEAR)
+        published = picture > 0
+        areas.append((drawn.mask.sum(), published.sum(), exact.mask.sum()))
+        apart = np.count_nonzero(drawn.mask != published)
+        # Rounding of the interpolation decides on single pixels, and what is cut off is turned about its own centre.
+        is_cut = size in (drawn.left + drawn.width, drawn.top + drawn.height)
+        assert apart <= (0.1 * published.sum() if is_cut else 8) if turned else apart == 0
+    assert len(areas) > 40
+    ours, theirs, before = np.sum(areas, axis=0)
+    assert ours == pytest.approx(theirs, rel=0.005)
+    assert before < 0.97 * theirs
 
 
 def test_flagged_masks_are_really_turned_and_by_all_angles():
@@ -222,6 +252,90 @@ def test_a_wrong_range_file_says_where_it_is_wrong(tmp_path, changes, message):
     assert str(caught.value).startswith(f"{path}: steel/pitting: expected width, height and rotate, got: ")
 
 
+OF_ANOGEN = {
+    "bottle": {
+        "broken_large": [[0.2, 0.25], [0.25, 0.8], "True"],
+        "broken_small": [[0.15, 0.25], [0.15, 0.25], "False"],
+    },
+    "candle": {"bad": [[0.05, 0.2], [0.05, 0.2], "True"]},
+}
+
+
+def test_a_range_file_of_anogen_is_read_in_its_own_form(tmp_path):
+    path = tmp_path / "mvtec_range.json"
+    path.write_text(json.dumps(OF_ANOGEN, indent=4))
+    ranges = read_ranges(path)
+    assert ranges["bottle"] == CategoryRanges(
+        "template",
+        {
+            "broken_large": Sides((0.2, 0.25), (0.25, 0.8), rotate=True),
+            "broken_small": Sides((0.15, 0.25), (0.15, 0.25), rotate=False),
+        },
+    )
+    record = write_masks(ranges, tmp_path / "masks", MaskSettings(number=6, size=64), within="picture")
+    turned = {entry.defect for entry in record.masks if entry.angle}
+    assert turned == {"broken_large", "bad"}
+
+
+def test_a_published_file_in_its_own_form_is_the_built_in_table(tmp_path):
+    from flawscope.datasets.defects.anogen_ranges import PUBLISHED
+
+    def written(sides):
+        return [list(sides.width), list(sides.height), str(sides.rotate)]
+
+    for name, table in PUBLISHED.items():
+        file = {c: {d: written(sides) for d, sides in entry.defects.items()} for c, entry in table.items()}
+        (tmp_path / name).write_text(json.dumps(file))
+        read = read_ranges(tmp_path / name)
+        assert {c: entry.defects for c, entry in read.items()} == {c: entry.defects for c, entry in table.items()}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ([[0.1, 0.2], [0.1, 0.2], "true"], "Invalid enum value 'true'"),
+        ([[0.1, 0.2], [0.1, 0.2], True], "Expected `str`, got `bool`"),
+        ([[0.1, 0.2], [0.1, 0.2]], "Expected `array` of at least length 3"),
+        ([[0.3, 0.2], [0.1, 0.2], "True"], r"the smaller one first, got \[0.3, 0.2\]"),
+        ([[0.1, 1.2], [0.1, 0.2], "True"], "above 0 and up to 1"),
+        ({"width": [0.1, 0.2]}, "Expected `array`, got `object`"),
+    ],
+)
+def test_a_wrong_range_file_of_anogen_shows_the_right_form(tmp_path, entry, message):
+    path = tmp_path / "mvtec_range.json"
+    path.write_text(json.dumps({"bottle": {"broken": entry}}))
+    with pytest.raises(DataError, match=message) as caught:
+        read_ranges(path)
+    start = (
+        f'{path}: bottle/broken: expected [[least, largest width], [least, largest height], "True" or "False"], got: '
+    )
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+
+
+def test_categories_whose_template_or_images_are_not_named_are_passed_over(tmp_path):
+    ranges = {
+        "free": CategoryRanges("picture", {"dent": Sides((0.1, 0.2), (0.1, 0.2), rotate=False)}),
+        "bare": CategoryRanges("template", {"dent": Sides((0.1, 0.2), (0.1, 0.2), rotate=False)}),
+        "screw": CategoryRanges("foreground", {"dent": Sides((0.1, 0.2), (0.1, 0.2), rotate=False)}),
+    }
+    record = write_masks(ranges, tmp_path / "masks", MaskSettings(number=2, size=32))
+    assert {entry.category for entry in record.masks} == {"free"}
+    assert record.passed_over == {
+        "bare": "in a template: name the folder of templates with --templates",
+        "screw": "in the foreground of normal images: name them with --data",
+    }
+    # Who names a category gets it or an error, and so does who has no other.
+    for categories, named in ((("free", "screw"), "screw"), ((), "bare")):
+        chosen = ranges if categories else {"bare": ranges["bare"]}
+        with pytest.raises(ArgumentError, match=f"{named}: expected --(data|templates)"):
+            write_masks(chosen, tmp_path / "no", MaskSettings(number=2, size=32), categories=categories)
+    (tmp_path / "templates").mkdir()
+    cv2.imwrite(str(tmp_path / "templates" / "other.png"), np.full((8, 8), 255, np.uint8))
+    record = write_masks(ranges, tmp_path / "m", MaskSettings(number=1, size=32), templates=tmp_path / "templates")
+    assert record.passed_over["bare"] == f"in a template, and {tmp_path / 'templates'} has none for dent"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"steel": {"within": "picture", "defects": {}}}', "\xff\xfe"])
 def test_a_range_file_without_ranges_is_refused(tmp_path, content):
     path = tmp_path / "ranges.json"
@@ -288,9 +402,10 @@ def test_masks_in_a_template_lie_in_it(tmp_path):
         path = tmp_path / "masks" / entry.mask
         mask = read_mask(path)
         _, _, width, height = entry.box
+        share = np.count_nonzero(mask & allowed) / (width * height)
         assert is_png_of_two_values(path)
         assert mask.shape == (100, 100)
-        assert np.count_nonzero(mask & allowed) / (width * height) == pytest.approx(entry.overlap, abs=1e-6)
+        assert min(share, 1) == pytest.approx(entry.overlap, abs=1e-6)
         assert entry.overlap > 0.75
         assert entry.good is None
     assert len({entry.angle for entry in record.masks}) > 10

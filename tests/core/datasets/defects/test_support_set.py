@@ -14,7 +14,13 @@ from tiny_dataset import CATEGORY, DEFECTS
 from flawscope.datasets import content_hash, open_dataset
 from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.near_duplicates import appearance_of, is_near_duplicate
-from flawscope.datasets.defects.support_set import exclude_support, find_support, read_support, write_support
+from flawscope.datasets.defects.support_set import (
+    exclude_support,
+    find_support,
+    read_support,
+    support_record,
+    write_support,
+)
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
@@ -149,6 +155,37 @@ def test_the_same_part_under_another_light_is_named_and_left_out(own_root, tmp_p
     assert exclude_support(dataset, record, with_alike=False)[1] == (part_image.source,)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_two_images_of_a_support_set_show_the_same_part_unless_that_is_allowed(own_root, tmp_path, seed):
+    folder, masks = own_root / "test" / DEFECTS[0], own_root / "ground_truth" / DEFECTS[0]
+    for name in ("000", "001"):
+        image = cv2.imread(str(folder / f"{name}.png"))
+        cv2.imwrite(str(folder / f"{name}_dark.png"), (image * 0.6 + 10).astype(np.uint8))
+        shutil.copy(masks / f"{name}_mask.png", masks / f"{name}_dark_mask.png")
+    dataset = open_dataset(own_root)
+    chosen = {"split": "test", "defects": DEFECTS[:1], "seed": seed}
+    record = write_support(dataset, tmp_path / "set", shots=3, **chosen)
+    parts = {image.source.removesuffix(".png").removesuffix("_dark")[-3:] for image in record.pictures}
+    assert parts == {"000", "001", "002"}
+    assert not record.allow_alike
+    assert all("probably the same part as test/" in reason for reason in record.passed_over.values())
+    wanted = (
+        r"expected 4 different .* got 3, and 2 that probably show the same parts \(.*/00\d.*png, .*\)\. .*--allow-alike"
+    )
+    with pytest.raises(DataError, match=wanted):
+        write_support(dataset, tmp_path / "more", shots=4, **chosen)
+    assert not (tmp_path / "more").exists()
+    assert len(write_support(dataset, tmp_path / "more", shots=5, allow_alike=True, **chosen).pictures) == 5
+
+
+def test_a_record_from_before_near_duplicates_were_refused_may_have_some(steel, tmp_path):
+    write_support(steel, tmp_path / "set", shots=1, split="test")
+    content = json.loads((tmp_path / "set" / "support.json").read_text())
+    assert content.pop("allow_alike") is False
+    (tmp_path / "set" / "support.json").write_text(json.dumps(content))
+    assert read_support(tmp_path / "set").allow_alike
+
+
 def test_different_parts_are_not_taken_for_the_same(steel, tmp_path):
     assert write_support(steel, tmp_path / "set", shots=1, split="test").alike == ()
 
@@ -276,3 +313,85 @@ def test_another_mask_of_an_image_with_several_is_found(own_root, tmp_path, chan
     )
     with pytest.raises(DataError, match="expected the file the support set was taken from, got other content"):
         find_support(dataset, record)
+
+
+# --- without a record, as AnoGen ships its sets
+
+
+def bare_copy(root, place, defects=DEFECTS, count=2):
+    """Write `place` as AnoGen's images/train_images: NAME/DEFECT/NNN.png and NAME/DEFECT_mask/NNN_mask.png."""
+    for defect in defects:
+        for folder in (defect, f"{defect}_mask"):
+            (place / CATEGORY / folder).mkdir(parents=True)
+        for path in sorted((root / "test" / defect).glob("*.png"))[:count]:
+            shutil.copyfile(path, place / CATEGORY / defect / path.name)
+            mask = f"{path.stem}_mask.png"
+            shutil.copyfile(root / "ground_truth" / defect / mask, place / CATEGORY / f"{defect}_mask" / mask)
+    return place
+
+
+@pytest.mark.parametrize("named", [".", CATEGORY])
+def test_a_set_without_a_record_is_found_in_the_dataset_by_its_content(own_root, tmp_path, named):
+    folder = bare_copy(own_root, tmp_path / "train_images") / named
+    steel = open_dataset(own_root)
+    # Other names in the dataset do not matter.
+    record = read_support(folder)
+    assert (record.category, record.shots, record.is_bare) == (CATEGORY, 2, True)
+    assert [(image.category, image.defect) for image in record.pictures] == [
+        (CATEGORY, d) for d in DEFECTS for _ in "ab"
+    ]
+    entries = find_support(steel, record)
+    assert [entry.place for entry in entries] == [f"test/{d}/00{i}.png" for d in DEFECTS for i in range(2)]
+    for entry, image in zip(entries, record.pictures, strict=True):
+        _, mask = entry.read()
+        assert mask.sum() == image.defect_px > 0
+    remaining, left_out = exclude_support(steel, record)
+    assert sorted(left_out) == sorted(entry.place for entry in entries)
+    assert len(remaining.samples) == len(steel.samples) - 4
+
+
+def test_a_set_of_several_categories_is_taken_as_far_as_the_dataset_goes(own_root, tmp_path):
+    folder = bare_copy(own_root, tmp_path / "train_images")
+    (folder / "bottle").mkdir()
+    for name in ("crack", "crack_mask"):
+        (folder / "bottle" / name).mkdir()
+        cv2.imwrite(str(folder / "bottle" / name / ("0.png" if name == "crack" else "0_mask.png")), np.eye(8) * 255)
+    record = read_support(folder)
+    assert record.category == "all"
+    assert {entry.category for entry in find_support(open_dataset(own_root), record)} == {CATEGORY}
+    with pytest.raises(DataError, match=r"expected a support set of steel, got one of bottle"):
+        find_support(open_dataset(own_root), read_support(folder / "bottle"))
+
+
+def test_images_that_the_dataset_lacks_are_refused_and_never_stay_in_a_test_unseen(own_root, tmp_path):
+    folder = bare_copy(own_root, tmp_path / "train_images")
+    image = folder / CATEGORY / DEFECTS[0] / "000.png"
+    cv2.imwrite(str(image), 255 - cv2.imread(str(image)))
+    record, steel = read_support(folder), open_dataset(own_root)
+    with pytest.raises(
+        DataError, match=r"expected the support image steel/pitting/000\.png with its mask, got none of"
+    ):
+        find_support(steel, record)
+    with pytest.raises(
+        DataError, match=r"expected the 1 images of the support set like steel/pitting/000\.png, to leave"
+    ):
+        exclude_support(steel, record)
+
+
+def test_what_a_set_without_a_record_lacks_is_said(own_root, tmp_path):
+    folder = bare_copy(own_root, tmp_path / "train_images")
+    (folder / CATEGORY / f"{DEFECTS[0]}_mask" / "000_mask.png").unlink()
+    with pytest.raises(DataError, match=r"000\.png: expected its mask .*pitting_mask/000_mask\.png, got none"):
+        read_support(folder)
+    # Another layout is no support set.
+    with pytest.raises(DataError, match=r"support\.json: expected the record of a support set"):
+        read_support(own_root)
+
+
+def test_the_record_that_a_run_keeps_is_read_back(own_root, tmp_path):
+    folder = bare_copy(own_root, tmp_path / "train_images")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "support.json").write_bytes(support_record(folder))
+    assert read_support(tmp_path / "run") == read_support(folder)
+    write_support(open_dataset(own_root), tmp_path / "set", shots=1, split="test")
+    assert support_record(tmp_path / "set") == (tmp_path / "set" / "support.json").read_bytes()
