@@ -72,5 +72,5 @@ class GraphExporter:
 
 STFPM = GraphExporter(lambda config, scale: StfpmHead(config.maps.sigma, scale), ("teacher.", "student."))
 SEGMENTER = GraphExporter(lambda config, scale: SegmenterHead(config.maps.sigma, config.top, scale), ("segmenter.",))
-DRAEM = GraphExporter(lambda config, scale: DraemHead(config.score_window, scale))
-DESTSEG = GraphExporter(lambda config, scale: DestsegHead(config.top, scale))
+DRAEM = GraphExporter(lambda config, scale: DraemHead(config.score_window, scale), ("networks.",))
+DESTSEG = GraphExporter(lambda config, scale: DestsegHead(config.top, scale), ("teacher.", "networks."))

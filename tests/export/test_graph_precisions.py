@@ -50,6 +50,17 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
+def draem(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
+    folder = tmp_path_factory.mktemp("draem")
+    settings: dict[str, Any] = {"resize": 32, "width": 8, "depth": 2, "segmentation_width": 8, "segmentation_depth": 2}
+    settings |= {"epochs": 2, "epoch_batches": 4, "batch_size": 4, "num_workers": 1, "device": "cpu", "held_out": 0.3}
+    settings |= {"held_out_minimum": 5, "validation": 0.3}
+    dataset = open_dataset(tiny_root, CATEGORY)
+    train_detector(build_config("draem", settings)[0], dataset, folder / "run", drawn_check=False)
+    return folder / "run", dataset
+
+
+@pytest.fixture(scope="module")
 def stfpm(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
     folder = tmp_path_factory.mktemp("stfpm")
     weights = write_backbone_weights(folder / "weights.safetensors", "mobilenetv2_035")
@@ -105,7 +116,7 @@ def scores_of(bundle: Path, dataset: Dataset, precision: str) -> np.ndarray[Any,
         return np.array([result.score for result in inspector([sample.path for sample in dataset.test[:4]])])
 
 
-@pytest.mark.parametrize("method", ["segmenter", "stfpm"])
+@pytest.mark.parametrize("method", ["segmenter", "draem", "stfpm"])
 @pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=needs_modelopt)])
 def test_one_graph_has_its_networks_reduced_and_its_head_in_fp32(
     method: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest

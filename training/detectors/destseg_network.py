@@ -15,6 +15,7 @@ from flawscope.training.segmentation.evidence import evidence
 
 _DILATIONS = (6, 12, 18)
 """Of the head's branches, in cells of its grid, as in DeepLab v3 (arXiv:1706.05587)."""
+_PRIOR = 0.01  # probability of a defect before anything is learned
 
 
 class Student(nn.Module):
@@ -88,7 +89,12 @@ class SegmentationHead(nn.Module):
         # Without batch norm: over one value of an image there is nothing to normalise, in a batch of one at all.
         self.whole = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1, bias=False))
         self.join = nn.Conv2d((len(_DILATIONS) + 1) * width, width, 1, bias=False)
-        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), nn.Conv2d(width, 1, 1))
+        logit = nn.Conv2d(width, 1, 1)
+        # The prior of rare defects (arXiv:1708.02002): else the many normal pixels dominate the first steps.
+        nn.init.normal_(logit.weight, std=0.01)
+        assert logit.bias is not None
+        nn.init.constant_(logit.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
+        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), logit)
 
     def forward(self, likeness: Tensor) -> Tensor:
         """Return the logits of a batch."""
@@ -202,8 +208,8 @@ def _convolution(
 
 
 def _unit(features: Tensor) -> Tensor:
-    # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask for the batch before
-    # the cast of the image, and TensorRT takes images of uint8 by a cast alone.
+    # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask the image for its
+    # batch before the cast, and TensorRT takes images of uint8 by a cast alone.
     return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
 
 

@@ -58,7 +58,8 @@ OWN: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "head_width": 16,
         "learning_rate": 0.1,
-        "head_rate": 0.05,
+        "residual_rate": 0.2,
+        "head_rate": 0.2,
         "top": 20,
     },
 }
