@@ -94,13 +94,17 @@ class Saved:
             return values
 
 
-def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int | None = None) -> Saved:
+def read_torch_file(
+    path: Path, *, what: str = "a learned word", max_bytes: int | None = None, is_checkpoint: bool = False
+) -> Saved:
     """Read what `torch.save` wrote.
 
     Args:
         path: The file. It stays open; the numbers of a tensor are copied on demand.
         what: Expected contents, for messages.
         max_bytes: Largest file that is read; None for `MAX_BYTES`.
+        is_checkpoint: Whether objects of a training (settings, callbacks, optimizer states) may lie beside the
+            tensors; they become `Unread`.
 
     Raises:
         DataError: If the file cannot be read, is too large or broken, or holds anything but tensors in dictionaries,
@@ -113,13 +117,13 @@ def read_torch_file(path: Path, *, what: str = "a learned word", max_bytes: int 
         raise DataError(f"{path}: expected a file of torch.save, got: {err.strerror or err}. Check the path.") from err
     with contextlib.ExitStack() as stack:
         stack.callback(file.close)
-        saved = _read(path, what, limit, file)
+        saved = _read(path, what, limit, file, is_checkpoint)
         stack.pop_all()
     weakref.finalize(saved, file.close)
     return saved
 
 
-def _read(path: Path, what: str, limit: int, file: BinaryIO) -> Saved:
+def _read(path: Path, what: str, limit: int, file: BinaryIO, is_checkpoint: bool) -> Saved:
     size = os.fstat(file.fileno()).st_size
     if size > limit:
         raise DataError(
@@ -127,7 +131,7 @@ def _read(path: Path, what: str, limit: int, file: BinaryIO) -> Saved:
             "file: is it the whole model, or a training?"
         )
     # Not mapped into memory: the process would be killed if somebody made the file shorter meanwhile.
-    reader = _Reader(path, what, file, size)
+    reader = _Reader(path, what, file, size, is_checkpoint)
     with _broken(path):
         if zipfile.is_zipfile(file):
             return reader.from_zip()
@@ -163,6 +167,28 @@ def read_state_dict(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedT
     return saved, saved.value
 
 
+def read_checkpoint(path: Path, max_bytes: int) -> tuple[Saved, dict[str, SavedTensor]]:
+    """Read the tensors of a training's checkpoint by name, such as PyTorch Lightning writes.
+
+    They lie under `state_dict`, or are the file itself. What lies beside them (optimizer states, callbacks, settings)
+    is not read, and nothing of it is imported or called.
+
+    Raises:
+        DataError: As `read_torch_file`, or if there are no tensors.
+    """
+    what = "a checkpoint with a state_dict of tensors"
+    saved = read_torch_file(path, what=what, max_bytes=max_bytes, is_checkpoint=True)
+    content = saved.value if isinstance(saved.value, dict) else {}
+    nested = content.get("state_dict")
+    state = nested if isinstance(nested, dict) else content
+    # Numbers may lie among the tensors, such as the counter of an average.
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, SavedTensor)}
+    if not tensors:
+        got = ", ".join(sorted(content)[:5]) or type(saved.value).__name__
+        raise DataError(f"{path}: expected {what}, got {printable(got)}. Name the checkpoint of a model.")
+    return saved, tensors
+
+
 @contextlib.contextmanager
 def _broken(path: Path) -> Iterator[None]:
     """Turn the errors that a broken file causes into a DataError that names it."""
@@ -176,8 +202,9 @@ def _broken(path: Path) -> Iterator[None]:
 class _Reader:
     """Reads one open file of a known size."""
 
-    def __init__(self, path: Path, what: str, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, what: str, file: BinaryIO, size: int, is_checkpoint: bool) -> None:
         self._path, self._what, self._file, self._size = path, what, file, size
+        self._is_checkpoint = is_checkpoint
 
     def from_zip(self) -> Saved:
         archive = zipfile.ZipFile(self._file)
@@ -226,7 +253,7 @@ class _Reader:
         return Saved(self._path, value, numbers)
 
     def _run(self, stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
-        machine = PickleMachine(self._path, self._what)
+        machine = PickleMachine(self._path, self._what, is_checkpoint=self._is_checkpoint)
         return machine.run(stream), machine.storages
 
     def _check(self, storages: Mapping[str, Storage], available: Mapping[str, int]) -> None:

@@ -43,6 +43,13 @@ _SETS = ("__builtin__ set", "builtins set")
 # An allow-list, not a list of what is dangerous: new names of pickle or torch stay refused.
 _NAMES = frozenset((*_STORAGES, _MODULE, *_TENSORS, *_PARAMETERS, _ORDERED, *_SETS))
 
+_LIGHTNING = ("lightning", "lightning_fabric", "omegaconf", "pytorch_lightning")
+_LIBRARY = ("_codecs", "argparse", "builtins", "collections", "copyreg", "datetime", "enum", "pathlib", "typing")
+_BESIDE = frozenset((*_LIGHTNING, *_LIBRARY, "__builtin__", "numpy", "torch"))
+"""Packages of what a checkpoint of Lightning keeps beside its weights: settings, callbacks, states of optimizers."""
+_NOT_BESIDE = frozenset(("eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "apply", "execfile"))
+"""Names that no checkpoint needs: a file that has them is refused although nothing of it would be called."""
+
 # SHORT_BINSTRING is a string of Python 2.
 _VALUES = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _CONSTANTS: Mapping[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -58,6 +65,13 @@ _MOST_AXES = 32  # NumPy's own limit before version 2
 @dataclass(frozen=True)
 class _Name:
     text: str
+
+
+class Unread:
+    """What stands where a checkpoint has an object that is no tensor: it was neither made nor looked at."""
+
+
+_UNREAD = Unread()
 
 
 @dataclass(frozen=True)
@@ -101,13 +115,15 @@ class PickleMachine:
     Args:
         path: The file, for messages.
         what: Expected contents, for messages.
+        is_checkpoint: Whether objects of the packages that Lightning's checkpoints name may stand beside the tensors.
+            They become `Unread`; every other name is refused as ever.
 
     Attributes:
         storages: Key -> storage that the pickle refers to.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
-        self._path, self._what = path, what
+    def __init__(self, path: Path, what: str, *, is_checkpoint: bool = False) -> None:
+        self._path, self._what, self._is_checkpoint = path, what, is_checkpoint
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -158,10 +174,16 @@ class PickleMachine:
             stack[-count:] = [tuple(stack[-count:])]
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self._since_mark()
-            expect(stack[-1], list).extend(items)
+            if not isinstance(stack[-1], Unread):
+                expect(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
-            _fill(expect(stack[-1], dict), list(zip(items[::2], items[1::2], strict=True)))
+            pairs = list(zip(items[::2], items[1::2], strict=True))
+            if self._is_checkpoint:
+                # Optimizer states are numbered, and callbacks named by their classes: nobody looks them up.
+                pairs = [pair for pair in pairs if isinstance(pair[0], str)]
+            if not isinstance(stack[-1], Unread):
+                _fill(expect(stack[-1], dict), pairs)
         # STACK_GLOBAL, of protocol 4, is refused like any other: torch.save writes protocol 2.
         elif name == "GLOBAL":
             stack.append(self._named(argument))
@@ -172,7 +194,8 @@ class PickleMachine:
             arguments = expect(stack.pop(), tuple)
             # The same long list can be named again and again, and each call goes over it.
             self._spend(len(arguments[0]) if arguments and isinstance(arguments[0], list) else 0)
-            stack.append(_result(expect(stack.pop(), _Name).text, arguments))
+            called = stack.pop()
+            stack.append(called if isinstance(called, Unread) else _result(expect(called, _Name).text, arguments))
         elif name == "BUILD":
             self._build(stack.pop())
         elif name != "PROTO":
@@ -183,7 +206,9 @@ class PickleMachine:
 
     def _build(self, state: Any) -> None:
         """Set the attributes of the object on top; those of a dictionary or tensor hold no numbers and are dropped."""
-        target = expect(self._stack[-1], SavedModule | SavedTensor | dict)
+        target = expect(self._stack[-1], SavedModule | SavedTensor | Unread | dict)
+        if isinstance(target, Unread):
+            return
         if isinstance(target, SavedModule):
             target.state = expect(state, dict)
         else:
@@ -195,8 +220,12 @@ class PickleMachine:
         del self._stack[start:]
         return items
 
-    def _named(self, text: str) -> _Name:
+    def _named(self, text: str) -> _Name | Unread:
         if text not in _NAMES:
+            package, _, attribute = text.partition(" ")
+            is_beside = package.partition(".")[0] in _BESIDE and attribute.rpartition(".")[2] not in _NOT_BESIDE
+            if self._is_checkpoint and is_beside:
+                return _UNREAD
             name = printable(text.replace(" ", ".")[:_MOST_OF_A_NAME])
             raise DataError(
                 f"{self._path}: expected {self._what}, got a pickle with {name}, which it does not "

@@ -325,7 +325,7 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def learned_defects(self) -> LearnedDefects | None:
-        """The labelled defects that the detector has learned from, or None where it learned from normal images alone."""
+        """The labelled defects that the detector has learned from, or None if it learned from normal images alone."""
         return None if self.defects is msgspec.UNSET else self.defects
 
     @property

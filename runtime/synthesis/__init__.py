@@ -8,6 +8,7 @@ from flawscope.runtime.synthesis.generated_set import (
     redraw,
 )
 from flawscope.runtime.synthesis.generation import generate_images
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.mixed_datasets import ProvenanceLine, SynthDatasetRecord, write_synth_dataset
 from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
@@ -25,6 +26,7 @@ __all__ = [
     "GenerateSettings",
     "GeneratedImage",
     "MaskOptions",
+    "MaskedLpips",
     "PreciseMask",
     "ProvenanceLine",
     "QualityLimits",

@@ -27,6 +27,8 @@ Paste = Literal["drawn", "change"]
 PASTES: tuple[Paste, ...] = get_args(Paste)
 Tone = Literal["restore", "match", "none"]
 TONES: tuple[Tone, ...] = get_args(Tone)
+BestBy = Literal["filter", "lpips"]
+BEST_BY: tuple[BestBy, ...] = get_args(BestBy)
 _TONES: dict[Mode, Tone] = {"inpaint": "restore", "blend": "none"}
 _MAX_IMAGES = 1_000_000  # far beyond any real run: a mistyped number fails before anything is drawn
 
@@ -116,7 +118,11 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         number: Accepted images wanted of each category, shared out among its defect types, the first ones taking
             the remainder. Lines are used again, with other noise, where there are too few.
         per_defect: The same for each defect type. Without both, every line is drawn once.
-        rounds: Largest number of drawings of a record: rejected images are drawn again with other noise.
+        rounds: Largest number of rounds: rejected images are drawn again with other noise.
+        best_of: Candidates of a record in a round, each with other noise. The best is kept.
+        best_by: What is best: by the `filter`, the largest of the least margins to its limits (`Verdict.margin`); by
+            `lpips`, the one that differs most from the normal image inside its region (`MaskedLpips`).
+        keep_all: Keep what the filter rejects as well, verdicts recorded all the same; NaN alone is never kept.
         texts: Take the texts of the `lines` or of the `bundle`; `auto` takes those of the bundle for a learned
             embedding, whose placeholder the lines of `synth boxes` do not have, and of the lines otherwise.
         batch: Images drawn at once; None for as many as the bundle takes.
@@ -127,6 +133,9 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     number: int | None = None
     per_defect: int | None = None
     rounds: int = 1
+    best_of: int = 1
+    best_by: BestBy = "filter"
+    keep_all: bool = False
     texts: Texts = "auto"
     batch: int | None = None
     options: DrawOptions = DrawOptions()
@@ -134,6 +143,11 @@ class GenerateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_count(self.rounds, "rounds", 1, 1000)
+        check_count(self.best_of, "best_of", 1, 1000)
+        if self.best_by not in BEST_BY:
+            raise ArgumentError(f"best_by: expected one of {', '.join(BEST_BY)}, got {self.best_by!r}.")
+        if self.best_by == "lpips" and self.best_of == 1:
+            raise ArgumentError("best_of: expected at least 2 with best_by lpips, which compares candidates, got 1.")
         for name in ("number", "per_defect"):
             if (value := getattr(self, name)) is not None:
                 check_count(value, name, 1, _MAX_IMAGES)

@@ -1,10 +1,11 @@
-"""Files of learned embeddings, token vectors that stand for a defect in a prompt: reads AnoGen's, writes safetensors.
+"""Files of learned embeddings, token vectors that stand for a defect in a prompt: AnoGen's, diffusers', our own.
 
 A safetensors file holds one tensor, float32 [V, W], named by its placeholder, and metadata: defect, category, width
 and the SHA-256 of the file it was imported from.
 
 Source of the format that is read: AnoGen (ECCV 2024), `embeddings.pt`, a pickle that torch wrote, with the dictionaries
-`string_to_token` and `string_to_param`. The tokens belong to one tokenizer and are not imported.
+`string_to_token` and `string_to_param`. The tokens belong to one tokenizer and are not imported. Our files are also
+what diffusers reads (`learned_embeds.safetensors`, arXiv:2208.01618): a tensor named by its placeholder.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import safetensors.numpy
 from flawscope.arrays import Float32Array, check_array
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_new_file, write_bytes
-from flawscope.open_files import regular_path
-from flawscope.torch_file import read_torch_file
+from flawscope.open_files import open_regular, regular_path
+from flawscope.tensor_files import TensorFile
+from flawscope.torch_file import MAX_BYTES, read_torch_file
 from flawscope.torch_pickle import SavedModule, SavedTensor
 
 MAX_VECTORS = 1024
 """Largest number of vectors of a word; prompts have fewer tokens."""
+
+_NAMELESS = "emb_params"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,39 @@ def read_anogen_embeddings(path: Path) -> dict[str, Float32Array]:
             raise DataError(f"{path}: expected words with a tensor each, got {type(tensor).__name__} for {name!r}.")
         embeddings[name] = _checked(saved.array(tensor), name, path)
     return embeddings
+
+
+def is_anogen(path: Path) -> bool:
+    """Return whether a file is one of AnoGen's, by the name of what is in it.
+
+    Raises:
+        DataError: If it is a pickle with anything but tensors and what lies beside them in checkpoints, or broken.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(9)
+            size = file.seek(0, 2)
+    except OSError as err:
+        raise DataError(f"{path}: expected a file to import, got: {err.strerror or err}. Check the path.") from err
+    if size > MAX_BYTES or start[8:] == b"{" or start[:4] == b"GGUF":
+        return False
+    saved = read_torch_file(path, what="a learned word or a checkpoint", is_checkpoint=True)
+    return isinstance(saved.value, dict) and "string_to_param" in saved.value
+
+
+def read_words(file: TensorFile) -> dict[str, Float32Array]:
+    """Return the learned embeddings of diffusers (`learned_embeds`) by their placeholders, each float32 [V, W].
+
+    Raises:
+        DataError: If it holds anything but such words.
+    """
+    words = {}
+    for name, entry in file.tensors.items():
+        vectors = entry.read()
+        # One vector is stored without its first axis. Other programs name all words alike.
+        placeholder = file.path.stem if name == _NAMELESS else name
+        words[placeholder] = _checked(vectors[None] if vectors.ndim == 1 else vectors, placeholder, file.path)
+    return words
 
 
 def write_embedding(

@@ -19,8 +19,10 @@ from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.synthesis.draw_options import (
+    BEST_BY,
     PASTES,
     TONES,
+    BestBy,
     DrawOptions,
     GenerateSettings,
     Paste,
@@ -29,7 +31,9 @@ from flawscope.runtime.synthesis.draw_options import (
 )
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import generate_images
+from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
 from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.sites import Site, read_sites
@@ -89,6 +93,35 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     metavar="N",
     help="Largest number of rounds; rejected images are drawn again with other noise.",
 )
+@click.option(
+    "--best-of",
+    default=_SETTINGS.best_of,
+    show_default=True,
+    metavar="N",
+    help="Draw N images at each box and keep the best.",
+)
+@click.option(
+    "--best-by",
+    type=click.Choice(BEST_BY),
+    default=_SETTINGS.best_by,
+    show_default=True,
+    help="The best is furthest from the limits of the filter, or differs most from the normal image in its box.",
+)
+@click.option(
+    "--lpips",
+    type=PATH,
+    metavar="FILE",
+    help="With --best-by lpips: state dict of torchvision's alexnet or vgg16.",
+)
+@click.option("--lpips-heads", type=PATH, metavar="FILE", help="Linear weights of LPIPS 0.1 for that network.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Limit of the filter ({', '.join(LIMITS)}); can be repeated.",
+)
+@click.option("--keep-all", is_flag=True, help="Keep what the filter rejects, too; its verdicts are recorded.")
 @click.option(
     "--seed",
     "--seeds",
@@ -168,6 +201,12 @@ def generate(
     number: int | None,
     per_defect: int | None,
     rounds: int,
+    best_of: int,
+    best_by: BestBy,
+    lpips: Path | None,
+    lpips_heads: Path | None,
+    limits: tuple[str, ...],
+    keep_all: bool,
     seed: int,
     steps: int | None,
     guidance: float | None,
@@ -209,16 +248,21 @@ def generate(
         tone=tone,
         is_parity=parity,
         mask=MaskOptions(method=mask_method),
+        limits=read_limits(limits),
     )
     settings = GenerateSettings(
         seed=seed,
         number=number,
         per_defect=per_defect,
         rounds=rounds,
+        best_of=best_of,
+        best_by=best_by,
+        keep_all=keep_all,
         texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
         batch=batch,
         options=options,
     )
+    distance = _distance(best_by, lpips, lpips_heads)
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
     check_replaceable(out, MARKER, overwrite=overwrite)
     dataset = None if data is None else open_categories(data, split_categories(categories))
@@ -232,7 +276,15 @@ def generate(
             lines = of_masks.hashes
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(
-            synthesizer, sites, out, settings, dataset=dataset, lines=lines, report=report, overwrite=overwrite
+            synthesizer,
+            sites,
+            out,
+            settings,
+            dataset=dataset,
+            lines=lines,
+            distance=distance,
+            report=report,
+            overwrite=overwrite,
         )
     _print_record(record, out)
     _check_accepted(record, out)
@@ -248,6 +300,17 @@ def _sites_of_masks(
     for key, reason in passed_over.items():
         echo(f"passed over: {key}: {reason}", err=True)
     return sites
+
+
+def _distance(best_by: BestBy, lpips: Path | None, heads: Path | None) -> MaskedLpips | None:
+    """Return what compares candidates by LPIPS, or None where the filter does."""
+    if best_by == "lpips":
+        if lpips is None or heads is None:
+            raise click.UsageError("Expected --lpips and --lpips-heads with --best-by lpips, got none. Give both.")
+        return MaskedLpips.load(lpips, heads)
+    if lpips is not None or heads is not None:
+        raise click.UsageError("Expected --best-by lpips with --lpips and --lpips-heads, got filter. Leave them out.")
+    return None
 
 
 def _site_of_image(synthesizer: Synthesizer, name: str, image: Path, mask: Path, text: str | None) -> Site:
@@ -296,10 +359,7 @@ def _check_sources(
 def _print_record(record: GenerateRecord, out: Path) -> None:
     summary = record.summary
     echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
-    for key, defect in record.defects.items():
-        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted, {defect.summary.rejected} rejected")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
-    echo(f"in all: {summary.accepted} accepted, {summary.rejected} rejected{f': {reasons}' if reasons else ''}")
+    _print_counts(record)
     if record.resized:
         echo(f"masks resized to their images: {record.resized} (nearest)")
     seconds = record.seconds_per_accepted
@@ -311,6 +371,27 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
             err=True,
         )
     echo(f"overview: {out / SHEET}")
+
+
+def _print_counts(record: GenerateRecord) -> None:
+    """Print how many images were kept, and what the filter said of all of them."""
+    summary, settings = record.summary, record.settings
+    for key, defect in record.defects.items():
+        left = f", {defect.summary.rejected} rejected"
+        if settings.keep_all or settings.best_of > 1:
+            left = f", of {defect.summary.pictures} drawn"
+        echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted{left}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
+    because = f": {reasons}" if reasons else ""
+    accepted = sum(defect.accepted for defect in record.defects.values())
+    if settings.best_of > 1:
+        echo(f"kept: the best of {settings.best_of} of each record and round")
+    if settings.keep_all:
+        echo("filter: nothing was filtered (--keep-all)")
+    if settings.keep_all or settings.best_of > 1:
+        echo(f"in all: {accepted} accepted; {summary.rejected} of {summary.pictures} do not pass the filter{because}")
+    else:
+        echo(f"in all: {accepted} accepted, {summary.rejected} rejected{because}")
 
 
 @click.command()

@@ -60,10 +60,11 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         round: Number of the drawing of this record, from 1.
         category: Name of the category.
         defect: Defect type.
-        accepted: Whether the quality filter accepted it.
+        accepted: Whether it is kept: the quality filter accepted it, or was left out, and of several candidates it is
+            the best.
         image: The image.
-        mask: The precise mask; None for a rejected image.
-        box_mask: Where the defect was asked for; None for a rejected image.
+        mask: The precise mask; None for a rejected image of an earlier version.
+        box_mask: Where the defect was asked for; None likewise.
         good: The normal image, below the dataset's root.
         good_sha256: SHA-256 of its bytes.
         box: The mask of the box, below the box set.
@@ -80,6 +81,7 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         batch: Number of images in its batch.
         options: Options of the drawing, with the bundle's numbers filled in.
         verdict: Verdict of the quality filter, every measure with its limit.
+        score: By what it was compared with the other candidates of its record; None where there were none.
     """
 
     number: int
@@ -105,6 +107,7 @@ class GeneratedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     batch: int
     options: RecordedOptions
     verdict: Verdict
+    score: float | None = None
 
 
 class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,8 +115,8 @@ class DefectCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         wanted: Number of accepted images asked for.
-        accepted: Number of accepted images.
-        summary: Rates of rejection over all images drawn.
+        accepted: Number of accepted images: those that are kept, with `keep_all` whatever the filter said.
+        summary: What the filter said of all images drawn.
     """
 
     wanted: int
@@ -136,7 +139,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         precision: Precision of the graphs.
         settings: Settings of the run.
         lines: File of lines, below the box set → SHA-256 of its bytes.
-        summary: Rates of rejection over all images.
+        summary: What the filter said of all images; with `settings.keep_all` nothing was rejected for it.
         defects: CATEGORY/DEFECT → result.
         seconds: Time of reading, drawing, judging and writing all images; without loading the bundle.
         seconds_per_picture: `seconds` per image.
@@ -146,6 +149,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         support: SHA-256 of every support image that the bundle learned from.
         support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
         resized: Records whose mask was resized to its image (nearest); `bbox` and `runs` are of the resized one.
+        lpips: Name of each file of weights that candidates were compared with → SHA-256 of its bytes.
         schema: Version of this record.
     """
 
@@ -170,6 +174,7 @@ class GenerateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     support: tuple[str, ...]
     support_in_test: int
     resized: int = 0
+    lpips: dict[str, str] = {}
     schema: Literal[1] = 1
 
 

@@ -8,7 +8,7 @@ Every image gets every check that can be measured on it, so that a rejection lis
     saturated   share of the region with a channel that is at 0 or 255 and was not before         at most
     empty-mask  pixels of the precise mask                                                        at least
     full-mask   marked share of the region                                                        at most
-    faint       contrast of the mask; at least the noise outside and 1.3 times that of texture     at least
+    faint       contrast of the mask; it is compared with noise outside and texture, too          at least
     outside     share of equally strong changes that lie outside the region                       at most
     seam        new steps across the border of what was pasted, beyond those on either side       at most
     copy        correlation with the support defects                                              at most
@@ -16,6 +16,8 @@ Every image gets every check that can be measured on it, so that a rejection lis
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
@@ -47,6 +49,7 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         mask_px: Least number of pixels of the precise mask.
         full: Largest marked share of the region.
         contrast: Least contrast of the mask, 0 to 1; 0.03 is 8 grey levels in every channel.
+        noise: Least contrast of the mask, in multiples of the noise outside the region.
         texture: Least contrast of the mask, in multiples of the texture contrast of the box.
         outside: Largest share of equally strong changes outside the region.
         seam: Largest mean step across the border of what was pasted, 0 to 1.
@@ -58,6 +61,7 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     mask_px: int = 9
     full: float = 0.95
     contrast: float = 0.03
+    noise: float = 1.0
     texture: float = 1.3
     outside: float = 0.2
     seam: float = 0.04
@@ -68,8 +72,9 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name in ("flat", "saturated", "full", "contrast", "outside", "seam", "copy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ArgumentError(f"{name}: expected a limit from 0 to 1, got {getattr(self, name)}.")
-        if not 0.0 <= self.texture <= 100.0:
-            raise ArgumentError(f"texture: expected a factor from 0 to 100, got {self.texture}.")
+        for name in ("noise", "texture"):
+            if not 0.0 <= getattr(self, name) <= 100.0:
+                raise ArgumentError(f"{name}: expected a factor from 0 to 100, got {getattr(self, name)}.")
         if self.mask_px < 1:
             raise ArgumentError(f"mask_px: expected at least 1 pixel, got {self.mask_px}.")
 
@@ -97,6 +102,22 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         # Not the negated opposite: a NaN must fail either bound.
         return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
 
+    @property
+    def margin(self) -> float | None:
+        """How far the value is from its limit, -1 to 1: 0 at the limit, below 0 beyond it; None if none was measured.
+
+        The smaller of value and limit is divided by the larger, so that margins of both bounds can be compared.
+        """
+        if self.value is None:
+            return None
+        if math.isnan(self.value):
+            return -1.0
+        # A correlation may be negative: it is as far from its limit as 0.
+        smaller, larger = sorted((max(self.value, 0.0), self.limit))
+        size = 1.0 - smaller / larger if larger > 0.0 else 0.0
+        # Never 0 beyond the limit, where a value just below 0 and the limit 0 meet.
+        return size if self.is_passed else min(-size, -sys.float_info.epsilon)
+
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Result of the filter for one image.
@@ -115,6 +136,11 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_accepted(self) -> bool:
         """Whether all checks passed."""
         return not self.reasons
+
+    @property
+    def margin(self) -> float:
+        """The least margin of all measures, -1 to 1: at least 0 for an accepted image, and the larger the safer."""
+        return min((measure.margin for measure in self.measures if measure.margin is not None), default=0.0)
 
     def sentence(self) -> str:
         """Return the verdict as one line: every failed check with its value and its limit."""
@@ -187,7 +213,7 @@ def judge_image(
     marked = int(np.count_nonzero(precise.mask))
     likeness = find_likeness(drawn, precise.mask, supports)
     # The limit of `faint` is this image's own: a defect must stand out from its noise and its texture.
-    contrast = max(limits.contrast, precise.noise or 0.0, limits.texture * texture)
+    contrast = max(limits.contrast, limits.noise * (precise.noise or 0.0), limits.texture * texture)
     measures = (
         Measure("not-finite", None if decoded is None else _nonfinite_share(decoded), "at most", 0.0),
         Measure("flat", _flat_share(drawn, good, region), "at most", limits.flat),

@@ -150,6 +150,7 @@ PUBLIC = {
         "GenerateSettings",
         "GeneratedImage",
         "MaskOptions",
+        "MaskedLpips",
         "PreciseMask",
         "ProvenanceLine",
         "QualityLimits",

@@ -31,6 +31,7 @@ from flawscope.training.diffusion.autoencoder import (
     open_autoencoder,
     restore_autoencoder,
 )
+from flawscope.training.diffusion.autoencoder_network import weight_files
 from flawscope.training.diffusion.comparison import Comparison
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 from flawscope.training.diffusion.noise import add_noise, noise_levels, sampling_noise
@@ -128,9 +129,15 @@ def autoencoder_of(config: DsadConfig) -> tuple[nn.Module, Normalization]:
 def autoencoder_identity(config: DsadConfig) -> str:
     """Return the SHA-256 of the autoencoder's weights, by which a resumed training recognises them."""
     path = _autoencoder_path(config)
-    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
+    files = [path / name for name in _WEIGHTS if (path / name).is_file()][:1]
+    # Half precision, or several files.
+    files = files or next((found for name in ("", "vae") if (found := _other_files(path / name))), [])
     # Not an error here: opening the autoencoder reports what is wrong with the folder.
-    return f"sha256:{sha256_file(files[0])}" if files else "not found"
+    return f"sha256:{'-'.join(sha256_file(file) for file in files)}" if files else "not found"
+
+
+def _other_files(folder: Path) -> list[Path]:
+    return weight_files(folder) if folder.is_dir() else []
 
 
 def images_known_to_autoencoder(config: DsadConfig, request: FitRequest) -> int:

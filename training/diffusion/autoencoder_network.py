@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flawscope.errors import RunError
-from flawscope.open_files import RECORD_BYTES, read_regular, regular_path
+from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path
 from flawscope.text import NOT_JSON
 from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
 
@@ -25,6 +25,7 @@ STOCK_SCALING = 0.18215
 """Factor of the latents in Stable Diffusion, and the default of diffusers for folders without one."""
 
 _CONFIG, _WEIGHTS, _PICKLED = "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+_STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers name weights
 _PART = "vae"  # of a Stable Diffusion folder
 _FREE = ("sample_size", "scaling_factor", "force_upcast")
 """Settings of an AutoencoderKL that do not change the network."""
@@ -35,6 +36,10 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 # Bounds for numbers from foreign files: a forged size must not make us allocate memory or loop for long.
 _Count = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 _Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 class _Sizes(msgspec.Struct, rename={"kind": "_class_name"}):
@@ -104,6 +109,19 @@ def settings_from_state(state: Mapping[str, Tensor], name: str) -> dict[str, Any
     return shape_settings(widths, layers, latent)
 
 
+def refuse_file(path: Path) -> None:
+    """Refuse a checkpoint in a single file where a folder is expected, and name the command that makes one of it.
+
+    Raises:
+        RunError: If `path` is a file.
+    """
+    if path.is_file():
+        raise RunError(
+            f"{path}: expected a folder as diffusers writes it, got a file. Make a folder of a checkpoint with: "
+            f"flawscope synth import {path} --tokenizer DIR --out FOLDER."
+        )
+
+
 def read_folder(path: Path) -> AutoencoderKL:
     """Read a folder of diffusers, frozen and in inference mode; nothing is downloaded and nothing unpickled.
 
@@ -114,6 +132,7 @@ def read_folder(path: Path) -> AutoencoderKL:
         MissingExtra: If diffusers is not installed.
         RunError: If it is neither, broken, or has another kind of autoencoder.
     """
+    refuse_file(path)
     folder = path if (path / _CONFIG).is_file() else path / _PART
     if not (folder / _CONFIG).is_file():
         raise RunError(
@@ -136,15 +155,61 @@ def read_folder(path: Path) -> AutoencoderKL:
                 f"{folder / _CONFIG}: {name}: expected {settings.get(name)}, as Stable Diffusion 1, 2 and XL have "
                 f"it, got {value}. Other autoencoders are not supported."
             )
-    if not (folder / _WEIGHTS).is_file():
+    files = weight_files(folder)
+    if not files:
         pickled = (folder / _PICKLED).is_file()
         raise RunError(
             f"{folder}: expected {_WEIGHTS}, got "
             + (f"{_PICKLED}, which would have to be unpickled. " if pickled else "none. ")
             + "Convert the weights to safetensors, with AutoencoderKL.save_pretrained for example."
         )
-    state = {_current_name(name): value for name, value in read_tensors(folder / _WEIGHTS).items()}
+    state = {_current_name(name): value for path in files for name, value in read_tensors(path).items()}
     return fill_autoencoder(settings, state, stored.get("scaling_factor", STOCK_SCALING), str(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of an autoencoder's weights: one, or several that an index lists; empty where there are none.
+
+    Raises:
+        RunError: If it has an index that is broken.
+    """
+    variant = variant_of(folder)
+    named = folder / (_WEIGHTS if variant is None else f"{Path(_WEIGHTS).stem}.{variant}.safetensors")
+    if named.is_file():
+        return [named]
+    index = folder / (f"{_WEIGHTS}.index.json" if variant is None else f"{_WEIGHTS}.index.{variant}.json")
+    return shard_files(index) if index.is_file() else []
+
+
+def variant_of(folder: Path) -> str | None:
+    """Return `fp16` where a part of a model has its weights in half precision alone, else None.
+
+    Raises:
+        RunError: If it has an index of several files that is broken.
+    """
+    names = [path.name for path in list_folder(folder)]
+    for name in names:
+        if ".safetensors.index." in name:
+            shard_files(folder / name)
+    plain = any(f"{stem}.safetensors{end}" in names for stem in _STEMS for end in ("", ".index.json"))
+    return "fp16" if not plain and any(".fp16" in name and ".safetensors" in name for name in names) else None
+
+
+def shard_files(index: Path) -> list[Path]:
+    """Return the files that an index (`*.index.json`) lists, which lie beside it.
+
+    Raises:
+        RunError: If it cannot be read, or names files elsewhere.
+    """
+    try:
+        places = msgspec.json.decode(read_regular(index, RECORD_BYTES), type=_Index).weight_map.values()
+    except (OSError, *NOT_JSON) as err:
+        raise RunError(f"{index}: expected an index with a weight_map, got: {err}. Get the folder again.") from err
+    # The libraries open what it names, wherever that is, and would wait for ever for a pipe.
+    foreign = [place for place in places if Path(place).name != place or not (index.parent / place).is_file()]
+    if foreign:
+        raise RunError(f"{index}: expected the names of files beside it, got {foreign[0]!r}. Get the folder again.")
+    return [index.parent / place for place in sorted(set(places))]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
 from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_folder, walk_folder
 from flawscope.text import NOT_JSON, encode_json
-from flawscope.training.diffusion.autoencoder_network import shape_settings
+from flawscope.training.diffusion.autoencoder_network import refuse_file, shape_settings, variant_of
 from flawscope.training.diffusion.diffusers_networks import import_diffusers
 
 SAMPLING = Sampling(
@@ -101,6 +101,7 @@ def read_base_folder(folder: Path) -> FolderParts:
         MissingExtra: If diffusers or transformers is not installed.
         RunError: If parts are missing, broken, of another kind, or do not fit each other.
     """
+    refuse_file(folder)
     is_ldm = (folder / "bert").is_dir()
     places = _TEXT_TO_IMAGE if is_ldm else _STABLE_DIFFUSION
     for place in places.values():
@@ -112,8 +113,8 @@ def read_base_folder(folder: Path) -> FolderParts:
     sampling = _noise_levels(folder)  # first, since it needs neither of the two large libraries
     diffusers = import_diffusers()
     transformers = import_transformers()
-    unet = _load_network(folder / places["unet"], diffusers, diffusers.UNet2DConditionModel)
-    autoencoder = _load_network(folder / places["autoencoder"], diffusers, diffusers.AutoencoderKL)
+    unet = load_network(folder / places["unet"], diffusers, diffusers.UNet2DConditionModel)
+    autoencoder = load_network(folder / places["autoencoder"], diffusers, diffusers.AutoencoderKL)
     _check_autoencoder(folder / places["autoencoder"], autoencoder.config)
     _check_unet(folder / places["unet"], unet.config, int(autoencoder.config.latent_channels))
     text_kind = _ldmbert() if is_ldm else transformers.CLIPTextModel
@@ -122,7 +123,7 @@ def read_base_folder(folder: Path) -> FolderParts:
         folder / places["text"],
         transformers,
         lambda part: text_kind.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True, variant=variant_of(part)
         ),
     ).to(torch.float32)
     _check_text(folder, unet.config, text.config)
@@ -284,13 +285,22 @@ def called(folder: Path, library: Any, load: Callable[[Path], Any]) -> Any:
             library_log.enable_progress_bar()
 
 
-def _load_network(folder: Path, diffusers: Any, kind: Any) -> Any:
-    """Return a network of diffusers in float32, whatever its file has."""
+def load_network(folder: Path, diffusers: Any, kind: Any) -> Any:
+    """Return a network of diffusers in float32, whatever its files have.
+
+    Raises:
+        RunError: As `loaded`.
+    """
 
     def load(part: Path) -> Any:
         # use_safetensors: without it the library falls back to pickles, which may run code when they are loaded.
         return kind.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
+            part,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            torch_dtype=torch.float32,
+            variant=variant_of(part),
         )
 
     return loaded(folder, diffusers, load)

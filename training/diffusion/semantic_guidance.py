@@ -18,7 +18,14 @@ from torch.nn import functional
 
 from flawscope.config import DsadConfig
 from flawscope.errors import ArgumentError, RunError
-from flawscope.training.diffusion.diffusers_folder import called, check_prediction, import_transformers, loaded
+from flawscope.training.diffusion.autoencoder_network import refuse_file, variant_of
+from flawscope.training.diffusion.diffusers_folder import (
+    called,
+    check_prediction,
+    import_transformers,
+    load_network,
+    loaded,
+)
 from flawscope.training.diffusion.diffusers_networks import group_count, import_diffusers
 
 _QUIET_STD = 1e-3
@@ -313,6 +320,7 @@ def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
         MissingExtra: If diffusers or transformers is not installed.
         RunError: If the folder is not a Stable Diffusion folder, or its UNet does not predict the noise.
     """
+    refuse_file(folder)
     for name in ("unet", "text_encoder", "tokenizer"):
         if not (folder / name).is_dir():
             raise RunError(
@@ -321,13 +329,7 @@ def load_guided_denoiser(folder: Path, config: DsadConfig) -> GuidedDenoiser:
             )
     check_prediction(folder)
     diffusers = import_diffusers()
-    unet = loaded(
-        folder / "unet",
-        diffusers,
-        lambda part: diffusers.UNet2DConditionModel.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32
-        ),
-    )
+    unet = load_network(folder / "unet", diffusers, diffusers.UNet2DConditionModel)
     _check_plain(folder, unet.config)
     context = _empty_text(folder)
     if context.shape[-1] != unet.config.cross_attention_dim:
@@ -415,7 +417,7 @@ def _empty_text(folder: Path) -> Tensor:
         folder / "text_encoder",
         transformers,
         lambda part: transformers.CLIPTextModel.from_pretrained(
-            part, local_files_only=True, use_safetensors=True, output_loading_info=True
+            part, local_files_only=True, use_safetensors=True, output_loading_info=True, variant=variant_of(part)
         ),
     )
     tokenizer = called(

@@ -19,8 +19,8 @@ from flawscope.datasets.defects.descriptions import write_descriptions
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.mask_ranges import Within, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
-from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.random_boxes import PLACES, Places
+from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError

@@ -9,9 +9,11 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
 from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
+from published_weights import features_state, heads_state
 from tiny_dataset import CATEGORY, write_rgb
 from tiny_synth_bundle import write_tiny_synth
 
@@ -19,6 +21,7 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import sha256_file
+from flawscope.imaging.crops import cut_image, cut_mask
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
@@ -35,6 +38,7 @@ from flawscope.runtime.synthesis import (
     redraw,
 )
 from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of, runs_of
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 
 
 def lines_of(folder):
@@ -58,7 +62,18 @@ def place(tmp_path_factory, tiny_root):
         supports[defect] = (read_image(image), mask, sha256_file(image))
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
     data = ["--data", str(tiny_root), "--category", CATEGORY]
-    options = ["--split", "test", "--num", "7", "--within", "picture", "--out", str(folder / "boxes")]
+    options = [
+        "--split",
+        "test",
+        "--num",
+        "7",
+        "--within",
+        "picture",
+        "--places",
+        "observed",
+        "--out",
+        str(folder / "boxes"),
+    ]
     assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 
@@ -227,7 +242,10 @@ def test_what_is_rejected_is_drawn_again_with_other_noise_until_enough_is_accept
     rejected = [line for line in lines if not line.accepted]
     for line in rejected:
         assert line.image.place.startswith(f"{CATEGORY}/rejected/{line.defect}/")
-        assert (line.mask, line.box_mask) == (None, None)
+        mask, box = (read_mask(tmp_path / "more" / file.place) for file in (line.mask, line.box_mask))
+        assert mask[box].mean() == line.verdict.measures[4].value
+        assert line.mask.place == line.image.place.replace("/rejected/", "/rejected_prs_mask/")
+        assert line.box_mask.place == line.image.place.replace("/rejected/", "/rejected_box_mask/")
         assert line.verdict.reasons == ("full-mask",)
     assert len(list((tmp_path / "more").rglob("rejected/*/*.png"))) == len(rejected) == record.summary.rejected
     finished = [line.number for line in lines if line.accepted]
@@ -247,6 +265,121 @@ def test_nothing_accepted_for_a_defect_is_status_1_and_the_folder_is_there(place
     assert record_of(tmp_path / "out").summary.counts["not-finite"] == 7
     assert len(list((tmp_path / "out").rglob("rejected/*/*.png"))) == 7
     assert read_image(tmp_path / "out" / "contact_sheet.png").shape[0] > 2 * 192
+
+
+# --- limits, no filter, the best of several
+
+
+def test_limits_are_those_that_were_typed_and_are_in_every_line(arguments, tmp_path):
+    assert run([*arguments, "--limit", "mask_px=4000", "--limit", "seam=0.5", "--out", str(tmp_path / "out")]) == 1
+    for line in lines_of(tmp_path / "out"):
+        assert line.options.limits == QualityLimits(mask_px=4000, seam=0.5)
+        assert "empty-mask" in line.verdict.reasons
+
+
+def test_without_the_filter_every_image_is_kept_and_its_verdict_too(arguments, place, tiny_root, tmp_path, capsys):
+    strict = ["--limit", "mask_px=4000"]
+    assert run([*arguments, *strict, "--keep-all", "--out", str(tmp_path / "all")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "filter: nothing was filtered (--keep-all)" in out
+    assert "in all: 7 accepted; 7 of 7 do not pass the filter: empty-mask 7, full-mask 1" in out
+    lines, record = lines_of(tmp_path / "all"), record_of(tmp_path / "all")
+    assert record.settings.keep_all
+    assert [count.accepted for count in record.defects.values()] == [4, 3]
+    assert (record.summary.accepted, record.summary.counts["empty-mask"]) == (0, 7)
+    assert record.seconds_per_accepted == pytest.approx(record.seconds / 7)
+    assert run([*arguments, *strict, "--out", str(tmp_path / "filtered")]) == 1
+    for kept, rejected in zip(lines, lines_of(tmp_path / "filtered"), strict=True):
+        assert kept.accepted
+        assert not rejected.accepted
+        assert kept.verdict == rejected.verdict
+        for one, other in (
+            (kept.image, rejected.image),
+            (kept.mask, rejected.mask),
+            (kept.box_mask, rejected.box_mask),
+        ):
+            assert one.sha256 == other.sha256
+    assert not list((tmp_path / "all").rglob("rejected*"))
+    assert np.array_equal(
+        redraw(place / "drawer.flaw", lines[3], tiny_root / CATEGORY).image,
+        read_image(tmp_path / "all" / lines[3].image.place),
+    )
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    for labels in ("precise", "box"):
+        command = ["synth", "dataset", str(tmp_path / "all"), *data, "--labels", labels]
+        assert run([*command, "--out", str(tmp_path / labels)]) == 0
+        assert len(list((tmp_path / labels).rglob("train/*/synth_*.png"))) == 7
+
+
+def test_what_is_no_image_is_not_kept_without_the_filter_either(arguments, tmp_path):
+    write_tiny_synth(tmp_path / "broken.flaw", gain=float("nan"))
+    arguments[2] = str(tmp_path / "broken.flaw")
+    assert run([*arguments, "--keep-all", "--out", str(tmp_path / "out")]) == 1
+    assert not any(line.accepted for line in lines_of(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("batch", ["1", "3", "4"])
+def test_the_best_of_several_is_the_one_furthest_from_the_limits_whatever_the_batch(arguments, tmp_path, batch, capsys):
+    options = ["--best-of", "3", "--limit", "full=0.49", "--seed", "5", "--batch", batch]
+    assert run([*arguments, *options, "--out", str(tmp_path / "out")]) in (0, 1)
+    lines = lines_of(tmp_path / "out")
+    assert len(lines) == 21
+    assert sorted(line.seed for line in lines) == list(range(5, 26))
+    assert {line.verdict.is_accepted for line in lines} == {True, False}, "or the limit decides nothing"
+    accepted = {line.number: line for line in lines if line.accepted}
+    for number in range(7):
+        candidates = sorted((line for line in lines if line.number == number), key=lambda line: line.round)
+        assert [line.seed for line in candidates] == [5 + number + 7 * take for take in range(3)]
+        assert all(line.score == line.verdict.margin for line in candidates)
+        best = max(candidates, key=lambda line: line.score)
+        assert (number in accepted) == best.verdict.is_accepted
+        if number in accepted:
+            assert accepted[number] == best
+    assert record_of(tmp_path / "out").settings.best_of == 3
+    assert f"; {sum(not line.verdict.is_accepted for line in lines)} of 21 do not pass" in capsys.readouterr().out
+    assert len(read_generated(tmp_path / "out")) == 21
+
+
+def test_the_best_of_several_without_the_filter_is_kept_for_every_record(arguments, tmp_path):
+    options = ["--best-of", "2", "--limit", "mask_px=4000", "--keep-all"]
+    assert run([*arguments, *options, "--out", str(tmp_path / "out")]) == 0
+    lines = lines_of(tmp_path / "out")
+    assert sorted(line.number for line in lines if line.accepted) == list(range(7))
+    assert all(line.score < 0 for line in lines)
+
+
+def test_the_best_by_lpips_is_the_accepted_one_that_differs_most_in_its_box(
+    arguments, drawer, sites, place, tiny_root, tmp_path
+):
+    features, heads = tmp_path / "alexnet.safetensors", tmp_path / "heads.safetensors"
+    safetensors.torch.save_file(features_state("alexnet"), features)
+    safetensors.torch.save_file(heads_state("alexnet"), heads)
+    options = ["--best-of", "3", "--limit", "full=0.49", "--seed", "5", "--best-by", "lpips", "--num", "4"]
+    weights = ["--lpips", str(features), "--lpips-heads", str(heads)]
+    assert run([*arguments, *options, *weights, "--out", str(tmp_path / "out")]) in (0, 1)
+    assert run([*arguments, *options, *weights, "--batch", "1", "--out", str(tmp_path / "single")]) in (0, 1)
+    lines = lines_of(tmp_path / "out")
+    distance = MaskedLpips.load(features, heads)
+    for number in range(4):
+        candidates = [line for line in lines if line.number == number]
+        assert len(candidates) == 3
+        for line in candidates:
+            crop = msgspec.structs.replace(line.crop, size=(64, 64))
+            drawn, good = (
+                read_image(path) for path in (tmp_path / "out" / line.image.place, tiny_root / CATEGORY / line.good)
+            )
+            box = read_mask(tmp_path / "out" / line.box_mask.place)
+            expected = distance.measure(cut_image(drawn, crop), cut_image(good, crop), cut_mask(box, crop))
+            assert line.score == expected > 0
+        passed = [line for line in candidates if line.verdict.is_accepted]
+        kept = [line for line in candidates if line.accepted]
+        assert kept == ([max(passed, key=lambda line: line.score)] if passed else [])
+    kept, single = ([line.seed for line in lines_of(tmp_path / name) if line.accepted] for name in ("out", "single"))
+    assert sorted(kept) == sorted(single)
+    assert record_of(tmp_path / "out").lpips == {path.name: sha256_file(path) for path in (features, heads)}
+    for settings, of in ((GenerateSettings(best_of=2, best_by="lpips"), None), (GenerateSettings(), distance)):
+        with pytest.raises(ArgumentError, match=r"best_by: expected .*weights of LPIPS with"):
+            generate_images(drawer, sites, tmp_path / "none", settings, distance=of)
 
 
 # --- one image
@@ -419,6 +552,26 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--batch", "9"], "batch: expected 1 to 4"),
         (["SET", "--num", "0"], "number: expected a whole number from 1"),
         (["SET", "--num", "2", "--per-defect", "1"], "number: expected a number in all or for each defect type"),
+        (["SET", "--limit", "seam"], "limit: expected NAME=VALUE, for example seam=0.06, got 'seam'"),
+        (
+            ["SET", "--limit", "seem=0.1"],
+            "contrast, noise, texture, outside, seam, copy, got 'seem'. Did you mean seam?",
+        ),
+        (["SET", "--limit", "faint=0"], "got 'faint'. The reason faint has the limit contrast, noise or texture."),
+        (["SET", "--limit", "not-finite=1"], "The reason not-finite has no limit: such an image is never kept."),
+        (["SET", "--limit", "seam=wide"], "seam: expected a number, got 'wide'"),
+        (["SET", "--limit", "seam=nan"], "seam: expected a limit from 0 to 1, got nan"),
+        (["SET", "--limit", "mask_px=1e9999"], "mask_px: expected a whole number of pixels, got 1e9999"),
+        (["SET", "--limit", "mask_px=2.5"], "mask_px: expected a whole number of pixels, got 2.5"),
+        (["SET", "--limit", "noise=-1"], "noise: expected a factor from 0 to 100, got -1"),
+        (["SET", "--limit", "seam=1", "--limit", "seam=1"], "limit: expected each name once, got seam twice"),
+        (["SET", "--best-of", "0"], "best_of: expected a whole number from 1 to 1000, got 0"),
+        (["SET", "--best-by", "lpips", "--best-of", "2"], "Expected --lpips and --lpips-heads with --best-by lpips"),
+        (["SET", "--best-by", "lpips"], "best_of: expected at least 2 with best_by lpips, which compares candidates"),
+        (
+            ["SET", "--best-of", "2", "--lpips", "GOOD"],
+            "Expected --best-by lpips with --lpips and --lpips-heads, got f",
+        ),
         (["SET", "--keep-trying", "0"], "rounds: expected a whole number from 1"),
         (["SET", "--seed", "-1"], "seed: expected a whole number from 0"),
         (["SET", "--seed", str(2**63 - 3)], "seed: expected a whole number from 0"),

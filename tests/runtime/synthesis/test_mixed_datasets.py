@@ -56,7 +56,18 @@ def place(tmp_path_factory, tiny_root):
         pixels = read_image(folder / "support" / image.picture), read_mask(folder / "support" / image.mask)
         supports[image.defect] = (*pixels, image.content)
     write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
-    options = ["--split", "test", "--num", str(DRAWN), "--within", "picture", "--out", str(folder / "boxes")]
+    options = [
+        "--split",
+        "test",
+        "--num",
+        str(DRAWN),
+        "--within",
+        "picture",
+        "--places",
+        "observed",
+        "--out",
+        str(folder / "boxes"),
+    ]
     assert run(["synth", "boxes", *data, *options]) == 0
     return folder
 

@@ -19,6 +19,7 @@ from flawscope.runtime.synthesis.paste import feather_mask, paste_drawn
 from flawscope.runtime.synthesis.precise_masks import precise_mask
 from flawscope.runtime.synthesis.quality import (
     REASONS,
+    Measure,
     QualityLimits,
     Reason,
     Verdict,
@@ -282,3 +283,50 @@ def test_wrong_arguments_are_one_sentence() -> None:
     empty = SupportPatch("012", good, np.zeros((SIDE, SIDE), bool))
     with pytest.raises(ArgumentError, match=r"^mask of support 012: expected at least one white pixel, got none\."):
         judge(good, good, supports=[empty])
+
+
+# --- margins
+
+
+@given(
+    st.floats(-2, 2) | st.sampled_from([0.0, 9.0, 1e-300, float("nan"), float("inf")]),
+    st.floats(0, 2) | st.sampled_from([0.0, 9.0]),
+    st.sampled_from(["at most", "at least"]),
+)
+def test_a_margin_is_at_least_0_for_what_passes_and_for_nothing_else(value, limit, bound):
+    for measured in (value, limit, np.nextafter(limit, 3.0), np.nextafter(limit, -3.0)):
+        measure = Measure("seam", float(measured), bound, limit)
+        assert -1.0 <= measure.margin <= 1.0
+        assert (measure.margin >= 0.0) == measure.is_passed
+
+
+@given(st.floats(0, 2), st.floats(0, 2), st.floats(0.01, 2))
+def test_margins_grow_with_the_distance_from_the_limit(one, other, limit):
+    low, high = sorted((one, other))
+    margins = [Measure("seam", value, "at most", limit).margin for value in (low, high)]
+    assert margins[0] >= margins[1]
+    margins = [Measure("faint", value, "at least", limit).margin for value in (low, high)]
+    assert margins[0] <= margins[1]
+
+
+def test_the_margin_of_an_image_is_the_least_of_its_measures():
+    safe, close = Measure("outside", 0.0, "at most", 0.2), Measure("seam", 0.03, "at most", 0.04)
+    unmeasured = Measure("copy", None, "at most", 0.9)
+    assert Verdict((), (safe, close, unmeasured)).margin == close.margin == 0.25
+    assert Verdict((), (unmeasured,)).margin == 0.0
+
+
+def test_every_limit_of_an_image_can_be_opened_but_that_of_what_is_no_image():
+    rng = np.random.default_rng(0)
+    good = normal_image()
+    noisy = np.clip(good + rng.normal(0, 30, good.shape), 0, 255).astype(np.uint8)
+    noisy[region()] = np.where(rng.random(noisy[region()].shape) < 0.5, noisy[region()], 255)
+    precise = precise_mask(noisy, good, region())
+    assert precise.noise > 0.05, "a defect that is hidden in noise"
+    assert judge_image(noisy, good, region(), precise).reasons
+    limits = QualityLimits(
+        flat=1, saturated=1, mask_px=1, full=1, contrast=0, noise=0, texture=0, outside=1, seam=1, copy=1
+    )
+    assert judge_image(noisy, good, region(), precise, limits=limits, texture=1.0).is_accepted
+    nothing = np.full(3, np.nan, np.float32)
+    assert judge_image(noisy, good, region(), precise, limits=limits, decoded=nothing).reasons == ("not-finite",)
