@@ -193,9 +193,17 @@ def read_content(
         defects=learned,
         support=support,
         licence=base.licence,
+        text_noise=_text_noise(source),
     )
     files[TOKENIZER] = base.tokenizer
     return GeneratorContent(head, base.size, vectors, files, base.identity)
+
+
+def _text_noise(source: GeneratorSource) -> float | msgspec.UnsetType:
+    """Return the noise on texts that a run was trained with, unset for none."""
+    # By name: of all settings those of inpainting alone have it.
+    trained = 0.0 if source.run is None else getattr(source.run.record.config, "text_noise", 0.0)
+    return trained or msgspec.UNSET
 
 
 def _sampling(sampling: Sampling, mode: Mode) -> Sampling:

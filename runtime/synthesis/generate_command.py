@@ -140,6 +140,11 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 )
 @click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
 @click.option(
+    "--text-noise",
+    type=float,
+    help="Standard deviation of the noise on the encoded text (MAGIC).  [default: the bundle's]",
+)
+@click.option(
     "--strength",
     default=_OPTIONS.strength,
     show_default=True,
@@ -211,6 +216,7 @@ def generate(
     steps: int | None,
     guidance: float | None,
     eta: float | None,
+    text_noise: float | None,
     strength: float,
     solver: Solver,
     batch: int | None,
@@ -241,6 +247,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         eta=eta,
+        text_noise=text_noise,
         strength=strength,
         solver=solver,
         feather_px=feather_px,
