@@ -95,6 +95,18 @@ METHOD_STATUS = {
     ("segmenter", "INT8"): (TESTED, "of its networks; map and score in FP32"),
     ("segmenter", "engine"): (TESTED, "FP32 and INT8 built by TensorRT-RTX"),
     ("segmenter", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("draem", "score graph"): (TESTED, ""),
+    ("draem", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("draem", "FP16"): (TESTED, "of its networks; map and score in FP32"),
+    ("draem", "INT8"): (TESTED, "of its networks; map and score in FP32"),
+    ("draem", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
+    ("draem", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
+    ("destseg", "score graph"): (TESTED, ""),
+    ("destseg", "features and kernel"): (NO, "there are no patches and no bank"),
+    ("destseg", "FP16"): (TESTED, "of its networks; map and score in FP32"),
+    ("destseg", "INT8"): (TESTED, "of its networks; map and score in FP32"),
+    ("destseg", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
+    ("destseg", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
     ("ddad", "score graph"): (NO, "two graphs and a sampling loop on the host, tested"),
     ("ddad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("ddad", "FP16"): (TESTED, "of the denoiser"),
@@ -130,7 +142,7 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "segmenter", "ddad", "dsad", "ensemble", "synth")
+METHODS = ("patchcore", "padim", "stfpm", "segmenter", "draem", "destseg", "ddad", "dsad", "ensemble", "synth")
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

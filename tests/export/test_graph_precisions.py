@@ -69,6 +69,19 @@ def draem(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
 
 
 @pytest.fixture(scope="module")
+def destseg(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
+    folder = tmp_path_factory.mktemp("destseg")
+    weights = write_backbone_weights(folder / "weights.safetensors", "mobilenetv2_035")
+    settings: dict[str, Any] = {"backbone": "mobilenetv2_035", "resize": 64, "width": 8, "blocks": 1, "head_width": 16}
+    settings |= {"epochs": 2, "epoch_batches": 4, "batch_size": 4, "num_workers": 1, "device": "cpu", "held_out": 0.3}
+    settings |= {"held_out_minimum": 5, "validation": 0.3, "learning_rate": 0.1}
+    dataset = open_dataset(tiny_root, CATEGORY)
+    config = build_config("destseg", settings)[0]
+    train_detector(config, dataset, folder / "run", weights=weights, drawn_check=False)
+    return folder / "run", dataset
+
+
+@pytest.fixture(scope="module")
 def stfpm(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
     folder = tmp_path_factory.mktemp("stfpm")
     weights = write_backbone_weights(folder / "weights.safetensors", "mobilenetv2_035")
@@ -124,7 +137,7 @@ def scores_of(bundle: Path, dataset: Dataset, precision: str) -> np.ndarray[Any,
         return np.array([result.score for result in inspector([sample.path for sample in dataset.test[:4]])])
 
 
-@pytest.mark.parametrize("method", ["segmenter", "draem", "stfpm"])
+@pytest.mark.parametrize("method", ["segmenter", "draem", "destseg", "stfpm"])
 @pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=needs_modelopt)])
 def test_one_graph_has_its_networks_reduced_and_its_head_in_fp32(
     method: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -19,11 +19,11 @@ _PRIOR = 0.01  # probability of a defect before anything is learned
 
 
 class Student(nn.Module):
-    """Encoder and decoder: image in, the features that the teacher has of the image without its defect.
+    """Encoder and decoder: pixels in, the features that the teacher has of the image without its defect.
 
-    `forward` takes uint8 [N, H, W, 3] and returns float32 [N, C, h, w] for every stage of the teacher. There are no
-    skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its own
-    and not a copy of the teacher's network, so that any backbone may be the teacher, one without weights too.
+    `forward` takes float32 [N, 3, H, W] in [0, 1] and returns float32 [N, C, h, w] for every stage of the teacher. There
+    are no skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its
+    own and not a copy of the teacher's network, so that any backbone may be the teacher, one without weights too.
 
     Args:
         shapes: Channels, height and width of each stage of the teacher, finest first.
@@ -51,9 +51,9 @@ class Student(nn.Module):
         )
         self._deepest = deepest
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the features of a batch."""
-        value = self.stem(pixels_of(image))
+        value = self.stem(pixels)
         sides: dict[int, tuple[int, int]] = {}
         for level, block in enumerate(self.down, 2):
             value = block(value)
@@ -129,7 +129,9 @@ class DestsegNetworks(nn.Module):
 
     def forward(self, image: Tensor, expected: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the student's features and the logits of a batch."""
-        features = self.student(image)
+        # Not in the student: its operators are those that a reduced precision computes, and the cast of the image, that
+        # the teacher shares, has to stay out of them.
+        features = self.student(pixels_of(image))
         return features, self.head(likeness(expected, [stage.detach() for stage in features]))
 
 

@@ -5,7 +5,8 @@ anomalous ones and augmentation have streams of random numbers of their own: two
 mixtures differ in nothing else.
 
 The best state has the least error on held-back images: the mean focal loss of the normal images of the validation, and
-with the same weight that of anomalous ones, with one exponent for all trainings. Normal images alone would choose the network that sees no defect anywhere.
+with the same weight that of anomalous ones, with one exponent for all trainings. Normal images alone would choose the
+network that sees no defect anywhere.
 The anomalous ones are drawn on normal images of the validation (drawn sets and procedural anomalies); where there are
 none, they are those that are learned from, and the error says only when false alarms on new normal images grow.
 """
@@ -33,8 +34,8 @@ from flawscope.training.segmentation.weak_loss import focal_loss
 _VALIDATED = 64  # most normal, and most anomalous images of the validation
 _PREVIEWS = 4
 _GAMMA = 2.0
-"""Exponent of the validation's focal loss. At 4, with which DeSTSeg is trained, a network that is undecided everywhere has
-less loss than one that has learned and misses a few pixels."""
+"""Exponent of the validation's focal loss. At 4, with which DeSTSeg is trained, a network that is undecided everywhere
+has less loss than one that has learned and misses a few pixels."""
 
 Logits = Callable[[UInt8Array], Tensor]
 """Images uint8 [N, H, W, 3] -> logits of a defect, float32 [N, 1, H, W] on the CPU, without gradients."""
