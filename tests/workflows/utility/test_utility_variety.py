@@ -129,11 +129,11 @@ def test_figures_are_taken_before_the_trainings(
 ) -> None:
     steps: list[str] = []
 
-    def stop(*anything: object) -> None:
+    def stop(*anything: object, **named: object) -> None:
         steps.append("training")
         raise DataError("enough")
 
-    monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
+    monkeypatch.setattr(utility_benchmark, "train_detector", stop)
     with pytest.raises(DataError, match="enough"):
         run_utility_benchmark(
             plan(place, tmp_path / "out", lpips=files.lpips, lpips_heads=files.heads),
@@ -309,7 +309,7 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
     for name in ("part", "other"):
         shutil.copytree(place.root, tmp_path / "data" / name)
     both = open_dataset(tmp_path / "data", "all")
-    write_support(both, tmp_path / "support", shots=6, split="test", defects=("part/spot",))
+    write_support(both, tmp_path / "support", shots=6, split="test", defects=("part/spot",), allow_alike=True)
     data = data_of(tmp_path / "data", "all", tmp_path / "support", place.helpful)
     assert list(data.defects) == ["part/spot", "part/tint"]
     assert [len(images.support) for images in data.defects.values()] == [6, 0]
