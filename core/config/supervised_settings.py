@@ -26,6 +26,7 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         support: Support set of real defects: folder written by `synth support`; null for none.
         drawn: Folders of drawn defects, written by `synth generate`, `synth paste` or `synth perlin`.
+        drawn_number: Most drawn images that are learned from, of every folder and defect type in turn; null for all.
         train_defects: Learn from the anomalous images with masks in the dataset's own train split.
         procedural: Draw anomalies anew for each batch (Perlin noise, as DRAEM does).
         defects: Defect types to learn, as DEFECT or CATEGORY/DEFECT; empty for all that the sources have. Procedural
@@ -40,6 +41,7 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
 
     support: str | None = None
     drawn: tuple[str, ...] = ()
+    drawn_number: int | None = None
     train_defects: bool = False
     procedural: bool = False
     defects: tuple[str, ...] = ()
@@ -58,6 +60,9 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
             # A share of nothing would be a source that is named and never learned from.
             check(0.0 < share < math.inf, f"{name}_share", "a number above 0 (leave the source out instead)", share)
         check(len(set(self.drawn)) == len(self.drawn), "drawn", "different folders", list(self.drawn))
+        if self.drawn_number is not None:
+            check(self.drawn_number >= 1, "drawn_number", "at least 1, or null", self.drawn_number)
+            check(bool(self.drawn), "drawn_number", "null without drawn", self.drawn_number)
         if self.weak_tau is not None:
             check(0.0 <= self.weak_tau < 1.0, "weak_tau", "a probability from 0 to below 1", self.weak_tau)
             check(bool(self.drawn), "weak_tau", "null without drawn, whose boxes it is for", self.weak_tau)

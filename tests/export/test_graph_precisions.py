@@ -53,7 +53,15 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def draem(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
     folder = tmp_path_factory.mktemp("draem")
     settings: dict[str, Any] = {"resize": 32, "width": 8, "depth": 2, "segmentation_width": 8, "segmentation_depth": 2}
-    settings |= {"epochs": 2, "epoch_batches": 4, "batch_size": 4, "num_workers": 1, "device": "cpu", "held_out": 0.3}
+    settings |= {
+        "learning_rate": 0.01,
+        "epochs": 3,
+        "epoch_batches": 6,
+        "batch_size": 4,
+        "num_workers": 1,
+        "device": "cpu",
+        "held_out": 0.3,
+    }
     settings |= {"held_out_minimum": 5, "validation": 0.3}
     dataset = open_dataset(tiny_root, CATEGORY)
     train_detector(build_config("draem", settings)[0], dataset, folder / "run", drawn_check=False)

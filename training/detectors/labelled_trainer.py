@@ -16,9 +16,10 @@ from flawscope.training.loop.epoch_data import LEAST_VALIDATION, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader, Numbers, image_sources
 from flawscope.training.loop.loop import Task, run_loop
-from flawscope.training.segmentation.labelled_sources import Procedural, open_sources, sources_identity
+from flawscope.training.segmentation.labelled_sources import Procedural, open_sources
 from flawscope.training.segmentation.labelled_training import HeldBack, TrainingData
 from flawscope.training.segmentation.procedural import draw_anomaly
+from flawscope.training.segmentation.source_reading import sources_identity
 from flawscope.training.trainer import FitRequest, Trainer
 
 _READERS = 4
