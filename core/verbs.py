@@ -116,7 +116,7 @@ _SYNTH = Group(
         ),
         # In `workflows`, the one package that may import all others.
         "judge": Verb(
-            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without synthetic images."
+            "flawscope.workflows.utility.judge_command:judge", "Train a detector with and without drawn defects."
         ),
     },
     """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.
