@@ -9,7 +9,7 @@ import msgspec
 from flawscope.bundle.heads import Head
 from flawscope.diffusion.prompts import PromptRules
 from flawscope.diffusion.schedule import Sampling
-from flawscope.ranges import Count, PositiveCount, Sha256, Share, Side
+from flawscope.ranges import Count, NotNegative, PositiveCount, Sha256, Share, Side
 
 
 class SynthDefect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +81,7 @@ class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
         support: Images it was trained on.
         licence: Licence of the base model.
         parity: Parity measured at export.
+        text_noise: Standard deviation of the noise on encoded texts that it was trained with; absent for none.
     """
 
     mode: Literal["blend", "inpaint"]
@@ -95,3 +96,4 @@ class SynthHead(Head, msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     support: tuple[SynthSupport, ...]
     licence: str
     parity: tuple[ImageParity, ...] = ()
+    text_noise: NotNegative | msgspec.UnsetType = msgspec.UNSET

@@ -40,6 +40,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         steps: Calls of the denoiser, 1 to 1000, each for the text and for the empty text.
         guidance: Scale of classifier-free guidance, above 1 (arXiv:2207.12598).
         eta: 0 is DDIM, 1 is DDPM (arXiv:2010.02502).
+        text_noise: Standard deviation of the noise on the encoded text, the same at every step (MAGIC,
+            arXiv:2507.02314): drawings of one text vary more.
         strength: Share of the steps that are taken, above 0 up to 1: below 1 more of the normal image shows through.
         solver: `ddim`, or `dpm++` (arXiv:2211.01095), which needs fewer steps and an eta of 0.
         feather_px: Pixels around the box over which the drawing fades into the normal image.
@@ -61,6 +63,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    text_noise: float | None = None
     strength: float = 1.0
     solver: Solver = "ddim"
     feather_px: int = 4
@@ -78,6 +81,8 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ArgumentError(f"guidance: expected a scale above 1, got {self.guidance:g}. At 1 the text is lost.")
         if self.eta is not None and not 0.0 <= self.eta <= 1.0:
             raise ArgumentError(f"eta: expected a number from 0 to 1, got {self.eta:g}.")
+        if self.text_noise is not None and not 0.0 <= self.text_noise < math.inf:
+            raise ArgumentError(f"text_noise: expected a number of at least 0, got {self.text_noise:g}.")
         if not 0.0 < self.strength <= 1.0:
             raise ArgumentError(f"strength: expected a share above 0 up to 1, got {self.strength:g}.")
         check_feather(self.feather_px)
@@ -98,6 +103,7 @@ class DrawOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             steps=head.sampling.steps if self.steps is None else self.steps,
             guidance=head.guidance if self.guidance is None else self.guidance,
             eta=head.sampling.eta if self.eta is None else self.eta,
+            text_noise=(head.text_noise or 0.0) if self.text_noise is None else self.text_noise,
             # The references leave the tone as it is, and parity is with them.
             tone=("none" if self.is_parity else _TONES[head.mode]) if self.tone is None else self.tone,
             # `is_parity` goes first: there the bundle's own crop is ignored, the references draw whole images.

@@ -33,6 +33,7 @@ class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     tone: Tone | None = "none"
+    text_noise: float | None = 0.0
 
     @staticmethod
     def of(options: DrawOptions) -> RecordedOptions:

@@ -7,6 +7,7 @@ its type: half precision stays half.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ _PIPELINES: dict[Kind, dict[str, object]] = {
     },
 }
 _INPAINTING = "StableDiffusionInpaintPipeline"
+_DIFFUSERS_VERSION = "0.6.0"  # diffusers asks for one: that of the published folders, in whose form it is written
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def import_checkpoint(
             shutil.copyfile(regular_path(path), unfinished / "tokenizer" / path.name)
         (unfinished / "scheduler").mkdir()
         _write_json(unfinished / "scheduler" / "scheduler_config.json", _scheduler(file))
-        pipeline = dict(_PIPELINES[kind])
+        pipeline = _PIPELINES[kind] | {"_diffusers_version": _DIFFUSERS_VERSION}
         if parts["unet"].config["in_channels"] != parts["unet"].config["out_channels"]:
             pipeline["_class_name"] = _INPAINTING
         _write_json(unfinished / "model_index.json", pipeline)
@@ -228,7 +230,8 @@ def _autoencoder(file: TensorFile, size: int) -> ModelPart:
 
 def _scaling(file: TensorFile) -> float:
     entry = file.tensors.get("scale_factor")
-    value = _SCALING if entry is None else float(np.asarray(entry.read(), np.float64).reshape(-1)[0])
+    numbers = np.array([_SCALING]) if entry is None else np.asarray(entry.read(), np.float64).reshape(-1)
+    value = float(numbers[0]) if len(numbers) == 1 else math.nan
     if not 0.0 < value < np.inf:
         raise DataError(f"{file.path}: expected a positive factor of its latents, got {value}. Take another base.")
     # A buffer of float32 in some files: the number that was written into it.

@@ -312,11 +312,15 @@ class Synthesizer:
         )
         return only_output(outputs)
 
-    def _guidance_context(self, jobs: Sequence[_Job]) -> Float32Array:
-        """Return encoded texts for guidance, float32 [2N, L, D]: N times the empty text, then the prompts."""
+    def _guidance_context(self, jobs: Sequence[_Job], text_noise: float) -> Float32Array:
+        """Return encoded texts for guidance, float32 [2N, L, D]: N times the empty one, then the prompts with noise."""
         if self._empty is None:
             self._empty = self._context("", None)
         texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
+        if text_noise > 0:
+            # From a generator of its own, as the choice of the text: the noise of the image must stay what it is.
+            noise = (generator(job.seed, "text noise").standard_normal(texts[0].shape, np.float32) for job in jobs)
+            texts = [text + np.float32(text_noise) * added for text, added in zip(texts, noise, strict=True)]
         return np.concatenate([*[self._empty] * len(jobs), *texts])  # in this order: `predict` splits the noise by it
 
     def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
@@ -342,7 +346,7 @@ class Synthesizer:
             # 0 is mid-grey in the range of -1 to 1: what Stable Diffusion's inpainting networks were trained with.
             blanked = images * (~masks[:, None]).astype(np.float32)
             conditions = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
-        context = self._guidance_context(jobs)
+        context = self._guidance_context(jobs, options.text_noise or 0.0)
         scale = head.guidance if options.guidance is None else options.guidance
 
         def predict(x: Float32Array, timestep: int) -> Float32Array:

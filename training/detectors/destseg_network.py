@@ -21,9 +21,9 @@ _PRIOR = 0.01  # probability of a defect before anything is learned
 class Student(nn.Module):
     """Encoder and decoder: pixels in, the features that the teacher has of the image without its defect.
 
-    `forward` takes float32 [N, 3, H, W] in [0, 1] and returns float32 [N, C, h, w] for every stage of the teacher. There
-    are no skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its
-    own and not a copy of the teacher's network, so that any backbone may be the teacher, one without weights too.
+    `forward` takes float32 [N, 3, H, W] in [0, 1] and returns float32 [N, C, h, w] for every stage of the teacher. No
+    skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its own,
+    and not a copy of the teacher's network, so that any backbone may be the teacher, one without weights too.
 
     Args:
         shapes: Channels, height and width of each stage of the teacher, finest first.
@@ -212,7 +212,8 @@ def _convolution(
 def _unit(features: Tensor) -> Tensor:
     # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask the image for its
     # batch before the cast, and TensorRT takes images of uint8 by a cast alone.
-    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / lengths.clamp_min(1e-12)
 
 
 def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

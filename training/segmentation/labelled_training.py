@@ -141,8 +141,8 @@ def hold_back(config: LabelledConfig, data: TrainingData) -> HeldBack:
     if are_new := bool(parts):
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     else:
-        learned = sources.draw(_VALIDATED // 2, np.random.default_rng(config.seed), data.good)
-        images, labels = learned.images, learned.labels
+        batch = sources.draw(_VALIDATED // 2, np.random.default_rng(config.seed), data.good)
+        images, labels = batch.images, batch.labels
     return HeldBack(images, labels, are_new)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,10 +21,10 @@ from flawscope.diffusion.prompts import PromptRules, Prompts
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
-from flawscope.runs import RECORD, read_autoencoder_record
-from flawscope.training.diffusion.autoencoder import Encoder, Normalization, open_autoencoder
+from flawscope.runs import TEXT_EFFECT
+from flawscope.training.diffusion.autoencoder import Encoder, Normalization
 from flawscope.training.diffusion.autoencoder_network import settings_of
-from flawscope.training.diffusion.diffusers_folder import SAMPLING, licence_of
+from flawscope.training.diffusion.diffusers_folder import SAMPLING
 from flawscope.training.diffusion.diffusers_networks import group_count
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
@@ -35,6 +33,7 @@ from flawscope.training.loop.epoch_data import MOST_VALIDATED, mean_error, split
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.loop.optimizers import build_optimizer
+from flawscope.training.synthesis.base_autoencoder import autoencoder_identity, autoencoder_of, own_licence
 from flawscope.training.synthesis.base_latents import (
     Encoded,
     centred_autoencoder,
@@ -46,6 +45,7 @@ from flawscope.training.synthesis.base_model import BaseSettings, SynthesisBase,
 from flawscope.training.synthesis.generator_run import GeneratorFitResult
 from flawscope.training.synthesis.generator_trainer import AdaptationStart, GeneratorRequest, GeneratorTrainer
 from flawscope.training.synthesis.latent_cache import PREVIEWS, draw_anew, write_strip
+from flawscope.training.synthesis.text_effect import relative_change
 from flawscope.training.synthesis.word_tokenizer import END, LENGTH, START, write_tokenizer
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def train_base(
         RunError: If the autoencoder cannot be used, memory runs out, the loss is not finite, or a checkpoint does not
             fit.
     """
-    autoencoder, normalization = _autoencoder_of(config)
+    autoencoder, normalization = autoencoder_of(config)
     # By category: each has its own prompts, its own share of validation images, and the same weight in the centring.
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -135,6 +135,7 @@ def train_base(
         networks={**_states_of_libraries(trained.state), "autoencoder": dict(halves.state_dict())},
         facts={
             **training_facts(trained),
+            TEXT_EFFECT: task.text_effect(trained.state),
             "training_pictures": len(task.learned),
             "validation_pictures": len(task.held_back),
         },
@@ -356,6 +357,33 @@ class BaseTask:
 
         return mean_error(zip(torch.split(numbers, size), torch.split(levels, size), strict=True), errors, device, seed)
 
+    @torch.no_grad()
+    def text_effect(self, state: Mapping[str, Tensor]) -> float:
+        """Return what an image's text changes in the predicted noise, against the empty text; see `relative_change`.
+
+        Args:
+            state: State of the network to measure, which it has afterwards.
+        """
+        self.network.load_state_dict(dict(state))
+        data, device = self.held_back, next(self.network.parameters()).device
+        count = min(len(data), MOST_VALIDATED)
+        generator = torch.Generator(device).manual_seed(self._config.seed)
+
+        def predicted() -> Iterator[tuple[Tensor, Tensor]]:
+            numbers, levels = torch.arange(count) * len(data) // count, spread_levels(count, self._config.seed)
+            size = self._config.loop.batch_size
+            for chosen, part in zip(torch.split(numbers, size), torch.split(levels, size), strict=True):
+                clean, texts = data.latents.mean[chosen].to(device), data.texts[chosen].to(device)
+                noise = torch.randn(clean.shape, generator=generator, device=device)
+                beside = data.beside(chosen, torch.zeros_like(chosen))
+                first, second = (
+                    self._predicted(self.network, clean, part.to(device), noise, rows, beside)
+                    for rows in (texts, torch.zeros_like(texts))
+                )
+                yield first, second
+
+        return relative_change(predicted())
+
     def preview(self, path: Path) -> None:
         """Write held-back normal images, each beside a drawn one, or beside itself with its box filled."""
         data, base = self.held_back, self._base
@@ -386,51 +414,17 @@ class BaseTask:
     def _squared_errors(
         self, network: nn.Module, clean: Tensor, levels: Tensor, noise: Tensor, texts: Tensor, beside: Tensor | None
     ) -> Tensor:
+        return (self._predicted(network, clean, levels, noise, texts, beside) - noise).square()
+
+    def _predicted(
+        self, network: nn.Module, clean: Tensor, levels: Tensor, noise: Tensor, texts: Tensor, beside: Tensor | None
+    ) -> Tensor:
         noisy = add_noise(clean, noise, self._shares.to(clean.device)[levels])
         inputs = noisy if beside is None else torch.cat([noisy, beside.to(clean.device)], dim=1)
         # Many images share a text, so each distinct text is encoded once.
         used, chosen = torch.unique(texts, return_inverse=True)
         predicted: Tensor = network(inputs, levels, self.tokens.to(clean.device)[used], chosen)
-        return (predicted.float() - noise).square()  # float(): under autocast the prediction is in half precision
-
-
-# ---- The autoencoder -------------------------------------------------------------------------------------------------
-
-
-def autoencoder_identity(config: BaseConfig) -> str:
-    """Return a SHA-256 of the autoencoder; a training is resumed only with the same one.
-
-    Raises:
-        ArgumentError: If the settings name no autoencoder.
-        RunError: If it cannot be used.
-    """
-    autoencoder: Any = _autoencoder_of(config)[0]
-    digest = hashlib.sha256(safetensors.torch.save(dict(autoencoder.state_dict())))
-    # The scaling factor lies in its settings, not in its state.
-    digest.update(repr(float(autoencoder.config.scaling_factor)).encode())
-    return digest.hexdigest()
-
-
-def _autoencoder_of(config: BaseConfig) -> tuple[AutoencoderKL, Normalization]:
-    if config.autoencoder is None:
-        raise ArgumentError(
-            "autoencoder: expected a run of train autoencoder or a folder with an AutoencoderKL, got none. Make one "
-            "with flawscope train autoencoder, then name it with --set autoencoder=RUN."
-        )
-    opened, normalization = open_autoencoder(Path(config.autoencoder))
-    return opened, normalization or "signed"  # autoencoders of diffusers, which state none, use [-1, 1]
-
-
-def _own_licence(config: BaseConfig) -> str:
-    """Return the licence of a trained base: the user's own, but for an autoencoder that came from elsewhere."""
-    path = Path(config.autoencoder or "")
-    if not (path / RECORD).is_file():
-        return f"own, but for the autoencoder: {licence_of(path)}"
-    started_from = read_autoencoder_record(path)[0].base
-    if started_from is None:
-        return "own"
-    # The name of the folder alone: a bundle must not tell paths of the machine that made it.
-    return f"own, but for the autoencoder, which began as {Path(started_from).name}"
+        return predicted.float()  # under autocast the prediction is in half precision
 
 
 class BaseTrainer(GeneratorTrainer):
@@ -447,7 +441,7 @@ class BaseTrainer(GeneratorTrainer):
 
     def licence(self, config: BaseConfig, start: AdaptationStart | None) -> str:
         """Return the licence of the base, which depends on its autoencoder."""
-        return _own_licence(config)
+        return own_licence(config)
 
     def fit(self, request: GeneratorRequest) -> GeneratorFitResult:
         """Train UNet and text encoder; see `train_base`."""

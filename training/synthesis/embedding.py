@@ -7,7 +7,7 @@ with the smallest validation error is kept, where AnoGen keeps the last one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flawscope.config import EmbeddingConfig
 from flawscope.diffusion.schedule import TRAINED_STEPS, signal_shares
 from flawscope.progress import Progress
-from flawscope.runs import LearnedDefect
+from flawscope.runs import TEXT_EFFECT, LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.loop.epoch_data import mean_error, rounded
@@ -40,6 +40,7 @@ from flawscope.training.synthesis.latent_cache import (
 from flawscope.training.synthesis.learned_text import first_vectors
 from flawscope.training.synthesis.prompt_templates import photo_texts
 from flawscope.training.synthesis.support_examples import SupportExample, SupportExamples
+from flawscope.training.synthesis.text_effect import relative_change
 
 if TYPE_CHECKING:
     from flawscope.training.synthesis.base_model import SynthesisBase
@@ -74,7 +75,7 @@ def train_embedding(
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
     vectors: dict[str, Tensor] = {}
-    errors, losses, defects, epochs = [], [], [], 0
+    errors, losses, effects, defects, epochs = [], [], [], [], 0
     for index, (category, defect) in enumerate(support.types):
         images = support.of(category, defect)
         task = EmbeddingTask(config, base, images)
@@ -84,6 +85,7 @@ def train_embedding(
         # `state` is that of the epoch with the smallest validation error, not the last one.
         vectors[f"{category}/{defect}"] = trained.state["vectors"]
         errors.append(trained.error)
+        effects.append(task.text_effect(trained.state))
         losses.append(trained.losses[-1])
         epochs = max(epochs, len(trained.losses))
         defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(images)))
@@ -95,6 +97,7 @@ def train_embedding(
             "pictures": len(support.examples),
             "validation_error": rounded(float(np.mean(errors))),
             "final_loss": rounded(float(np.mean(losses))),
+            TEXT_EFFECT: rounded(float(np.mean(effects))),
         },
         defects=tuple(defects),
     )
@@ -219,6 +222,35 @@ class EmbeddingTask:
             return self._losses(self.network, images, not_mirrored, rows, levels, generator)
 
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
+
+    @torch.no_grad()
+    def text_effect(self, state: Mapping[str, Tensor]) -> float:
+        """Return what the learned embedding changes in the predicted noise, against the empty text.
+
+        It is measured at the levels of `validate`, on the training images; see `relative_change`.
+
+        Args:
+            state: State of the vectors to measure, which they have afterwards.
+        """
+        self.network.load_state_dict(dict(state))
+        device = next(self.network.parameters()).device
+        unet = self._moved(device)
+        numbers, levels = validation_plan(len(self._images), self._config.seed)
+        clean, levels = self._latents(device)[0].mean[numbers].to(device), levels.to(device)
+        noise = torch.randn(
+            clean.shape, generator=torch.Generator(device).manual_seed(self._config.seed), device=device
+        )
+        noisy = add_noise(clean, noise, self._shares.to(device)[levels])
+        empty = TextTokens(self._base.prompts, [""])
+
+        def predicted() -> Iterator[tuple[Tensor, Tensor]]:
+            for part in torch.arange(len(numbers), device=device).split(self._config.loop.batch_size):
+                rows = torch.zeros_like(part)
+                contexts = self._texts.context(self._base, rows, self.network), empty.context(self._base, rows)
+                first, second = (unet(noisy[part], levels[part], text, return_dict=False)[0] for text in contexts)
+                yield first.float(), second.float()
+
+        return relative_change(predicted())
 
     def preview(self, path: Path) -> None:
         """Write training images beside the same images with the place of the defect drawn anew."""
