@@ -112,11 +112,11 @@ _SYNTH = Group(
             "Draw Perlin anomalies, which need no defect, as DRAEM does.",
         ),
         "dataset": Verb(
-            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
+            "flawscope.runtime.synthesis.dataset_command:dataset", "Make a dataset of synthetic and real images."
         ),
         # In `workflows`, the one package that may import all others.
         "judge": Verb(
-            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without synthetic images."
+            "flawscope.workflows.utility.judge_command:judge", "Train a detector with and without drawn defects."
         ),
     },
     """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.

@@ -374,8 +374,8 @@ def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
     With p the finished share of the batches after the warm-up: 1 for `constant`, 1 - p for `linear`,
     (1 - p)^power for `polynomial`, (1 + cos(π p)) / 2 for `cosine`, and for `cosine_with_restarts` (arXiv:1608.03983)
     the same of the fractional part of `cycles` · p; for `drops` 1, from p = 4/7 on 0.1, and from p = 6/7 on 0.01, which
-    are epochs 400 and 600 of the 700 of DRAEM (arXiv:2108.07610). The others are the schedules of diffusers, except that the first batch
-    of the warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
+    are epochs 400 and 600 of the 700 of DRAEM (arXiv:2108.07610). The others are the schedules of diffusers, except
+    that the first batch of the warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
 
     Args:
         loop: Settings.
