@@ -71,6 +71,6 @@ def generator_notes(record: SynthesisRecord) -> tuple[str, ...]:
         return ()
     return (
         f"the text changes the predicted noise by {effect:.2%} alone: the name of a defect and --guidance will "
-        "hardly be seen in what is drawn. Train longer, raise the rate of what is learned of the text (--set text_rate), or "
-        "let more be learned of it (--set learn_text).",
+        "hardly be seen in what is drawn. Train longer, raise the rate of what is learned of the text (--set "
+        "text_rate), or let more be learned of it (--set learn_text).",
     )
