@@ -198,7 +198,9 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     is_flag=True,
     help="Keep the whole decoded image: pixels outside the box change too.",
 )
-@click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)  # of MvP-Diff: here always
+# Two of MvP-Diff: masks are always written here, and weights are in the bundle.
+@click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)
+@click.option("--checkpoint_dir", "--lora_dir", "weights", hidden=True)
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
 @trusted_keys_option
@@ -239,6 +241,7 @@ def generate(
     tone: Tone | None,
     parity: bool,
     is_extracting: bool,
+    weights: str | None,
     out: Path,
     overwrite: bool,
 ) -> None:
@@ -252,6 +255,11 @@ def generate(
     _check_sources((boxes, masks), (data, *categories), (image, mask, text), defects)
     if per_image is not None and masks is None:
         raise click.UsageError("Expected --per-image with --masks, got it without. Leave it out.")
+    if weights is not None:
+        raise click.UsageError(
+            f"Expected base and LoRA in BUNDLE, as flawscope export writes it, got {weights} to take them from. Leave "
+            "--checkpoint_dir and --lora_dir out."
+        )
     if is_extracting:
         echo("note: --extract_mask: precise masks are always written", err=True)
     options = DrawOptions(

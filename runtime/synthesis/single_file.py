@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, sha256_file, write_text
 from flawscope.open_files import list_folder, regular_path
 from flawscope.runtime.synthesis.base_import import COPIED, MODEL_BYTES, NAMES
@@ -98,12 +98,14 @@ class Converted:
         weights: Paths of the weights, below the folder.
         averaged: Whether the UNet's averaged weights were taken.
         left_out: Count of the tensors that belong to no part, by the first part of their names.
+        licence: Licence as it was named, by the options or the file; None where neither does.
     """
 
     kind: Kind
     weights: tuple[Path, ...]
     averaged: bool
     left_out: Mapping[str, int]
+    licence: str | None
 
 
 def import_checkpoint(
@@ -123,7 +125,7 @@ def import_checkpoint(
         progress: Called with the name of the stage, the number of parts finished and their total.
 
     Raises:
-        ArgumentError: If `out` holds something.
+        ArgumentError: If `out` holds something, or an option says nothing of such a checkpoint.
         DataError: If it is another model, not whole or broken, or the tokenizer is missing or another one.
         StorageError: If the system refuses to write.
     """
@@ -135,13 +137,16 @@ def import_checkpoint(
             f"{got}. Take another base."
         )
     size = options.image_size or _SIZES[kind]
+    # Where the form of modelspec is followed, the file says it itself.
+    licence = " ".join((options.licence or file.metadata.get("modelspec.license") or "").split()) or None
     if kind is Kind.AUTOENCODER:
+        _refuse_idle(file.path, options)
         part = _autoencoder(file, size)
         with atomic_folder(out) as unfinished:
             # No folder `vae`: trainings name the folder of an autoencoder itself.
             _write_part(unfinished, part, _DIFFUSERS, sha256_file(file.path))
-            _write_licence(unfinished, file, options)
-        return Converted(kind, (Path(_DIFFUSERS),), False, _left_out(file, kind))
+            _write_licence(unfinished, licence)
+        return Converted(kind, (Path(_DIFFUSERS),), False, _left_out(file, kind), licence)
     tokenizer = _tokenizer(file.path, kind, options.tokenizer)
     other = file if options.autoencoder is None else open_tensors(options.autoencoder, MODEL_BYTES)
     parts, averaged = _parts(file, other, kind, size, options)
@@ -164,10 +169,25 @@ def import_checkpoint(
         if parts["unet"].config["in_channels"] != parts["unet"].config["out_channels"]:
             pipeline["_class_name"] = _INPAINTING
         _write_json(unfinished / "model_index.json", pipeline)
-        _write_licence(unfinished, file, options)
+        _write_licence(unfinished, licence)
         if progress:
             progress("converting", len(parts), len(parts))
-    return Converted(kind, tuple(written), averaged, _left_out(file, kind))
+    return Converted(kind, tuple(written), averaged, _left_out(file, kind), licence)
+
+
+def _refuse_idle(path: Path, options: CheckpointOptions) -> None:
+    given = {
+        "--tokenizer": options.tokenizer,
+        "--autoencoder": options.autoencoder,
+        "--ema": options.ema,
+        "--lora": options.loras or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name}: expected it with a whole model, got it with {path}, which is an autoencoder alone. Leave it "
+                "out."
+            )
 
 
 def _parts(
@@ -259,7 +279,7 @@ def _noise_levels(file: TensorFile) -> tuple[str, float, float]:
     if "betas" not in file.tensors:
         return ("scaled_linear", *_BETAS)
     betas = np.asarray(file.tensors["betas"].read(), np.float64).reshape(-1)
-    if len(betas) == _STEPS:
+    if len(betas) == _STEPS and bool(((betas > 0.0) & (betas < 1.0)).all()):
         # The published ends first: what is stored was rounded to float32, or to half.
         for first, last in (_BETAS, (float(betas[0]), float(betas[-1]))):
             straight = np.linspace(first, last, _STEPS)
@@ -296,12 +316,9 @@ def _write_part(folder: Path, part: ModelPart, name: str, source: str) -> None:
     write_tensors(folder / name, part.tensors, {"format": "pt", "source_sha256": source})
 
 
-def _write_licence(folder: Path, file: TensorFile, options: CheckpointOptions) -> None:
-    # Where the form of modelspec is followed, the file says it itself.
-    licence = options.licence or file.metadata.get("modelspec.license")
+def _write_licence(folder: Path, licence: str | None) -> None:
     if licence:
-        line = " ".join(licence.split())
-        write_text(folder / "README.md", f"---\nlicense: {line}\n---\n")
+        write_text(folder / "README.md", f"---\nlicense: {licence}\n---\n")
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -290,6 +290,8 @@ def test_masks_that_no_defect_fits_are_refused_by_name(root, tmp_path):
         (["MASKS", "--boxes", "x"], "Expected --boxes or --masks, got both"),
         (["MASKS", "--image", "x"], "Expected --masks with --data, or --image with --mask, got both"),
         (["MASKS", "--category", "brass"], "expected one of the categories"),
+        (["MASKS", "--lora_dir", "lora"], "Expected base and LoRA in BUNDLE, as flawscope export writes it, got lora"),
+        (["MASKS", "--checkpoint_dir", "c"], "Leave --checkpoint_dir and --lora_dir out"),
     ],
 )
 def test_a_mask_set_that_does_not_fit_is_one_line_and_leaves_nothing(bundle, root, tmp_path, capsys, typed, message):

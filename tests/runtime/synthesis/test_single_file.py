@@ -236,7 +236,7 @@ def test_averaged_weights_are_taken_unless_asked_otherwise(
 
 
 def test_half_precision_stays_half_and_the_file_is_named(
-    stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path
+    stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "half.safetensors"
     half = {name: value.half() if value.is_floating_point() else value for name, value in stable.items()}
@@ -246,6 +246,9 @@ def test_half_precision_stays_half_and_the_file_is_named(
         assert file.metadata() == {"format": "pt", "source_sha256": sha256_file(path)}
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert open_base(out).licence == "creativeml-openrail-m"
+    assert "licence: creativeml-openrail-m" in capsys.readouterr().out
+    named = imported(path, tmp_path / "named", "--tokenizer", str(tokenizers["clip"]), "--licence", "of our\nown")
+    assert open_base(named).licence == "of our own"
 
 
 def test_latent_diffusion_with_its_bert_is_converted_and_computes_the_same(
@@ -316,7 +319,13 @@ def test_an_autoencoder_alone_and_in_place_of_that_of_a_model(
     )
     torch.save({"state_dict": stable}, tmp_path / "sd.ckpt")
     alone, _ = open_autoencoder(imported(tmp_path / "kl.ckpt", tmp_path / "kl"))
-    assert "left out: loss (2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "left out: loss (2)" in printed
+    arguments = ["synth", "import", str(tmp_path / "kl.ckpt"), "--out", str(tmp_path / "idle")]
+    idle = (["--tokenizer", "x"], ["--autoencoder", "x"], ["--no-ema"], ["--lora", "x"])
+    for option in idle:
+        assert "which is an autoencoder alone. Leave it out" in refused([*arguments, *option], capsys)
+    assert "licence: unknown, which bundles then state: name it with --licence" in printed
     options = ("--tokenizer", str(tokenizers["clip"]), "--autoencoder", str(tmp_path / "kl.ckpt"))
     joined = read_base_folder(imported(tmp_path / "sd.ckpt", tmp_path / "joined", *options))
     own = read_base_folder(imported(tmp_path / "sd.ckpt", tmp_path / "own", *options[:2]))
@@ -471,9 +480,10 @@ def test_gguf_lora_and_missing_parts_are_named(
         torch.save({"state_dict": {**stable, odd: value}}, path)
         error = refused(["synth", "import", str(path), *options], capsys)
         assert "is it another model's?" in error.lower() or "got 8 in and 4 out" in error
-    levels = {**stable, "betas": torch.linspace(0, 1, 1000) ** 3}
-    torch.save({"state_dict": levels}, path)
-    assert "noise levels that are linear or scaled_linear" in refused(["synth", "import", str(path), *options], capsys)
+    for levels in (torch.linspace(0.1, 0.9, 1000) ** 3, torch.full((1000,), torch.inf), -betas(), betas()[:9]):
+        torch.save({"state_dict": {**stable, "betas": levels}}, path)
+        error = refused(["synth", "import", str(path), *options], capsys)
+        assert "noise levels that are linear or scaled_linear" in error
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.ckpt"]
 
 
