@@ -13,6 +13,7 @@ import numpy as np
 from flawscope.arrays import BoolArray
 from flawscope.config import LabelledSettings
 from flawscope.datasets import Dataset, Sample, as_recorded, content_hash
+from flawscope.datasets.defects.bare_support import find_bare_support
 from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportRecord, read_support
@@ -151,7 +152,8 @@ def read_support_source(known: SourceContext, folder: Path) -> FoundSource:
 
 
 def _read_support(folder: Path) -> SupportRecord:
-    if not (folder / SUPPORT_RECORD).is_file():
+    # One without a record, as AnoGen ships it, is a support set too.
+    if not (folder / SUPPORT_RECORD).is_file() and not find_bare_support(folder):
         got = kind_of_path(folder) or "none"
         raise DataError(f"support: expected a folder of synth support with {SUPPORT_RECORD}, got {got}: {folder}.")
     return read_support(folder)

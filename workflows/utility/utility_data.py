@@ -105,7 +105,8 @@ def read_utility_data(
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
     entries = tuple(find_support(dataset, support))
-    taught = {f"{one.category}/{one.defect}" for one in (*support.pictures, *accepted)}
+    taught = {f"{image.category}/{image.defect}" for image in support.pictures}
+    taught |= {f"{line.category}/{line.defect}" for line in accepted}
     # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
     is_taught = np.array(
         [

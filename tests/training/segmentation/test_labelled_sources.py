@@ -115,6 +115,17 @@ def test_labels_are_those_of_the_images(place: Place) -> None:
         assert (masks[image.tobytes()] == label).all()
 
 
+def test_a_support_set_without_a_record_teaches_the_same(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.support, tmp_path / "train_images")
+    (tmp_path / "train_images" / "support.json").unlink()
+    drawn = [
+        opened(place, {"support": str(folder)}).draw(20, np.random.default_rng(1), goods_of(place))
+        for folder in (place.support, tmp_path / "train_images")
+    ]
+    assert np.array_equal(drawn[0].images, drawn[1].images)
+    assert np.array_equal(drawn[0].labels, drawn[1].labels)
+
+
 def test_boxes_are_labels_of_drawn_images_alone(place: Place) -> None:
     settings = {"support": str(place.support), "drawn": (str(place.helpful),), "weak_tau": 0.1}
     coarse, precise = opened(place, settings), opened(place, {**settings, "weak_tau": None})

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from tiny_judged import Drawing, Place, arguments, part, quick_config, write_generated, write_place
+from tiny_judged import SIDE, Drawing, Place, arguments, part, quick_config, write_generated, write_place
 
 from flawscope.bundle import open_bundle
 from flawscope.calibration.evaluation.intervals import Interval
 from flawscope.calibration.evaluation.paired_differences import Difference
 from flawscope.cli import run
-from flawscope.config import LabelledConfig
+from flawscope.config import LabelledConfig, build_config
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, BundleError, DataError, RunError
@@ -417,3 +417,16 @@ def test_the_image_of_differences_is_the_same_on_every_run() -> None:
     assert "a $ b: pixel AP" in several
     assert "pixel AP" in drawn
     assert "IoU at 0.5" in drawn
+
+
+def test_another_detector_that_learns_from_defects_is_judged_as_it_ships(place: Place, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"resize": SIDE, "width": 8, "depth": 2, "segmentation_width": 8, "held_out": 0.2}
+    settings |= {"segmentation_depth": 2, "batch_size": 4, "epoch_batches": 2, "epochs": 1, "num_workers": 1}
+    settings |= {"device": "cpu", "held_out_minimum": 2, "validation": 0.2, "procedural": False}
+    config, _ = build_config("draem", settings)
+    assert isinstance(config, LabelledConfig)
+    report = run_utility_benchmark(plan(place, tmp_path / "out", config=config))
+    assert report.method == "draem"
+    assert [figures.result.arm for figures in report.arms] == ["real", "helpful"]
+    with open_bundle(tmp_path / "out" / "arms" / "seed_0_helpful" / "detector.flaw") as bundle:
+        assert bundle.manifest.method == "draem"
