@@ -148,9 +148,9 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         adapt: `lora` trains low-rank updates of the attention weights (arXiv:2106.09685), `full` the whole UNet.
         rank: Rank of the LoRA updates.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
-        learn_text: What is learned of the text: `none`; `vectors`, an embedding for each defect type, which stands at
-            the beginning of its captions; `encoder`, also the text encoder, as `adapt` says. Null takes `vectors` with
-            a run of `train base`, else `none`.
+        learn_text: What is learned of the text: `frozen`, nothing; `vectors`, an embedding for each defect type, which
+            stands at the beginning of its captions; `encoder`, the text encoder, as `adapt` says. Null takes `vectors`
+            with a run of `train base`, else `frozen`.
         vectors: Token vectors per learned embedding.
         placeholder: Word that stands for the learned embedding in prompts.
         init_word: Word whose token vector an embedding starts from.
@@ -179,7 +179,7 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
     adapt: Literal["lora", "full"] = "lora"
     rank: int = 4
     alpha: float = 4.0
-    learn_text: Literal["none", "vectors", "encoder"] | None = None
+    learn_text: Literal["frozen", "vectors", "encoder"] | None = None
     vectors: int = 1
     placeholder: str = "*"
     init_word: str = "defect"

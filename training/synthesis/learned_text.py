@@ -26,7 +26,7 @@ TEXT, TEXT_LORA, VECTORS = "text", "text_lora", "vectors"
 _SPREAD = 0.01
 """Deviation of the noise on the second and further vectors at the start, relative to that of the first vector."""
 
-LearnText = Literal["none", "vectors", "encoder"]
+LearnText = Literal["frozen", "vectors", "encoder"]
 
 
 def text_learning(config: InpaintingConfig, base: SynthesisBase) -> LearnText:
@@ -34,7 +34,7 @@ def text_learning(config: InpaintingConfig, base: SynthesisBase) -> LearnText:
 
     A small base has seen one kind of sentence, about normal images: its encodings of two defects hardly differ.
     """
-    return config.learn_text or ("vectors" if base.is_small else "none")
+    return config.learn_text or ("vectors" if base.is_small else "frozen")
 
 
 def first_vectors(config: EmbeddingConfig | InpaintingConfig, base: SynthesisBase, types: int = 1) -> Tensor:
