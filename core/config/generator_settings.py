@@ -154,7 +154,8 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         vectors: Token vectors per learned embedding.
         placeholder: Word that stands for the learned embedding in prompts.
         init_word: Word whose token vector an embedding starts from.
-        text_rate: Learning rate of what is learned of the text, as a multiple of `learning_rate`.
+        text_rate: Learning rate of what is learned of the text, as a multiple of `learning_rate`; null takes 10 for
+            vectors and 1 for the encoder.
         snr_gamma: Gamma of the min-SNR loss weighting (arXiv:2303.09556); 0 for none.
         mask_weight: Loss weight inside the box, added to 1.
         defect_loss: Weight of the loss inside the mask of the defect alone (DefectFill, arXiv:2503.13985; 0.5 there).
@@ -183,7 +184,7 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
     vectors: int = 1
     placeholder: str = "*"
     init_word: str = "defect"
-    text_rate: float = 1.0
+    text_rate: float | None = None
     snr_gamma: float = 10.0
     mask_weight: float = 0.0
     defect_loss: float = 0.0
@@ -200,7 +201,9 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         check(1 <= self.rank <= 1024, "rank", "1 to 1024", self.rank)
         check(0.0 < self.alpha < math.inf, "alpha", "a positive number", self.alpha)
         _check_learned_words(self.vectors, {"placeholder": self.placeholder, "init_word": self.init_word})
-        check(0.0 < self.text_rate < math.inf, "text_rate", "a positive number", self.text_rate)
+        check(
+            self.text_rate is None or 0.0 < self.text_rate < math.inf, "text_rate", "a positive number", self.text_rate
+        )
         losses = ("defect_loss", "object_loss", "attention_loss")
         for name in ("snr_gamma", "mask_weight", "noise_offset", "text_noise", *losses):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))

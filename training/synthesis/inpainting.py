@@ -33,7 +33,13 @@ from flawscope.training.synthesis.generator_trainer import AdaptationStart, Gene
 from flawscope.training.synthesis.inpainting_data import InpaintingData, Latents
 from flawscope.training.synthesis.inpainting_losses import attention_loss, defect_loss, inpainting_loss, snr_weights
 from flawscope.training.synthesis.latent_cache import check_base, preview_numbers, validation_plan, write_preview
-from flawscope.training.synthesis.learned_text import DefectTexts, InpaintingNetwork, placed_text, text_learning
+from flawscope.training.synthesis.learned_text import (
+    TEXT_RATES,
+    DefectTexts,
+    InpaintingNetwork,
+    placed_text,
+    text_learning,
+)
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
 from flawscope.training.synthesis.text_effect import relative_change
 
@@ -166,7 +172,7 @@ class InpaintingTask:
         rate = config.adaptation.rate(config.loop)
         return build_optimizer(
             config.denoising,
-            self._learned.parameter_groups(rate, config.text_rate),
+            self._learned.parameter_groups(rate, config.text_rate or TEXT_RATES[self.learn]),
             rate=rate,
             epsilon=config.adaptation.epsilon,
         )

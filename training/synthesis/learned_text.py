@@ -28,6 +28,10 @@ _SPREAD = 0.01
 
 LearnText = Literal["frozen", "vectors", "encoder"]
 
+TEXT_RATES: dict[LearnText, float] = {"frozen": 1.0, "vectors": 10.0, "encoder": 1.0}
+"""Learning rate of what is learned of the text, as a multiple of the UNet's. A few vectors learn among millions of
+weights: at the same rate they stay nearly where they began."""
+
 
 def text_learning(config: InpaintingConfig, base: SynthesisBase) -> LearnText:
     """Return what is learned of the text, filled in where the settings leave it open.

@@ -127,6 +127,11 @@ def test_what_is_learned_of_the_text_has_a_rate_of_its_own(base: SynthesisBase, 
         rates[learn] = [group["lr"] for group in groups]
         assert sum(len(group["params"]) for group in groups) == len(list(task.network.parameters()))
     assert rates == {"frozen": [0.01], "vectors": [0.01, 0.005], "encoder": [0.01, 0.005]}
+    defaults = [
+        InpaintingTask(config(learn_text=learn), base, support, describe(support)).optimizer().param_groups[1]["lr"]
+        for learn in ("vectors", "encoder")
+    ]
+    assert defaults == pytest.approx([0.1, 0.01])
 
 
 def test_a_small_base_learns_vectors_and_a_large_one_nothing_unless_asked(
