@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from flawscope.datasets import Dataset, content_hash
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
-from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
+from flawscope.datasets.defects.file_names import category_of, check_defect_name, check_name, defect_of, place_of
 from flawscope.datasets.folders import contents
 from flawscope.errors import DataError
 from flawscope.progress import CountProgress
@@ -69,7 +69,7 @@ def find_bare_support(folder: Path) -> list[BareImage]:
     images = []
     for category, place, defect in found:
         check_name(category, f"{folder}: category")
-        check_name(defect.name, f"{folder}: defect type")
+        check_defect_name(defect.name, f"{folder}: defect type")
         for image in contents(defect).images:
             mask = place / f"{defect.name}{_MASKS}" / f"{image.stem}{_MASKS}.png"
             if not mask.is_file():

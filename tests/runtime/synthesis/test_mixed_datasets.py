@@ -155,6 +155,21 @@ def test_support_images_are_left_out_of_the_test_split(drawn, dataset, place, tm
     assert [(one.rejected, one.spare, one.taken) for one in record.generated] == [(1, 0, {"diffusion": DRAWN - 1})]
 
 
+def test_without_the_support_set_the_user_is_told_that_what_looks_alike_stays(
+    drawn, place, tiny_root, tmp_path, capsys
+):
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    warning = "warning: near duplicates of the 2 support images are not known and stay in the test split."
+    for options, is_told in (
+        ([], True),
+        (["--support", str(place / "support")], False),
+        (["--layout", "anogen"], False),  # it has no test split
+    ):
+        out = tmp_path / f"made{len(options)}{is_told}{options[:1] == ['--layout']}"
+        assert run(["synth", "dataset", str(drawn), *data, *options, "--out", str(out)]) == 0
+        assert (warning in capsys.readouterr().err) == is_told
+
+
 def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, place, tmp_path):
     support = read_support(place / "support")
     other = next(s for s in dataset.test if s.defect == "stain" and sha256_file(s.path) not in support.contents)
