@@ -80,9 +80,19 @@ def find_bare_support(folder: Path) -> list[BareImage]:
 
 
 def _defects(place: Path) -> list[Path]:
-    """Return the folders of images that have a folder of masks beside them."""
+    """Return the folders of images that have a folder of masks beside them.
+
+    Raises:
+        DataError: If one beside them has images and no folder of masks: they would stay in a test unseen.
+    """
     folders = {path.name: path for path in contents(place).folders}
-    return [path for name, path in folders.items() if f"{name}{_MASKS}" in folders]
+    found = [path for name, path in folders.items() if f"{name}{_MASKS}" in folders]
+    for name, path in folders.items():
+        if found and path not in found and not name.endswith(_MASKS) and contents(path).images:
+            raise DataError(
+                f"{path}: expected its masks in {name}{_MASKS} beside it, got none. Add them, or take the folder out."
+            )
+    return found
 
 
 def check_found(dataset: Dataset, images: Sequence[Copy], contents: Collection[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawscope.datasets import GOOD, Dataset, Sample
+from flawscope.datasets import Dataset, Sample
+from flawscope.datasets.samples import GOOD_NAMES
 from flawscope.errors import DataError
 
 
@@ -41,10 +42,10 @@ def check_name(name: str, role: str) -> str:
 def check_defect_name(name: str, role: str) -> str:
     """Return `name` if it can be the folder name of a defect type, or raise DataError.
 
-    Datasets have their normal images in a folder called good: a defect of that name would be learned as normal.
+    Datasets have their normal images in a folder called good, normal or ok, in any case of letters: a defect of that
+    name would be learned as normal.
     """
-    # In any case of letters: some file systems do not tell Good from good.
-    if name.casefold() == GOOD:
+    if name.casefold() in GOOD_NAMES:
         raise DataError(f"{role}: expected a defect type, got {name!r}, which stands for normal images. Rename it.")
     return check_name(name, role)
 

@@ -289,6 +289,7 @@ def test_the_same_seed_draws_the_same_and_more_images_change_none(steel, tmp_pat
         (["perlin", "--threshold", "2"], "threshold: expected a number from 0.05 to 0.95"),
         (["perlin", "--defect", "../up"], "defect type: expected a name that a folder can have"),
         (["perlin", "--defect", "Good"], "defect type: expected a defect type, got 'Good'"),
+        (["perlin", "--defect", "ok"], "defect type: expected a defect type, got 'ok'"),
         (
             ["perlin", "--level", "255", "--within", "picture"],
             "expected an anomaly that changes at least 255 grey levels",
