@@ -9,7 +9,7 @@ import click
 
 from flawscope.datasets import open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
-from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource
+from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource, read_learned
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.output_options import OVERWRITE
@@ -88,6 +88,13 @@ def dataset(
     rejected, spare = (sum(getattr(one, name) for one in record.generated) for name in ("rejected", "spare"))
     more = f", {spare} accepted ones beyond --take" if spare else ""
     echo(f"left out: {rejected} rejected drawings{more}, {len(record.left_out)} real images (dataset.json)")
+    learned = frozenset[str]().union(*map(read_learned, generated))
+    if learned and support is None and layout == "mvtec":
+        echo(
+            f"warning: near duplicates of the {len(learned)} support images are not known and stay in the test split. "
+            "Name the support set with --support.",
+            err=True,
+        )
     echo(f"overview: {out / SHEET}")
 
 

@@ -237,6 +237,7 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -
         root: The folder that `line.good` is below: the root of the dataset.
 
     Raises:
+        ArgumentError: If the bundle cannot draw a batch of the recorded size.
         BundleError: If it is another bundle.
         DataError: If the normal image is missing or has other content.
     """
@@ -254,5 +255,6 @@ def redraw(bundle: Synthesizer | Path | str, line: GeneratedImage, root: Path) -
     image = read_image(path, bundle.manifest.input.bits)
     region = region_of(line, (image.shape[0], image.shape[1]))
     order = DrawOrder(image, region, f"{line.category}/{line.defect}", line.text, line.seed)
+    bundle.check_batch(line.batch)  # before a list of that length is made: the line may have been edited
     # In a batch of the same size: the last bits of some kernels' sums depend on it. Its other images do not matter.
     return bundle.draw([order] * line.batch, line.options, batch=line.batch)[0]

@@ -30,6 +30,7 @@ import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
+from flawscope.datasets.defects.bare_support import check_found
 from flawscope.datasets.defects.drawn_set import (
     MARKERS,
     SOURCES,
@@ -322,7 +323,12 @@ def _left_out(
     reasons |= dict.fromkeys(learned, "a support image")
     if support is not None:
         reasons |= dict.fromkeys(support.contents, "a support image")
-    hashes = as_recorded(hash_contents(sample.path for sample in dataset.test), reasons)
+    is_bare = support is not None and support.is_bare
+    samples = dataset.samples if is_bare else dataset.test
+    hashes = as_recorded(hash_contents(sample.path for sample in samples), reasons)
+    if support is not None and is_bare:
+        # Without a record it is not known what the originals were: a copy that was saved anew would stay in the test.
+        check_found(dataset, support.pictures, frozenset(hashes.values()))
     left_out = {}
     for sample in dataset.samples:
         if sample.split == "test" and hashes[sample.path] in reasons:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, trusted_bundle
-from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.file_names import check_defect_name, check_name
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
 from flawscope.diffusion.location_words import located, location_of
@@ -209,7 +209,7 @@ class Synthesizer:
         # The names become folders of the output: without the check `../x` would write outside it.
         try:
             check_name(category, "category")
-            check_name(defect, "defect type")
+            check_defect_name(defect, "defect type")
         except DataError as err:
             raise ArgumentError(str(err)) from err
         return SynthDefect(category, defect, (f"a {defect.replace('_', ' ')} defect {{location}}",))

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from flawscope.datasets import Dataset, content_hash
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
-from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
+from flawscope.datasets.defects.file_names import category_of, check_defect_name, check_name, defect_of, place_of
 from flawscope.datasets.folders import contents
 from flawscope.errors import DataError
 from flawscope.progress import CountProgress
@@ -69,7 +69,7 @@ def find_bare_support(folder: Path) -> list[BareImage]:
     images = []
     for category, place, defect in found:
         check_name(category, f"{folder}: category")
-        check_name(defect.name, f"{folder}: defect type")
+        check_defect_name(defect.name, f"{folder}: defect type")
         for image in contents(defect).images:
             mask = place / f"{defect.name}{_MASKS}" / f"{image.stem}{_MASKS}.png"
             if not mask.is_file():
@@ -80,9 +80,19 @@ def find_bare_support(folder: Path) -> list[BareImage]:
 
 
 def _defects(place: Path) -> list[Path]:
-    """Return the folders of images that have a folder of masks beside them."""
+    """Return the folders of images that have a folder of masks beside them.
+
+    Raises:
+        DataError: If one beside them has images and no folder of masks: they would stay in a test unseen.
+    """
     folders = {path.name: path for path in contents(place).folders}
-    return [path for name, path in folders.items() if f"{name}{_MASKS}" in folders]
+    found = [path for name, path in folders.items() if f"{name}{_MASKS}" in folders]
+    for name, path in folders.items():
+        if found and path not in found and not name.endswith(_MASKS) and contents(path).images:
+            raise DataError(
+                f"{path}: expected its masks in {name}{_MASKS} beside it, got none. Add them, or take the folder out."
+            )
+    return found
 
 
 def check_found(dataset: Dataset, images: Sequence[Copy], contents: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from flawscope.arrays import UInt8Array
 from flawscope.datasets import Dataset, Sample
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
 from flawscope.datasets.defects.captions import Captions
-from flawscope.datasets.defects.file_names import category_of, check_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_defect_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
 from flawscope.datasets.defects.random_boxes import BoxRange, Places, draw_box, range_of
@@ -357,6 +357,6 @@ def read_box_lines(folder: Path, file: Path, dataset: Dataset) -> list[BoxLine]:
         # Checked for its error alone: the path must not lead out of the dataset.
         place_below(dataset.root, line.good, where)
         mask = place_below(folder, line.mask, where)
-        defect = check_name(line.defect or mask.parent.name, f"{where}: defect type")
+        defect = check_defect_name(line.defect or mask.parent.name, f"{where}: defect type")
         box_lines.append(msgspec.structs.replace(line, defect=defect))
     return box_lines

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
-from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.file_names import check_defect_name, check_name
 from flawscope.datasets.defects.set_files import Sha256, Text, decode_json, read_json, read_lines
 from flawscope.datasets.fingerprints import content_hash
 from flawscope.datasets.record_paths import place_below
@@ -159,7 +159,7 @@ def read_drawn_lines(folder: Path) -> list[DrawnLine]:
         fields = decode_json(text, _Fields, where, "the record of a drawn image")
         # They become folders of datasets, and the file may come from anywhere.
         check_name(fields.category, f"{where}: category")
-        check_name(fields.defect, f"{where}: defect type")
+        check_defect_name(fields.defect, f"{where}: defect type")
         files = (fields.image, fields.mask, fields.box_mask)
         if fields.accepted and None in files:
             raise DataError(f"{where}: expected both masks of an accepted image, got none. Draw it again.")

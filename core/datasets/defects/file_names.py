@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawscope.datasets import Dataset, Sample
+from flawscope.datasets.samples import GOOD_NAMES
 from flawscope.errors import DataError
 
 
@@ -36,6 +37,17 @@ def check_name(name: str, role: str) -> str:
     if not name or name != Path(name).name or name.startswith(".") or not name.isprintable() or "\\" in name:
         raise DataError(f"{role}: expected a name that a folder can have, got {name!r}. Rename it in the dataset.")
     return name
+
+
+def check_defect_name(name: str, role: str) -> str:
+    """Return `name` if it can be the folder name of a defect type, or raise DataError.
+
+    Datasets have their normal images in a folder called good, normal or ok, in any case of letters: a defect of that
+    name would be learned as normal.
+    """
+    if name.casefold() in GOOD_NAMES:
+        raise DataError(f"{role}: expected a defect type, got {name!r}, which stands for normal images. Rename it.")
+    return check_name(name, role)
 
 
 def place_of(dataset: Dataset, path: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.file_names import check_defect_name, check_name
 from flawscope.datasets.defects.random_masks import Sides
 from flawscope.datasets.defects.set_files import decode_json, read_json
 from flawscope.errors import ArgumentError, DataError
@@ -74,7 +74,7 @@ def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
     # One by one: msgspec's errors do not name the key of a dictionary.
     entry = decode_json(data, _Entry, f"{path}: {category}", _FORM)
     defects = {
-        check_name(name, f"{path}: {category}: defect type"): decode_json(
+        check_defect_name(name, f"{path}: {category}: defect type"): decode_json(
             sides, Sides, f"{path}: {category}/{name}", "width, height and rotate"
         )
         for name, sides in entry.defects.items()
@@ -86,7 +86,7 @@ def _category(path: Path, category: str, data: msgspec.Raw) -> CategoryRanges:
 
 def _of_anogen(path: Path, category: str, name: str, data: msgspec.Raw) -> Sides:
     """Return sides in AnoGen's form: ranges of width and height, and whether masks are rotated, as a text."""
-    where = f"{path}: {category}/{check_name(name, f'{path}: {category}: defect type')}"
+    where = f"{path}: {category}/{check_defect_name(name, f'{path}: {category}: defect type')}"
     what = '[[least, largest width], [least, largest height], "True" or "False"]'
     row = decode_json(data, _Row, where, what)
     try:

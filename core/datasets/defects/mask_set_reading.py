@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flawscope.datasets.defects.file_names import check_name
+from flawscope.datasets.defects.file_names import check_defect_name, check_name
 from flawscope.datasets.defects.mask_sets import MASKS_RECORD, MaskRecord
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.datasets.fingerprints import content_hash
@@ -81,7 +81,7 @@ def _of_record(
     masks = []
     for entry in record.masks:
         check_name(entry.category, f"{path}: category")
-        check_name(entry.defect, f"{path}: defect type")
+        check_defect_name(entry.defect, f"{path}: defect type")
         place = place_below(folder, entry.mask, str(path)).as_posix()
         if entry.category in goods:
             stem = None if entry.good is None else Path(entry.good).stem
@@ -98,7 +98,7 @@ def _of_folders(folder: Path, goods: Mapping[str, Collection[str]]) -> tuple[tup
             place = folder
         for part in [] if place is None else [path for path in list_folder(place) if path.is_dir()]:
             is_of_image = part.name in stems
-            defect = None if is_of_image else check_name(part.name, f"{folder}: defect type")
+            defect = None if is_of_image else check_defect_name(part.name, f"{folder}: defect type")
             masks += [
                 SetMask(category, defect, part.name if is_of_image else None, path.relative_to(folder).as_posix())
                 for path in list_folder(part)

@@ -11,7 +11,7 @@ change places, or made ones (clouds, grain, stripes, checks). On a grey image th
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
-from flawscope.datasets import Dataset, content_hash
+from flawscope.datasets import Dataset, content_hash, hash_contents, image_hash
 from flawscope.datasets.defects.box_sets import Ground as Within
 from flawscope.datasets.defects.drawn_set import MARKERS, StoredFile
 from flawscope.datasets.defects.drawn_writer import DrawnWriter, Ground, Grounds
-from flawscope.datasets.defects.file_names import category_of, check_name, place_of
+from flawscope.datasets.defects.file_names import category_of, check_defect_name, place_of
 from flawscope.datasets.defects.foreground import find_foreground
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, generator
 from flawscope.datasets.defects.set_files import write_json
@@ -71,7 +71,7 @@ class PerlinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check_seed(self.seed)
         check_count(self.number, "number", 1, _MOST_IMAGES)
         check_count(self.tries, "tries", 1, 10_000_000)
-        check_name(self.defect, "defect type")
+        check_defect_name(self.defect, "defect type")
 
 
 class PerlinImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -208,7 +208,7 @@ def write_perlin(
 
     Raises:
         ArgumentError: If `folder` is taken.
-        DataError: If no anomaly fits, or a file cannot be read.
+        DataError: If no anomaly fits, a texture is an image of the test split, or a file cannot be read.
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, textures = settings or PerlinSettings(), textures or Textures()
@@ -218,6 +218,7 @@ def write_perlin(
         raise DataError(f"{dataset.root}: expected normal training images to draw on, got none. Add some.")
     started, total = time.perf_counter(), settings.number * len(categories)
     lines: list[PerlinImage] = []
+    unseen = _test_images(dataset, textures)
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         writer = DrawnWriter(unfinished)
         for category in categories:
@@ -225,7 +226,7 @@ def write_perlin(
                 dataset, category, frozenset(), on_part=settings.within == "foreground", is_solid=settings.solid
             )
             for index in range(settings.number):
-                draft = _draw_one(dataset, category, index, grounds, textures, settings)
+                draft = _draw_one(dataset, category, index, grounds, textures, settings, unseen)
                 files = writer.add(category, settings.defect, draft.texture or draft.kind, draft.image, draft.mask)
                 lines.append(
                     PerlinImage(
@@ -276,8 +277,31 @@ class _Draft(NamedTuple):
     attempt: int
 
 
+def _test_images(dataset: Dataset, textures: Textures) -> dict[str, str]:
+    """Return the content of every test image -> its path below the root; empty without a folder of textures."""
+    # Normal textures are images that a detector learns from in any case; a folder may hold anything.
+    if textures.folder is None:
+        return {}
+    hashes = hash_contents(sample.path for sample in dataset.test)
+    return {content: place_of(dataset, path) for path, content in hashes.items()}
+
+
+def _check_unseen(path: Path, unseen: Mapping[str, str]) -> None:
+    """Raise DataError if a texture is a test image: a detector would learn from what it is measured on."""
+    if unseen and (place := unseen.get(image_hash(path))) is not None:
+        raise DataError(
+            f"{path}: expected a texture that is no image of the test split, got {place}. Take textures from elsewhere."
+        )
+
+
 def _draw_one(
-    dataset: Dataset, category: str, index: int, grounds: Grounds, textures: Textures, settings: PerlinSettings
+    dataset: Dataset,
+    category: str,
+    index: int,
+    grounds: Grounds,
+    textures: Textures,
+    settings: PerlinSettings,
+    unseen: Mapping[str, str],
 ) -> _Draft:
     for attempt in range(-(-settings.tries // _TRIES_PER_IMAGE)):
         # Apart from the generator that draws: a line names what was chosen here, and draws again without it.
@@ -288,6 +312,7 @@ def _draw_one(
         if kind == "folder" and textures.folder is not None:
             texture = textures.files[int(rng.integers(len(textures.files)))]
             path = textures.folder / texture
+            _check_unseen(path, unseen)
         elif kind == "normal":
             path = grounds.samples[int(rng.integers(len(grounds.samples)))].path
             texture = place_of(dataset, path)

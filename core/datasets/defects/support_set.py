@@ -28,7 +28,7 @@ from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_c
 from flawscope.datasets.all_categories import ALL
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
 from flawscope.datasets.defects.bare_support import BareImage, check_found, find_bare_support, find_by_content
-from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
+from flawscope.datasets.defects.file_names import category_of, check_defect_name, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import Appearance, appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
 from flawscope.datasets.defects.set_files import SHEET, Sha256, Text, read_json, write_image, write_json, write_mask
@@ -327,7 +327,7 @@ def read_support(folder: Path) -> SupportRecord:
     for image in record.pictures:
         # They become folders of a run and names of tensors, and the file may come from anywhere.
         check_name(image.category, f"{path}: category")
-        check_name(image.defect, f"{path}: defect type")
+        check_defect_name(image.defect, f"{path}: defect type")
         for place in (image.picture, image.mask):
             place_below(folder, place, str(path))
         key = (image.category, image.defect, Path(image.picture).stem)

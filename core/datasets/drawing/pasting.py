@@ -38,6 +38,7 @@ BLENDS: tuple[Blend, ...] = get_args(Blend)
 PastePlaces = Literal["near", "anywhere"]
 PASTE_PLACES: tuple[PastePlaces, ...] = get_args(PastePlaces)
 _TONES = (0.5, 2.0)
+_MOST_STRENGTH = 10.0
 LEAST_PIXELS = 4
 """A drawing that changes fewer is made again: no detector is asked for a single pixel."""
 
@@ -75,7 +76,7 @@ class PasteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ArgumentError(f"level: expected 1 to 255 grey levels, got {self.level}.")
         if not 0.0 <= self.rotate <= 180.0:
             raise ArgumentError(f"rotate: expected 0 to 180 degrees, got {self.rotate:g}.")
-        for name, limits in (("scale", (0.05, 20.0)), ("strength", (0.01, 10.0))):
+        for name, limits in (("scale", (0.05, 20.0)), ("strength", (0.01, _MOST_STRENGTH))):
             low, high = getattr(self, name)
             if not limits[0] <= low <= high <= limits[1]:
                 bounds = f"{limits[0]:g} to {limits[1]:g}"
@@ -260,7 +261,10 @@ def apply_placement(
     Raises:
         ArgumentError: If the placement is not one of this cutout in an image of this size.
     """
-    moved, box = _move(cutout, placement), placement.box
+    box = placement.box
+    # Before anything is moved: a line that somebody has edited could ask for more memory than there is.
+    _check_numbers(cutout, placement, (image.shape[0], image.shape[1]))
+    moved = _move(cutout, placement)
     fits = (
         min(box.left, box.top) >= 0
         and box.left + box.width <= image.shape[1]
@@ -272,6 +276,20 @@ def apply_placement(
     if blended is None:
         raise ArgumentError("placement: expected one that leaves some of the image, got one that covers all.")
     return blended
+
+
+def _check_numbers(cutout: Cutout, placement: Placement, size: tuple[int, int]) -> None:
+    own = bounds_of(cutout.mask)
+    # Turned as well, no defect of an image is longer than its diagonal; two pixels for rounding.
+    longest = math.hypot(*size) + 2
+    fits = all(
+        0 < side * scale <= longest for side, scale in zip((own.width, own.height), placement.scale, strict=True)
+    )
+    if not fits or not math.isfinite(placement.angle) or not 0 < placement.strength <= _MOST_STRENGTH:
+        raise ArgumentError(
+            f"placement: expected one of this defect in this image, got the scale {placement.scale}, the angle "
+            f"{placement.angle} and the strength {placement.strength}."
+        )
 
 
 class _Moved(NamedTuple):

@@ -463,6 +463,9 @@ def test_another_bundle_or_another_image_is_not_taken_for_the_recorded_one(place
         redraw(place / "drawer.flaw", line, tmp_path)
     with pytest.raises(DataError, match="expected a region inside 8x8 pixels"):
         region_of(line, (8, 8))
+    for batch in (0, -1, 2**62):
+        with pytest.raises(ArgumentError, match="batch: expected 1 to"):
+            redraw(place / "drawer.flaw", msgspec.structs.replace(line, batch=batch), tiny_root / CATEGORY)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.5, 1.1]))

@@ -155,6 +155,38 @@ def test_support_images_are_left_out_of_the_test_split(drawn, dataset, place, tm
     assert [(one.rejected, one.spare, one.taken) for one in record.generated] == [(1, 0, {"diffusion": DRAWN - 1})]
 
 
+def test_a_set_without_a_record_whose_images_are_not_in_the_dataset_is_refused(sources, place, dataset, tmp_path):
+    """A copy that was saved anew would stay in the test unseen, with drawings that were learned from nothing too."""
+    bare = shutil.copytree(place / "support" / CATEGORY, tmp_path / CATEGORY)
+    images = read_support(place / "support").pictures
+    for image in images:
+        shutil.copyfile(dataset.root / image.source, tmp_path / image.picture)
+    noisy = sources[-1]
+    assert read_support(bare).is_bare
+    write_synth_dataset(noisy, dataset, tmp_path / "same", support=read_support(bare))
+    assert set(record_of(tmp_path / "same").left_out.values()) == {"a support image"}
+    for image in images:
+        write_rgb(tmp_path / image.picture, 255 - read_image(tmp_path / image.picture))
+    with pytest.raises(DataError, match="expected the 2 images of the support set like"):
+        write_synth_dataset(noisy, dataset, tmp_path / "made", support=read_support(bare))
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_the_support_set_the_user_is_told_that_what_looks_alike_stays(
+    drawn, place, tiny_root, tmp_path, capsys
+):
+    data = ["--data", str(tiny_root), "--category", CATEGORY]
+    warning = "warning: near duplicates of the 2 support images are not known and stay in the test split."
+    for options, is_told in (
+        ([], True),
+        (["--support", str(place / "support")], False),
+        (["--layout", "anogen"], False),  # it has no test split
+    ):
+        out = tmp_path / f"made{len(options)}{is_told}{options[:1] == ['--layout']}"
+        assert run(["synth", "dataset", str(drawn), *data, *options, "--out", str(out)]) == 0
+        assert (warning in capsys.readouterr().err) == is_told
+
+
 def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, place, tmp_path):
     support = read_support(place / "support")
     other = next(s for s in dataset.test if s.defect == "stain" and sha256_file(s.path) not in support.contents)

@@ -220,6 +220,19 @@ def test_on_the_part_anomalies_lie_on_the_part(tmp_path):
         assert not read_mask(one.mask_path)[~part].any()
 
 
+def test_a_texture_from_the_test_split_is_refused_under_any_name_and_format(own_root, tmp_path):
+    dataset, out = open_dataset(own_root), tmp_path / "out"
+    textures = tmp_path / "textures"
+    textures.mkdir()
+    cv2.imwrite(str(textures / "wood.bmp"), cv2.imread(str(dataset.test[0].path)))
+    settings, found = PerlinSettings(number=1, within="picture"), find_textures([str(textures)])
+    with pytest.raises(DataError, match=r"wood.bmp: expected a texture that is no image of the test split, got test/"):
+        write_perlin(dataset, out, settings, textures=found)
+    assert not out.exists()
+    cv2.imwrite(str(textures / "wood.bmp"), cv2.imread(str(dataset.train_good[0].path)))
+    write_perlin(dataset, out, settings, textures=found)
+
+
 def test_anomalies_of_grey_images_are_grey(own_root, textures, tmp_path):
     for path in (own_root / "train" / "good").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
@@ -275,6 +288,8 @@ def test_the_same_seed_draws_the_same_and_more_images_change_none(steel, tmp_pat
         (["perlin", "--opacity", "0", "1"], "opacity: expected two rising numbers from 0.01 to 1"),
         (["perlin", "--threshold", "2"], "threshold: expected a number from 0.05 to 0.95"),
         (["perlin", "--defect", "../up"], "defect type: expected a name that a folder can have"),
+        (["perlin", "--defect", "Good"], "defect type: expected a defect type, got 'Good'"),
+        (["perlin", "--defect", "ok"], "defect type: expected a defect type, got 'ok'"),
         (
             ["perlin", "--level", "255", "--within", "picture"],
             "expected an anomaly that changes at least 255 grey levels",

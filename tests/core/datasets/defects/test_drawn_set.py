@@ -69,6 +69,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, file):
         ({"source": "painter"}, "line 1: expected the record of a drawn image, got"),
         ({"image": {"place": "../../x.png", "sha256": GOOD}}, "line 1: expected a path below"),
         ({"defect": "../up"}, "line 1: defect type: expected a name that a folder can have"),
+        ({"defect": "good"}, "line 1: defect type: expected a defect type, got 'good', which stands for normal"),
         ({"category": ".hidden"}, "line 1: category: expected a name that a folder can have"),
         ({"mask": None}, "line 1: expected both masks of an accepted image, got none"),
         ({"good_sha256": "A"}, "line 1: expected the record of a drawn image, got"),

@@ -383,6 +383,10 @@ def test_what_a_set_without_a_record_lacks_is_said(own_root, tmp_path):
     (folder / CATEGORY / f"{DEFECTS[0]}_mask" / "000_mask.png").unlink()
     with pytest.raises(DataError, match=r"000\.png: expected its mask .*pitting_mask/000_mask\.png, got none"):
         read_support(folder)
+    shutil.rmtree(folder / CATEGORY / f"{DEFECTS[0]}_mask")
+    for named in (folder, folder / CATEGORY):
+        with pytest.raises(DataError, match=r"pitting: expected its masks in pitting_mask beside it, got none"):
+            read_support(named)
     # Another layout is no support set.
     with pytest.raises(DataError, match=r"support\.json: expected the record of a support set"):
         read_support(own_root)

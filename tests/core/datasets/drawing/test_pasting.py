@@ -197,6 +197,31 @@ def test_a_placement_of_another_defect_is_refused():
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (1e6, 1e6)},
+        {"scale": (1.0, 1e300)},
+        {"scale": (-1.0, 1.0)},
+        {"scale": (float("nan"), 1.0)},
+        {"scale": (1.0, float("nan"))},
+        {"angle": float("inf")},
+        {"strength": -1e300},
+        {"strength": 1e30},
+        {"strength": float("nan")},
+    ],
+)
+def test_a_placement_with_numbers_that_no_run_draws_is_refused_before_anything_is_moved(change):
+    mask = defect_at((0.5, 0.5, 0.2, 0.2), (64, 64))
+    (cutout,) = cut_defects(defective(0, (64, 64), mask), mask)
+    pasted = try_paste(grainy(1, (64, 64)), cutout, generator(0), PasteOptions())
+    assert pasted is not None
+    with pytest.raises(ArgumentError, match="placement: expected one of this defect in this image, got the scale"):
+        apply_placement(
+            grainy(1, (64, 64)), cutout, msgspec.structs.replace(pasted.placement, **change), PasteOptions()
+        )
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"scale": (2.0, 1.0)}, "scale: expected two rising numbers from 0.05 to 20, got 2 and 1"),
