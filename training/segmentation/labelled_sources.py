@@ -24,7 +24,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledSettings
 from flawscope.config.supervised_settings import DefectSourceName
-from flawscope.datasets import Dataset, Sample, as_recorded
+from flawscope.datasets import Dataset, Sample, as_recorded, pixels_of_recorded
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import ImageSource, Tiling
@@ -219,6 +219,9 @@ def open_sources(
     )
     held_back = [entry for part in found.values() for entry in part.held_back]
     contents = {content: why for part in reversed(found.values()) for content, why in part.contents.items()}
+    # By pixels too: an evaluation may be of the same images in other files.
+    of_pixels = pixels_of_recorded(hashes, contents)
+    contents |= {of_pixels[content]: why for content, why in contents.items() if content in of_pixels}
     sources = [part.record(name, shares[name]) for name, part in found.items()]
     if settings.procedural:
         if procedural is None:
