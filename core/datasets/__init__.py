@@ -33,6 +33,7 @@ __all__ = [
     "list_categories",
     "open_categories",
     "open_dataset",
+    "pixels_of_recorded",
     "split_folds",
     "split_held_out",
 ]

@@ -145,8 +145,9 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
         )
     for key in ("dataset", "weights", "descriptions"):
         if recorded.get(key, "") != begun[key]:
+            what = "weights and labelled defects" if key == "weights" else key
             raise ArgumentError(
-                f"{folder}: expected the {key} that the training was begun with, got other. Name the same, or remove "
+                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove "
                 "the folder."
             )
     before, now = recorded.get("settings", {}), msgspec.to_builtins(begun["settings"])

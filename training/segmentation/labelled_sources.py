@@ -6,7 +6,7 @@
     procedural   anomalies drawn anew for each batch on the normal images that are learned from
 
 Each has a share of the anomalous images of a batch. Labels are precise masks; those of drawn images are their boxes
-where `weak_tau` is set, and count in part (`flawscope.training.segmentation.weak_loss`).
+where `weak_tau` is set, and count in part (`flawscope.training.segmentation.weak_loss`); but not in the validation.
 
 What has been learned from must not be tested on. An image that was drawn on a normal image which is held out, for
 thresholds or for validation, is left out here: it shows that image nearly whole. The contents of all other images that
@@ -101,7 +101,8 @@ class LabelledSources:
 
     Attributes:
         stored: Sources with images of their own.
-        held_back: Images that were drawn on normal images of the validation, with `share` 0; None where there are none.
+        held_back: Images that were drawn on normal images of the validation, with `share` 0 and precise masks as labels
+            in any case; None where there are none.
         procedural: Draws anomalies, or None.
         procedural_share: Their share of the anomalous images of a batch.
         size: Height and width of the prepared images.
@@ -262,7 +263,7 @@ def _open(
         images=images([entry.source for entry in entries]),
         labels=np.stack([entry.label for entry in entries]),
         types=tuple(entry.type for entry in entries),
-        is_coarse=name == "drawn" and known.settings.weak_tau is not None,
+        is_coarse=name == "drawn" and known.settings.weak_tau is not None and share > 0.0,
         originals=images([entry.original or entry.source for entry in entries]) if keeps else None,
         has_original=has_original & keeps,
     )

@@ -202,7 +202,9 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
     parts = ([line for line in usable if (good_of(line) in of_validation) == held] for held in (False, True))
     for line in (line for part in parts for line in first_of_each(part, known.settings.drawn_number)):
         good = good_of(line)
-        mask = line.mask_path if known.settings.weak_tau is None else line.box_mask_path
+        # Of the validation always precise: counted whole, boxes would choose the network that fills them.
+        is_coarse = known.settings.weak_tau is not None and good not in of_validation
+        mask = line.box_mask_path if is_coarse else line.mask_path
         normal = (of_learned | of_validation).get(good)
         name = f"{line.category}/{line.defect}"
         entries = _entries(known, line.path, mask, name, line.source, None if normal is None else normal.path)

@@ -47,7 +47,7 @@ class UtilityData:
         types: Those types, as the dataset names them.
         left_out: Path of a test image relative to the dataset's root -> why it is not clean.
         entries: The images of the support set.
-        drawn: The accepted drawn images of all arms.
+        drawn: The accepted drawn images of all arms, of the types that are to be learned.
         defects: Defect type of drawn images -> its images; with the category where the dataset has several.
         hashes: Content hash of every image of the dataset.
         counts: Numbers of images, for the record.
@@ -94,7 +94,12 @@ def read_utility_data(
     """
     names = {category_of(dataset, sample) for sample in dataset.samples}
     drawn = [line for folder in folders for line in _read_drawn(folder, support, names)]
-    accepted = tuple(line for line in drawn if line.accepted)
+    wanted = frozenset(config.labelled.defects)
+
+    def is_learned(category: str, defect: str) -> bool:
+        return not wanted or bool(wanted & {defect, f"{category}/{defect}"})
+
+    accepted = tuple(line for line in drawn if line.accepted and is_learned(line.category, line.defect))
     hashes = hash_contents(
         (sample.path for sample in dataset.samples), lambda finished, total: progress("hashing images", finished, total)
     )
@@ -105,7 +110,9 @@ def read_utility_data(
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
     entries = tuple(find_support(dataset, support))
-    taught = {f"{image.category}/{image.defect}" for image in support.pictures}
+    taught = {
+        f"{image.category}/{image.defect}" for image in support.pictures if is_learned(image.category, image.defect)
+    }
     taught |= {f"{line.category}/{line.defect}" for line in accepted}
     # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
     is_taught = np.array(
@@ -137,7 +144,7 @@ def read_utility_data(
             **_count_test(truth, is_clean),
             "test_taught": int((is_taught & is_clean).sum()),
             "left_out": len(left_out),
-            "rejected": len(drawn) - len(accepted),
+            "rejected": sum(not line.accepted for line in drawn),
         },
         notes=_limits(lost_masks, untaught),
         dataset=fingerprint(dataset, hashes),

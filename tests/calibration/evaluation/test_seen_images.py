@@ -1,4 +1,4 @@
-"""Test images that a detector has seen: what is left out of figures, and what is left to a support set that is named."""
+"""Test images that a detector has seen: what is left out of figures, and what to a support set that is named."""
 
 from __future__ import annotations
 

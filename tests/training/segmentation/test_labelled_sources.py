@@ -138,6 +138,12 @@ def test_boxes_are_labels_of_drawn_images_alone(place: Place) -> None:
         assert not (with_masks.labels & ~with_boxes.labels).any()
     batch = coarse.draw(60, np.random.default_rng(2), goods_of(place))
     assert (batch.is_coarse == (np.array(batch.sources) == "drawn")).all()
+    # Those that choose the best state have precise ones: it is not to fill the boxes.
+    first, second = (opened(place, {**settings, "weak_tau": tau}, 0, 4).held_back for tau in (0.1, None))
+    assert first is not None
+    assert second is not None
+    assert (first.labels == second.labels).all()
+    assert not first.is_coarse
 
 
 @pytest.mark.parametrize(("held", "validated"), [(0, 0), (3, 0), (0, 4), (2, 3)])
