@@ -23,7 +23,7 @@ from flawscope import cli
 from flawscope.bundle import DestsegHead, DraemHead, open_bundle, read_image_hashes
 from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.config import LabelledConfig, build_config, flatten
-from flawscope.datasets import open_dataset
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.imaging.images import prepare, read_image
@@ -213,7 +213,7 @@ def test_it_is_combined_with_a_memory_bank(bundle: Path, place: Place, tmp_path:
     combine_bundles([tmp_path / "bank.flaw", bundle], tmp_path / "both.flaw", kept)
     with open_bundle(tmp_path / "both.flaw") as opened:
         # What one member has seen is seen by the ensemble.
-        assert read_image_hashes(opened).defects.keys() == set(place.seen)
+        assert read_image_hashes(opened).defects.keys() == {*place.seen, image_hash(place.root / place.spot)}
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
         assert np.isfinite(inspector(read_image(dataset.test[0].path)).score)
 
