@@ -219,10 +219,7 @@ def open_sources(
         for name, part in found.items()
     )
     held_back = [entry for part in found.values() for entry in part.held_back]
-    contents = {content: why for part in reversed(found.values()) for content, why in part.contents.items()}
-    # By pixels too: an evaluation may be of the same images in other files.
-    of_pixels = pixels_of_recorded(hashes, contents)
-    contents |= {of_pixels[content]: why for content, why in contents.items() if content in of_pixels}
+    contents = _contents(found.values(), hashes)
     sources = [part.record(name, shares[name]) for name, part in found.items()]
     if settings.procedural:
         if procedural is None:
@@ -267,6 +264,14 @@ def _open(
         originals=images([entry.original or entry.source for entry in entries]) if keeps else None,
         has_original=has_original & keeps,
     )
+
+
+def _contents(found: Collection[FoundSource], hashes: Mapping[Path, str]) -> dict[str, str]:
+    """Return hash -> how an image was seen, of all sources; of two the first counts."""
+    contents = {content: why for part in reversed(list(found)) for content, why in part.contents.items()}
+    # By pixels too: an evaluation may be of the same images in other files.
+    of_pixels = pixels_of_recorded(hashes, contents)
+    return contents | {of_pixels[content]: why for content, why in contents.items() if content in of_pixels}
 
 
 def _check_types(settings: LabelledSettings, found: Mapping[DefectSourceName, FoundSource]) -> None:

@@ -94,12 +94,8 @@ def read_utility_data(
     """
     names = {category_of(dataset, sample) for sample in dataset.samples}
     drawn = [line for folder in folders for line in _read_drawn(folder, support, names)]
-    wanted = frozenset(config.labelled.defects)
-
-    def is_learned(category: str, defect: str) -> bool:
-        return not wanted or bool(wanted & {defect, f"{category}/{defect}"})
-
-    accepted = tuple(line for line in drawn if line.accepted and is_learned(line.category, line.defect))
+    wanted = config.labelled.defects
+    accepted = tuple(line for line in drawn if line.accepted and _is_learned(line.category, line.defect, wanted))
     hashes = hash_contents(
         (sample.path for sample in dataset.samples), lambda finished, total: progress("hashing images", finished, total)
     )
@@ -110,18 +106,7 @@ def read_utility_data(
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
     entries = tuple(find_support(dataset, support))
-    taught = {
-        f"{image.category}/{image.defect}" for image in support.pictures if is_learned(image.category, image.defect)
-    }
-    taught |= {f"{line.category}/{line.defect}" for line in accepted}
-    # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
-    is_taught = np.array(
-        [
-            sample.is_anomalous and bool(taught & {sample.defect, f"{dataset.category}/{sample.defect}"})
-            for sample in samples
-        ],
-        np.bool_,
-    )
+    is_taught = _find_taught(dataset, support, accepted, wanted)
     untaught = Counter(
         sample.defect
         for sample, clean, known in zip(samples, is_clean, is_taught, strict=True)
@@ -151,6 +136,27 @@ def read_utility_data(
         support=support.digest,
         folders={folder: content_hash(folder / LINES) for folder in folders},
     )
+
+
+def _find_taught(
+    dataset: Dataset, support: SupportRecord, accepted: Sequence[DrawnImage], wanted: Sequence[str]
+) -> BoolArray:
+    """Return which test images are of a defect type that some arm learns."""
+    real = [image for image in support.pictures if _is_learned(image.category, image.defect, wanted)]
+    taught = {f"{image.category}/{image.defect}" for image in real}
+    taught |= {f"{line.category}/{line.defect}" for line in accepted}
+    # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
+    return np.array(
+        [
+            sample.is_anomalous and bool(taught & {sample.defect, f"{dataset.category}/{sample.defect}"})
+            for sample in dataset.test
+        ],
+        np.bool_,
+    )
+
+
+def _is_learned(category: str, defect: str, wanted: Sequence[str]) -> bool:
+    return not wanted or bool({defect, f"{category}/{defect}"} & set(wanted))
 
 
 # ---- What is learned from --------------------------------------------------------------------------------------------

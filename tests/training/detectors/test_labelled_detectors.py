@@ -230,7 +230,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(method: str, plac
             config(method, place), dataset, tmp_path / "run", drawn_check=False, progress=killing_progress(20)
         )
     again = {"dataset": dataset, "out": tmp_path / "run", "drawn_check": False, "resume": True}
-    with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
+    with pytest.raises(ArgumentError, match="expected the weights and labelled defects that the training was"):
         train_detector(config(method, place, drawn=str(place.noise)), **again)
     with pytest.raises(ArgumentError, match="expected gamma as the training was begun with"):
         train_detector(config(method, place, gamma=1.5), **again)

@@ -196,7 +196,7 @@ def test_a_training_resumes_only_with_the_same_defects(place: Place, tmp_path: P
         train_detector(settings, open_dataset(place.root), tmp_path / "run", progress=killing_progress(25))
     shutil.rmtree(drawn)
     write_generated(drawn, place.root, place.drawings[:20], place.seen)
-    with pytest.raises(ArgumentError, match="weights"):
+    with pytest.raises(ArgumentError, match="expected the weights and labelled defects that the training was begun"):
         train_detector(settings, open_dataset(place.root), tmp_path / "run", resume=True)
 
 
