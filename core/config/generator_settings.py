@@ -73,6 +73,9 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
         base: Base model: run of `train base`, or a folder of Stable Diffusion or LDM text-to-image in the format of
             diffusers. Needed.
         support: Support set: folder written by `synth support`. Needed.
+        drawn: Folders of defects that were drawn from that support set, by `synth paste` or `synth generate`, to learn
+            from beside it: a small base has seen no defect, and three are few.
+        drawn_number: Most drawn images that are learned from, of every folder and defect type in turn; null for all.
         defects: Defect types to learn; empty for all of the support set.
         repeats: How often an epoch shows each support image.
         scale_lr: Multiply the learning rate by `batch_size` and `accumulate`.
@@ -84,6 +87,8 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
 
     base: str | None = None
     support: str | None = None
+    drawn: tuple[str, ...] = ()
+    drawn_number: int | None = None
     defects: tuple[str, ...] = ()
     repeats: int = 100
     scale_lr: bool = False
@@ -93,6 +98,10 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        check(len(set(self.drawn)) == len(self.drawn), "drawn", "different folders", list(self.drawn))
+        if self.drawn_number is not None:
+            check(self.drawn_number >= 1, "drawn_number", "at least 1, or null", self.drawn_number)
+            check(bool(self.drawn), "drawn_number", "null without drawn", self.drawn_number)
         check(1 <= self.repeats <= 100_000, "repeats", "1 to 100,000", self.repeats)
         check(0.0 < self.crop_fill <= 1.0, "crop_fill", "a share above 0 up to 1", self.crop_fill)
         check(0.0 <= self.flip <= 1.0, "flip", "a chance from 0 to 1", self.flip)

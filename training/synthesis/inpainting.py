@@ -88,7 +88,8 @@ def train_inpainting(
             **task.text_effects(trained.state),
             "learn_text": task.learn,
             "defect_types": len(support.types),
-            "pictures": len(support.examples),
+            "pictures": len(support.real),
+            "drawn_pictures": len(support.examples) - len(support.real),
             "learned_numbers": sum(parameter.numel() for parameter in task.network.parameters()),
         },
         defects=learned_defects(support, described, config.placeholder if task.learn == "vectors" else None),
@@ -114,7 +115,11 @@ def learned_defects(
         texts[example.category, example.defect].update(dict.fromkeys(sentences))
     return tuple(
         LearnedDefect(
-            category, name, tuple(of_type), vectors=placeholder is not None, pictures=len(support.of(category, name))
+            category,
+            name,
+            tuple(of_type),
+            vectors=placeholder is not None,
+            pictures=support.shots(category, name),
         )
         for (category, name), of_type in texts.items()
     )
