@@ -90,7 +90,7 @@ class GateImages:
     Attributes:
         calibration: Prepared images for value ranges, each uint8 [H, W, 3].
         good: Prepared normal images that the detector has not learned, each uint8 [H, W, 3].
-        labelled: Labelled samples, read when the gate needs them.
+        labelled: Labelled samples that the detector has not learned, read when the gate needs them.
     """
 
     calibration: tuple[UInt8Array, ...]
@@ -108,7 +108,8 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         progress: Told how many are read.
 
     Raises:
-        DataError: If the dataset has no normal image that the detector has not learned, or fewer than the gate needs.
+        DataError: If the dataset has no normal image that the detector has not learned, or fewer than the gate needs;
+            or if all of the test images have been learned.
     """
     samples = wanted.calibration.train_good
     # By content, not by path: a copy of a learned image under another name must not count as new.
@@ -139,8 +140,22 @@ def read_images(wanted: Wanted, manifest: Manifest, learned: Sequence[str], prog
         for source in sources:
             images.append(prepare(read_source(source, manifest.input.bits), manifest.input))
             progress("Reading images", count := count + 1, total)
-    labelled = wanted.labelled.test if wanted.labelled is not None else ()
-    return GateImages(tuple(groups[0]), tuple(groups[1]), labelled)
+    return GateImages(tuple(groups[0]), tuple(groups[1]), _unseen_labelled(wanted, learned_hashes))
+
+
+def _unseen_labelled(wanted: Wanted, learned: frozenset[str]) -> tuple[Sample, ...]:
+    """Return the test images that the detector has not learned: the gate's AUROC goes into the bundle."""
+    if wanted.labelled is None:
+        return ()
+    samples = wanted.labelled.test
+    hashes = as_recorded(hash_contents([sample.path for sample in samples]), learned)
+    kept = tuple(sample for sample in samples if hashes[sample.path] not in learned)
+    if samples and not kept:
+        raise DataError(
+            f"{wanted.labelled.root}: expected test images that the detector has not learned from, for the gate, got "
+            f"none among {len(samples)}. Name another set."
+        )
+    return kept
 
 
 def add_precision(

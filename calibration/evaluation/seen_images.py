@@ -39,19 +39,21 @@ def leave_out_seen(
     Raises:
         DataError: If no test image remains.
     """
-    reasons = {content: why for content, why in seen.items() if support is None or content not in support.learned}
-    if not reasons:
+    if not seen:
         return dataset, {}
     hashes = hash_contents(
         [sample.path for sample in dataset.test], lambda done, total: progress("Comparing images", done, total)
     )
-    contents = as_recorded(hashes, reasons)
+    contents = as_recorded(hashes, seen)
+    # By the image and not by the recorded hash: an image of the set may be recorded by its pixels too.
+    named = frozenset[str]() if support is None else support.learned
+    of_support = as_recorded(hashes, named)
     left_out = {
-        place_of(dataset, sample.path): reasons[contents[sample.path]]
+        place_of(dataset, sample.path): seen[contents[sample.path]]
         for sample in dataset.test
-        if contents[sample.path] in reasons
+        if contents[sample.path] in seen and of_support[sample.path] not in named
     }
-    if len(left_out) == len(dataset.test):
+    if left_out and len(left_out) == len(dataset.test):
         raise DataError(
             f"{dataset.root}: expected test images that the detector has not learned from, got none among "
             f"{len(dataset.test)}. Add test images."

@@ -1,6 +1,13 @@
 """Datasets: folders and tables of images, indexed as normal / defect type / mask, and inspected before use."""
 
-from flawscope.datasets.fingerprints import as_recorded, content_hash, fingerprint, hash_contents, image_hash
+from flawscope.datasets.fingerprints import (
+    as_recorded,
+    content_hash,
+    fingerprint,
+    hash_contents,
+    image_hash,
+    pixels_of_recorded,
+)
 from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, inspect_dataset
 from flawscope.datasets.layouts import list_categories, open_categories, open_dataset
 from flawscope.datasets.problems import Problem
@@ -26,6 +33,7 @@ __all__ = [
     "list_categories",
     "open_categories",
     "open_dataset",
+    "pixels_of_recorded",
     "split_folds",
     "split_held_out",
 ]

@@ -103,6 +103,28 @@ def as_recorded(contents: Mapping[Path, str], recorded: Collection[str]) -> dict
     return {path: known.get(content, content) for path, content in contents.items()}
 
 
+def pixels_of_recorded(contents: Mapping[Path, str], recorded: Collection[str]) -> dict[str, str]:
+    """Return hash of a record -> hash of the pixels of the image that it is of, for those among these images.
+
+    For comparing one by one: `as_recorded` names one hash for all copies of an image, and a record may have those of
+    several copies, which are other files with the same pixels.
+
+    Args:
+        contents: What `hash_contents` returned.
+        recorded: Hashes of records, of pixels or of files.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    found = {content: content for content in contents.values() if content in recorded}
+    if any(not content.startswith(_PIXELS) for content in recorded):
+        paths = list(contents)
+        for path, of_file in zip(paths, map_in_threads(content_hash, paths), strict=True):
+            if of_file in recorded:
+                found[of_file] = contents[path]
+    return found
+
+
 def fingerprint(dataset: Dataset, hashes: Mapping[Path, str]) -> str:
     """Return one SHA-256 over everything that training and evaluation take from a dataset's images.
 

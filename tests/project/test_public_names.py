@@ -205,6 +205,7 @@ PUBLIC = {
         "list_categories",
         "open_categories",
         "open_dataset",
+        "pixels_of_recorded",
         "split_folds",
         "split_held_out",
     ],

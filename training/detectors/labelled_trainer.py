@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import msgspec
 from torch import Tensor
 
 from flawscope.config import LabelledConfig
 from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Sample, split_held_out
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import storage_errors, write_bytes
+from flawscope.learned_defects import LearnedDefects
+from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.text import encode_json
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.epoch_data import LEAST_VALIDATION, training_facts
 from flawscope.training.loop.fit_result import FitResult
@@ -22,6 +27,7 @@ from flawscope.training.segmentation.procedural import draw_anomaly
 from flawscope.training.segmentation.source_reading import sources_identity
 from flawscope.training.trainer import FitRequest, Trainer
 
+_LEARNED = "labelled_defects.json"
 _READERS = 4
 """Readers of images that are open at once, each with its part of the memory."""
 _Config = TypeVar("_Config", bound=LabelledConfig)
@@ -65,6 +71,7 @@ class LabelledTrainer(Trainer, Generic[_Config]):
         """Train in the workspace."""
         config: _Config = request.config
         data = read_data(request, procedural=draw_anomaly, with_originals=self.with_originals)
+        _check_same(request, data.sources.record)
         task = self.task(config, request.backbone, data)
         items = Numbers(config.epoch_batches * config.loop.batch_size)
         trained = run_loop(task, items, config, request.folder, resume=request.resume, progress=request.progress)
@@ -90,6 +97,23 @@ class LabelledTrainer(Trainer, Generic[_Config]):
     def describe(self, config: Any) -> str:
         """Return which sources it learned from."""
         return "learned from " + ", ".join(f"{name} {share:.0%}" for name, share in config.labelled.shares.items())
+
+
+def _check_same(request: FitRequest, learned: LearnedDefects) -> None:
+    """Raise ArgumentError if a training that resumes was begun with other labelled defects; record them otherwise.
+
+    The identity of the folders does not cover the masks of anomalous training images, which no other method reads.
+    """
+    path = request.folder / _LEARNED
+    if request.resume and path.is_file():
+        if msgspec.json.decode(read_regular(path, RECORD_BYTES)) != msgspec.json.decode(encode_json(learned)):
+            raise ArgumentError(
+                f"{request.folder}: expected the labelled defects that the training was begun with, got images or "
+                "masks that have changed. Put them back, or remove the folder."
+            )
+        return
+    with storage_errors(path):
+        write_bytes(path, encode_json(learned))
 
 
 def read_data(request: FitRequest, *, procedural: Procedural | None, with_originals: bool) -> TrainingData:

@@ -145,8 +145,11 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
         )
     for key in ("dataset", "weights", "descriptions"):
         if recorded.get(key, "") != begun[key]:
+            # The folders of labelled defects are compared with the weights: to their user they are none.
+            is_labelled = key == "weights" and "train_defects" in msgspec.to_builtins(begun["settings"])
+            what = "weights and labelled defects" if is_labelled else key
             raise ArgumentError(
-                f"{folder}: expected the {key} that the training was begun with, got other. Name the same, or remove "
+                f"{folder}: expected the {what} that the training was begun with, got other. Name the same, or remove "
                 "the folder."
             )
     before, now = recorded.get("settings", {}), msgspec.to_builtins(begun["settings"])

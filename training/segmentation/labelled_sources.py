@@ -6,7 +6,7 @@
     procedural   anomalies drawn anew for each batch on the normal images that are learned from
 
 Each has a share of the anomalous images of a batch. Labels are precise masks; those of drawn images are their boxes
-where `weak_tau` is set, and count in part (`flawscope.training.segmentation.weak_loss`).
+where `weak_tau` is set, and count in part (`flawscope.training.segmentation.weak_loss`); but not in the validation.
 
 What has been learned from must not be tested on. An image that was drawn on a normal image which is held out, for
 thresholds or for validation, is left out here: it shows that image nearly whole. The contents of all other images that
@@ -24,7 +24,7 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledSettings
 from flawscope.config.supervised_settings import DefectSourceName
-from flawscope.datasets import Dataset, Sample, as_recorded
+from flawscope.datasets import Dataset, Sample, as_recorded, pixels_of_recorded
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.tiles import ImageSource, Tiling
@@ -101,7 +101,8 @@ class LabelledSources:
 
     Attributes:
         stored: Sources with images of their own.
-        held_back: Images that were drawn on normal images of the validation, with `share` 0; None where there are none.
+        held_back: Images that were drawn on normal images of the validation, with `share` 0 and precise masks as labels
+            in any case; None where there are none.
         procedural: Draws anomalies, or None.
         procedural_share: Their share of the anomalous images of a batch.
         size: Height and width of the prepared images.
@@ -218,7 +219,7 @@ def open_sources(
         for name, part in found.items()
     )
     held_back = [entry for part in found.values() for entry in part.held_back]
-    contents = {content: why for part in reversed(found.values()) for content, why in part.contents.items()}
+    contents = _contents(found.values(), hashes)
     sources = [part.record(name, shares[name]) for name, part in found.items()]
     if settings.procedural:
         if procedural is None:
@@ -259,10 +260,18 @@ def _open(
         images=images([entry.source for entry in entries]),
         labels=np.stack([entry.label for entry in entries]),
         types=tuple(entry.type for entry in entries),
-        is_coarse=name == "drawn" and known.settings.weak_tau is not None,
+        is_coarse=name == "drawn" and known.settings.weak_tau is not None and share > 0.0,
         originals=images([entry.original or entry.source for entry in entries]) if keeps else None,
         has_original=has_original & keeps,
     )
+
+
+def _contents(found: Collection[FoundSource], hashes: Mapping[Path, str]) -> dict[str, str]:
+    """Return hash -> how an image was seen, of all sources; of two the first counts."""
+    contents = {content: why for part in reversed(list(found)) for content, why in part.contents.items()}
+    # By pixels too: an evaluation may be of the same images in other files.
+    of_pixels = pixels_of_recorded(hashes, contents)
+    return contents | {of_pixels[content]: why for content, why in contents.items() if content in of_pixels}
 
 
 def _check_types(settings: LabelledSettings, found: Mapping[DefectSourceName, FoundSource]) -> None:

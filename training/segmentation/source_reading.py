@@ -12,13 +12,14 @@ import numpy as np
 
 from flawscope.arrays import BoolArray
 from flawscope.config import LabelledSettings
-from flawscope.datasets import Dataset, Sample, as_recorded, content_hash
+from flawscope.datasets import Dataset, Sample, content_hash, pixels_of_recorded
 from flawscope.datasets.defects.bare_support import find_bare_support
 from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, first_of_each, read_drawn, read_learned
 from flawscope.datasets.defects.file_names import category_of, defect_of
-from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportRecord, read_support
+from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportImage, SupportRecord, read_support
 from flawscope.errors import DataError
-from flawscope.imaging.images import Preprocessing, prepare_mask
+from flawscope.imaging.image_headers import read_header
+from flawscope.imaging.images import Preprocessing, prepare_mask, read_encoded, read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.imaging.tiles import ImageSource, Tiling, tiles_of
 from flawscope.learned_defects import DefectSource
@@ -33,11 +34,17 @@ def sources_identity(settings: LabelledSettings) -> str:
     """
     parts = []
     if settings.support is not None:
-        parts.append(f"support sha256:{_read_support(Path(settings.support)).digest}")
+        support = Path(settings.support)
+        copies = [text for image in _read_support(support).pictures for text in _copies(support, image)]
+        parts.append(f"support sha256:{_digest(copies)}")
     for folder in settings.drawn:
         _check_drawn(Path(folder))
         parts.append(f"drawn sha256:{content_hash(Path(folder) / LINES)}")
     return "; ".join(parts)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class FoundSource:
                 f"{self.place}: expected labelled defects{types} of {', '.join(sorted(known.categories))} that are "
                 f"seen at {width}x{height} pixels, got none. Take a larger resize, or another source."
             )
-        self.digest = hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
+        self.digest = _digest(texts)
         if vanished:
             self.notes.append(
                 f"images of {self.place} not learned from, whose defect vanishes at this size: {vanished}"
@@ -138,9 +145,10 @@ def read_support_source(known: SourceContext, folder: Path) -> FoundSource:
         DataError: If it is no support set, or has no defect of the wanted types that can be seen.
     """
     record = _read_support(folder)
-    found, vanished = FoundSource(str(folder)), 0
+    found, vanished, texts = FoundSource(str(folder)), 0, list[str]()
     for image in record.pictures:
         if known.takes(image.category, image.defect):
+            texts += _copies(folder, image)
             entries = _entries(known, folder / image.picture, folder / image.mask, f"{image.category}/{image.defect}")
             found.seen += entries
             vanished += not entries
@@ -148,7 +156,12 @@ def read_support_source(known: SourceContext, folder: Path) -> FoundSource:
     # All of the set, those that are not learned too: near duplicates are recorded of all of them together.
     found.contents = {duplicate.content: f"probably the same part as {duplicate.like}" for duplicate in record.alike}
     found.contents |= {image.content: "a support image" for image in record.pictures}
-    return found.finish(known, vanished, [record.digest])
+    return found.finish(known, vanished, texts)
+
+
+def _copies(folder: Path, image: SupportImage) -> tuple[str, str]:
+    """Return the hashes of the files that are learned from: the record has those of the originals."""
+    return content_hash(folder / image.picture), content_hash(folder / image.mask)
 
 
 def _read_support(folder: Path) -> SupportRecord:
@@ -167,24 +180,31 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
     """
     found, vanished, texts = FoundSource(", ".join(map(str, folders))), 0, list[str]()
     read = {folder: _read_drawn(folder) for folder in folders}
-    goods = {line.good_sha256 for lines in read.values() for line in lines}
-    recorded = as_recorded(known.hashes, goods)
+    # By pixels, each line by itself: a normal image may lie in the dataset twice, as files of other bytes.
+    pixels = pixels_of_recorded(known.hashes, {line.good_sha256 for lines in read.values() for line in lines})
     of_learned, of_validation = (
-        {recorded[sample.path]: sample for sample in samples} for samples in (known.learned, known.validation)
+        {known.hashes[sample.path]: sample for sample in samples} for samples in (known.learned, known.validation)
     )
     # Held out for thresholds: neither learned from nor validated on.
-    held_out = {recorded[sample.path] for sample in known.dataset.train_good} - of_learned.keys() - of_validation.keys()
+    held_out = {known.hashes[sample.path] for sample in known.dataset.train_good}
+    held_out -= of_learned.keys() | of_validation.keys()
+
+    def good_of(line: DrawnImage) -> str:
+        return pixels.get(line.good_sha256, line.good_sha256)
+
     usable, on_held_out = list[DrawnImage](), 0
     for folder, lines in read.items():
         found.contents |= dict.fromkeys(read_learned(folder), "a support image of drawn defects")
         accepted = [line for line in lines if line.accepted and known.takes(line.category, line.defect)]
-        usable += [line for line in accepted if line.good_sha256 not in held_out]
-        on_held_out += sum(line.good_sha256 in held_out for line in accepted)
+        usable += [line for line in accepted if good_of(line) not in held_out]
+        on_held_out += sum(good_of(line) in held_out for line in accepted)
     # As many at most of either kind: a number of images says how many are learned from.
-    parts = ([line for line in usable if (line.good_sha256 in of_validation) == held] for held in (False, True))
+    parts = ([line for line in usable if (good_of(line) in of_validation) == held] for held in (False, True))
     for line in (line for part in parts for line in first_of_each(part, known.settings.drawn_number)):
-        good = line.good_sha256
-        mask = line.mask_path if known.settings.weak_tau is None else line.box_mask_path
+        good = good_of(line)
+        # Of the validation always precise: counted whole, boxes would choose the network that fills them.
+        is_coarse = known.settings.weak_tau is not None and good not in of_validation
+        mask = line.box_mask_path if is_coarse else line.mask_path
         normal = (of_learned | of_validation).get(good)
         name = f"{line.category}/{line.defect}"
         entries = _entries(known, line.path, mask, name, line.source, None if normal is None else normal.path)
@@ -197,7 +217,7 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
         found.drawn_by[line.source] += bool(entries)
         texts += [line.image.sha256, content_hash(mask)]
         if good not in of_learned:
-            found.contents[good] = "defects were drawn on it"
+            found.contents[line.good_sha256] = "defects were drawn on it"
     if on_held_out:
         found.notes.append(f"drawn images not learned from, drawn on held-out normal images: {on_held_out}")
     return found.finish(known, vanished, texts)
@@ -257,7 +277,17 @@ def _cut(
 
     Masks are resized by nearest neighbour and cropped, so a small defect may vanish. Such an image is left out, and not
     learned as one without a defect.
+
+    Raises:
+        DataError: If the mask or the normal image that was drawn on is not of the image's size.
     """
+    size = _size_of(image)
+    # Never resized to fit: it may be of another image, and tiles would be cut beyond its borders.
+    others = {"mask": mask.shape} if original is None else {"mask": mask.shape, "normal image": _size_of(original)}
+    for kind, shape in others.items():
+        if shape != size:
+            got, want = (f"{width}x{height}" for height, width in (shape, size))
+            raise DataError(f"{image}: expected a {kind} of {want} pixels as it has, got {got}. Export it again.")
     if known.tiling is None:
         label = prepare_mask(mask, known.spec)
         return [LabelledEntry(image, label, name, drawn_by, original)] if label.any() else []
@@ -272,3 +302,9 @@ def _cut(
         if label.any():
             entries.append(LabelledEntry(tile, label, name, drawn_by, normal))
     return entries
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    # By the header, as `tiles_of` does; an image without one is decoded, and refused by that.
+    header = read_header(read_encoded(path))
+    return (header.height, header.width) if header is not None else read_image(path).shape[:2]

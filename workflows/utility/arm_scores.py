@@ -13,7 +13,7 @@ from flawscope.arrays import Float32Array, Float64Array
 from flawscope.bundle import read_image_hashes
 from flawscope.calibration.evaluation.metrics import f1_max
 from flawscope.config import LabelledConfig
-from flawscope.datasets import as_recorded
+from flawscope.datasets import as_recorded, pixels_of_recorded
 from flawscope.errors import DataError, RunError
 from flawscope.imaging.images import prepare_mask
 from flawscope.progress import Progress
@@ -89,10 +89,9 @@ def score_arm(bundle: Path, config: LabelledConfig, data: UtilityData, progress:
             raise DataError(f"{title}: expected normal images that were held out for thresholds, got none.")
         normal_maps, normal_scores = scored(normal)
         # Drawings on held-out images: no arm has learned from them.
-        goods = {line.good_sha256 for line in data.drawn}
-        of_goods = as_recorded(data.hashes, goods)
-        held_goods = {of_goods[path] for path in normal} & goods
-        drawn_scores = scored([line.path for line in data.drawn if line.good_sha256 in held_goods])[1]
+        pixels = pixels_of_recorded(data.hashes, {line.good_sha256 for line in data.drawn})
+        held_goods = {data.hashes[path] for path in normal}
+        drawn_scores = scored([line.path for line in data.drawn if pixels.get(line.good_sha256) in held_goods])[1]
         support_maps = scored([entry.sample.path for entry in data.entries[:_THRESHOLD_IMAGES]])[0]
     # Of the images alone that were held out: nothing that is tested on, and no defect, chooses it.
     threshold = float(normal_scores.max())

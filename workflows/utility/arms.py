@@ -53,6 +53,11 @@ def read_arms(generated: Sequence[str], numbers: Sequence[int] = ()) -> tuple[Ar
     for folders, name in zip(mixtures, names, strict=True):
         arms += [Arm(f"{name}@{number}", folders, number) for number in sorted(numbers)]
         arms.append(Arm(name, folders))
+    # `a-1` or `a@50` may be what a folder is called.
+    if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
+        raise ArgumentError(
+            f"GENERATED: expected folders whose names tell the arms apart, got two arms {twice[0]}. Rename a folder."
+        )
     return tuple(arms)
 
 

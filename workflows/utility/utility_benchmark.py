@@ -52,7 +52,7 @@ from flawscope.calibration.evaluation.paired_differences import (
     tally,
 )
 from flawscope.calibration.extras import require
-from flawscope.config import FeatureSettings, LabelledConfig, find_part, flatten
+from flawscope.config import FeatureSettings, LabelledConfig, LabelledSettings, find_part, flatten
 from flawscope.config.setting_parts import change_settings, tag_of
 from flawscope.datasets import Dataset
 from flawscope.datasets.defects.support_set import read_support
@@ -69,6 +69,7 @@ from flawscope.training.features.backbone import prepare_backbone, stages_of
 from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.workspace import FREE
+from flawscope.training.segmentation.source_reading import sources_identity
 from flawscope.versions import package_versions
 from flawscope.workflows.utility.arm_scores import ArmScores, score_arm, zero_logit_value
 from flawscope.workflows.utility.arms import REAL, Arm, settings_of
@@ -244,6 +245,8 @@ def _made_from(plan: UtilityPlan, data: UtilityData, source: BackboneSource, see
         "weights": source.weights,
         "dataset": data.dataset,
         "support set": data.support,
+        # The record has the hashes of the originals.
+        "support images": sources_identity(LabelledSettings(support=str(plan.support))),
         "synthetic set": [data.folders[folder] for folder in arm.folders],
         "version of flawscope": flawscope.__version__,  # another version may train otherwise
     }

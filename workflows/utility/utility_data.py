@@ -47,7 +47,7 @@ class UtilityData:
         types: Those types, as the dataset names them.
         left_out: Path of a test image relative to the dataset's root -> why it is not clean.
         entries: The images of the support set.
-        drawn: The accepted drawn images of all arms.
+        drawn: The accepted drawn images of all arms, of the types that are to be learned.
         defects: Defect type of drawn images -> its images; with the category where the dataset has several.
         hashes: Content hash of every image of the dataset.
         counts: Numbers of images, for the record.
@@ -94,7 +94,8 @@ def read_utility_data(
     """
     names = {category_of(dataset, sample) for sample in dataset.samples}
     drawn = [line for folder in folders for line in _read_drawn(folder, support, names)]
-    accepted = tuple(line for line in drawn if line.accepted)
+    wanted = config.labelled.defects
+    accepted = tuple(line for line in drawn if line.accepted and _is_learned(line.category, line.defect, wanted))
     hashes = hash_contents(
         (sample.path for sample in dataset.samples), lambda finished, total: progress("hashing images", finished, total)
     )
@@ -105,16 +106,7 @@ def read_utility_data(
     is_clean = np.array([place_of(dataset, sample.path) not in left_out for sample in samples], np.bool_)
     _check_test(dataset, truth.select(is_clean))
     entries = tuple(find_support(dataset, support))
-    taught = {f"{image.category}/{image.defect}" for image in support.pictures}
-    taught |= {f"{line.category}/{line.defect}" for line in accepted}
-    # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
-    is_taught = np.array(
-        [
-            sample.is_anomalous and bool(taught & {sample.defect, f"{dataset.category}/{sample.defect}"})
-            for sample in samples
-        ],
-        np.bool_,
-    )
+    is_taught = _find_taught(dataset, support, accepted, wanted)
     untaught = Counter(
         sample.defect
         for sample, clean, known in zip(samples, is_clean, is_taught, strict=True)
@@ -137,13 +129,34 @@ def read_utility_data(
             **_count_test(truth, is_clean),
             "test_taught": int((is_taught & is_clean).sum()),
             "left_out": len(left_out),
-            "rejected": len(drawn) - len(accepted),
+            "rejected": sum(not line.accepted for line in drawn),
         },
         notes=_limits(lost_masks, untaught),
         dataset=fingerprint(dataset, hashes),
         support=support.digest,
         folders={folder: content_hash(folder / LINES) for folder in folders},
     )
+
+
+def _find_taught(
+    dataset: Dataset, support: SupportRecord, accepted: Sequence[DrawnImage], wanted: Sequence[str]
+) -> BoolArray:
+    """Return which test images are of a defect type that some arm learns."""
+    real = [image for image in support.pictures if _is_learned(image.category, image.defect, wanted)]
+    taught = {f"{image.category}/{image.defect}" for image in real}
+    taught |= {f"{line.category}/{line.defect}" for line in accepted}
+    # A dataset of all categories names its types CATEGORY/DEFECT already, one of a single category does not.
+    return np.array(
+        [
+            sample.is_anomalous and bool(taught & {sample.defect, f"{dataset.category}/{sample.defect}"})
+            for sample in dataset.test
+        ],
+        np.bool_,
+    )
+
+
+def _is_learned(category: str, defect: str, wanted: Sequence[str]) -> bool:
+    return not wanted or bool({defect, f"{category}/{defect}"} & set(wanted))
 
 
 # ---- What is learned from --------------------------------------------------------------------------------------------

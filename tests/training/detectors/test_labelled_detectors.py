@@ -23,7 +23,7 @@ from flawscope import cli
 from flawscope.bundle import DestsegHead, DraemHead, open_bundle, read_image_hashes
 from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.config import LabelledConfig, build_config, flatten
-from flawscope.datasets import open_dataset
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.imaging.images import prepare, read_image
@@ -213,7 +213,7 @@ def test_it_is_combined_with_a_memory_bank(bundle: Path, place: Place, tmp_path:
     combine_bundles([tmp_path / "bank.flaw", bundle], tmp_path / "both.flaw", kept)
     with open_bundle(tmp_path / "both.flaw") as opened:
         # What one member has seen is seen by the ensemble.
-        assert read_image_hashes(opened).defects.keys() == set(place.seen)
+        assert read_image_hashes(opened).defects.keys() == {*place.seen, image_hash(place.root / place.spot)}
     with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
         assert np.isfinite(inspector(read_image(dataset.test[0].path)).score)
 
@@ -230,7 +230,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(method: str, plac
             config(method, place), dataset, tmp_path / "run", drawn_check=False, progress=killing_progress(20)
         )
     again = {"dataset": dataset, "out": tmp_path / "run", "drawn_check": False, "resume": True}
-    with pytest.raises(ArgumentError, match="expected the weights that the training was begun with, got other"):
+    with pytest.raises(ArgumentError, match="expected the weights and labelled defects that the training was"):
         train_detector(config(method, place, drawn=str(place.noise)), **again)
     with pytest.raises(ArgumentError, match="expected gamma as the training was begun with"):
         train_detector(config(method, place, gamma=1.5), **again)

@@ -20,7 +20,7 @@ from flawscope.calibration.evaluation.evaluate import evaluate_bundle
 from flawscope.calibration.thresholds.calibrate import calibrate_bundle
 from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.config import SegmenterConfig, build_config
-from flawscope.datasets import open_dataset
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.export.detectors.detector_export import export_run
@@ -196,8 +196,24 @@ def test_a_training_resumes_only_with_the_same_defects(place: Place, tmp_path: P
         train_detector(settings, open_dataset(place.root), tmp_path / "run", progress=killing_progress(25))
     shutil.rmtree(drawn)
     write_generated(drawn, place.root, place.drawings[:20], place.seen)
-    with pytest.raises(ArgumentError, match="weights"):
+    with pytest.raises(ArgumentError, match="expected the weights and labelled defects that the training was begun"):
         train_detector(settings, open_dataset(place.root), tmp_path / "run", resume=True)
+
+
+def test_a_training_resumes_only_with_the_same_masks_of_training_images(place: Place, tmp_path: Path) -> None:
+    root = shutil.copytree(place.root, tmp_path / "data" / "part")
+    (root / "train" / "tint").mkdir()
+    shutil.move(root / "test" / "tint" / "004.png", root / "train" / "tint" / "004.png")
+    settings = config(place, epochs=3, support=None, drawn=(), train_defects=True)
+    with pytest.raises(Killed):
+        train_detector(settings, open_dataset(root), tmp_path / "run", progress=killing_progress(25))
+    mask = root / "ground_truth" / "tint" / "004_mask.png"
+    shutil.copyfile(mask, tmp_path / "kept.png")
+    shutil.copyfile(mask.with_name("005_mask.png"), mask)
+    with pytest.raises(ArgumentError, match="expected the labelled defects that the training was begun with"):
+        train_detector(settings, open_dataset(root), tmp_path / "run", resume=True)
+    shutil.copyfile(tmp_path / "kept.png", mask)
+    assert train_detector(settings, open_dataset(root), tmp_path / "run", resume=True).facts["epochs"] == 3
 
 
 def test_a_trained_encoder_belongs_to_the_run(place: Place, tmp_path: Path) -> None:
@@ -311,7 +327,7 @@ def test_an_ensemble_remembers_what_its_members_have_seen(place: Place, bundle: 
     kept = msgspec.structs.replace(dataset, samples=(*dataset.samples, *more))
     combine_bundles([tmp_path / "bank.flaw", bundle], tmp_path / "both.flaw", kept)
     with open_bundle(tmp_path / "both.flaw") as opened:
-        assert read_image_hashes(opened).defects.keys() == set(place.seen)
+        assert read_image_hashes(opened).defects.keys() == {*place.seen, image_hash(place.root / place.spot)}
     figures = evaluate_bundle(tmp_path / "both.flaw", dataset, command="", resamples=10).figures
     assert any("a support image 1" in note for note in figures.notes)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tiny_judged import SIDE, Drawing, Image, Mask, Place, part, write_generated
 
 from flawscope.config import LabelledSettings
 from flawscope.datasets import Dataset, Sample, hash_contents, open_dataset
+from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, FlawscopeError
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.imaging.masks import read_mask
@@ -136,6 +138,12 @@ def test_boxes_are_labels_of_drawn_images_alone(place: Place) -> None:
         assert not (with_masks.labels & ~with_boxes.labels).any()
     batch = coarse.draw(60, np.random.default_rng(2), goods_of(place))
     assert (batch.is_coarse == (np.array(batch.sources) == "drawn")).all()
+    # Those that choose the best state have precise ones: it is not to fill the boxes.
+    first, second = (opened(place, {**settings, "weak_tau": tau}, 0, 4).held_back for tau in (0.1, None))
+    assert first is not None
+    assert second is not None
+    assert (first.labels == second.labels).all()
+    assert not first.is_coarse
 
 
 @pytest.mark.parametrize(("held", "validated"), [(0, 0), (3, 0), (0, 4), (2, 3)])
@@ -150,6 +158,50 @@ def test_nothing_that_was_drawn_on_a_held_out_image_is_learned(place: Place, hel
     drawn_on_unseen = {one.image.tobytes() for one in place.drawings if one.good in unseen}
     batch = sources.draw(300, np.random.default_rng(0), goods_of(place))
     assert not {image.tobytes() for image in batch.images} & drawn_on_unseen
+
+
+def stored_otherwise(path: Path, copy: Path) -> Path:
+    """Write an image's pixels to a file of other bytes."""
+    cv2.imwrite(str(copy), cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    assert copy.read_bytes() != path.read_bytes()
+    return copy
+
+
+@pytest.mark.parametrize("validated", [0, 2])
+def test_every_copy_of_a_held_out_image_is_held_out(place: Place, tmp_path: Path, validated: int) -> None:
+    root = shutil.copytree(place.root, tmp_path / "data" / "part")
+    goods = open_dataset(root).train_good
+    # Last by its name, so that the copy is held out beside its image, as `split_held_out` keeps the two together.
+    copy = stored_otherwise(goods[-1].path, goods[-1].path.with_name("zzz.png"))
+    files = (goods[-1].path, copy) if validated else (copy, goods[-1].path)
+    drawings = [
+        Drawing("spot", *part(700 + number, "spot"), good) for number, good in enumerate((goods[0].path, *files))
+    ]
+    folder = write_generated(tmp_path / "drawn", root, drawings, place.seen)
+    sources = opened(place._replace(root=root), {"drawn": (str(folder),)}, 0 if validated else 2, validated)
+    assert len(sources.stored[0].images) == 1
+    assert (0 if sources.held_back is None else len(sources.held_back.images)) == validated
+
+
+def test_what_was_seen_is_known_in_files_of_other_bytes_too(place: Place, tmp_path: Path) -> None:
+    dataset = open_dataset(place.root)
+    of_test = next(sample for sample in dataset.test if not sample.is_anomalous)
+    folder = write_generated(
+        tmp_path / "drawn", place.root, [Drawing("spot", *part(900, "spot"), of_test.path)], place.seen
+    )
+    contents = opened(place, {"drawn": (str(folder),), "support": str(place.support)}).contents
+    for seen in (of_test.path, place.root / place.spot):
+        other = stored_otherwise(seen, tmp_path / "other.png")
+        assert set(hash_contents([other]).values()) & contents.keys()
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling((16, 16), 0.0)])
+def test_a_mask_of_another_size_than_its_image_is_refused(place: Place, tmp_path: Path, tiling: Tiling | None) -> None:
+    support = shutil.copytree(place.support, tmp_path / "support")
+    (mask,) = support.rglob("*_mask.png")
+    cv2.imwrite(str(mask), cv2.resize(cv2.imread(str(mask)), (SIDE // 2, SIDE // 2)))
+    with pytest.raises(DataError, match=f"expected a mask of {SIDE}x{SIDE} pixels as it has, got 16x16"):
+        opened(place, {"support": str(support)}, tiling=tiling)
 
 
 def test_everything_seen_that_may_be_tested_on_is_recorded(place: Place, tmp_path: Path) -> None:
@@ -169,7 +221,7 @@ def test_everything_seen_that_may_be_tested_on_is_recorded(place: Place, tmp_pat
     assert opened(place, {"procedural": True}, procedural=anomaly).record.in_test == 0
 
 
-def test_rejected_drawings_are_not_learned_but_their_normal_images_count(place: Place, tmp_path: Path) -> None:
+def test_rejected_drawings_are_not_learned(place: Place, tmp_path: Path) -> None:
     drawings = [place.drawings[0], place.drawings[1]._replace(accepted=False)]
     folder = write_generated(tmp_path / "drawn", place.root, drawings, place.seen)
     assert len(opened(place, {"drawn": (str(folder),)}).stored[0].images) == 1
@@ -231,6 +283,13 @@ def test_an_identity_follows_the_content_of_the_folders(place: Place, tmp_path: 
     assert sources_identity(LabelledSettings(support=str(place.support), drawn=(str(copy),))) == first
     assert sources_identity(LabelledSettings(support=str(place.support), drawn=(str(place.noise),))) != first
     assert sources_identity(LabelledSettings(procedural=True)) == ""
+    # The record has the hashes of the originals: what is learned from are the copies.
+    (image,) = read_support(place.support).pictures
+    for name in (image.picture, image.mask):
+        changed = shutil.copytree(place.support, tmp_path / Path(name).stem)
+        (changed / name).write_bytes((place.root / place.spot).with_name("005.png").read_bytes())
+        identity = sources_identity(LabelledSettings(support=str(changed), drawn=(str(place.helpful),)))
+        assert identity != first
 
 
 # ---- What is refused -------------------------------------------------------------------------------------------------

@@ -289,6 +289,27 @@ def test_rejected_drawings_count_as_seen_and_not_as_drawn(place: Place, tmp_path
     assert len(half.drawn) == 12
 
 
+def test_types_that_a_setting_leaves_out_are_not_taught(place: Place) -> None:
+    support = read_support(place.support)
+    for wanted, drawn in (((), {"spot", "tint"}), (("spot",), {"spot"}), (("part/tint",), {"tint"})):
+        settings = quick_config(defects=list(wanted))
+        data = read_utility_data(settings, open_dataset(place.root), support, [place.helpful], no_progress)
+        assert set(data.types) == {line.defect for line in data.drawn} == drawn
+        assert data.is_taught.sum() == 6 * len(drawn)
+
+
+def test_a_support_set_whose_copies_have_changed_is_another_request(place: Place, judged: Path, tmp_path: Path) -> None:
+    # Its record has the hashes of the originals: what the arms learn from are the copies.
+    support = shutil.copytree(place.support, tmp_path / "support")
+    (support / read_support(support).pictures[0].picture).write_bytes(
+        (place.root / place.spot).with_name("005.png").read_bytes()
+    )
+    out = shutil.copytree(judged, tmp_path / "judged")
+    asked = plan(place._replace(support=support), out, resume=True)
+    with pytest.raises(ArgumentError, match="support images was"):
+        run_utility_benchmark(asked)
+
+
 def test_an_arm_has_the_shares_and_labels_that_are_asked_for(place: Place) -> None:
     real, drawn = read_arms([str(place.helpful)])
     config = quick_config(weak_tau=0.1, drawn=[""])
@@ -328,6 +349,8 @@ def test_a_plus_may_be_in_the_name_of_a_folder(tmp_path: Path) -> None:
         (["a+b", "b+a"], (), "got one twice"),
         (["a"], (0,), "--numbers: expected different numbers of at least 1"),
         (["a"], (5, 5), "--numbers: expected different numbers"),
+        (["a", "a@5"], (5,), "got two arms a@5"),
+        (["x/a", "y/a", "a-1"], (), "got two arms a-1"),
     ],
 )
 def test_arms_that_say_nothing_are_refused(generated: list[str], numbers: tuple[int, ...], text: str) -> None:
