@@ -42,6 +42,7 @@ from flawscope.config.input_settings import (
     TiledInputSettings,
 )
 from flawscope.config.labelled_config import LabelledConfig
+from flawscope.config.lafite_settings import LafiteConfig
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Schedule, TrainingDataSettings
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
@@ -71,6 +72,7 @@ __all__ = [
     "InputSettings",
     "LabelledConfig",
     "LabelledSettings",
+    "LafiteConfig",
     "LineInputSettings",
     "LoopSettings",
     "MapSettings",

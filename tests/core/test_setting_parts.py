@@ -35,6 +35,7 @@ PRESETS = {
     "ddad-paper": "ddad",
     "diad-seed": "dsad",
     "dsad": "dsad",
+    "lafite-paper": "lafite",
     "mvpdiff-seed": "inpainting",
     "padim-seed": "padim",
     "patchcore-seed": "patchcore",
