@@ -15,6 +15,9 @@ _IMAGE_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"R
 _END_BYTES = 1 << 20
 
 
+_CHECKPOINTS = (".ckpt", ".safetensors")
+
+
 def is_bundle(path: Path) -> bool:
     """Return whether a path looks like a bundle, folder or packed; it is not verified."""
     try:
@@ -33,7 +36,8 @@ def is_bundle(path: Path) -> bool:
 def kind_of_path(path: Path) -> str | None:
     """Return in words what a path is, by names and first bytes alone; None where it is nothing known.
 
-    It is one of `a bundle`, `a training run`, `an image`, `a folder of images` and `a dataset`.
+    It is one of `a bundle`, `a training run`, `an image`, `a folder of images`, `a dataset`, and `a checkpoint`, with
+    the command that makes a folder of it.
     """
     try:
         if not path.exists():
@@ -41,6 +45,8 @@ def kind_of_path(path: Path) -> str | None:
         if is_bundle(path):
             return "a bundle"
         if not path.is_dir():
+            if path.suffix.lower() in _CHECKPOINTS:
+                return "a checkpoint, of which flawscope synth import makes a folder"
             return "an image" if _begins_as_image(path) else None
         if (path / _RUN_RECORD).is_file():
             return "a training run"

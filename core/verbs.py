@@ -93,7 +93,12 @@ _SYNTH = Group(
         ),
         # The function is not called `import`, which is a keyword of Python.
         "import": Verb(
-            "flawscope.runtime.synthesis.import_command:import_command", "Import a learned embedding or a base model."
+            "flawscope.runtime.synthesis.import_command:import_command",
+            "Import a learned embedding, a checkpoint or a base model.",
+        ),
+        "export-adapter": Verb(
+            "flawscope.export.synthesis.adapter_command:export_adapter",
+            "Write a run's LoRA or learned embedding for other programs.",
         ),
         "generate": Verb(
             "flawscope.runtime.synthesis.generate_command:generate", "Draw defects on normal images with a bundle."
@@ -107,11 +112,11 @@ _SYNTH = Group(
             "Draw Perlin anomalies, which need no defect, as DRAEM does.",
         ),
         "dataset": Verb(
-            "flawscope.runtime.synthesis.generate_command:dataset", "Make a dataset of synthetic and real images."
+            "flawscope.runtime.synthesis.dataset_command:dataset", "Make a dataset of synthetic and real images."
         ),
         # In `workflows`, the one package that may import all others.
         "judge": Verb(
-            "flawscope.workflows.utility.judge_command:judge", "Train a segmenter with and without synthetic images."
+            "flawscope.workflows.utility.judge_command:judge", "Train a detector with and without drawn defects."
         ),
     },
     """Synthesise defects: support sets, boxes, masks and descriptions, drawn defects, and datasets of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,9 @@ import onnx
 
 from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import Graph, Head, Upkeep
+from flawscope.bundle import Graph, Head, Manifest, Upkeep
+from flawscope.calibration.quantization.reduced_precision import Head as PatchHead
 from flawscope.errors import ArgumentError
-from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.detector_run import Run
 
@@ -36,13 +36,38 @@ class ExportedGraphs:
     upkeep: Upkeep | None = None
 
 
-class ReducibleHead(Protocol):
-    """Face of a method whose features can be computed in reduced precision; its head follows them in FP32."""
+class Reducible(Protocol):
+    """Face of a method whose graphs can be computed in reduced precision.
 
-    def score_graph(
-        self, features: onnx.ModelProto, head: Any, bank: BankFile, size: tuple[int, int], max_batch: int
-    ) -> onnx.ModelProto:
-        """Return the complete graph: features, then the head; see `flawscope.export.detectors.head_nodes`."""
+    Attributes:
+        converted: Name of the graph that is converted.
+        precisions: Precisions that it may have.
+        networks: Modules of that graph that are reduced, as the names of their operators begin; empty for all.
+    """
+
+    converted: str
+    precisions: tuple[str, ...]
+    networks: tuple[str, ...]
+
+    def score_head(self, manifest: Manifest, tensors: Mapping[str, npt.NDArray[Any]]) -> PatchHead | None:
+        """Return what makes scores of the converted graph's patches; None where the graph ends in the score."""
+
+    def examples(self, bundle: Path, images: Sequence[UInt8Array]) -> dict[str, npt.NDArray[Any]]:
+        """Return inputs of the converted graph for prepared images, as they come in use.
+
+        Args:
+            bundle: Folder of the bundle in FP32.
+            images: Prepared normal images, each uint8 [H, W, 3].
+        """
+
+    def reduced_graphs(self, model: onnx.ModelProto, manifest: Manifest, scratch: Path) -> dict[str, onnx.ModelProto]:
+        """Return name -> graph of all graphs of the precision that are not those of FP32.
+
+        Args:
+            model: The converted graph.
+            manifest: The manifest in FP32.
+            scratch: Folder with the file of the memory bank, if there is one.
+        """
 
 
 class Exporter(Protocol):
@@ -53,13 +78,13 @@ class Exporter(Protocol):
         other_paths: Paths beside `graph` that must give the same scores.
         traced: Outputs of the module, where one traced graph is compared by `flawscope explain`; None where there are
             several graphs.
-        reducible: Appends the head to features in reduced precision; None where the method has FP32 alone.
+        reducible: How it gets reduced precisions; None where the method has FP32 alone.
     """
 
     graph_words: str
     other_paths: tuple[str, ...]
     traced: tuple[str, ...] | None
-    reducible: ReducibleHead | None
+    reducible: Reducible | None
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> Head:
         """Return the head of the bundle; `images` are the run's prepared sample images, uint8 [H, W, 3]."""

@@ -1,4 +1,4 @@
-"""Reduced precisions: converted from the exported features, checked by the acceptance gate, added to the bundle."""
+"""Reduced precisions: converted from the exported graphs, checked by the acceptance gate, added to the bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flawscope import methods
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
     Gate,
@@ -20,7 +19,6 @@ from flawscope.bundle import (
     Graph,
     Manifest,
     Precision,
-    head_tag,
     open_bundle,
     write_bundle,
 )
@@ -30,8 +28,7 @@ from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, quantize_to_int8, reduce_to_fp16
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.errors import ArgumentError, DataError, GateError
-from flawscope.export.detectors.head_nodes import BankFile
-from flawscope.export.exporter import ReducibleHead, exporter_named
+from flawscope.export.exporter import Reducible, exporter_named
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.progress import Progress, no_progress
@@ -164,7 +161,7 @@ def add_precision(
         manifest: The bundle's manifest in FP32, golden images included.
         sources: Files of the FP32 bundle, and of precisions added before.
         tensors: The tensors in the file of the memory bank.
-        scratch: Folder with `features.onnx` and the bank; the new graphs are written there.
+        scratch: Folder with the graphs, the bank, and the bundle in FP32 (`candidate`); new graphs are written there.
         images: Of `read_images`.
         wanted: Method and limits.
         describe: `(graph name, model) -> Graph`; it also checks the sizes.
@@ -176,18 +173,19 @@ def add_precision(
     Raises:
         PrecisionRefused: If it is outside its limits.
     """
-    head = manifest.head
     reducible = exporter_named(manifest.method).reducible
     assert reducible is not None, "export_run refuses such methods"
+    assert name in reducible.precisions, "export_run refuses such precisions"
     limits = wanted.limits.get(name, LIMITS[name])
-    features = scratch / "features.onnx"
+    graph = scratch / f"{reducible.converted}.onnx"
     if name == "fp16":
-        converted = reduce_to_fp16(features, images.calibration, wanted.modelopt_python, progress)
+        inputs = reducible.examples(scratch / "candidate", images.calibration[:FP16_IMAGES])
+        converted = reduce_to_fp16(graph, inputs, wanted.modelopt_python, progress, reducible.networks)
     else:
         # Its search for sensitive operators scores images, so it needs the head and the images of the gate.
         converted = quantize_to_int8(
-            features,
-            methods.scorer_of(head_tag(head)).head(head, tensors, manifest.input.size),
+            graph,
+            reducible.score_head(manifest, tensors),
             images.calibration,
             images.good,
             wanted.method,
@@ -195,6 +193,7 @@ def add_precision(
             wanted.int8_rest,
             wanted.modelopt_python,
             progress,
+            reducible.networks,
         )
     graphs, added = _write_graphs(name, converted.model, reducible, manifest, scratch, describe)
     precision = Precision(
@@ -239,17 +238,19 @@ def _run_gate(
 
 
 def _write_graphs(
-    name: str, features: onnx.ModelProto, reducible: ReducibleHead, manifest: Manifest, scratch: Path, describe: Any
+    name: str, model: onnx.ModelProto, reducible: Reducible, manifest: Manifest, scratch: Path, describe: Any
 ) -> tuple[dict[str, Graph], dict[str, Path | bytes]]:
-    assert manifest.bank is not None, "reducible methods have a file with tensors"
-    bank = BankFile(scratch / manifest.bank)
-    score = reducible.score_graph(features, manifest.head, bank, manifest.input.size, manifest.max_batch)
-    graphs: dict[str, Graph] = {}
+    """Write the graphs of a precision; those that do not change are the files of FP32."""
+    graphs = dict(manifest.graphs)
     added: dict[str, Path | bytes] = {}
-    for graph_name, model in (("features", features), ("score", score)):
+    for graph_name, reduced in reducible.reduced_graphs(model, manifest, scratch).items():
+        if name == "fp16":
+            # AutoCast gives different sizes the same symbolic name (those of a UNet), and ONNX Runtime then puts both
+            # tensors into one buffer. Without value_info, shapes are inferred anew.
+            del reduced.graph.value_info[:]
         file = f"{graph_name}.{name}.onnx"
-        graphs[graph_name] = msgspec.structs.replace(describe(graph_name, model), file=file)
-        onnx.save(model, scratch / file)
+        graphs[graph_name] = msgspec.structs.replace(describe(graph_name, reduced), file=file)
+        onnx.save(reduced, scratch / file)
         onnx.checker.check_model(str(scratch / file), full_check=True)
         added[file] = scratch / file
     return graphs, added

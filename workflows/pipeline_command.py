@@ -15,6 +15,7 @@ from flawscope.config import flatten
 from flawscope.datasets.advice import advise
 from flawscope.datasets.data_options import SMALLEST_DEFECT
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.methods import method as method_of
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.train_command import AUTO, TrainingCommand, TrainingRequest, training_options
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
     from flawscope.calibration.evaluation.figures import Figures
     from flawscope.workflows.pipeline import Plan, Stage
 
+_OF_DETECTORS = {
+    "false_reject_rate": "--false-reject-rate",
+    "confidence": "--confidence",
+    "defect_px": "--smallest-defect",
+    "budget_ms": "--budget-ms",
+}
+"""Parameter -> its option, which a generator has no use for."""
 _STAGES = ("train", "extractor", "threshold", "evaluation")
 
 
 @click.command(cls=TrainingCommand)
-@training_options("detector", takes_auto=True)
+@training_options("detector", "generator", takes_auto=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for run, bundle and report.")
 @click.option(
     "--false-reject-rate",
@@ -49,6 +57,13 @@ _STAGES = ("train", "extractor", "threshold", "evaluation")
 @click.option(
     "--budget-ms", type=float, metavar="MS", help="Time for one image; the evaluation says whether it was kept."
 )
+@click.option(
+    "--draw",
+    "drawn",
+    type=int,
+    metavar="N",
+    help="base, embedding, inpainting: images drawn of each defect type when it is exported.  [default: 4]",
+)
 @OVERWRITE
 def pipeline(
     request: TrainingRequest,
@@ -58,6 +73,7 @@ def pipeline(
     skipped: tuple[str, ...],
     defect_px: float | None,
     budget_ms: float | None,
+    drawn: int | None,
     overwrite: bool,
 ) -> int:
     """Train METHOD, export, set thresholds and evaluate: from a folder of images to a bundle with its report.
@@ -68,7 +84,17 @@ def pipeline(
     Writes run/, CATEGORY.flaw, report/ and evaluation.json to --out. With --skip train, settings are those of the run
     in --out, and others are refused; with one exception: an extractor of ddad is trained on the denoiser of that run,
     and the run is rewritten. The exit status is 1 when a test image could not be scored.
+
+    base, embedding and inpainting draw defects: they are trained, exported, and a few images are drawn, with a contact
+    sheet in drawn/. Nothing is scored, so there are no thresholds and no report; the exit status is 1 when no image of
+    a defect type was accepted.
     """
+    if request.method != AUTO and method_of(request.method).kind == "generator":
+        return _draw_defects(request, out, frozenset(skipped), drawn, overwrite)
+    if drawn is not None:
+        raise ArgumentError(
+            f"--draw: expected it with base, embedding or inpainting, got it with {request.method}. Leave it out."
+        )
     # Here and not above: torch, SciPy and Matplotlib come with it, and --help must work without them.
     try:
         from flawscope.workflows.pipeline import run_pipeline
@@ -87,6 +113,54 @@ def pipeline(
     for fault in faults:
         echo(f"fault: {fault.image}: {fault.reason}", err=True)
     return 1 if faults else 0
+
+
+def _draw_defects(
+    request: TrainingRequest, out: Path, skipped: frozenset[str], drawn: int | None, overwrite: bool
+) -> int:
+    """Run the pipeline of a generator; options of detectors are refused."""
+    context = click.get_current_context()
+    given = [
+        option
+        for name, option in _OF_DETECTORS.items()
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    given += [f"--skip {name}" for name in sorted(skipped - {"train"})]
+    given += [] if request.drawn_check else ["--no-drawn-check"]
+    given += [] if request.weights is None else ["--weights"]
+    if given:
+        raise ArgumentError(f"{given[0]}: expected none with {request.method}, which scores no images. Leave it out.")
+    try:
+        from flawscope.training.synthesis.generator_run import read_synthesis_run
+        from flawscope.workflows.pipeline import run_below
+        from flawscope.workflows.synth_pipeline import DRAWN, SynthPlan, run_synth_pipeline
+    except ModuleNotFoundError as err:
+        raise MissingExtra("the pipeline", str(err.name), "all") from err
+    started = time.perf_counter()
+    recorded: dict[str, Any] = {}
+    if "train" in skipped:
+        recorded = flatten(read_synthesis_run(run_below(out)).record.config)
+        if recorded["method"] != request.method:
+            raise ArgumentError(
+                f"METHOD: expected {recorded['method']}, the method of {run_below(out)}, got {request.method}. Name "
+                "that method, or leave --skip train out."
+            )
+    plan = SynthPlan(
+        config=request.read_config(recorded, {}),
+        dataset=request.open_dataset(),
+        out=out,
+        resume=request.resume,
+        trains="train" not in skipped,
+        drawn=DRAWN if drawn is None else drawn,
+        command=command_line(),
+        overwrite=overwrite,
+    )
+    record = run_synth_pipeline(plan, bars=progress_bars, announce=_show)
+    echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
+    empty = [key for key, defect in record.defects.items() if defect.accepted == 0]
+    if empty:
+        echo(f"note: no image of {', '.join(empty)} was accepted: the contact sheet says why.", err=True)
+    return 1 if empty else 0
 
 
 def _advised(request: TrainingRequest, out: Path, uses_earlier_run: bool, defect_px: float | None) -> TrainingRequest:

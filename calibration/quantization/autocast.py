@@ -46,7 +46,13 @@ class Converted:
     version: str
 
 
-def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: Sequence[str] = ()) -> Converted:
+def to_fp16(
+    graph: Path,
+    images: Sequence[UInt8Array],
+    python: Path,
+    quantised: Sequence[str] = (),
+    excluded: Sequence[str] = (),
+) -> Converted:
     """Convert a graph with one input, uint8 [N, H, W, 3], to FP16; see `convert_graph`.
 
     Args:
@@ -54,6 +60,7 @@ def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: 
         images: Prepared images, each uint8 [H, W, 3].
         python: Interpreter with ModelOpt.
         quantised: Operators with Q/DQ nodes around them.
+        excluded: Operators that stay as they are, whatever their values.
 
     Raises:
         ArgumentError: If that interpreter cannot do it.
@@ -62,11 +69,15 @@ def to_fp16(graph: Path, images: Sequence[UInt8Array], python: Path, quantised: 
     if not images:
         raise ArgumentError("calibration: expected at least one normal image, got none.")
     name = onnx.load(graph, load_external_data=False).graph.input[0].name
-    return convert_graph(graph, {name: np.stack(images)}, python, quantised)
+    return convert_graph(graph, {name: np.stack(images)}, python, quantised, excluded)
 
 
 def convert_graph(
-    graph: Path, inputs: Mapping[str, npt.NDArray[Any]], python: Path, quantised: Sequence[str] = ()
+    graph: Path,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    python: Path,
+    quantised: Sequence[str] = (),
+    excluded: Sequence[str] = (),
 ) -> Converted:
     """Convert a graph to FP16.
 
@@ -77,6 +88,7 @@ def convert_graph(
         python: Interpreter with ModelOpt.
         quantised: Operators with Q/DQ nodes around them. They stay as they are, with their Q/DQ nodes: a scale can be
             too small for FP16, and a cast between them would keep them from being computed in INT8.
+        excluded: Operators that stay as they are, whatever their values: a scoring head. They are not among `kept`.
 
     Raises:
         ArgumentError: If that interpreter cannot do it.
@@ -91,7 +103,7 @@ def convert_graph(
         request: dict[str, Any] = {
             "graph": str(scratch / "fp32.onnx"),
             "out": str(scratch / "fp16.onnx"),
-            "exclude": [*quantised, *large],
+            "exclude": [*quantised, *excluded, *large],
             "exclude_types": ["QuantizeLinear", "DequantizeLinear"] if quantised else [],
             "answer": str(scratch / "answer.json"),
         }
@@ -108,7 +120,7 @@ def convert_graph(
         model = onnx.load(scratch / "fp16.onnx")
     # ModelOpt also reports nodes that it has added itself. Of nodes that we have excluded it gives the name of its rule
     # alone; the reason is ours.
-    names = {node.name for node in source.graph.node}
+    names = {node.name for node in source.graph.node} - set(excluded)
     reasons = {node: large.get(node, reason) for node, reason in answer["kept"].items() if node in names}
     _put_weights(model, heavy, graph.parent)
     model.producer_name = "flawscope"

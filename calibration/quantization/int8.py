@@ -44,6 +44,7 @@ class Quantiser:
         images: Prepared normal images, each uint8 [H, W, 3].
         method: How a range is found from a tensor's histogram: `entropy` (least divergence) or `percentile` (99.999).
         progress: Told how many images are done.
+        networks: Modules whose operators may be quantised, as their names begin; empty for all.
 
     Attributes:
         operators: Name of every operator that can be quantised -> its type; those that resample cannot.
@@ -59,6 +60,7 @@ class Quantiser:
         images: Sequence[UInt8Array],
         method: Method = "percentile",
         progress: Callable[[int, int], None] | None = None,
+        networks: tuple[str, ...] = (),
     ) -> None:
         if method not in METHODS:
             raise ArgumentError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
@@ -76,6 +78,7 @@ class Quantiser:
             if node.op_type in OPERATORS
             and any(name in constants for name in node.input[1:2])
             and not node.name.startswith(_RESAMPLING)
+            and (not networks or node.name.startswith(networks))
         }
         # ONNX Runtime would write its augmented graph into the working folder.
         with temporary_folder() as folder:

@@ -41,13 +41,12 @@ from flawscope.config.input_settings import (
     ResizeSettings,
     TiledInputSettings,
 )
-from flawscope.config.labelled_config import LabelledConfig
 from flawscope.config.lafite_settings import LafiteConfig
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Schedule, TrainingDataSettings
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
 from flawscope.config.setting_parts import change_settings, find_part, flatten, from_flat
-from flawscope.config.supervised_settings import LabelledSettings, SegmenterConfig
+from flawscope.config.supervised_settings import LabelledConfig, LabelledSettings, SegmenterConfig
 
 __all__ = [
     "CONFIGS",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from flawscope.config.feature_settings import FeatureSettings
-from flawscope.config.labelled_config import LabelledConfig
 from flawscope.config.loop_settings import LoopSettings, check_decay
 from flawscope.config.setting_parts import check
-from flawscope.config.supervised_settings import LabelledSettings
+from flawscope.config.supervised_settings import LabelledConfig, LabelledSettings
 from flawscope.ranges import MOST_TOP
 
 _MOST_WIDTH = 1024
@@ -25,8 +24,8 @@ class DraemConfig(LabelledConfig, frozen=True, kw_only=True, tag_field="method",
         score_window: The score of an image is the largest mean of its map in a window of so many pixels, odd.
     """
 
-    # The published 700 epochs, shared out: as many steps as on 250 images there, with rates that drop at the same parts.
-    loop: LoopSettings = LoopSettings(epochs=440, batch_size=16, learning_rate=1e-4, schedule="drops", patience=50)
+    # The steps of the published 700 epochs over some 250 images, with rates that drop at the same parts of them.
+    loop: LoopSettings = LoopSettings(epochs=448, batch_size=16, learning_rate=1e-4, schedule="drops", patience=50)
     labelled: LabelledSettings = LabelledSettings(procedural=True)
     width: int = 128
     depth: int = 4

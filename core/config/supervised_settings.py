@@ -26,6 +26,7 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
     Attributes:
         support: Support set of real defects: folder written by `synth support`; null for none.
         drawn: Folders of drawn defects, written by `synth generate`, `synth paste` or `synth perlin`.
+        drawn_number: Most drawn images that are learned from, of every folder and defect type in turn; null for all.
         train_defects: Learn from the anomalous images with masks in the dataset's own train split.
         procedural: Draw anomalies anew for each batch (Perlin noise, as DRAEM does).
         defects: Defect types to learn, as DEFECT or CATEGORY/DEFECT; empty for all that the sources have. Procedural
@@ -40,6 +41,7 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
 
     support: str | None = None
     drawn: tuple[str, ...] = ()
+    drawn_number: int | None = None
     train_defects: bool = False
     procedural: bool = False
     defects: tuple[str, ...] = ()
@@ -58,6 +60,9 @@ class LabelledSettings(SettingPart, frozen=True, kw_only=True):
             # A share of nothing would be a source that is named and never learned from.
             check(0.0 < share < math.inf, f"{name}_share", "a number above 0 (leave the source out instead)", share)
         check(len(set(self.drawn)) == len(self.drawn), "drawn", "different folders", list(self.drawn))
+        if self.drawn_number is not None:
+            check(self.drawn_number >= 1, "drawn_number", "at least 1, or null", self.drawn_number)
+            check(bool(self.drawn), "drawn_number", "null without drawn", self.drawn_number)
         if self.weak_tau is not None:
             check(0.0 <= self.weak_tau < 1.0, "weak_tau", "a probability from 0 to below 1", self.weak_tau)
             check(bool(self.drawn), "weak_tau", "null without drawn, whose boxes it is for", self.weak_tau)
@@ -96,62 +101,73 @@ _SETTING_OF: dict[DefectSourceName, str] = {
 }
 
 
-class SegmenterConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method", tag="segmenter"):
-    """A segmenter of defects on a frozen backbone: a U-shaped decoder (arXiv:1505.04597) that learns from labels.
+class LabelledConfig(TrainedConfig, frozen=True, kw_only=True):
+    """Settings of a detector that learns from labelled defects.
 
     Attributes:
         epoch_batches: Batches of an epoch.
-        width: Channels of the decoder, a multiple of 8.
-        train_encoder: Train the backbone too; the statistics of its batch norm stay fixed.
-        encoder_rate: Learning rate of the backbone, as a share of `learning_rate`.
         gamma: Exponent of the focal loss (arXiv:1708.02002).
         defective_share: Share of anomalous images in a batch.
         flip: Mirror half of the images left to right.
         flip_vertical: Mirror half of the images top to bottom.
         shift: Largest shift, as a share of the sides; borders are continued by reflection.
-        top: The score of an image is the mean of so many pixels of its map, the highest ones (DeSTSeg).
-        weight_decay: Weight decay of AdamW.
     """
 
-    features: FeatureSettings = FeatureSettings()
     input: LineInputSettings = LineInputSettings()
-    maps: MapSettings = MapSettings(sigma=0.0)
     split: HeldOutSettings = HeldOutSettings()
-    loop: LoopSettings = LoopSettings(
-        epochs=40, batch_size=16, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema=0.98, patience=10
-    )
     data: TrainingDataSettings = TrainingDataSettings(validation=0.1)
     labelled: LabelledSettings = LabelledSettings()
     epoch_batches: int = 25
-    width: int = 48
-    train_encoder: bool = False
-    encoder_rate: float = 0.1
     gamma: float = 2.0
     defective_share: float = 0.5
     flip: bool = True
     flip_vertical: bool = False
     shift: float = 0.03
-    top: int = 100
-    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(1 <= self.epoch_batches <= 1_000_000, "epoch_batches", "1 to 1,000,000", self.epoch_batches)
         check(self.loop.batch_size >= 2, "batch_size", "at least 2, of which one is normal", self.loop.batch_size)
-        check(8 <= self.width <= 1024 and self.width % 8 == 0, "width", "a multiple of 8, 8 to 1024", self.width)
-        backbone = self.features.backbone
-        can_learn = not self.train_encoder or backbone != "scattering"
-        check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", backbone)
-        check(0.0 < self.encoder_rate <= 1.0, "encoder_rate", "a share above 0 up to 1", self.encoder_rate)
         check(0.0 <= self.gamma <= 10.0, "gamma", "0 to 10", self.gamma)
         check(0.0 < self.defective_share < 1.0, "defective_share", "a share above 0 and below 1", self.defective_share)
         check(0.0 <= self.shift <= 0.25, "shift", "a share from 0 to 0.25", self.shift)
-        height, width = self.preprocessing.size
-        most = min(MOST_TOP, height * width)
-        check(1 <= self.top <= most, "top", f"1 to {most} pixels", self.top)
-        check_decay(self.weight_decay)
 
     @property
     def anomalous(self) -> int:
         """Number of anomalous images in a batch: at least one, and at least one fewer than the batch."""
         return min(max(1, round(self.loop.batch_size * self.defective_share)), self.loop.batch_size - 1)
+
+
+class SegmenterConfig(LabelledConfig, frozen=True, kw_only=True, tag_field="method", tag="segmenter"):
+    """A segmenter of defects on a frozen backbone: a U-shaped decoder (arXiv:1505.04597) that learns from labels.
+
+    Attributes:
+        width: Channels of the decoder, a multiple of 8.
+        train_encoder: Train the backbone too; the statistics of its batch norm stay fixed.
+        encoder_rate: Learning rate of the backbone, as a share of `learning_rate`.
+        top: The score of an image is the mean of so many pixels of its map, the highest ones (DeSTSeg).
+        weight_decay: Weight decay of AdamW.
+    """
+
+    features: FeatureSettings = FeatureSettings()
+    maps: MapSettings = MapSettings(sigma=0.0)
+    loop: LoopSettings = LoopSettings(
+        epochs=40, batch_size=16, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema=0.98, patience=10
+    )
+    width: int = 48
+    train_encoder: bool = False
+    encoder_rate: float = 0.1
+    top: int = 100
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(8 <= self.width <= 1024 and self.width % 8 == 0, "width", "a multiple of 8, 8 to 1024", self.width)
+        backbone = self.features.backbone
+        can_learn = not self.train_encoder or backbone != "scattering"
+        check(can_learn, "backbone", "a network that can be trained (train_encoder is set)", backbone)
+        check(0.0 < self.encoder_rate <= 1.0, "encoder_rate", "a share above 0 up to 1", self.encoder_rate)
+        height, width = self.preprocessing.size
+        most = min(MOST_TOP, height * width)
+        check(1 <= self.top <= most, "top", f"1 to {most} pixels", self.top)
+        check_decay(self.weight_decay)

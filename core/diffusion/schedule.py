@@ -21,6 +21,9 @@ from flawscope.errors import ArgumentError
 TRAINED_STEPS = 1000
 """Noise levels (timesteps) of the training."""
 
+Spacing = Literal["leading", "trailing", "linspace"]
+"""Timestep spacing; see `Sampling`."""
+
 Denoise = Callable[[Float32Array, int], Float32Array]
 """Noisy images float32 [N, C, h, w] and a timestep → the predicted noise, of the same shape."""
 
@@ -56,7 +59,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beta_end: float = 0.02
     start: int = 250
     steps: int = 25
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Spacing = "leading"
     offset: int = 0
     eta: float = 0.0
     level: Literal["first", "start"] = "first"

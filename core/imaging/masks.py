@@ -5,6 +5,7 @@ A mask of grey levels has a defect above half of full scale, so that a soft edge
 word. What a file is, its values tell:
 
     * Where it has one colour and an alpha channel that varies, the alpha is the mask.
+    * Where it is stored with loss and nothing in it is above 32, every value from half of its largest on is a defect.
     * Where it is stored without loss and has at most 16 values above 0, they are class numbers if none is of the upper
       half, or if those of the lower half are at most 32 and no edges of brighter areas. An edge lies between two
       levels; an area of a class has no darker neighbour.
@@ -91,6 +92,9 @@ def understand_mask(data: bytes, name: str = "mask", *, is_indexed: bool = False
         alpha = decode_alpha(data)
         if alpha is not None and alpha.shape == values.shape and alpha.min() != alpha.max():
             return MaskReading(np.asarray(alpha > np.iinfo(alpha.dtype).max // 2), int(alpha.max()), is_from_alpha=True)
+    # Without any bright area there is no edge whose compression could leave such values: they are 0 and 1 of a mask.
+    if facts.format in _LOSSY and 0 < largest <= _LARGEST_CLASS:
+        return MaskReading(np.asarray(2 * values.astype(np.int32) >= largest), largest, (largest,))
     low = (values > 0) & (values <= half)
     if facts.format in _LOSSY or not low.any():
         return MaskReading(np.asarray(values > half), largest)

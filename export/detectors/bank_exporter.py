@@ -12,9 +12,10 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
+from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bank_names import bank_names, norm_names
-from flawscope.bundle import BankHead, PatchcoreHead, Upkeep, with_room
+from flawscope.bundle import BankHead, Manifest, PatchcoreHead, Upkeep, with_room
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors import head_nodes
 from flawscope.export.detectors.head_nodes import BankFile
@@ -53,6 +54,9 @@ class BankExporter:
     graph_words = "score.onnx, cpu"
     other_paths = ("kernel",)
     traced = ("patches",)
+    converted = "features"
+    precisions: tuple[str, ...] = ("fp16", "int8")
+    networks: tuple[str, ...] = ()
 
     @property
     def reducible(self) -> BankExporter:
@@ -99,6 +103,24 @@ class BankExporter:
     ) -> onnx.ModelProto:
         """Return features and head as one graph."""
         return head_nodes.append_head(features, head, bank, size, max_batch, self.nodes)
+
+    def score_head(self, manifest: Manifest, tensors: Mapping[str, npt.NDArray[Any]]) -> Any:
+        """Return the head on patches, by NumPy and the native kernels."""
+        return methods.scorer_of(manifest.method).head(manifest.head, tensors, manifest.input.size)
+
+    def examples(self, bundle: Path, images: Sequence[UInt8Array]) -> dict[str, npt.NDArray[Any]]:
+        """Return the images themselves."""
+        return {"image": np.stack(images)}
+
+    def reduced_graphs(self, model: onnx.ModelProto, manifest: Manifest, scratch: Path) -> dict[str, onnx.ModelProto]:
+        """Return the features, and the whole graph: the same features with the head in FP32."""
+        assert manifest.bank is not None, "a bank exporter writes a bank"
+        bank = BankFile(scratch / manifest.bank)
+        head: Any = manifest.head
+        return {
+            "features": model,
+            "score": self.score_graph(model, head, bank, manifest.input.size, manifest.max_batch),
+        }
 
     def reference(self, run: Run, head: BankHead, images: Sequence[UInt8Array]) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores by plain torch."""

@@ -30,6 +30,7 @@ from flawscope.bundle import (
     write_bundle,
 )
 from flawscope.config import flatten
+from flawscope.config.setting_parts import tag_of
 from flawscope.errors import ArgumentError, RunError
 from flawscope.export.exporter import ExportedGraphs, Exporter, exporter_of
 from flawscope.export.graph_files import describe_graph
@@ -90,17 +91,25 @@ def export_run(
         wanted.check()
     check_replaceable(out, "manifest.json", overwrite=overwrite)  # before the work, not after
     run = read_run(path)
-    if wanted is not None and wanted.precisions and exporter_of(run.record).reducible is None:
-        raise ArgumentError(
-            f"--precision {wanted.precisions[0]}: expected a run of patchcore or padim, got one without a memory "
-            "bank, which has FP32 alone. Leave it out."
-        )
+    if wanted is not None:
+        _check_precisions(wanted, exporter_of(run.record), run)
     samples = [(sample.name, read_encoded(sample)) for sample in run.samples]
     if not samples:
         raise RunError(f"{path}: expected sample images in samples/, got none. Train again.")
     # Beside the bundle, not in /tmp: the graphs of a large detector may not fit there.
     with temporary_folder(out.parent) as scratch, storage_errors(out):
         return _export(run, out, scratch, samples, max_batch, wanted, bank_room, command, progress, overwrite)
+
+
+def _check_precisions(wanted: Wanted, exporter: Exporter, run: Run) -> None:
+    """Raise ArgumentError if the method of a run has not all of the precisions that are wanted."""
+    offered = ("fp32",) if exporter.reducible is None else ("fp32", *exporter.reducible.precisions)
+    for name in wanted.precisions:
+        if name not in offered:
+            method = tag_of(type(run.record.config))
+            raise ArgumentError(
+                f"--precision {name}: expected one that {method} has ({', '.join(offered)}), got {name}. Leave it out."
+            )
 
 
 def _export(

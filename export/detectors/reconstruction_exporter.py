@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import safetensors.numpy
 import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import DdadHead, DsadHead, ReconstructionHead
-from flawscope.export.exporter import ExportedGraphs, ReducibleHead
+from flawscope.bundle import DdadHead, DsadHead, Manifest, ReconstructionHead, open_bundle
+from flawscope.diffusion.schedule import plan_steps
+from flawscope.export.exporter import ExportedGraphs
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_network
+from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_run import Run
 from flawscope.training.detectors.torch_scores import reconstruction_scores
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
@@ -36,7 +40,14 @@ class ReconstructionExporter:
     graph_words = "denoise.onnx and the others, cpu"
     other_paths: tuple[str, ...] = ()
     traced: tuple[str, ...] | None = None
-    reducible: ReducibleHead | None = None
+    converted = "denoise"
+    precisions: tuple[str, ...] = ("fp16",)
+    networks: tuple[str, ...] = ()
+
+    @property
+    def reducible(self) -> ReconstructionExporter:
+        """This exporter: the denoiser, which is run in every step, in FP16; all else stays in FP32."""
+        return self
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> ReconstructionHead:
         """Return the head; its scale is measured on the sample images."""
@@ -56,6 +67,24 @@ class ReconstructionExporter:
             for name, model in reconstruction_graphs(reconstruction, size, max_batch)
         }
         return ExportedGraphs(graphs, noise.name)
+
+    def score_head(self, manifest: Manifest, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Return None: the denoiser has neither patches nor a score, and is not quantised to INT8."""
+
+    def examples(self, bundle: Path, images: Sequence[UInt8Array]) -> dict[str, npt.NDArray[Any]]:
+        """Return inputs of the denoiser, at the timesteps of the sampling in turn."""
+        head: Any
+        with open_bundle(bundle) as opened:
+            head = opened.manifest.head
+            inspector = Inspector(opened, "cpu", "graph", is_candidate=True)
+            parts = inspector.scorer.parts(np.stack(images))
+            inputs = next(dict(part.inputs) for part in parts if part.name == "denoise")
+        timesteps = np.array([step.timestep for step in plan_steps(head.sampling)], np.int64)
+        return inputs | {"timestep": np.resize(timesteps, len(images))}
+
+    def reduced_graphs(self, model: onnx.ModelProto, manifest: Manifest, scratch: Path) -> dict[str, onnx.ModelProto]:
+        """Return the denoiser."""
+        return {"denoise": model}
 
     def reference(
         self, run: Run, head: ReconstructionHead, images: Sequence[UInt8Array]

@@ -23,6 +23,7 @@ from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.runs import RECORD
 from flawscope.runtime.synthesis.embedding_files import read_embedding
+from flawscope.training.diffusion.autoencoder_network import refuse_file
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base, restore_base
 from flawscope.training.synthesis.generator_run import SUPPORT, SynthesisRun, read_synthesis_run
 from flawscope.training.synthesis.generator_trainer import generator_trainer_of
@@ -139,6 +140,7 @@ def _check_no_base(base: Path | None, path: Path) -> None:
 
 
 def _open_base_of(run: SynthesisRun, base: Path, placeholder: str) -> SynthesisBase:
+    refuse_file(base)
     if not base.is_dir():
         raise RunError(
             f"{run.path}: expected its base in {base}, as when it was trained, got no such folder. Name the folder of "

@@ -33,6 +33,7 @@ _OTHERS = (
     ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
     ("control_model.", "a ControlNet checkpoint"),
     ("controlnet_cond_embedding.", "a ControlNet checkpoint"),
+    ("quantize.embedding.", "an autoencoder of the VQ kind"),
     ("motion_modules.", "an AnimateDiff checkpoint"),
     ("cond_stage_model.transformer.encoder.block.", "a checkpoint with a T5 text encoder"),
     ("diffusion_model.transformer_blocks.", "a diffusion transformer"),

@@ -1,18 +1,16 @@
-"""Commands `flawscope synth generate` and `flawscope synth dataset`: draw defects, and build datasets from them."""
+"""Command `flawscope synth generate`: draw defects on normal images with a bundle."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
 
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.datasets import open_categories, open_dataset
-from flawscope.datasets.data_options import CATEGORIES, CATEGORY, PATH, data_option, split_categories
+from flawscope.datasets import open_categories
+from flawscope.datasets.data_options import CATEGORIES, PATH, data_option, split_categories
 from flawscope.datasets.defects.set_files import SHEET
-from flawscope.datasets.defects.support_set import read_support
 from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
@@ -34,7 +32,6 @@ from flawscope.runtime.synthesis.generation import generate_images
 from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
 from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
-from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
 from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
@@ -61,8 +58,12 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 )
 @data_option("The dataset with the normal images.", required=False)
 @CATEGORIES
-@click.option("--image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set.")
-@click.option("--mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes.")
+@click.option(
+    "--image", "--image_prompt", "image", type=PATH, metavar="FILE", help="Draw on this normal image, not on a box set."
+)
+@click.option(
+    "--mask", "--mask_prompt", "mask", type=PATH, metavar="FILE", help="With --image: white is where the defect goes."
+)
 @click.option(
     "--defect",
     "defects",
@@ -70,7 +71,9 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     metavar="NAME",
     help="Defect type; can be repeated. Default: all types of the box set.",
 )
-@click.option("--text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]")
+@click.option(
+    "--text", "--prompt", "text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]"
+)
 @click.option(
     "--texts",
     type=click.Choice(["auto", "lines", "bundle"]),
@@ -130,15 +133,23 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     show_default=True,
     help="Seed of the first image; each next one has the next number.",
 )
-@click.option("--steps", "--num_inference_steps", "steps", type=int, help="Denoising steps.  [default: the bundle's]")
+@click.option(
+    "--steps",
+    "--num_inference_steps",
+    "--ddim_steps",
+    "steps",
+    type=int,
+    help="Denoising steps.  [default: the bundle's]",
+)
 @click.option(
     "--guidance",
     "--guidance_scale",
+    "--scale",
     "guidance",
     type=float,
     help="Weight of the text, above 1.  [default: the bundle's]",
 )
-@click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
+@click.option("--eta", "--ddim_eta", "eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
 @click.option(
     "--text-noise",
     type=float,
@@ -187,7 +198,9 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     is_flag=True,
     help="Keep the whole decoded image: pixels outside the box change too.",
 )
-@click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)  # of MvP-Diff: here always
+# Two of MvP-Diff: masks are always written here, and weights are in the bundle.
+@click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)
+@click.option("--checkpoint_dir", "--lora_dir", "weights", hidden=True)
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
 @trusted_keys_option
@@ -228,6 +241,7 @@ def generate(
     tone: Tone | None,
     parity: bool,
     is_extracting: bool,
+    weights: str | None,
     out: Path,
     overwrite: bool,
 ) -> None:
@@ -241,6 +255,11 @@ def generate(
     _check_sources((boxes, masks), (data, *categories), (image, mask, text), defects)
     if per_image is not None and masks is None:
         raise click.UsageError("Expected --per-image with --masks, got it without. Leave it out.")
+    if weights is not None:
+        raise click.UsageError(
+            f"Expected base and LoRA in BUNDLE, as flawscope export writes it, got {weights} to take them from. Leave "
+            "--checkpoint_dir and --lora_dir out."
+        )
     if is_extracting:
         echo("note: --extract_mask: precise masks are always written", err=True)
     options = DrawOptions(
@@ -386,7 +405,7 @@ def _print_counts(record: GenerateRecord) -> None:
     for key, defect in record.defects.items():
         left = f", {defect.summary.rejected} rejected"
         if settings.keep_all or settings.best_of > 1:
-            left = f", of {defect.summary.pictures} drawn"
+            left = f", {defect.summary.pictures} drawn"
         echo(f"{key}: {defect.accepted} accepted of {defect.wanted} wanted{left}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary.counts.items() if count)
     because = f": {reasons}" if reasons else ""
@@ -399,63 +418,3 @@ def _print_counts(record: GenerateRecord) -> None:
         echo(f"in all: {accepted} accepted; {summary.rejected} of {summary.pictures} do not pass the filter{because}")
     else:
         echo(f"in all: {accepted} accepted, {summary.rejected} rejected{because}")
-
-
-@click.command()
-@click.argument("generated", type=PATH)
-@data_option("The real dataset.", required=True)
-@CATEGORY
-@click.option(
-    "--layout",
-    type=click.Choice(["mvtec", "anogen"]),
-    default="mvtec",
-    show_default=True,
-    help="mvtec: generated and real images; anogen: generated images as AnoGen's makeDataset names them.",
-)
-@click.option(
-    "--labels",
-    type=click.Choice(["precise", "box"]),
-    default="precise",
-    show_default=True,
-    help="Precise masks, or the boxes that were asked for.",
-)
-@click.option(
-    "--support",
-    type=PATH,
-    metavar="DIR",
-    help="Support set: leave near duplicates of its images out of the test split, too.",
-)
-@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
-@OVERWRITE
-def dataset(
-    generated: Path,
-    data: Path,
-    category: str | None,
-    layout: DatasetLayout,
-    labels: Labels,
-    support: Path | None,
-    out: Path,
-    overwrite: bool,
-) -> None:
-    """Make a dataset of the accepted images of GENERATED and of real images.
-
-    Drawn images are training images. Images that the bundle learned defects from are left out of the test split;
-    DIR/dataset.json names them.
-    """
-    real = open_dataset(data, category)
-    with progress_bars() as report:
-        record = write_synth_dataset(
-            generated,
-            real,
-            out,
-            layout=layout,
-            labels=labels,
-            support=None if support is None else read_support(support),
-            progress=partial(report, "writing images"),
-            overwrite=overwrite,
-        )
-    # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
-    drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
-    echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
-    echo(f"left out: {record.rejected} rejected drawings, {len(record.left_out)} real images (dataset.json)")
-    echo(f"overview: {out / SHEET}")

@@ -107,10 +107,10 @@ def generate_images(
                 break
             pending, total = rejected, total + len(rejected) * settings.best_of
         # Counted over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
-        wanted = Counter(site.key for _, site in tasks)
+        asked_for = Counter(site.key for _, site in tasks)
         weights = {} if distance is None else distance.files
         resized = sum(site in fitted for _, site in tasks)
-        record = writer.finish(wanted, time.perf_counter() - started, in_test, lines or {}, weights, resized)
+        record = writer.finish(asked_for, time.perf_counter() - started, in_test, lines or {}, weights, resized)
     return record
 
 

@@ -94,6 +94,7 @@ def _import_checkpoint(file: TensorFile, out: Path, options: CheckpointOptions) 
         echo(f"{out / path}")
     weights = ", the averaged weights (EMA)" if converted.averaged else ""
     echo(f"{file.path}: {converted.kind.value}{weights}")
+    echo(f"licence: {converted.licence or 'unknown, which bundles then state: name it with --licence'}")
     if converted.left_out:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(converted.left_out.items()))
         echo(f"left out: {listed}")

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 
 from flawscope.arrays import Float32Array
-from flawscope.errors import DataError
-from flawscope.files import atomic_file, atomic_folder, write_text
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import atomic_file, atomic_folder, check_new_file, write_text
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.synthesis.checkpoint_kinds import Kind, kind_of
 from flawscope.tensor_files import TensorEntry, TensorFile, open_tensors, write_tensors
@@ -38,12 +38,23 @@ DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 _MAX_BYTES = 4 << 30
 _METADATA = "lora_adapter_metadata"  # as diffusers since 0.34 keeps rank and alpha
 _PREFIXES = {"unet.": "unet", "text_encoder.": "text"}
+_TEXT_NAMES = ("text_model.", "model.")  # of CLIP, and of the BERT of LDM
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text"}
 # Of kohya, of diffusers today, of its first releases, and of peft with the name of its adapter.
 _MATRIX = re.compile(
     r"(?P<layer>.+?)(?:\.lora_(?P<ab>[AB])(?:\.[\w-]+)?|\.lora_(?P<kohya>down|up)"
     r"|\.lora\.(?P<old>down|up)|\.lora_linear_layer\.(?P<linear>down|up)|_lora\.(?P<oldest>down|up))\.weight"
 )
+
+
+class _Settings(msgspec.Struct):
+    """What decides about the scale, of the settings of an adapter of peft."""
+
+    peft_type: str = "LORA"
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+    use_dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,12 +121,14 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(place, form, _layers(file, settings))
 
 
-def _layers(file: TensorFile, settings: Mapping[str, Any]) -> tuple[LoraLayer, ...]:
+def _layers(file: TensorFile, settings: Mapping[str, _Settings]) -> tuple[LoraLayer, ...]:
     matrices: dict[tuple[str, str], dict[str, TensorEntry]] = {}
     alphas: dict[tuple[str, str], float] = {}
     for name, entry in file.tensors.items():
         if name.endswith(".alpha"):
-            alphas[_place(name.removesuffix(".alpha"))] = float(np.asarray(entry.read()).reshape(-1)[0])
+            if math.prod(entry.shape) != 1:
+                raise DataError(f"{file.path}: {name}: expected one number, got {list(entry.shape)}. Get it again.")
+            alphas[_place(name.removesuffix(".alpha"))] = float(entry.read().reshape(-1)[0])
             continue
         match = _MATRIX.fullmatch(name)
         if match is None:
@@ -160,87 +173,114 @@ def _place(layer: str) -> tuple[str, str]:
     return ("text" if layer.startswith("text_model.") else ""), layer
 
 
-def _alpha(settings: Mapping[str, Any], place: str, name: str, rank: int) -> float:
-    """Return alpha by the settings of peft, a table for each part or one for all."""
-    own = {
-        key.removeprefix(prefix): value
-        for prefix in ({"unet": "unet.", "text": "text_encoder."}.get(place, ""),)
-        for key, value in settings.items()
-        if key.startswith(prefix)
-    }
-    pattern = own.get("alpha_pattern") or {}
-    value = next((pattern[key] for key in pattern if name == key or name.endswith(f".{key}")), own.get("lora_alpha"))
+def _alpha(settings: Mapping[str, _Settings], place: str, name: str, rank: int) -> float:
+    """Return alpha by the settings of peft for a part of the model."""
+    own = settings.get(place) or _Settings()
+    pattern = own.alpha_pattern
+    value = next((pattern[key] for key in pattern if name == key or name.endswith(f".{key}")), own.lora_alpha)
     if value is None:
         return float(rank)
     # alpha / sqrt(rank) in place of alpha / rank (arXiv:2312.03732).
-    return float(value) * (math.sqrt(rank) if own.get("use_rslora") else 1.0)
+    return value * math.sqrt(rank) if own.use_rslora else value
 
 
-def _peft_settings(path: Path) -> dict[str, Any]:
+def _peft_settings(path: Path) -> dict[str, _Settings]:
+    """Return the settings of an adapter of peft, which say of no part; they hold for all."""
     try:
-        settings = msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=dict[str, Any])
+        settings = msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=_Settings)
     except (OSError, *NOT_JSON) as err:
         raise DataError(f"{path}: expected the settings of an adapter of peft, got: {err}. Get it again.") from err
-    kind = settings.get("peft_type", "LORA")
-    if kind != "LORA" or settings.get("use_dora"):
-        raise DataError(
-            f"{path}: expected an adapter of the type LORA, got {'DoRA' if kind == 'LORA' else kind}. Take another."
-        )
-    return settings
+    if settings.peft_type != "LORA" or settings.use_dora:
+        got = "DoRA" if settings.use_dora else settings.peft_type
+        raise DataError(f"{path}: expected an adapter of the type LORA, got {got}. Take another.")
+    return dict.fromkeys(("", *_PREFIXES.values()), settings)
 
 
-def _diffusers_settings(file: TensorFile) -> dict[str, Any]:
+def _diffusers_settings(file: TensorFile) -> dict[str, _Settings]:
+    """Return the settings for each part that are in the metadata."""
     try:
-        return msgspec.json.decode(file.metadata.get(_METADATA, "{}"), type=dict[str, Any])
+        stored = msgspec.json.decode(file.metadata.get(_METADATA, "{}"), type=dict[str, Any])
+        by_part = {
+            place: {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+            for prefix, place in _PREFIXES.items()
+        }
+        return {place: msgspec.convert(values, _Settings) for place, values in by_part.items()}
     except NOT_JSON as err:
         raise DataError(f"{file.path}: expected settings in its metadata, got: {err}. Get it again.") from err
 
 
-def write_lora(path: Path, matrices: Mapping[str, Float32Array], alpha: float, form: Form) -> None:
-    """Write the LoRA of a UNet, whole or not at all.
+def write_lora(
+    path: Path,
+    unet: Mapping[str, Float32Array],
+    alpha: float,
+    form: Form,
+    *,
+    text: Mapping[str, Float32Array] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the LoRA of a UNet and a text encoder, whole or not at all.
 
     Args:
         path: The file (.safetensors) to write; for peft a folder.
-        matrices: Layer with dots + `.lora_A.weight` or `.lora_B.weight` -> float32 matrix.
+        unet: Layer with dots + `.lora_A.weight` or `.lora_B.weight` -> float32 matrix.
         alpha: Alpha of all layers.
         form: Whose names and settings the file gets.
+        text: The same for the text encoder.
+        overwrite: Whether an earlier one that lies there may be replaced.
 
     Raises:
-        ArgumentError: If `path` is taken.
+        ArgumentError: If `path` is taken, or the form is that of peft, which holds one network, and there are two.
         StorageError: If the system refuses to write.
     """
-    ranks = {len(matrix) for name, matrix in matrices.items() if name.endswith(".lora_A.weight")}
-    settings = {"r": max(ranks, default=1), "lora_alpha": alpha, "target_modules": sorted(_targets(matrices))}
+    # Versions of transformers differ in whether they name the model before its layers; files of LoRA do.
+    named = {
+        name if name.startswith(_TEXT_NAMES) else f"text_model.{name}": value for name, value in (text or {}).items()
+    }
     if form == "peft":
-        plain = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "lora_dropout": 0.0, **settings}
-        tensors = {f"base_model.model.{name}": _held(matrix) for name, matrix in matrices.items()}
-        with atomic_folder(path) as unfinished:
-            write_text(unfinished / PEFT_SETTINGS, json.dumps(plain, indent=2, sort_keys=True) + "\n")
+        if named:
+            raise ArgumentError(
+                "form: expected diffusers or kohya for a LoRA of UNet and text encoder, got peft, whose files hold one "
+                "network."
+            )
+        plain = {"peft_type": "LORA", "bias": "none", "inference_mode": True, "lora_dropout": 0.0}
+        tensors = {f"base_model.model.{name}": _held(matrix) for name, matrix in unet.items()}
+        with atomic_folder(path, replace_if=PEFT_SETTINGS, overwrite=overwrite) as unfinished:
+            content = json.dumps({**plain, **_written_settings(unet, alpha)}, indent=2, sort_keys=True)
+            write_text(unfinished / PEFT_SETTINGS, content + "\n")
             write_tensors(unfinished / PEFT_WEIGHTS, tensors, {"format": "pt"})
         return
+    check_new_file(path, overwrite=overwrite)
+    parts = {"unet": unet, **({"text": named} if named else {})}
     if form == "diffusers":
-        tensors = {f"unet.{name}": _held(matrix) for name, matrix in matrices.items()}
-        texts = {_METADATA: json.dumps({f"unet.{key}": value for key, value in settings.items()}, sort_keys=True)}
-    else:
-        tensors = {}
-        for name, matrix in matrices.items():
-            layer, _, side = name.removesuffix(".weight").rpartition(".")
-            flat = "lora_unet_" + layer.replace(".", "_")
-            tensors[f"{flat}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = _held(matrix)
-            tensors[f"{flat}.alpha"] = _held(np.array(alpha, np.float32))
-        texts = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(settings["r"]),
-            "ss_network_alpha": str(alpha),
+        prefixes = {place: prefix for prefix, place in _PREFIXES.items()}
+        tensors = {prefixes[place] + name: _held(part[name]) for place, part in parts.items() for name in part}
+        settings = {
+            prefixes[place] + key: value
+            for place, part in parts.items()
+            for key, value in _written_settings(part, alpha).items()
         }
+        texts = {_METADATA: json.dumps(settings, sort_keys=True)}
+    else:
+        prefixes = {place: prefix for prefix, place in _KOHYA.items()}
+        tensors = {}
+        for place, part in parts.items():
+            for name, matrix in part.items():
+                layer, _, side = name.removesuffix(".weight").rpartition(".")
+                flat = prefixes[place] + layer.replace(".", "_")
+                tensors[f"{flat}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = _held(matrix)
+                tensors[f"{flat}.alpha"] = _held(np.array(alpha, np.float32))
+        rank = _written_settings(unet, alpha)["r"]
+        texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     with atomic_file(path) as temporary:
         write_tensors(temporary, tensors, {"format": "pt", **texts})
 
 
-def _targets(matrices: Mapping[str, Float32Array]) -> set[str]:
-    """Return the ends of the layers' names, as peft looks for them."""
+def _written_settings(matrices: Mapping[str, Float32Array], alpha: float) -> dict[str, Any]:
+    """Return rank, alpha and the ends of the layers' names, as peft looks for them."""
     layers = {name.removesuffix(".weight").rpartition(".")[0] for name in matrices}
-    return {".".join(layer.split(".")[-2:]) if layer[-1].isdigit() else layer.rpartition(".")[2] for layer in layers}
+    ends = {".".join(layer.split(".")[-2:]) if layer[-1].isdigit() else layer.rpartition(".")[2] for layer in layers}
+    rank = max((len(matrix) for name, matrix in matrices.items() if name.endswith(".lora_A.weight")), default=1)
+    return {"r": rank, "lora_alpha": alpha, "target_modules": sorted(ends)}
 
 
 def _held(matrix: Float32Array) -> TensorEntry:

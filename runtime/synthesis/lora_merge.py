@@ -91,18 +91,19 @@ def _merged(file: LoraFile, layer: LoraLayer, name: str, weight: TensorEntry, sc
             f"{file.path}: {layer.name}: expected a change of {rows} x {columns}, as {name} of the base is "
             f"{list(shape)}, got {_outputs(layer)} x {_inputs(layer)}. Is it of another base?"
         )
-    factor = np.float32(scale * layer.alpha / layer.down.shape[0])
+    factor = scale * layer.alpha / layer.down.shape[0]
 
     def read() -> npt.NDArray[Any]:
-        down = layer.down.read().astype(np.float32).reshape(len(layer.down.read()), -1)
+        down = layer.down.read().astype(np.float32).reshape(layer.down.shape[0], -1)
         up = layer.up.read().astype(np.float32).reshape(rows, -1)
-        # In float32, whatever the model is stored in: the change is small beside the weights.
-        summed = weight.read().astype(np.float32) + factor * (up @ down).reshape(shape)
-        with np.errstate(over="ignore"):  # beyond half precision it becomes infinity, which is refused below
+        # What becomes infinity or NaN is refused below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            # In float32, whatever the model is stored in: the change is small beside the weights.
+            summed = weight.read().astype(np.float32) + np.float32(factor) * (up @ down).reshape(shape)
             values: npt.NDArray[Any] = summed.astype(weight.dtype)
         if not np.isfinite(values).all():
             raise DataError(
-                f"{file.path}: {layer.name}: expected finite weights, got NaN or infinity. Lower its scale."
+                f"{file.path}: {layer.name}: expected finite weights with it, got NaN or infinity. Lower its scale."
             )
         return values
 

@@ -1,5 +1,7 @@
 """Datasets of real and generated images for training detectors and segmenters.
 
+Generated images may be of any source (diffusion, pasted defects, Perlin anomalies) and of several folders.
+
     mvtec    NAME/train/good/*                   the real normal training images
              NAME/train/DEFECT/synth_NNN.png     accepted images: for training only, never for testing
              NAME/test/{good,DEFECT}/*           the real test images that the generator has not seen
@@ -19,26 +21,43 @@ in them become underscores. AnoGen uses the first three characters of both.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from flawscope import __version__
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
+from flawscope.datasets.defects.drawn_set import (
+    MARKERS,
+    SOURCES,
+    DrawnImage,
+    DrawnLine,
+    DrawnSource,
+    read_drawn_lines,
+    read_learned,
+)
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
-from flawscope.datasets.defects.set_files import SHEET, read_json, write_image, write_json, write_lines, write_mask
+from flawscope.datasets.defects.set_files import (
+    SHEET,
+    decode_json,
+    read_json,
+    write_image,
+    write_json,
+    write_lines,
+    write_mask,
+)
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.datasets.mask_pairing import ends_like_a_mask
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
 from flawscope.imaging.images import read_encoded, read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
-from flawscope.runtime.synthesis.generated_set import MARKER as GENERATED
-from flawscope.runtime.synthesis.generated_set import GeneratedImage, GenerateRecord, read_generated
+from flawscope.runtime.synthesis.generated_set import GenerateRecord
 
 MARKER = "dataset.json"
 PROVENANCE = "provenance.jsonl"
@@ -58,13 +77,39 @@ class ProvenanceLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         image: The image, below the dataset's folder.
         mask: Its mask, below the dataset's folder.
         labels: Kind of the mask.
-        drawn: Its line of `generated.jsonl`.
+        source: What drew it.
+        folder: Number of its folder, from 0, in the order of `generated` in `dataset.json`.
+        drawn: Its line of that folder's `generated.jsonl`, as it stands there: every source has fields of its own.
     """
 
     image: str
     mask: str
     labels: Labels
-    drawn: GeneratedImage
+    source: DrawnSource
+    folder: int
+    drawn: dict[str, Any]
+
+
+class GeneratedFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A folder of drawn images that a dataset was made of.
+
+    Attributes:
+        records: Records of its sources → SHA-256 of their bytes.
+        taken: Source → images taken from it.
+        rejected: Drawn images that were left out because the quality filter rejected them.
+        spare: Accepted images that were left out because fewer of their source were wanted.
+        bundle: Name of the generator bundle; empty where none drew.
+        digest: Digest of its manifest.
+        licence: Licence of its base model.
+    """
+
+    records: dict[str, str]
+    taken: dict[DrawnSource, int]
+    rejected: int
+    spare: int
+    bundle: str = ""
+    digest: str = ""
+    licence: str = ""
 
 
 class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,89 +119,97 @@ class SynthDatasetRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         flawscope: Version that wrote it.
         layout: How the files are laid out.
         labels: Kind of the masks of drawn images.
-        bundle: Name of the generator bundle.
-        digest: Digest of its manifest.
-        licence: Licence of its base model.
-        generated: SHA-256 of `generate.json`.
+        generated: The folders of drawn images.
+        take: Source → most images of it that were wanted; all of the others.
         pictures: CATEGORY/SPLIT/DEFECT → images written; drawn images are counted under CATEGORY/drawn/DEFECT.
         left_out: Image of the real dataset, below its root → the reason why it was left out.
-        rejected: Drawn images that were left out because the quality filter rejected them.
         schema: Version of this record.
     """
 
     flawscope: str
     layout: DatasetLayout
     labels: Labels
-    bundle: str
-    digest: str
-    licence: str
-    generated: str
+    generated: tuple[GeneratedFolder, ...]
+    take: dict[DrawnSource, int]
     pictures: dict[str, int]
     left_out: dict[str, str]
-    rejected: int
-    schema: Literal[1] = 1
+    schema: Literal[2] = 2
+
+    @property
+    def sources(self) -> dict[DrawnSource, int]:
+        """Source → images taken, over all folders."""
+        counts = Counter[DrawnSource]()
+        for folder in self.generated:
+            counts.update(folder.taken)
+        return {source: counts[source] for source in SOURCES if counts[source]}
 
 
 class _Drawing(NamedTuple):
     """An accepted image, and the paths that it and its mask get in the dataset."""
 
-    line: GeneratedImage
+    drawn: DrawnImage
     image: str
     mask: str
 
 
 def write_synth_dataset(
-    generated: Path,
+    generated: Path | Sequence[Path],
     dataset: Dataset,
     folder: Path,
     *,
     layout: DatasetLayout = "mvtec",
     labels: Labels = "precise",
+    take: Mapping[DrawnSource, int] | None = None,
     support: SupportRecord | None = None,
     progress: CountProgress | None = None,
     overwrite: bool = False,
 ) -> SynthDatasetRecord:
-    """Write a dataset of the accepted images of a folder of drawn ones, and of real images.
+    """Write a dataset of the accepted images of folders of drawn ones, and of real images.
 
     The folder appears whole under its name or not at all.
 
     Args:
-        generated: The folder of `generate_images`.
+        generated: Folders of `generate_images`, `write_pasted` and `write_perlin`, one or several.
         dataset: The real dataset.
         folder: The folder to make.
         layout: How its files are laid out.
         labels: `precise` for the precise masks, `box` for the regions that were asked for.
+        take: Source → most images of it, over all folders; as many of each defect type as there are, in turn. Of
+            sources that are not named all images are taken.
         support: The support set; with it, near duplicates of its images are left out of the test split, too. Without
-            it, support images are identified by the hashes in `generate.json`.
+            it, support images are identified by the hashes in the records of the folders.
         progress: Called with the number of images written and their total after each.
         overwrite: Whether an earlier dataset of this kind may be replaced.
 
     Raises:
-        ArgumentError: If `folder` is taken.
-        DataError: If nothing was accepted, the support set is another one, or a file is broken or was changed.
+        ArgumentError: If `folder` is taken, or `generated` or `take` names nothing, or something twice.
+        DataError: If nothing was accepted, no image is of a source in `take`, the support set is another one, or a
+            file is broken or was changed.
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_replaceable(folder, MARKER, overwrite=overwrite)
-    record = read_json(generated / GENERATED, GenerateRecord, "the record of drawn images")
+    folders, take = _folders(generated), dict(take or {})
     names = {category_of(dataset, sample) for sample in dataset.samples}
+    learned = [read_learned(one) for one in folders]
     # One category of a joint generation can be taken alone; what was drawn for others is no error.
-    lines = [line for line in read_generated(generated) if line.category in names]
-    accepted = [line for line in lines if line.accepted]
+    lines = [[line for line in read_drawn_lines(one) if line.drawn.category in names] for one in folders]
+    accepted = [line for of_folder in lines for line in of_folder if line.drawn.accepted]
     if not accepted:
+        where, wanted = ", ".join(map(str, folders)), ", ".join(sorted(names))
         raise DataError(
-            f"{generated}: expected accepted images of {', '.join(sorted(names))}, got none. Generate more, or name "
-            "their category."
+            f"{where}: expected accepted images of {wanted}, got none. Generate more, or name their category."
         )
-    left_out = _left_out(dataset, record, lines, support)
+    taken = _take(accepted, take)
+    left_out = _left_out(dataset, frozenset().union(*learned), [line.drawn for one in lines for line in one], support)
     # Before the names are chosen: an image that is left out must not number another one.
     real = [sample for sample in dataset.samples if place_of(dataset, sample.path) not in left_out]
     names_of_real = _names_of_real(dataset, real)
-    drawings = list(_drawings(accepted, layout, names_of_real, labels))
+    drawings = list(_drawings([line.drawn for line in taken], layout, names_of_real, labels))
     total = len(drawings) + (len(real) if layout == "mvtec" else 0)
     counts: Counter[str] = Counter()
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
-        tiles = _write_drawings(generated, unfinished, drawings, labels)
-        counts.update(f"{line.category}/drawn/{line.defect}" for line in accepted)
+        tiles = _write_drawings(unfinished, drawings, labels)
+        counts.update(f"{line.drawn.category}/drawn/{line.drawn.defect}" for line in taken)
         for written, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):
             category, defect = category_of(dataset, sample), defect_of(sample)
             # The split stays a placeholder: image and mask go to different folders.
@@ -165,40 +218,108 @@ def write_synth_dataset(
             if progress:
                 progress(written, total)
         write_image(unfinished / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
-        write_lines(unfinished / PROVENANCE, (ProvenanceLine(d.image, d.mask, labels, d.line) for d in drawings))
+        write_lines(
+            unfinished / PROVENANCE,
+            (
+                ProvenanceLine(
+                    d.image,
+                    d.mask,
+                    labels,
+                    d.drawn.source,
+                    folders.index(d.drawn.folder),
+                    decode_json(line.text, dict[str, Any], line.where, "the record of a drawn image"),
+                )
+                for d, line in zip(drawings, taken, strict=True)
+            ),
+        )
         result = SynthDatasetRecord(
             flawscope=__version__,
             layout=layout,
             labels=labels,
-            bundle=record.bundle,
-            digest=record.digest,
-            licence=record.licence,
-            generated=sha256_file(generated / GENERATED),
+            generated=tuple(
+                _describe(one, [line.drawn for line in of_folder], taken)
+                for one, of_folder in zip(folders, lines, strict=True)
+            ),
+            take=take,
             pictures=dict(sorted(counts.items())),
             left_out=left_out,
-            rejected=len(lines) - len(accepted),
         )
         write_json(unfinished / MARKER, result)
     return result
 
 
+def _folders(generated: Path | Sequence[Path]) -> list[Path]:
+    folders = [generated] if isinstance(generated, Path) else list(generated)
+    if not folders:
+        raise ArgumentError("generated: expected folders of drawn images, got none. Name one.")
+    # A folder that is named twice would count every image twice.
+    for index, folder in enumerate(folders):
+        if any(folder.resolve() == other.resolve() for other in folders[:index]):
+            raise ArgumentError(f"generated: expected every folder once, got {folder} twice. Leave one out.")
+    return folders
+
+
+def _take(accepted: Sequence[DrawnLine], take: Mapping[DrawnSource, int]) -> list[DrawnLine]:
+    """Return the lines that are wanted, in their order."""
+    present = [source for source in SOURCES if any(line.drawn.source == source for line in accepted)]
+    for source, most in take.items():
+        if source not in present:
+            raise DataError(
+                f"take: expected a source of the drawn images ({', '.join(present)}), got {source}. Name its folder "
+                "as well, or leave it out."
+            )
+        if most < 1:
+            raise ArgumentError(f"take: expected at least 1 image of {source}, got {most}. Leave its folder out.")
+    wanted: set[int] = set()
+    for source in present:
+        types: dict[tuple[str, str], dict[Path, list[int]]] = {}
+        for index, line in enumerate(accepted):
+            if line.drawn.source == source:
+                folders = types.setdefault((line.drawn.category, line.drawn.defect), {})
+                folders.setdefault(line.drawn.folder, []).append(index)
+        # One of each type in turn, and of each folder in a type: what has few images leaves its share to the others.
+        turns = _in_turn([_in_turn(list(folders.values())) for folders in types.values()])
+        wanted.update(turns[: take.get(source)])
+    return [line for index, line in enumerate(accepted) if index in wanted]
+
+
+def _in_turn(groups: Sequence[Sequence[int]]) -> list[int]:
+    return [index for row in zip_longest(*groups) for index in row if index is not None]
+
+
+def _describe(folder: Path, drawn: Sequence[DrawnImage], taken: Sequence[DrawnLine]) -> GeneratedFolder:
+    counts = Counter(line.drawn.source for line in taken if line.drawn.folder == folder)
+    accepted = sum(one.accepted for one in drawn)
+    records = {name: sha256_file(folder / name) for name in MARKERS.values() if (folder / name).exists()}
+    described = GeneratedFolder(
+        records=records,
+        taken={source: counts[source] for source in SOURCES if counts[source]},
+        rejected=len(drawn) - accepted,
+        spare=accepted - counts.total(),
+    )
+    if MARKERS["diffusion"] not in records:
+        return described
+    record = read_json(folder / MARKERS["diffusion"], GenerateRecord, "the record of drawn images")
+    return msgspec.structs.replace(described, bundle=record.bundle, digest=record.digest, licence=record.licence)
+
+
 def _left_out(
-    dataset: Dataset, record: GenerateRecord, lines: Sequence[GeneratedImage], support: SupportRecord | None
+    dataset: Dataset, learned: frozenset[str], drawn: Sequence[DrawnImage], support: SupportRecord | None
 ) -> dict[str, str]:
     """Return the real images that are left out, below the dataset's root, with the reason.
 
     Images are compared by content: a copy under another name is left out as well.
     """
-    if support is not None and (missing := set(record.support) - support.contents):
+    if support is not None and (missing := learned - support.contents):
         raise DataError(
-            f"support set: expected the one that the bundle learned from, got one without {len(missing)} of its "
-            f"{len(record.support)} images. Name the right one with --support."
+            f"support set: expected the one that the images were drawn from, got one without {len(missing)} of its "
+            f"{len(learned)} images. Name the right one with --support."
         )
     # Later reasons replace earlier ones: an image that is both is reported as a support image.
-    reasons = {line.good_sha256: "defects were drawn on it" for line in lines}
+    reasons = {one.good_sha256: "defects were drawn on it" for one in drawn}
     if support is not None:
         reasons |= {image.content: f"probably the same part as {image.like}" for image in support.alike}
-    reasons |= dict.fromkeys(record.support, "a support image")
+    reasons |= dict.fromkeys(learned, "a support image")
     if support is not None:
         reasons |= dict.fromkeys(support.contents, "a support image")
     hashes = as_recorded(hash_contents(sample.path for sample in dataset.test), reasons)
@@ -226,15 +347,18 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
 
 
 def _drawings(
-    accepted: Sequence[GeneratedImage], layout: DatasetLayout, names_of_real: dict[Path, str], labels: Labels
+    accepted: Sequence[DrawnImage], layout: DatasetLayout, names_of_real: dict[Path, str], labels: Labels
 ) -> Iterator[_Drawing]:
     """Yield the accepted images with their paths in the dataset."""
     names = set(names_of_real.values())
     if layout == "anogen":
         yield from _drawings_of_anogen(accepted, labels)
         return
+    numbered: dict[tuple[str, str], set[str]] = {}
     for line in accepted:
-        stem = f"synth_{Path(line.image.place).stem}"
+        # Images of several folders have the same numbers.
+        used = numbered.setdefault((line.category, line.defect), set())
+        stem = free_name(f"synth_{Path(line.image.place).stem}", used)
         # A real image may be called synth_000, for example in a dataset that was itself generated.
         while stem in names:
             stem = f"synth_{stem}"
@@ -242,15 +366,15 @@ def _drawings(
         yield _Drawing(line, place.format("train") + ".png", place.format("ground_truth") + "_mask.png")
 
 
-def _drawings_of_anogen(accepted: Sequence[GeneratedImage], labels: Labels) -> Iterator[_Drawing]:
+def _drawings_of_anogen(accepted: Sequence[DrawnImage], labels: Labels) -> Iterator[_Drawing]:
     contents: dict[str, str] = {}  # path of a mask -> its hash
     numbers: Counter[str] = Counter()
     for line in accepted:
         is_precise = labels == "precise"
         file = line.mask if is_precise else line.box_mask
         good, defect = _part_of_name(Path(line.good).stem), _part_of_name(line.defect)
-        # A precise mask is of one drawing alone, so each has the number of its drawing.
-        stem = _part_of_name(Path(line.image.place if is_precise else line.box).stem)
+        # A precise mask is of one drawing alone, so each has the number of its drawing; not every source has box sets.
+        stem = _part_of_name(Path(line.image.place if is_precise or not line.box else line.box).stem)
         box, place, turn = stem, _mask_of_anogen(line, good, stem), 1
         # Boxes of one name may be different ones, of another folder or brought to another size.
         while file is not None and contents.setdefault(place, file.sha256) != file.sha256:
@@ -263,7 +387,7 @@ def _drawings_of_anogen(accepted: Sequence[GeneratedImage], labels: Labels) -> I
         yield _Drawing(line, f"{folder}/{good}-{box}-{number:04d}-{defect}.png", place)
 
 
-def _mask_of_anogen(line: GeneratedImage, good: str, box: str) -> str:
+def _mask_of_anogen(line: DrawnImage, good: str, box: str) -> str:
     # Its loaders know masks that are of one image by the name of the category.
     name = f"{good}-{box}" if line.category == _BY_IMAGE else f"{box}-{_part_of_name(line.defect)}"
     return f"{line.category}/masks/{name}.png"
@@ -273,19 +397,17 @@ def _part_of_name(text: str) -> str:
     return check_name(text, "normal image, box or defect").replace("-", "_")
 
 
-def _write_drawings(
-    generated: Path, folder: Path, drawings: Sequence[_Drawing], labels: Labels
-) -> dict[str, list[Tile]]:
+def _write_drawings(folder: Path, drawings: Sequence[_Drawing], labels: Labels) -> dict[str, list[Tile]]:
     """Copy drawn images and masks, and return the rows of a contact sheet."""
     tiles: dict[str, list[Tile]] = {}
-    for line, image, mask in drawings:
-        file = line.mask if labels == "precise" else line.box_mask
-        if file is None:
-            raise DataError(f"{line.image.place}: expected the masks of an accepted image, got none. Generate again.")
-        # Bytes and not decoded pixels: `read_generated` has compared them with their hashes.
-        for place, source in ((image, line.image.place), (mask, file.place)):
-            _write(folder / place, read_encoded(generated / source))
-        row = tiles.setdefault(f"{line.category}: {line.defect}", [])
+    for drawn, image, mask in drawings:
+        # Bytes and not decoded pixels: the reader has compared them with their hashes.
+        for place, source in (
+            (image, drawn.path),
+            (mask, drawn.mask_path if labels == "precise" else drawn.box_mask_path),
+        ):
+            _write(folder / place, read_encoded(source))
+        row = tiles.setdefault(f"{drawn.category}: {drawn.defect}, {drawn.source}", [])
         if len(row) < COLUMNS:
             row.append(small_tile(Path(image).name, read_image(folder / image), read_mask(folder / mask)))
     return tiles

@@ -7,6 +7,7 @@ its type: half precision stays half.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ _PIPELINES: dict[Kind, dict[str, object]] = {
     },
 }
 _INPAINTING = "StableDiffusionInpaintPipeline"
+_DIFFUSERS_VERSION = "0.6.0"  # diffusers asks for one: that of the published folders, in whose form it is written
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,14 @@ class Converted:
         weights: Paths of the weights, below the folder.
         averaged: Whether the UNet's averaged weights were taken.
         left_out: Count of the tensors that belong to no part, by the first part of their names.
+        licence: Licence as it was named, by the options or the file; None where neither does.
     """
 
     kind: Kind
     weights: tuple[Path, ...]
     averaged: bool
     left_out: Mapping[str, int]
+    licence: str | None
 
 
 def import_checkpoint(
@@ -133,13 +137,15 @@ def import_checkpoint(
             f"{got}. Take another base."
         )
     size = options.image_size or _SIZES[kind]
+    # Where the form of modelspec is followed, the file says it itself.
+    licence = " ".join((options.licence or file.metadata.get("modelspec.license") or "").split()) or None
     if kind is Kind.AUTOENCODER:
         part = _autoencoder(file, size)
         with atomic_folder(out) as unfinished:
             # No folder `vae`: trainings name the folder of an autoencoder itself.
             _write_part(unfinished, part, _DIFFUSERS, sha256_file(file.path))
-            _write_licence(unfinished, file, options)
-        return Converted(kind, (Path(_DIFFUSERS),), False, _left_out(file, kind))
+            _write_licence(unfinished, licence)
+        return Converted(kind, (Path(_DIFFUSERS),), False, _left_out(file, kind), licence)
     tokenizer = _tokenizer(file.path, kind, options.tokenizer)
     other = file if options.autoencoder is None else open_tensors(options.autoencoder, MODEL_BYTES)
     parts, averaged = _parts(file, other, kind, size, options)
@@ -158,14 +164,14 @@ def import_checkpoint(
             shutil.copyfile(regular_path(path), unfinished / "tokenizer" / path.name)
         (unfinished / "scheduler").mkdir()
         _write_json(unfinished / "scheduler" / "scheduler_config.json", _scheduler(file))
-        pipeline = dict(_PIPELINES[kind])
+        pipeline = _PIPELINES[kind] | {"_diffusers_version": _DIFFUSERS_VERSION}
         if parts["unet"].config["in_channels"] != parts["unet"].config["out_channels"]:
             pipeline["_class_name"] = _INPAINTING
         _write_json(unfinished / "model_index.json", pipeline)
-        _write_licence(unfinished, file, options)
+        _write_licence(unfinished, licence)
         if progress:
             progress("converting", len(parts), len(parts))
-    return Converted(kind, tuple(written), averaged, _left_out(file, kind))
+    return Converted(kind, tuple(written), averaged, _left_out(file, kind), licence)
 
 
 def _parts(
@@ -228,7 +234,8 @@ def _autoencoder(file: TensorFile, size: int) -> ModelPart:
 
 def _scaling(file: TensorFile) -> float:
     entry = file.tensors.get("scale_factor")
-    value = _SCALING if entry is None else float(np.asarray(entry.read(), np.float64).reshape(-1)[0])
+    numbers = np.array([_SCALING]) if entry is None else np.asarray(entry.read(), np.float64).reshape(-1)
+    value = float(numbers[0]) if len(numbers) == 1 else math.nan
     if not 0.0 < value < np.inf:
         raise DataError(f"{file.path}: expected a positive factor of its latents, got {value}. Take another base.")
     # A buffer of float32 in some files: the number that was written into it.
@@ -293,12 +300,9 @@ def _write_part(folder: Path, part: ModelPart, name: str, source: str) -> None:
     write_tensors(folder / name, part.tensors, {"format": "pt", "source_sha256": source})
 
 
-def _write_licence(folder: Path, file: TensorFile, options: CheckpointOptions) -> None:
-    # Where the form of modelspec is followed, the file says it itself.
-    licence = options.licence or file.metadata.get("modelspec.license")
+def _write_licence(folder: Path, licence: str | None) -> None:
     if licence:
-        line = " ".join(licence.split())
-        write_text(folder / "README.md", f"---\nlicense: {line}\n---\n")
+        write_text(folder / "README.md", f"---\nlicense: {licence}\n---\n")
 
 
 def _write_json(path: Path, content: object) -> None:

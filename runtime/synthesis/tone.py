@@ -39,7 +39,8 @@ def match_tone(drawn: UInt8Array, known: UInt8Array, region: BoolArray) -> UInt8
     check_array(known, "known", drawn.shape, np.uint8)
     check_array(region, "mask", drawn.shape[:2], np.bool_)
     image, target = (array.astype(np.float32) / np.float32(255.0) for array in (drawn, known))
-    return np.rint(align(image, target, outside_of(region)) * np.float32(255.0)).astype(np.uint8)
+    matched = np.rint(align(image, target, outside_of(region)) * np.float32(255.0))
+    return np.asarray(matched, np.uint8)
 
 
 def outside_of(region: BoolArray) -> BoolArray:

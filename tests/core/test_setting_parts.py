@@ -33,6 +33,7 @@ PRESETS = {
     "anogen-seed": "embedding",
     "dbad-seed": "ddad",
     "ddad-paper": "ddad",
+    "defectfill": "inpainting",
     "diad-seed": "dsad",
     "dsad": "dsad",
     "lafite-paper": "lafite",

@@ -24,8 +24,8 @@ from odd_files import ODD
 from torch import nn
 
 from flawscope.errors import DataError
-from flawscope.torch_file import MAX_BYTES, read_torch_file
-from flawscope.torch_pickle import SavedTensor
+from flawscope.torch_file import MAX_BYTES, read_checkpoint, read_torch_file
+from flawscope.torch_pickle import SavedTensor, Unread
 
 BOTH_FORMS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "sequence"])
 
@@ -133,6 +133,57 @@ def test_the_tar_of_the_first_torch_is_refused_by_name(tmp_path: Path) -> None:
         DataError, match=r"old\.pth: expected a network as torch saves it since 2017, got the older tar format"
     ):
         read_torch_file(path, what="a network")
+
+
+# ---- Checkpoints of trainings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy.core.multiarray scalar", "pytorch_lightning.callbacks Early", "builtins object"]
+)
+def test_objects_of_a_training_stand_beside_the_weights_of_a_checkpoint_alone(tmp_path: Path, name: str) -> None:
+    """(MARK), the name, called with nothing and given a state, as a value and as a key beside the state dict."""
+    made = b"c" + name.replace(" ", "\n").encode() + b"\n)R}" + text("x") + b"K\x01sb"
+    program = b"}(" + text("state_dict") + b"}" + text("weight") + TENSOR + b"s"
+    program += text("callbacks") + b"}(" + made + b"K\x01" + text("own") + made + b"K\x05" + made + b"uu"
+    path = old_file(tmp_path / "m.ckpt", program, [1.0, 2.0, 3.0, 4.0])
+    saved, tensors = read_checkpoint(path, MAX_BYTES)
+    np.testing.assert_array_equal(saved.array(tensors["weight"]), [[1.0, 2.0], [3.0, 4.0]])
+    assert isinstance(saved.value["callbacks"]["own"], Unread)
+    with pytest.raises(DataError, match="It was not imported"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os system", "posix system", "subprocess Popen", "builtins eval", "builtins getattr", "torchx load", "sys exit"],
+)
+def test_names_that_no_training_leaves_are_refused_in_checkpoints_too(tmp_path: Path, name: str) -> None:
+    called = b"c" + name.replace(" ", "\n").encode() + b"\n" + text("touch done") + b"\x85R"
+    program = b"}(" + text("state_dict") + b"}" + text("weight") + TENSOR + b"s" + text("callbacks") + called + b"u"
+    path = old_file(tmp_path / "m.ckpt", program, [1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(DataError, match=name.replace(" ", r"\.") + ".* It was not imported"):
+        read_checkpoint(path, MAX_BYTES)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_changed_checkpoints_are_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    program = b"}(" + text("state_dict") + b"}" + text("weight") + TENSOR + b"s" + text("epoch") + b"K\x03u"
+    whole = old_file(tmp_path_factory.mktemp("whole") / "m.ckpt", program, [1.0, 2.0, 3.0, 4.0]).read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    changed = whole[:place] + data.draw(st.binary(max_size=6)) + whole[place + data.draw(st.integers(0, 6)) :]
+    path = tmp_path_factory.mktemp("changed") / "m.ckpt"
+    path.write_bytes(changed)
+
+    def read() -> None:
+        saved, tensors = read_checkpoint(path, MAX_BYTES)
+        for tensor in tensors.values():
+            saved.array(tensor)
+
+    assert_read_or_refused(read)
 
 
 # ---- Nothing is run --------------------------------------------------------------------------------------------------

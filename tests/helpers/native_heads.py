@@ -20,9 +20,8 @@ def append_head(features: Any, head: Head, bank: Any, size: tuple[int, int], max
     """Return features and head as one graph."""
     from flawscope.export.exporter import exporter_named
 
-    reducible = exporter_named(head_tag(head)).reducible
-    assert reducible is not None
-    return reducible.score_graph(features, head, bank, size, max_batch)
+    exporter: Any = exporter_named(head_tag(head))  # one with a bank, whatever the protocol says
+    return exporter.score_graph(features, head, bank, size, max_batch)
 
 
 def torch_scores(features: Any, head: Any, tensors: Any, size: tuple[int, int], images: Any) -> Any:

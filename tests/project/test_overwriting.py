@@ -31,6 +31,7 @@ OUTPUTS = {
     "synth boxes": {"--out"},
     "synth dataset": {"--out"},
     "synth describe": {"--out"},
+    "synth export-adapter": {"--out"},
     "synth generate": {"--out"},
     "synth import": {"--out"},
     "synth masks": {"--out"},

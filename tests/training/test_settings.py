@@ -28,6 +28,7 @@ def test_the_presets_are_the_seeds() -> None:
         "anomalydino",
         "dbad-seed",
         "ddad-paper",
+        "defectfill",
         "diad-seed",
         "dsad",
         "mvpdiff-seed",
@@ -83,10 +84,22 @@ def test_the_anogen_preset_takes_the_steps_of_the_seed_at_its_rate() -> None:
     assert (config.adaptation.flip, config.loop.ema, config.loop.clip_norm, config.seed) == (0.5, 0.0, 0.0, 23)
 
 
+def test_the_defectfill_preset_has_the_losses_of_the_paper_and_their_weights() -> None:
+    config, unused = build_config("inpainting", read_settings("defectfill"))
+    assert isinstance(config, InpaintingConfig)
+    assert unused == ()
+    weights = (config.defect_loss, config.object_loss, config.object_ground, config.attention_loss)
+    assert weights == (0.5, 0.2, 0.3, 0.05)
+    # Of a single support image as of many: the steps end before the epoch does.
+    assert batches_in_all(config.loop, config.adaptation.repeats // config.loop.batch_size) <= 2000
+    assert (config.loop.max_steps, config.learn_text, config.snr_gamma) == (2000, "vectors", 0.0)
+
+
 def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("inpainting", read_settings("mvpdiff-seed"))
     assert isinstance(config, InpaintingConfig)
     assert unused == ()
+    assert config.learn_text == "none"
     assert (config.loop.epochs, config.loop.batch_size, config.loop.accumulate, config.adaptation.repeats) == (
         1000,
         6,
@@ -129,6 +142,7 @@ def test_presets_fit_only_their_method(name: str) -> None:
         "diad": "dsad",
         "anogen": "embedding",
         "mvpdiff": "inpainting",
+        "defectfill": "inpainting",
     }.get(short, short)
     build_config(method, read_settings(name))
     other = "padim" if method != "padim" else "patchcore"

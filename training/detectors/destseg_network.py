@@ -15,13 +15,14 @@ from flawscope.training.segmentation.evidence import evidence
 
 _DILATIONS = (6, 12, 18)
 """Of the head's branches, in cells of its grid, as in DeepLab v3 (arXiv:1706.05587)."""
+_PRIOR = 0.01  # probability of a defect before anything is learned
 
 
 class Student(nn.Module):
-    """Encoder and decoder: image in, the features that the teacher has of the image without its defect.
+    """Encoder and decoder: pixels in, the features that the teacher has of the image without its defect.
 
-    `forward` takes uint8 [N, H, W, 3] and returns float32 [N, C, h, w] for every stage of the teacher. There are no
-    skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its own
+    `forward` takes float32 [N, 3, H, W] in [0, 1] and returns float32 [N, C, h, w] for every stage of the teacher. No
+    skips: a defect has to pass a bottleneck one halving below the teacher's coarsest stage. The encoder is of its own,
     and not a copy of the teacher's network, so that any backbone may be the teacher, one without weights too.
 
     Args:
@@ -50,9 +51,9 @@ class Student(nn.Module):
         )
         self._deepest = deepest
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the features of a batch."""
-        value = self.stem(pixels_of(image))
+        value = self.stem(pixels)
         sides: dict[int, tuple[int, int]] = {}
         for level, block in enumerate(self.down, 2):
             value = block(value)
@@ -88,7 +89,12 @@ class SegmentationHead(nn.Module):
         # Without batch norm: over one value of an image there is nothing to normalise, in a batch of one at all.
         self.whole = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1, bias=False))
         self.join = nn.Conv2d((len(_DILATIONS) + 1) * width, width, 1, bias=False)
-        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), nn.Conv2d(width, 1, 1))
+        logit = nn.Conv2d(width, 1, 1)
+        # The prior of rare defects (arXiv:1708.02002): else the many normal pixels dominate the first steps.
+        nn.init.normal_(logit.weight, std=0.01)
+        assert logit.bias is not None
+        nn.init.constant_(logit.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
+        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), *_convolution(width, width), logit)
 
     def forward(self, likeness: Tensor) -> Tensor:
         """Return the logits of a batch."""
@@ -123,7 +129,9 @@ class DestsegNetworks(nn.Module):
 
     def forward(self, image: Tensor, expected: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the student's features and the logits of a batch."""
-        features = self.student(image)
+        # Not in the student: its operators are those that a reduced precision computes, and the cast of the image, that
+        # the teacher shares, has to stay out of them.
+        features = self.student(pixels_of(image))
         return features, self.head(likeness(expected, [stage.detach() for stage in features]))
 
 
@@ -202,9 +210,10 @@ def _convolution(
 
 
 def _unit(features: Tensor) -> Tensor:
-    # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask for the batch before
-    # the cast of the image, and TensorRT takes images of uint8 by a cast alone.
-    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-12)
+    # Not `functional.normalize`, which expands the length to the features' shape: a graph would ask the image for its
+    # batch before the cast, and TensorRT takes images of uint8 by a cast alone.
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / lengths.clamp_min(1e-12)
 
 
 def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,9 +35,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(
             _convolutions(before, after) for before, after in zip([inputs, *widths], widths, strict=False)
         )
-        self.grow = nn.ModuleList(
-            _convolution(after, before) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.grow = nn.ModuleList(_convolution(after, before) for before, after in itertools.pairwise(widths))
         self.up = nn.ModuleList(_convolutions(2 * count if skips else count, count) for count in widths[:-1])
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
         self.apply(_draw_weights)

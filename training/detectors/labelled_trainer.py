@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from torch import Tensor
+
 from flawscope.config import LabelledConfig
+from flawscope.config.setting_parts import tag_of
 from flawscope.datasets import Sample, split_held_out
 from flawscope.errors import DataError
 from flawscope.training.features.backbone import Backbone
@@ -13,8 +16,10 @@ from flawscope.training.loop.epoch_data import LEAST_VALIDATION, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader, Numbers, image_sources
 from flawscope.training.loop.loop import Task, run_loop
-from flawscope.training.segmentation.labelled_sources import Procedural, open_sources, sources_identity
+from flawscope.training.segmentation.labelled_sources import Procedural, open_sources
 from flawscope.training.segmentation.labelled_training import HeldBack, TrainingData
+from flawscope.training.segmentation.procedural import draw_anomaly
+from flawscope.training.segmentation.source_reading import sources_identity
 from flawscope.training.trainer import FitRequest, Trainer
 
 _READERS = 4
@@ -37,27 +42,42 @@ class LabelledTrainer(Trainer, Generic[_Config]):
 
     Attributes:
         network_name: Name of the trained network among the tensors of a run.
+        with_originals: Whether it learns from the normal images too that defects were drawn on.
     """
 
     has_epochs = True
     network_name: ClassVar[str]
+    with_originals: ClassVar[bool] = True
 
     def task(self, config: _Config, backbone: Backbone, data: TrainingData) -> LabelledTask:
         """Return what the loop trains."""
         raise NotImplementedError
 
+    def kept(self, config: _Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the best state that a run keeps."""
+        return state
+
+    def grid(self, config: _Config, backbone: Backbone) -> tuple[int, int]:
+        """Return rows and columns of the grid, for the record of a run."""
+        return config.preprocessing.size
+
     def fit(self, request: FitRequest) -> FitResult:
         """Train in the workspace."""
         config: _Config = request.config
-        data = read_data(request, procedural=None, with_originals=True)
+        data = read_data(request, procedural=draw_anomaly, with_originals=self.with_originals)
         task = self.task(config, request.backbone, data)
         items = Numbers(config.epoch_batches * config.loop.batch_size)
         trained = run_loop(task, items, config, request.folder, resume=request.resume, progress=request.progress)
         return FitResult(
-            grid=config.preprocessing.size,
+            grid=self.grid(config, request.backbone),
             tensors={},
-            facts=training_facts(trained) | held_back_facts(data, task.held_back),
-            networks={self.network_name: trained.state},
+            facts=training_facts(trained)
+            | {
+                "validation_pictures": len(data.validation),
+                "validation_defects": len(task.held_back.images),
+                "validation_defects_are_new": "yes" if task.held_back.are_new else "no",
+            },
+            networks={self.network_name: self.kept(config, trained.state)},
             defects=data.sources.record,
             defect_images=data.sources.contents,
         )
@@ -70,15 +90,6 @@ class LabelledTrainer(Trainer, Generic[_Config]):
     def describe(self, config: Any) -> str:
         """Return which sources it learned from."""
         return "learned from " + ", ".join(f"{name} {share:.0%}" for name, share in config.labelled.shares.items())
-
-
-def held_back_facts(data: TrainingData, held_back: HeldBack) -> dict[str, int | float | str]:
-    """Return what chose the best state, for the record of a run."""
-    return {
-        "validation_pictures": len(data.validation),
-        "validation_defects": len(held_back.images),
-        "validation_defects_are_new": "yes" if held_back.are_new else "no",
-    }
 
 
 def read_data(request: FitRequest, *, procedural: Procedural | None, with_originals: bool) -> TrainingData:
@@ -123,8 +134,8 @@ def split_validation(config: LabelledConfig, request: FitRequest) -> tuple[list[
     """Return the normal images that are learned from, and those of the validation; as `split_images` chooses them."""
     if len(request.samples) < 2 * LEAST_VALIDATION:
         raise DataError(
-            f"{request.dataset.root if request.dataset else 'dataset'}: expected at least {2 * LEAST_VALIDATION} normal "
-            f"training images, got {len(request.samples)}."
+            f"{tag_of(type(config))}: expected at least {2 * LEAST_VALIDATION} normal training images, got "
+            f"{len(request.samples)}."
         )
     learned, validation = split_held_out(
         request.samples,

@@ -13,12 +13,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import torch
 
-from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling
+from flawscope.diffusion.schedule import TRAINED_STEPS, Sampling, Spacing
 from flawscope.errors import MissingExtra, RunError
 from flawscope.files import sha256_file
 from flawscope.open_files import RECORD_BYTES, TEXT_BYTES, read_regular, regular_folder, walk_folder
@@ -210,11 +210,18 @@ def check_prediction(folder: Path) -> None:
     Raises:
         RunError: If it predicts something else, or its settings cannot be read.
     """
-    predicted = scheduler_settings(folder).get("prediction_type", "epsilon")
+    scheduler = scheduler_settings(folder)
+    predicted = scheduler.get("prediction_type", "epsilon")
     if predicted != "epsilon":
         raise RunError(
             f"{folder}: expected a network that predicts the noise (epsilon), got one that predicts {predicted}. Take "
             "another base."
+        )
+    # Zero terminal SNR (arXiv:2305.08891): the noise says nothing of the image there, and the step divides by zero.
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise RunError(
+            f"{folder}: expected a last noise level that leaves some of the image, got rescale_betas_zero_snr: from it "
+            "alone no image can be told by predicted noise (epsilon). Take another base."
         )
 
 
@@ -332,7 +339,17 @@ def _noise_levels(folder: Path) -> Sampling:
             f"{folder / _SCHEDULER}: expected {TRAINED_STEPS} noise levels that are linear or scaled_linear, got "
             f"{steps}, {schedule}, from {start} to {end}. Take another base."
         )
-    return msgspec.structs.replace(SAMPLING, betas=schedule, beta_start=start, beta_end=end)
+    spacing = scheduler.get("timestep_spacing", SAMPLING.spacing)
+    if spacing not in get_args(Spacing):
+        raise RunError(
+            f"{folder / _SCHEDULER}: expected the timestep_spacing {', '.join(get_args(Spacing))}, got {spacing!r}. "
+            "Take another base."
+        )
+    # As in diffusers, whose steps_offset shifts leading timesteps alone.
+    offset = SAMPLING.offset if spacing == "leading" else 0
+    return msgspec.structs.replace(
+        SAMPLING, betas=schedule, beta_start=start, beta_end=end, spacing=spacing, offset=offset
+    )
 
 
 def _check_autoencoder(folder: Path, settings: Any) -> None:

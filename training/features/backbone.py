@@ -185,7 +185,7 @@ def restore_backbone(settings: FeatureSettings, state: dict[str, Tensor]) -> Bac
 def empty_backbone() -> tuple[Backbone, BackboneSource]:
     """Return what stands for the backbone of a method that has none: without weights, in inference mode."""
     return Backbone(nn.Identity(), (0.0,) * 3, (1.0,) * 3).eval(), BackboneSource(
-        "none", "none: the method has no backbone", "Apache-2.0"
+        "none", "the method has no backbone", "none needed"
     )
 
 

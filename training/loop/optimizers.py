@@ -15,7 +15,7 @@ from flawscope.errors import MissingExtra
 
 def build_optimizer(
     settings: DenoisingSettings,
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     rate: float,
     epsilon: float = 1e-8,
@@ -28,7 +28,7 @@ def build_optimizer(
 
     Args:
         settings: Name, weight decay and betas.
-        parameters: The trained parameters.
+        parameters: The trained parameters, or groups of them, which may have a rate of their own (`lr`).
         rate: Learning rate.
         epsilon: Added to the root of the second moment.
         fused: Use the fused step of torch's own optimizers.

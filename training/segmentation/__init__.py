@@ -1,1 +1,1 @@
-"""A small segmenter and measures of variety, for the downstream benchmark."""
+"""Learning from labelled defects: sources, batches, the segmenter; and measures of variety."""

@@ -15,9 +15,7 @@ were seen and may lie in a test split go into the record of the run, from which 
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,18 +24,21 @@ import numpy as np
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledSettings
 from flawscope.config.supervised_settings import DefectSourceName
-from flawscope.datasets import Dataset, Sample, as_recorded, content_hash
-from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned
-from flawscope.datasets.defects.file_names import category_of, defect_of
-from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportRecord, read_support
-from flawscope.errors import ArgumentError, DataError
-from flawscope.imaging.images import Preprocessing, prepare_mask
-from flawscope.imaging.masks import read_mask
-from flawscope.imaging.tiles import ImageSource, Tiling, tiles_of
+from flawscope.datasets import Dataset, Sample, as_recorded
+from flawscope.errors import ArgumentError
+from flawscope.imaging.images import Preprocessing
+from flawscope.imaging.tiles import ImageSource, Tiling
 from flawscope.learned_defects import DefectSource, LearnedDefects
-from flawscope.path_kinds import kind_of_path
 from flawscope.progress import Progress, no_progress
 from flawscope.training.loop.image_batches import ImageReader
+from flawscope.training.segmentation.source_reading import (
+    FoundSource,
+    LabelledEntry,
+    SourceContext,
+    read_drawn_source,
+    read_support_source,
+    read_train_source,
+)
 
 SOURCES: tuple[DefectSourceName, ...] = ("support", "train", "drawn", "procedural")
 """All sources, real ones first."""
@@ -201,14 +202,14 @@ def open_sources(
         DataError: If a source is missing or broken, or has no defect that can be seen at this size.
     """
     settings.check_named()
-    known = _Known(settings, spec, tiling, dataset, learned, validation, hashes)
-    found: dict[DefectSourceName, _Found] = {}
+    known = SourceContext(settings, spec, tiling, dataset, learned, validation, hashes)
+    found: dict[DefectSourceName, FoundSource] = {}
     if settings.support is not None:
-        found["support"] = _support(known, Path(settings.support))
+        found["support"] = read_support_source(known, Path(settings.support))
     if settings.drawn:
-        found["drawn"] = _drawn(known, [Path(folder) for folder in settings.drawn])
+        found["drawn"] = read_drawn_source(known, [Path(folder) for folder in settings.drawn])
     if settings.train_defects:
-        found["train"] = _train(known)
+        found["train"] = read_train_source(known)
     _check_types(settings, found)
     shares = settings.shares
     count = len(found) + 2
@@ -237,232 +238,11 @@ def open_sources(
     )
 
 
-def sources_identity(settings: LabelledSettings) -> str:
-    """Return what a training depends on of the folders of its sources; empty without any.
-
-    Raises:
-        DataError: If a folder is missing, or not one of labelled defects.
-    """
-    parts = []
-    if settings.support is not None:
-        parts.append(f"support sha256:{_read_support(Path(settings.support)).digest}")
-    for folder in settings.drawn:
-        _check_drawn(Path(folder))
-        parts.append(f"drawn sha256:{content_hash(Path(folder) / LINES)}")
-    return "; ".join(parts)
-
-
-# ---- Reading a source ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What all sources are read with."""
-
-    settings: LabelledSettings
-    spec: Preprocessing
-    tiling: Tiling | None
-    dataset: Dataset
-    learned: Sequence[Sample]
-    validation: Sequence[Sample]
-    hashes: Mapping[Path, str]
-
-    @property
-    def categories(self) -> frozenset[str]:
-        return frozenset(category_of(self.dataset, sample) for sample in self.dataset.samples)
-
-    def takes(self, category: str, defect: str) -> bool:
-        """Return whether a defect type is to be learned."""
-        wanted = self.settings.defects
-        return category in self.categories and (not wanted or bool({defect, f"{category}/{defect}"} & set(wanted)))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """An image, or a tile of one, and its label at the prepared size."""
-
-    source: ImageSource
-    label: BoolArray
-    type: str
-    drawn_by: str = ""
-    original: ImageSource | None = None
-
-
-@dataclass
-class _Found:
-    """What a source has.
-
-    Attributes:
-        place: The source, for messages.
-        seen: Entries that are learned from.
-        held_back: Entries that were drawn on normal images of the validation.
-        contents: Hash -> how an image was seen.
-        notes: What was left out.
-        digest: Over all that is learned from.
-        images: CATEGORY/DEFECT -> images, with tiles of one image counted once.
-        drawn_by: What drew them -> images.
-    """
-
-    place: str
-    seen: list[_Entry] = field(default_factory=list)
-    held_back: list[_Entry] = field(default_factory=list)
-    contents: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    digest: str = ""
-    images: Counter[str] = field(default_factory=Counter)
-    drawn_by: Counter[str] = field(default_factory=Counter)
-
-    def record(self, name: str, share: float) -> DefectSource:
-        return DefectSource(
-            name, share, dict(sorted(self.images.items())), dict(sorted(self.drawn_by.items())), self.digest
-        )
-
-    def finish(self, known: _Known, vanished: int, texts: Iterable[str]) -> _Found:
-        """Check that there is something, and set digest and notes."""
-        if not self.seen:
-            height, width = known.spec.size
-            types = f" of {', '.join(known.settings.defects)}" if known.settings.defects else ""
-            raise DataError(
-                f"{self.place}: expected labelled defects{types} of {', '.join(sorted(known.categories))} that are "
-                f"seen at {width}x{height} pixels, got none. Take a larger resize, or another source."
-            )
-        self.digest = hashlib.sha256("".join(f"{text}\n" for text in texts).encode()).hexdigest()
-        if vanished:
-            self.notes.append(
-                f"images of {self.place} not learned from, whose defect vanishes at this size: {vanished}"
-            )
-        return self
-
-
-def _support(known: _Known, folder: Path) -> _Found:
-    record = _read_support(folder)
-    found, vanished = _Found(str(folder)), 0
-    for image in record.pictures:
-        if known.takes(image.category, image.defect):
-            entries = _entries(known, folder / image.picture, folder / image.mask, f"{image.category}/{image.defect}")
-            found.seen += entries
-            vanished += not entries
-            found.images[f"{image.category}/{image.defect}"] += bool(entries)
-    # All of the set, those that are not learned too: near duplicates are recorded of all of them together.
-    found.contents = {duplicate.content: f"probably the same part as {duplicate.like}" for duplicate in record.alike}
-    found.contents |= {image.content: "a support image" for image in record.pictures}
-    return found.finish(known, vanished, [record.digest])
-
-
-def _read_support(folder: Path) -> SupportRecord:
-    if not (folder / SUPPORT_RECORD).is_file():
-        got = kind_of_path(folder) or "none"
-        raise DataError(f"support: expected a folder of synth support with {SUPPORT_RECORD}, got {got}: {folder}.")
-    return read_support(folder)
-
-
-def _drawn(known: _Known, folders: Sequence[Path]) -> _Found:
-    found, vanished, texts = _Found(", ".join(map(str, folders))), 0, list[str]()
-    goods = {line.good_sha256 for folder in folders for line in _read_drawn(folder)}
-    recorded = as_recorded(known.hashes, goods)
-    of_learned, of_validation = (
-        {recorded[sample.path]: sample for sample in samples} for samples in (known.learned, known.validation)
-    )
-    # Held out for thresholds: neither learned from nor validated on.
-    held_out = {recorded[sample.path] for sample in known.dataset.train_good} - of_learned.keys() - of_validation.keys()
-    on_held_out = 0
-    for folder in folders:
-        found.contents |= dict.fromkeys(read_learned(folder), "a support image of drawn defects")
-        for line in _read_drawn(folder):
-            good = line.good_sha256
-            if not line.accepted or not known.takes(line.category, line.defect) or good in held_out:
-                on_held_out += line.accepted and good in held_out
-                continue
-            mask = line.mask_path if known.settings.weak_tau is None else line.box_mask_path
-            normal = (of_learned | of_validation).get(good)
-            name = f"{line.category}/{line.defect}"
-            entries = _entries(known, line.path, mask, name, line.source, None if normal is None else normal.path)
-            vanished += not entries
-            if good in of_validation:
-                found.held_back += entries
-                continue
-            found.seen += entries
-            found.images[name] += bool(entries)
-            found.drawn_by[line.source] += bool(entries)
-            texts += [line.image.sha256, content_hash(mask)]
-            if good not in of_learned:
-                found.contents[good] = "defects were drawn on it"
-    if on_held_out:
-        found.notes.append(f"drawn images not learned from, drawn on held-out normal images: {on_held_out}")
-    return found.finish(known, vanished, texts)
-
-
-def _read_drawn(folder: Path) -> list[DrawnImage]:
-    _check_drawn(folder)
-    return read_drawn(folder, with_rejected=True)
-
-
-def _check_drawn(folder: Path) -> None:
-    if not (folder / LINES).is_file():
-        got = kind_of_path(folder) or "none"
-        raise DataError(
-            f"drawn: expected a folder of synth generate, paste or perlin with {LINES}, got {got}: {folder}."
-        )
-
-
-def _train(known: _Known) -> _Found:
-    found, vanished, texts, without = _Found(f"{known.dataset.root} (train)"), 0, list[str](), 0
-    for sample in known.dataset.samples:
-        if sample.split != "train" or not sample.is_anomalous:
-            continue
-        category, defect = category_of(known.dataset, sample), defect_of(sample)
-        if not known.takes(category, defect):
-            continue
-        mask = sample.read_mask()
-        if mask is None:
-            without += 1
-            continue
-        entries = _cut(known, sample.path, mask, f"{category}/{defect}")
-        found.seen += entries
-        vanished += not entries
-        found.images[f"{category}/{defect}"] += bool(entries)
-        found.contents[known.hashes[sample.path]] = "an anomalous training image"
-        texts += [known.hashes[sample.path], *(content_hash(path) for path in sample.masks)]
-    if without:
-        found.notes.append(f"anomalous training images not learned from, which have no mask: {without}")
-    return found.finish(known, vanished, texts)
-
-
-def _entries(
-    known: _Known, image: Path, mask: Path, name: str, drawn_by: str = "", original: Path | None = None
-) -> list[_Entry]:
-    return _cut(known, image, read_mask(mask), name, drawn_by, original)
-
-
-def _cut(
-    known: _Known, image: Path, mask: BoolArray, name: str, drawn_by: str = "", original: Path | None = None
-) -> list[_Entry]:
-    """Return the entries of an image: itself, or its tiles; only those whose label shows a defect.
-
-    Masks are resized by nearest neighbour and cropped, so a small defect may vanish. Such an image is left out, and not
-    learned as one without a defect.
-    """
-    if known.tiling is None:
-        label = prepare_mask(mask, known.spec)
-        return [_Entry(image, label, name, drawn_by, original)] if label.any() else []
-    entries = []
-    tiling = Tiling(known.tiling.size, 0.0)
-    tiles = list(tiles_of(image, tiling))
-    of_original = [None] * len(tiles) if original is None else list(tiles_of(original, tiling))
-    # As an image, so that what is padded at a border is padded alike.
-    as_image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8)
-    for tile, normal in zip(tiles, of_original, strict=True):
-        label = prepare_mask(tiling.cut(as_image, tile.corner)[..., 0] > 0, known.spec)
-        if label.any():
-            entries.append(_Entry(tile, label, name, drawn_by, normal))
-    return entries
-
-
 def _open(
     name: DefectSourceName,
     share: float,
-    entries: Sequence[_Entry],
-    known: _Known,
+    entries: Sequence[LabelledEntry],
+    known: SourceContext,
     with_originals: bool,
     workers: int,
     budget_mb: int,
@@ -485,7 +265,7 @@ def _open(
     )
 
 
-def _check_types(settings: LabelledSettings, found: Mapping[DefectSourceName, _Found]) -> None:
+def _check_types(settings: LabelledSettings, found: Mapping[DefectSourceName, FoundSource]) -> None:
     """Raise ArgumentError if a defect type is asked for that no source has."""
     names = sorted({name for part in found.values() for name, count in part.images.items() if count})
     for wanted in settings.defects:

@@ -16,12 +16,10 @@ from torch.nn import functional
 from flawscope.arrays import UInt8Array
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.training.features.backbone import Backbone, stages_of
+from flawscope.training.segmentation.evidence import evidence
 
 GROUPS = 8
 """Groups of the group normalisation; the width of a decoder is a multiple of it."""
-
-SOFTNESS = 4.0
-"""Logits over which a map bends from zero to rising with the logit; see `SegmenterScores`."""
 
 _PRIOR = 0.01  # probability of a defect before anything is learned (arXiv:1708.02002, section 4.1)
 
@@ -108,14 +106,9 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class SegmenterScores(nn.Module):
     """A trained segmenter as a detector: image in, anomaly map and score out.
 
-    `forward` takes uint8 [N, H, W, 3] and returns the map float32 [N, H, W] and the score float32 [N]. With x the
-    logits, upsampled bilinearly and smoothed by a Gaussian if `sigma` is above 0, the map is
-
-        s * log(1 + exp(x / s)),   s = SOFTNESS
-
-    which is positive, unbounded and rises with the logit: ordinary parts have values around 1, which a relative error
-    can be measured on, as it could not on probabilities near 0 or on logits of either sign. The score is the mean of
-    the `top` highest pixels.
+    `forward` takes uint8 [N, H, W, 3] and returns the map float32 [N, H, W] and the score float32 [N]. The map is the
+    `evidence` of the logits, upsampled bilinearly and smoothed by a Gaussian if `sigma` is above 0. The score is the
+    mean of its `top` highest pixels.
 
     Args:
         segmenter: The segmenter.
@@ -137,5 +130,5 @@ class SegmenterScores(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps and scores of a batch."""
         logits = self.get_buffer("rows") @ self.segmenter(image)[:, 0] @ self.get_buffer("columns")
-        maps = SOFTNESS * functional.softplus(logits / SOFTNESS)
+        maps = evidence(logits)
         return maps, maps.flatten(1).topk(self.top, dim=1).values.mean(dim=1)

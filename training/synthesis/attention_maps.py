@@ -44,7 +44,9 @@ class AttentionMaps:
         for number, layer in enumerate(self._layers):
             query, key = self._queries.pop(number), self._keys.pop(number)
             # float(): under autocast both are in half precision, in which a softmax over many tokens loses digits.
-            query, key = (part.unflatten(2, (layer.heads, -1)).transpose(1, 2).float() for part in (query, key))
+            query, key = (
+                part.reshape(*part.shape[:2], layer.heads, -1).transpose(1, 2).float() for part in (query, key)
+            )
             weights = (query @ key.transpose(2, 3) * layer.scale).softmax(dim=3)  # [N, heads, cells, L]
             attended = torch.einsum("nhcl,nl->nc", weights, placed) / layer.heads
             maps.append(enlarged(attended, size))

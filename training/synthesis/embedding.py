@@ -244,7 +244,7 @@ class EmbeddingTask:
         empty = TextTokens(self._base.prompts, [""])
 
         def predicted() -> Iterator[tuple[Tensor, Tensor]]:
-            for part in torch.arange(len(numbers), device=device).split(self._config.loop.batch_size):
+            for part in torch.split(torch.arange(len(numbers), device=device), self._config.loop.batch_size):
                 rows = torch.zeros_like(part)
                 contexts = self._texts.context(self._base, rows, self.network), empty.context(self._base, rows)
                 first, second = (unet(noisy[part], levels[part], text, return_dict=False)[0] for text in contexts)

@@ -76,7 +76,7 @@ def train_inpainting(
     items = Numbers(len(support.examples) * config.adaptation.repeats)
     trained = run_loop(task, items, config, folder, resume=resume, progress=progress)
     return GeneratorFitResult(
-        networks=task.network.groups(config, support.types, trained.state),
+        networks=task.stored(trained.state, support.types),
         facts={
             **training_facts(trained),
             **task.text_effects(trained.state),
@@ -102,9 +102,9 @@ def learned_defects(
     # Dicts as ordered sets: the sentences keep the order in which they were learned.
     texts: dict[tuple[str, str], dict[str, None]] = {defect_type: {} for defect_type in support.types}
     for example, description in zip(support.examples, described, strict=True):
-        sentences = map(without_location, description.texts)
+        sentences = [without_location(text) for text in description.texts]
         if placeholder is not None:
-            sentences = (placed_text(text, placeholder) for text in sentences)
+            sentences = [placed_text(text, placeholder) for text in sentences]
         texts[example.category, example.defect].update(dict.fromkeys(sentences))
     return tuple(
         LearnedDefect(
@@ -156,8 +156,9 @@ class InpaintingTask:
         ]
         self._shares = torch.from_numpy(signal_shares(base.sampling)).float()
         self._weights = snr_weights(base.sampling, config.snr_gamma)
-        self.network = InpaintingNetwork(config, base, self.learn, self.texts)
-        self._attention = AttentionMaps(self.network.plain_unet) if config.attention_loss > 0 else None
+        self._learned = InpaintingNetwork(config, base, self.learn, self.texts)
+        self.network: nn.Module = self._learned
+        self._attention = AttentionMaps(self._learned.plain_unet) if config.attention_loss > 0 else None
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the trained network."""
@@ -165,7 +166,7 @@ class InpaintingTask:
         rate = config.adaptation.rate(config.loop)
         return build_optimizer(
             config.denoising,
-            self.network.parameter_groups(rate, config.text_rate),
+            self._learned.parameter_groups(rate, config.text_rate),
             rate=rate,
             epsilon=config.adaptation.epsilon,
         )
@@ -246,7 +247,7 @@ class InpaintingTask:
         """Return noise for encoded texts, float32 [N, L, D], or None (MAGIC, arXiv:2507.02314)."""
         if self._config.text_noise == 0:
             return None  # nothing is drawn: the random numbers of other settings stay the same
-        shape = (count, self._base.prompts.rules.length, self.network.context_width)
+        shape = (count, self._base.prompts.rules.length, self._learned.context_width)
         return self._config.text_noise * torch.randn(shape, generator=generator, device=generator.device)
 
     def validate(self) -> dict[str, float]:
@@ -265,6 +266,10 @@ class InpaintingTask:
             return self._losses(self.network, variants, texts, levels.to(device), generator)
 
         return mean_error(torch.split(plan, self._config.loop.batch_size), errors, device, seed)
+
+    def stored(self, state: Mapping[str, Tensor], types: Sequence[tuple[str, str]]) -> dict[str, dict[str, Tensor]]:
+        """Return a trained state as a run stores it; see `InpaintingNetwork.groups`."""
+        return self._learned.groups(self._config, types, state)
 
     def text_effects(self, state: Mapping[str, Tensor]) -> dict[str, float]:
         """Return what the text changes in the predicted noise, at the levels of `validate`; see `relative_change`.
@@ -286,30 +291,19 @@ class InpaintingTask:
         noisy = add_noise(clean, noise, self._shares.to(device)[levels])
         x = torch.cat([noisy, latents.beside[numbers].to(device)], dim=1)
         types = [self._data.types[number] for number in numbers.tolist()]
-        count = len(self.texts.rows)
-        rows = {
-            "own": [self._row(number, 0.0) for number in numbers.tolist()],
-            TEXT_EFFECT: [0] * len(types),
-            DEFECT_EFFECT: [self.texts.rows[(number + 1) % count][0] for number in types],
-        }
-        with torch.no_grad():
-            predicted = {
-                name: torch.cat(
-                    [
-                        self.network(*part).float().cpu()
-                        for part in zip(
-                            *(
-                                torch.split(whole, self._config.loop.batch_size)
-                                for whole in (x, levels, torch.tensor(values, device=device))
-                            ),
-                            strict=True,
-                        )
-                    ]
-                )
-                for name, values in rows.items()
-            }
-        effects = (TEXT_EFFECT, DEFECT_EFFECT) if count > 1 else (TEXT_EFFECT,)
-        return {name: relative_change([(predicted["own"], predicted[name])]) for name in effects}
+        count, size = len(self.texts.rows), self._config.loop.batch_size
+
+        @torch.no_grad()
+        def predicted(rows: list[int]) -> Tensor:
+            parts = (torch.split(whole, size) for whole in (x, levels, torch.tensor(rows, device=device)))
+            return torch.cat([self.network(*part).float().cpu() for part in zip(*parts, strict=True)])
+
+        own = predicted([self._row(number, 0.0) for number in numbers.tolist()])
+        effects = {TEXT_EFFECT: relative_change([(own, predicted([0] * len(types)))])}
+        if count > 1:
+            others = [self.texts.rows[(number + 1) % count][0] for number in types]
+            effects[DEFECT_EFFECT] = relative_change([(own, predicted(others))])
+        return effects
 
     def preview(self, path: Path) -> None:
         """Write training images beside the same images with their boxes drawn anew."""
@@ -317,12 +311,12 @@ class InpaintingTask:
         numbers = preview_numbers(len(self._data))
         rows = torch.tensor([self._row(number, 0.0) for number in numbers], device=self._device)
         with torch.no_grad():
-            contexts = self.network.encode(rows), self.network.encode(torch.zeros_like(rows))
+            contexts = self._learned.encode(rows), self._learned.encode(torch.zeros_like(rows))
         write_preview(
             path,
             self._base,
             "inpaint",
-            self.network.unet,
+            self._learned.unet,
             self._data.images,
             self._data.boxes,
             latents.moments.mean,

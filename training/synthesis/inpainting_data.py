@@ -115,7 +115,8 @@ class InpaintingData:
                 rng = np.random.default_rng(self._config.seed)
                 hidden = [random_mask(images.shape[1:3], rng) for _ in range(len(images) * _RANDOM_MASKS)]
                 repeated = np.repeat(images, _RANDOM_MASKS, axis=0)
-                random = self._beside(repeated, np.stack(hidden), device).unflatten(0, (len(images), _RANDOM_MASKS))
+                beside = self._beside(repeated, np.stack(hidden), device)
+                random = beside.reshape(len(images), _RANDOM_MASKS, *beside.shape[1:])
             self._cached = Latents(
                 moments, self._beside(images, boxes, device), latent_masks(self._base, list(masks)), random
             )

@@ -271,7 +271,8 @@ def draw_anew(
     keep = np.stack([keep_of(mask, base.latents[1:]) for mask in masks])
     # A seed per image, so that an image is drawn alike whatever else the preview shows.
     noise = np.stack([draw_noise(seed + index, mode, sampling, base.latents) for index in range(len(clean))])
-    drawn = draw_latents(mode, clean.cpu().numpy(), keep, noise, sampling, predict)
+    # The known surroundings are put back, as `synth generate` does.
+    drawn = draw_latents(mode, clean.cpu().numpy(), keep, noise, sampling, predict, restore=True)
     decoder = Decoder(base.autoencoder, base.normalization).to(device)
     decoded = decoder(torch.from_numpy(drawn).to(device)).permute(0, 2, 3, 1).cpu().numpy()
     return np.asarray(np.rint((decoded + 1.0) * 127.5), np.uint8)

@@ -159,8 +159,9 @@ class InpaintingNetwork(nn.Module):
     @property
     def plain_unet(self) -> nn.Module:
         """The UNet as the library has it, with LoRA in its layers where there is any."""
-        unet: Any = self.unet
-        return unet.inner if isinstance(self.unet, AdaptedUnet) else unet.unet
+        wrapper: Any = self.unet
+        plain: nn.Module = wrapper.inner if isinstance(wrapper, AdaptedUnet) else wrapper.unet
+        return plain
 
     @property
     def context_width(self) -> int:
@@ -175,7 +176,9 @@ class InpaintingNetwork(nn.Module):
         groups: list[dict[str, Any]] = [{"params": list(self.unet.parameters())}]
         return groups + ([{"params": of_text, "lr": rate * text_rate}] if of_text else [])
 
-    def groups(self, config: InpaintingConfig, types: Sequence[tuple[str, str]], state: Mapping[str, Tensor]) -> Any:
+    def groups(
+        self, config: InpaintingConfig, types: Sequence[tuple[str, str]], state: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
         """Return a trained state as a run stores it: group -> name -> tensor.
 
         Args:
@@ -195,7 +198,7 @@ class InpaintingNetwork(nn.Module):
             }:
                 stored[group] = tensors
         if self.vectors is not None:
-            parts = state["vectors"].split(config.vectors)
+            parts = torch.split(state["vectors"], config.vectors)
             stored[VECTORS] = {f"{category}/{name}": part for (category, name), part in zip(types, parts, strict=True)}
         return stored
 

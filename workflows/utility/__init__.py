@@ -1,1 +1,1 @@
-"""Does a synthetic set help? A segmenter trained with and without it, compared on real images."""
+"""Does a drawn set help? The detector that ships, trained with and without it, compared on real images."""

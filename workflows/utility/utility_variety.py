@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from flawscope.config import LabelledConfig
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
 from flawscope.imaging.images import Preprocessing, read_image
@@ -38,7 +39,6 @@ from flawscope.progress import Progress
 from flawscope.torch_file import read_state_dict
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.lpips import MIN_SIDE_PX, Lpips, build_lpips
-from flawscope.training.segmentation.segmenter import SegmenterConfig
 from flawscope.training.segmentation.variety import (
     INCEPTION_SIDE_PX,
     Score,
@@ -214,7 +214,7 @@ def load_networks(
 def take_variety(
     networks: VarietyNetworks,
     defects: Mapping[str, DefectImages],
-    config: SegmenterConfig,
+    config: LabelledConfig,
     device: str,
     progress: Progress,
 ) -> Variety:
@@ -259,7 +259,7 @@ def _defect_variety(
     network: Lpips | None,
     defect: DefectImages,
     probabilities: npt.NDArray[np.float64] | None,
-    config: SegmenterConfig,
+    config: LabelledConfig,
     device: str,
     progress: Progress,
     name: str,
@@ -306,7 +306,7 @@ def compared_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
     return min(MAX_SIDE_PX, round(height * scale)), min(MAX_SIDE_PX, round(width * scale))
 
 
-def _images(paths: Sequence[Path], size: tuple[int, int], config: SegmenterConfig) -> ImageReader:
+def _images(paths: Sequence[Path], size: tuple[int, int], config: LabelledConfig) -> ImageReader:
     return ImageReader(paths, Preprocessing(size), config.data.num_workers, config.data.memory_budget_mb // 4)
 
 

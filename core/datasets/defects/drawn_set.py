@@ -53,6 +53,7 @@ class DrawnImage:
         box_mask: Where the defect was asked for; only a rejected image may have none.
         good: The normal image that was drawn on, below its dataset's root.
         good_sha256: SHA-256 of that image's bytes.
+        box: Name of the mask that it was asked for by, below its box set; empty where a source takes none.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class DrawnImage:
     box_mask: StoredFile | None
     good: str
     good_sha256: str
+    box: str = ""
 
     @property
     def path(self) -> Path:
@@ -119,6 +121,7 @@ class _Fields(msgspec.Struct, frozen=True):
     box_mask: StoredFile | None
     good: Text
     good_sha256: Sha256
+    box: str = ""
     source: DrawnSource = "diffusion"
 
 

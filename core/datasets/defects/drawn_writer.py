@@ -54,7 +54,7 @@ class DrawnWriter:
         if len(rows["drawn"]) < COLUMNS:
             rows["drawn"].append(small_tile(name.rpartition("/")[2], image))
             shown, boxed = small_tile(source, image, mask, MAGENTA), small_tile(source, image, boxes, CYAN)
-            rows["masks and boxes"].append(shown._replace(outlines=(*boxed.outlines, *shown.outlines)))
+            rows["masks and boxes"].append(Tile(source, shown.image, (*boxed.outlines, *shown.outlines)))
         return Stored(
             self._stored(f"{category}/gen_img/{name}", image),
             self._stored(f"{category}/prs_mask/{name}", mask),

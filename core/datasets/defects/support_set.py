@@ -27,7 +27,7 @@ from flawscope import __version__
 from flawscope.datasets import Dataset, Split, as_recorded, content_hash, hash_contents
 from flawscope.datasets.all_categories import ALL
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source, list_anomalous
-from flawscope.datasets.defects.bare_support import BareImage, find_bare_support
+from flawscope.datasets.defects.bare_support import BareImage, check_found, find_bare_support, find_by_content
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.near_duplicates import Appearance, appearance_of, is_near_duplicate
 from flawscope.datasets.defects.seeded_choice import check_count, check_seed, seeded_order
@@ -386,7 +386,7 @@ def find_support(
         DataError: If an image or its mask is missing, or has other content than was recorded.
     """
     if record.is_bare:
-        return _find_bare(dataset, record, progress)
+        return find_by_content(dataset, record.pictures, progress)
     by_place = {place_of(dataset, s.path): s for s in dataset.samples if s.is_anomalous and s.mask is not None}
     entries = []
     for count, image in enumerate(record.pictures, 1):
@@ -406,43 +406,6 @@ def find_support(
         entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), image.source))
         if progress:
             progress(count, len(record.pictures))
-    return entries
-
-
-def _check_found(dataset: Dataset, record: SupportRecord, contents: frozenset[str]) -> None:
-    names = {category_of(dataset, sample) for sample in dataset.samples}
-    absent = [i.picture for i in record.pictures if i.category in names and i.content not in contents]
-    if absent:
-        raise DataError(
-            f"{dataset.root}: expected the {len(absent)} images of the support set like {absent[0]}, to leave them "
-            "out, got none of their content. Name the dataset they were taken from."
-        )
-
-
-def _find_bare(dataset: Dataset, record: SupportRecord, progress: CountProgress | None) -> list[AnomalousSample]:
-    samples = [sample for sample in dataset.samples if sample.is_anomalous and sample.mask is not None]
-    # By the bytes of the files, as AnoGen copies them and records have them.
-    by_content = {content_hash(sample.path): sample for sample in samples}
-    names = {category_of(dataset, sample) for sample in dataset.samples}
-    images = [image for image in record.pictures if image.category in names]
-    if not images:
-        got = ", ".join(sorted({image.category for image in record.pictures}))
-        raise DataError(
-            f"{dataset.root}: expected a support set of {', '.join(sorted(names))}, got one of {got}. Name the "
-            "folder of the category."
-        )
-    entries = []
-    for count, image in enumerate(images, 1):
-        sample = by_content.get(image.content)
-        if sample is None:
-            raise DataError(
-                f"{dataset.root}: expected the support image {image.picture} with its mask, got none of its content "
-                "there. Name the dataset the support set was taken from."
-            )
-        place = place_of(dataset, sample.path)
-        entries.append(AnomalousSample(sample, category_of(dataset, sample), defect_of(sample), place))
-        if progress:
-            progress(count, len(images))
     return entries
 
 
@@ -468,7 +431,7 @@ def exclude_support(
     hashes = as_recorded(hash_contents((s.path for s in dataset.samples), progress), contents)
     if record.is_bare:
         # Without a record it is not known what the originals were: a copy that was saved anew would stay in the test.
-        _check_found(dataset, record, frozenset(hashes.values()))
+        check_found(dataset, record.pictures, frozenset(hashes.values()))
     remaining = tuple(s for s in dataset.samples if hashes[s.path] not in contents)
     left_out = tuple(place_of(dataset, s.path) for s in dataset.samples if hashes[s.path] in contents)
     return msgspec.structs.replace(dataset, samples=remaining), left_out

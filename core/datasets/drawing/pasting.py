@@ -4,10 +4,11 @@
     moved    the change scaled, mirrored and turned
 
     feather  out = image + tone · strength · weight · moved      the image's texture stays, the defect's is added
-    poisson  out = membrane(image) + tone · strength · moved     the defect's texture in place of the image's
+    poisson  out = image + weight · (membrane(image) + tone · strength · moved - image)
+                                                                 the defect's texture in place of the image's
 
-where the weight is 1 on the defect and falls to 0 around it, and the membrane continues the image into the hole: the
-second is the seamless clone of Pérez et al. (Poisson image editing, 2003), written with the change. The tone is the
+where the weight is 1 on the defect and falls to 0 around it, and the membrane continues the image into the hole: on
+the defect the second is the seamless clone of Pérez et al. (Poisson image editing, 2003). The tone is the
 grey level of the image there as a share of that around the defect, 0.5 to 2: in a bright image a hole is no pale spot.
 
 A defect lies as far from the sides as it did (see `places`), and what the border of its image cuts is pasted at that
@@ -136,19 +137,28 @@ def cut_defects(image: UInt8Array, mask: BoolArray, feather_px: int = 3) -> list
     check_array(mask, "mask", size, np.bool_)
     if not mask.any():
         raise ArgumentError("mask: expected a defect, got an all-black mask.")
-    # Over the whole image: the surroundings of one part may not hold another part.
-    whole = _weight(mask, feather_px)
-    ground = membrane(image.astype(np.float32), np.asarray(whole > 0))
-    change = image.astype(np.float32) - ground
+    # In the window of the defect, with two pixels beyond the feather: the image may be a hundred times larger.
+    frame = _grown(bounds_of(mask), feather_px + 3, size)
+    inside, pixels = mask[frame.window], image[frame.window].astype(np.float32)
+    # For all parts together: the surroundings of one may not hold another.
+    ground = membrane(pixels, np.asarray(_weight(inside, feather_px) > 0))
+    change = pixels - ground
     cutouts = []
     for box in boxes_of(mask, per_component=True):
-        part = mask & box.to_mask(size)
+        part = inside & box.to_mask(size)[frame.window]
         weight = _weight(part, feather_px)
         window = bounds_of(np.asarray(weight > 0)).window
         kept = np.where(weight[..., None] > 0, change, np.float32(0.0))[window]
-        tone = float(ground[part].mean())
-        cutouts.append(Cutout(kept, part[window], weight[window], tone, place_of_box(bounds_of(part), size), size))
+        own = bounds_of(part)
+        place = place_of_box(Rect(own.left + frame.left, own.top + frame.top, own.width, own.height), size)
+        cutouts.append(Cutout(kept, part[window], weight[window], float(ground[part].mean()), place, size))
     return cutouts
+
+
+def _grown(box: Rect, by: int, size: tuple[int, int]) -> Rect:
+    left, top = max(box.left - by, 0), max(box.top - by, 0)
+    right, bottom = min(box.left + box.width + by, size[1]), min(box.top + box.height + by, size[0])
+    return Rect(left, top, right - left, bottom - top)
 
 
 def _weight(mask: BoolArray, feather_px: int) -> Float32Array:
@@ -331,11 +341,12 @@ def _blend(
         return None
     tone = np.clip(before[region].mean() / max(moved.tone, 1.0), *_TONES)
     scaled = np.float32(placement.strength * tone) * change
-    if options.blend == "poisson":
-        after = np.where(region[..., None], membrane(before, region) + scaled, before)
-    else:
-        after = before + weight[..., None] * scaled
-    drawn, changed = keep_changes(part, as_levels(np.asarray(after, np.float32)), region, options.level)
+    added = membrane(before, region) + scaled - before if options.blend == "poisson" else scaled
+    after = before + weight[..., None] * added
+    defect = np.zeros(image.shape[:2], np.bool_)
+    defect[placement.box.window] = moved.mask
+    fringe = region & ~defect[rows, columns]
+    drawn, changed = keep_changes(part, as_levels(np.asarray(after, np.float32)), region, options.level, fringe)
     result, mask = image.copy(), np.zeros(image.shape[:2], np.bool_)
     result[rows, columns], mask[rows, columns] = drawn, changed
     return result, mask

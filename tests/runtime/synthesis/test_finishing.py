@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flawscope.imaging.crops import Crop, crop_around
+from flawscope.imaging.crops import Crop, crop_around, cut_mask
 from flawscope.imaging.images import MIN_SIDE_PX
 from flawscope.runtime.synthesis import (
     DrawOptions,
@@ -123,15 +124,18 @@ def test_no_step_is_run_on_more_than_the_window_and_its_margin(monkeypatch):
     assert max(size for _, size in seen) <= 3 * (crop.height + 4) * (crop.width + 4)
 
 
-def test_a_hard_edge_in_the_window_is_still_a_seam():
+@pytest.mark.parametrize("tone", ["restore", "match", "none"])
+def test_a_hard_edge_is_a_seam_whatever_holds_the_tone_and_a_tone_that_was_matched_is_none(tone):
     region = np.zeros((300, 400), np.bool_)
     region[100:130, 200:240] = True
     rng = np.random.default_rng(3)
     good = np.clip(rng.normal(128, 3, (300, 400, 3)), 0, 255).astype(np.uint8)
     crop = crop_around(region, SIZE, feather_px=0)
     known = np.full((*SIZE, 3), 128, np.uint8)
-    drawn = known + np.uint8(50)
-    finished = finish_drawing(good, region, crop, drawn, known, DrawOptions(feather_px=0))
-    assert "seam" in finished.verdict.reasons
-    (seam,) = (measure for measure in finished.verdict.measures if measure.reason == "seam")
-    assert seam.value == seam_step(finished.image, good, region, finished.mask)
+    options = DrawOptions(feather_px=0, tone=tone)
+    box = known + np.uint8(50) * cut_mask(region, crop)[..., None]
+    for drawn, is_seam in ((box, True), (known + np.uint8(50), tone != "match")):
+        finished = finish_drawing(good, region, crop, drawn, known, options)
+        assert ("seam" in finished.verdict.reasons) == is_seam
+        (seam,) = (measure for measure in finished.verdict.measures if measure.reason == "seam")
+        assert seam.value == seam_step(finished.image, good, region, finished.mask)

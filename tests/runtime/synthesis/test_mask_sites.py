@@ -203,6 +203,19 @@ def test_a_mask_of_another_size_than_its_image_is_resized(bundle, tiny_root, tmp
     np.testing.assert_array_equal(redraw(bundle, line, tmp_path).image, read_image(out / line.image.place))
 
 
+def test_the_spellings_of_anogen_s_script_are_taken_too(bundle, tiny_root, tmp_path):
+    image, mask = tiny_root / CATEGORY / "train" / "good" / "000.png", box(tmp_path / "mask.png")
+    theirs = ["--image_prompt", image, "--mask_prompt", mask, "--prompt", "a stain {location}", "--ddim_steps", "3"]
+    theirs += ["--scale", "4", "--ddim_eta", "0.5", "--outdir", tmp_path / "theirs"]
+    ours = ["--image", image, "--mask", mask, "--text", "a stain {location}", "--steps", "3", "--guidance", "4"]
+    ours += ["--eta", "0.5", "--out", tmp_path / "ours"]
+    for typed in (theirs, ours):
+        assert generate(bundle, "--defect", "stain", *typed)
+    (first,), (second,) = (lines_of(tmp_path / name) for name in ("theirs", "ours"))
+    assert first == second
+    assert (first.options.steps, first.options.guidance, first.options.eta) == (3, 4.0, 0.5)
+
+
 # --- MvP-Diff's own lines
 
 
@@ -277,6 +290,8 @@ def test_masks_that_no_defect_fits_are_refused_by_name(root, tmp_path):
         (["MASKS", "--boxes", "x"], "Expected --boxes or --masks, got both"),
         (["MASKS", "--image", "x"], "Expected --masks with --data, or --image with --mask, got both"),
         (["MASKS", "--category", "brass"], "expected one of the categories"),
+        (["MASKS", "--lora_dir", "lora"], "Expected base and LoRA in BUNDLE, as flawscope export writes it, got lora"),
+        (["MASKS", "--checkpoint_dir", "c"], "Leave --checkpoint_dir and --lora_dir out"),
     ],
 )
 def test_a_mask_set_that_does_not_fit_is_one_line_and_leaves_nothing(bundle, root, tmp_path, capsys, typed, message):

@@ -14,6 +14,8 @@ from tiny_synth_bundle import write_tiny_synth
 
 from flawscope.cli import run
 from flawscope.datasets import Sample, open_dataset
+from flawscope.datasets.defects.paste_sets import PasteSettings, write_pasted
+from flawscope.datasets.defects.perlin_sets import PerlinSettings, write_perlin
 from flawscope.datasets.defects.support_set import NearDuplicate, read_support
 from flawscope.errors import DataError
 from flawscope.files import sha256_file
@@ -21,6 +23,7 @@ from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
+    GeneratedImage,
     GenerateSettings,
     ProvenanceLine,
     QualityLimits,
@@ -37,6 +40,12 @@ DRAWN = 5
 
 
 def provenance_of(folder):
+    lines = lines_of(folder)
+    assert {line.source for line in lines} == {"diffusion"}
+    return [msgspec.structs.replace(line, drawn=msgspec.convert(line.drawn, GeneratedImage)) for line in lines]
+
+
+def lines_of(folder):
     texts = (folder / "provenance.jsonl").read_bytes().splitlines()
     return [msgspec.json.decode(text, type=ProvenanceLine) for text in texts]
 
@@ -143,7 +152,7 @@ def test_support_images_are_left_out_of_the_test_split(drawn, dataset, place, tm
         **{f"{CATEGORY}/test/{defect}": DEFECTIVE // len(DEFECTS) - 1 for defect in DEFECTS},
         f"{CATEGORY}/train/good": TRAIN,
     }
-    assert record.rejected == 1
+    assert [(one.rejected, one.spare, one.taken) for one in record.generated] == [(1, 0, {"diffusion": DRAWN - 1})]
 
 
 def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, place, tmp_path):
@@ -160,7 +169,9 @@ def test_with_the_support_set_what_looks_alike_is_left_out_too(drawn, dataset, p
 def test_another_support_set_is_refused(drawn, dataset, place, tmp_path):
     support = read_support(place / "support")
     other = msgspec.structs.replace(support, pictures=support.pictures[:1])
-    with pytest.raises(DataError, match=r"expected the one that the bundle learned from, got one without 1 of its 2"):
+    with pytest.raises(
+        DataError, match=r"expected the one that the images were drawn from, got one without 1 of its 2"
+    ):
         write_synth_dataset(drawn, dataset, tmp_path / "made", support=other)
     assert not (tmp_path / "made").exists()
 
@@ -215,6 +226,75 @@ def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):
     assert (sheet == (255, 40, 200)).all(axis=2).sum() > 50, "masks are outlined"
 
 
+# --- several folders and sources
+
+
+@pytest.fixture(scope="module")
+def sources(place, drawn, dataset):
+    """Folders of all sources: diffusion, two of pasted defects, and Perlin anomalies."""
+    record = read_support(place / "support")
+    write_pasted(dataset, record, place / "pasted", PasteSettings(per_defect=4, within="picture"))
+    write_pasted(dataset, record, place / "more", PasteSettings(per_defect=3, within="picture", seed=5))
+    write_perlin(dataset, place / "perlin", PerlinSettings(number=3, within="picture"))
+    return [drawn, *(place / name for name in ("pasted", "more", "perlin"))]
+
+
+def test_images_of_all_sources_are_in_one_dataset_and_each_says_where_it_is_from(sources, dataset, tmp_path):
+    record = write_synth_dataset(sources, dataset, tmp_path / "made")
+    assert record == record_of(tmp_path / "made")
+    assert record.sources == {"diffusion": DRAWN - 1, "paste": 14, "perlin": 3}
+    assert [one.taken for one in record.generated] == [{"diffusion": 4}, {"paste": 8}, {"paste": 6}, {"perlin": 3}]
+    assert [set(one.records) for one in record.generated] == [
+        {"generate.json"},
+        {"paste.json"},
+        {"paste.json"},
+        {"perlin.json"},
+    ]
+    assert [bool(one.bundle) for one in record.generated] == [True, False, False, False]
+    mixed = open_dataset(tmp_path / "made", CATEGORY)
+    assert mixed.orphan_masks == ()
+    lines = lines_of(tmp_path / "made")
+    assert len({line.image for line in lines}) == len({line.mask for line in lines}) == len(lines) == 21
+    for line in lines:
+        assert line.source == line.drawn.get("source", "diffusion")
+        own = sources[line.folder]
+        assert line.drawn in [msgspec.json.decode(text) for text in (own / "generated.jsonl").read_bytes().splitlines()]
+        for name, place in (("image", line.image), ("mask", line.mask)):
+            assert (tmp_path / "made" / place).read_bytes() == (own / line.drawn[name]["place"]).read_bytes()
+    synthetic = {s.path.name: s for s in mixed.samples if s.split == "train" and s.defect == "stain"}
+    for line in (line for line in lines if line.drawn["defect"] == "stain"):
+        assert synthetic[line.image.rpartition("/")[2]].mask == tmp_path / "made" / line.mask
+    support = read_support(sources[0].parent / "support")
+    assert {place for place, why in record.left_out.items() if why == "a support image"} == {
+        image.source for image in support.pictures
+    }
+
+
+def test_so_many_of_a_source_are_taken_shared_out_among_its_types(sources, dataset, tmp_path):
+    record = write_synth_dataset(sources, dataset, tmp_path / "made", take={"paste": 5, "perlin": 2})
+    assert record.sources == {"diffusion": DRAWN - 1, "paste": 5, "perlin": 2}
+    assert sum(one.spare for one in record.generated) == 10
+    assert [one.taken.get("paste", 0) for one in record.generated] == [0, 3, 2, 0], "of each folder in turn"
+    kinds = [(line.source, line.drawn["defect"]) for line in lines_of(tmp_path / "made")]
+    assert kinds.count(("paste", "pitting")) == 3
+    assert kinds.count(("paste", "stain")) == 2
+    assert write_synth_dataset(sources, dataset, tmp_path / "all", take={"paste": 500}).sources["paste"] == 14
+
+
+def test_the_anogen_layout_takes_all_sources_too(sources, dataset, tmp_path):
+    for labels in ("precise", "box"):
+        write_synth_dataset(sources, dataset, tmp_path / labels, layout="anogen", labels=labels)
+        found = {
+            path.relative_to(tmp_path / labels).as_posix(): mask
+            for path, mask, _ in as_anogen_loads(tmp_path / labels, CATEGORY)
+        }
+        lines = lines_of(tmp_path / labels)
+        assert len(lines) == len(found) == 21
+        for line in lines:
+            stored = line.drawn["mask" if labels == "precise" else "box_mask"]
+            assert sha256_file(found[line.image]) == stored["sha256"]
+
+
 # --- anogen
 
 
@@ -234,7 +314,8 @@ def test_the_layout_of_anogen_is_that_of_its_make_dataset(place, drawn, tiny_roo
     typed = ["--layout", "anogen", "--labels", labels, "--out", str(out)]
     assert run(["synth", "dataset", str(place / "all"), *data, *typed]) == 0
     lines = provenance_of(out)
-    assert len(lines) == DRAWN
+    accepted = [line for line in read_generated(place / "all") if line.accepted]
+    assert [line.drawn for line in lines] == accepted
     assert set(files_of(out)) == {"provenance.jsonl", "dataset.json", "contact_sheet.png"} | {
         file for line in lines for file in (line.image, line.mask)
     }
@@ -250,8 +331,9 @@ def test_the_layout_of_anogen_is_that_of_its_make_dataset(place, drawn, tiny_roo
             assert line.image == f"{CATEGORY}/images/{good}-{box}-0000-{defect}.png"
             assert line.mask == f"{CATEGORY}/masks/{box}-{defect}.png"
     assert capsys.readouterr().out.splitlines() == [
-        f"dataset: {out}, {DRAWN} drawn and 0 real images",
-        "left out: 0 rejected drawings, 2 real images (dataset.json)",
+        f"dataset: {out}, {len(accepted)} drawn and 0 real images",
+        f"sources: diffusion {len(accepted)}",
+        f"left out: {DRAWN - len(accepted)} rejected drawings, 2 real images (dataset.json)",
         f"overview: {out}/contact_sheet.png",
     ]
 
@@ -290,19 +372,30 @@ def test_names_with_hyphens_and_boxes_of_one_name_do_not_mix(place, dataset, tmp
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["NONE"], "expected the record of drawn images"),
+        (["NONE"], "expected drawn images, got: No such file"),
         (["DRAWN", "--layout", "visa"], "Invalid value for '--layout'"),
         (["DRAWN", "--support", "NONE"], "expected the record of a support set"),
         (["CHANGED"], "expected the file that was drawn, got other content"),
         (["EMPTY"], "expected accepted images of steel, got none"),
+        (["DRAWN", "--take", "perlin=5"], "take: expected a source of the drawn images (diffusion), got perlin."),
+        (["DRAWN", "--take", "diffusion=0"], "take: expected at least 1 image of diffusion, got 0"),
+        (["DRAWN", "--take", "painter=5"], "Expected --take SOURCE=N with a source of diffusion, paste, perlin"),
+        (["DRAWN", "--take", "paste"], "Expected --take SOURCE=N"),
+        (["DRAWN", "--take", "paste=1", "--take", "paste=2"], "Expected every source once, got --take paste twice"),
+        (["DRAWN", "DRAWN"], "generated: expected every folder once"),
+        (["DRAWN", "UNKNOWN"], "paste.json: expected the record of drawn images"),
     ],
 )
-def test_a_mistake_is_one_line_with_status_2_and_leaves_nothing(drawn, tiny_root, tmp_path, capsys, typed, message):
+def test_a_mistake_is_one_line_with_status_2_and_leaves_nothing(
+    drawn, sources, tiny_root, tmp_path, capsys, typed, message
+):
     changed = shutil.copytree(drawn, tmp_path / "changed")
     next(changed.rglob("gen_img/*/*.png")).write_bytes(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes())
     empty = shutil.copytree(drawn, tmp_path / "empty")
     (empty / "generated.jsonl").write_bytes(b"")
-    words = {"DRAWN": drawn, "CHANGED": changed, "EMPTY": empty, "NONE": tmp_path / "none"}
+    unknown = shutil.copytree(sources[1], tmp_path / "unknown")
+    (unknown / "paste.json").unlink()
+    words = {"UNKNOWN": unknown, "DRAWN": drawn, "CHANGED": changed, "EMPTY": empty, "NONE": tmp_path / "none"}
     arguments = [str(words.get(word, word)) for word in typed]
     data = ["--data", str(tiny_root), "--category", CATEGORY]
     assert run(["synth", "dataset", *arguments, *data, "--out", str(tmp_path / "out")]) == 2

@@ -27,12 +27,14 @@ from tiny_stable_diffusion import write_stable_diffusion, write_text_to_image
 from torch import Tensor, nn
 
 from flawscope import cli
+from flawscope.config import DsadConfig, from_flat
 from flawscope.errors import DataError, RunError
 from flawscope.files import sha256_file
 from flawscope.runtime.synthesis.ldm_layout import autoencoder_part, bert_part, clip_part, unet_part
 from flawscope.tensor_files import TensorEntry
 from flawscope.training.diffusion.autoencoder import open_autoencoder
 from flawscope.training.diffusion.diffusers_folder import FolderParts, read_base_folder
+from flawscope.training.diffusion.semantic_guidance import load_guided_denoiser
 from flawscope.training.synthesis.base_model import open_base
 
 SIZES = Sizes()
@@ -205,6 +207,10 @@ def test_stable_diffusion_becomes_what_diffusers_makes_of_it_and_draws_the_same(
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert torch.equal(drawn(parts, True), drawn(theirs, True))
     assert float(drawn(parts, True).std()) > 0.01
+    from diffusers import DiffusionPipeline
+
+    pipeline: Any = DiffusionPipeline.from_pretrained(out, local_files_only=True)
+    assert type(pipeline).__name__ == "StableDiffusionInpaintPipeline"
     opened = open_base(out)
     assert opened.is_inpainting
     assert opened.size == (64, 64)
@@ -230,7 +236,7 @@ def test_averaged_weights_are_taken_unless_asked_otherwise(
 
 
 def test_half_precision_stays_half_and_the_file_is_named(
-    stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path
+    stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "half.safetensors"
     half = {name: value.half() if value.is_floating_point() else value for name, value in stable.items()}
@@ -240,6 +246,9 @@ def test_half_precision_stays_half_and_the_file_is_named(
         assert file.metadata() == {"format": "pt", "source_sha256": sha256_file(path)}
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert open_base(out).licence == "creativeml-openrail-m"
+    assert "licence: creativeml-openrail-m" in capsys.readouterr().out
+    named = imported(path, tmp_path / "named", "--tokenizer", str(tokenizers["clip"]), "--licence", "of our\nown")
+    assert open_base(named).licence == "of our own"
 
 
 def test_latent_diffusion_with_its_bert_is_converted_and_computes_the_same(
@@ -270,6 +279,35 @@ def test_latent_diffusion_with_its_bert_is_converted_and_computes_the_same(
     assert torch.equal(drawn(parts, False), drawn(theirs, False))
 
 
+def test_lora_is_merged_while_a_checkpoint_is_converted(
+    stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    path, lora = tmp_path / "sd.safetensors", tmp_path / "lora.safetensors"
+    safetensors.torch.save_file(stable, path)
+    layers = {"lora_unet_mid_block_attentions_0_proj_in": 128, "lora_te_text_model_encoder_layers_0_mlp_fc1": 512}
+    drawn = torch.Generator().manual_seed(1)
+    tensors = {
+        f"{layer}.{side}.weight": torch.randn(shape, generator=drawn)
+        for layer, rows in layers.items()
+        for side, shape in (("lora_down", (2, 128)), ("lora_up", (rows, 2)))
+    }
+    safetensors.torch.save_file(tensors, lora)
+    options = ("--tokenizer", str(tokenizers["clip"]))
+    both = imported(path, tmp_path / "both", *options, "--lora", f"{lora}=0.5")
+    imported(path, tmp_path / "plain", *options)
+    assert (
+        cli.run(["synth", "import", str(tmp_path / "plain"), "--out", str(tmp_path / "after"), "--lora", f"{lora}=0.5"])
+        == 0
+    )
+    for name in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        first, second, plain = (
+            safetensors.torch.load_file(folder / f"{name}.safetensors")
+            for folder in (both, tmp_path / "after", tmp_path / "plain")
+        )
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
+        assert sum(not torch.equal(value, plain[key]) for key, value in first.items()) == 1
+
+
 def test_an_autoencoder_alone_and_in_place_of_that_of_a_model(
     stable: dict[str, Tensor], tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,7 +319,9 @@ def test_an_autoencoder_alone_and_in_place_of_that_of_a_model(
     )
     torch.save({"state_dict": stable}, tmp_path / "sd.ckpt")
     alone, _ = open_autoencoder(imported(tmp_path / "kl.ckpt", tmp_path / "kl"))
-    assert "left out: loss (2)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "left out: loss (2)" in printed
+    assert "licence: unknown, which bundles then state: name it with --licence" in printed
     options = ("--tokenizer", str(tokenizers["clip"]), "--autoencoder", str(tmp_path / "kl.ckpt"))
     joined = read_base_folder(imported(tmp_path / "sd.ckpt", tmp_path / "joined", *options))
     own = read_base_folder(imported(tmp_path / "sd.ckpt", tmp_path / "own", *options[:2]))
@@ -387,6 +427,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "a LoKr adapter of LyCORIS"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "a LoRA of SDXL"),
         ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "a LoRA of Flux"),
+        ("first_stage_model.quantize.embedding.weight", "an autoencoder of the VQ kind"),
         ("down_blocks.0.resnets.0.conv1.weight", "a file of 1 other tensors"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a text encoder"),
     ],
@@ -525,6 +566,16 @@ def test_trainings_name_the_command_for_a_checkpoint(tmp_path: Path) -> None:
     for opener in (open_base, open_autoencoder):
         with pytest.raises(RunError, match=r"flawscope synth import .*v1-5-pruned\.ckpt .*--out FOLDER"):
             opener(path)
+
+
+def test_exports_and_commands_that_want_a_run_name_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "v1-5-pruned.ckpt"
+    torch.save({"state_dict": {"model.diffusion_model.out.0.weight": torch.zeros(3)}}, path)
+    error = refused(["export", str(path), "--out", str(tmp_path / "b.flaw")], capsys)
+    assert "got a checkpoint, of which flawscope synth import makes a folder" in error
+    config: Any = from_flat(DsadConfig, {"resize": (16, 16), "hint_widths": (4, 6), "base": str(path)})
+    with pytest.raises(RunError, match="flawscope synth import"):
+        load_guided_denoiser(path, config)
 
 
 def test_options_that_say_nothing_here_are_refused(

@@ -216,6 +216,41 @@ def test_fewer_steps_more_noise_and_less_strength_draw_otherwise(blend):
     assert changes[4] < changes[0], "less guidance draws a weaker defect"
 
 
+def test_noise_on_the_text_comes_from_the_seed_and_leaves_that_of_the_image(either):
+    request, plain = order(3, text="a * defect"), DrawOptions(text_noise=0.0)
+    same(either.draw([request], DrawOptions())[0], either.draw([request], plain)[0])
+    noisy = DrawOptions(text_noise=0.5)
+    alone, (_, beside) = either.draw([request], noisy)[0], either.draw([order(4), request], noisy)
+    same(alone, beside)
+    assert (alone.image != either.draw([request], plain)[0].image).any()
+    # Without guidance by the text, no noise on it can be seen: the noise of the image is the same.
+    seen = []
+    for options in (plain, noisy):
+        recorded = []
+        run = either._run
+        either._run = lambda name, inputs, shape, run=run, kept=recorded: (
+            (kept.append(inputs["x"]) if name == "denoise" else None) or run(name, inputs, shape)
+        )
+        try:
+            either.draw([request], options)
+        finally:
+            del either._run
+        seen.append(recorded[0])
+    assert np.array_equal(*seen)
+
+
+def test_a_bundle_draws_with_the_noise_on_texts_that_it_was_trained_with(tmp_path):
+    write_tiny_synth(tmp_path / "noisy.flaw", share=0.9, head={"text_noise": 0.5})
+    with Synthesizer.load(tmp_path / "noisy.flaw", "cpu") as synthesizer:
+        assert DrawOptions().resolved(synthesizer.head).text_noise == 0.5
+        own, asked, none = (
+            synthesizer.draw([order(3, text="a * defect")], options)[0]
+            for options in (DrawOptions(), DrawOptions(text_noise=0.5), DrawOptions(text_noise=0.0))
+        )
+    same(own, asked)
+    assert (own.image != none.image).any()
+
+
 # --- texts
 
 
@@ -348,6 +383,8 @@ def test_an_order_that_cannot_be_drawn_is_one_line_and_nothing_is_drawn(blend, c
         ({"steps": 0}, "steps: expected a whole number from 1 to 1000, got 0"),
         ({"steps": 1001}, "steps: expected a whole number from 1 to 1000, got 1001"),
         ({"eta": -0.1}, "eta: expected a number from 0 to 1"),
+        ({"text_noise": -1.0}, "text_noise: expected a number of at least 0, got -1"),
+        ({"text_noise": float("nan")}, "text_noise: expected a number of at least 0, got nan"),
         ({"strength": 0.0}, "strength: expected a share above 0 up to 1"),
         ({"feather_px": -1}, "feather_px: expected a number of pixels of at least 0"),
         ({"is_parity": True, "crop": True}, "crop: expected none with parity"),
@@ -497,6 +534,32 @@ def test_both_ways_of_pasting_keep_the_bytes_outside_and_find_the_same_mask(eith
     np.testing.assert_array_equal(drawn.image[outside], request.image[outside])
     np.testing.assert_array_equal(drawn.mask, usual.mask)
     assert np.array_equal(drawn.image, usual.image) == (paste == "drawn")
+
+
+def test_the_tone_is_held_where_the_network_alone_would_and_the_references_leave_it(blend, inpaint):
+    def tone(synthesizer, **options):
+        return DrawOptions(**options).resolved(synthesizer.head).tone
+
+    assert tone(inpaint) == "restore"
+    assert tone(inpaint, is_parity=True) == tone(blend) == "none"
+    assert tone(inpaint, is_parity=True, tone="restore") == tone(blend, tone="restore") == "restore"
+    drawn = {name: blend.draw([order()], DrawOptions(tone=name))[0].image for name in ("none", "restore")}
+    assert np.array_equal(drawn["none"], drawn["restore"]), "blend puts the surroundings back in its own way"
+    with pytest.raises(ArgumentError, match="tone: expected one of restore, match, none, got 'grey'"):
+        DrawOptions(tone="grey")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_surroundings_that_the_network_draws_anew_are_put_back(inpaint, solver):
+    """The tiny network draws the whole left half dark, not the box alone."""
+    request, off = order(mask=box(12, 12, 24, 24)), {}
+    left = np.s_[:, :8]  # a cell is 12 pixels wide here; beside the box the enlargement mixes two of them
+    for tone in ("restore", "none"):
+        (drawn,) = inpaint.draw([request], DrawOptions(tone=tone, solver=solver, is_parity=True))
+        off[tone] = np.abs(drawn.image[left].astype(float) - STEEL).mean()
+        assert drawn.image[16:32, 16:20].mean() < 110, "what is in the box is drawn"
+    assert off["none"] > 60
+    assert off["restore"] < 3
 
 
 def test_parity_and_pasting_a_change_exclude_each_other():

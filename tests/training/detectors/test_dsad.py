@@ -27,6 +27,7 @@ from flawscope.export.detectors import reconstruction_exporter
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.detectors.reconstruction_exporter import DSAD, reconstruction_graphs
 from flawscope.imaging.images import prepare, read_image
+from flawscope.runs import AUTOENCODER_KNOWS, read_run_record
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends.ort import OrtSession
 from flawscope.runtime.doctor.doctor_command import examine
@@ -37,6 +38,7 @@ from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.detectors.dsad import DsadTask, autoencoder_of
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction
 from flawscope.training.loop.image_batches import ImageReader
+from flawscope.training.run_notes import describe_run, image_notes
 from flawscope.training.settings import read_settings
 
 pytestmark = pytest.mark.long
@@ -122,6 +124,27 @@ def test_both_trainings_learn_and_leave_what_they_measured(autoencoder: Path, ru
     assert record["facts"]["scaling"] == pytest.approx(1 / record["facts"]["latent_std"], rel=1e-4)
     names = safetensors.numpy.load_file(autoencoder / "weights.safetensors")
     assert all(name.startswith("autoencoder.") for name in names)
+
+
+def test_an_autoencoder_keeps_few_images_back_and_what_it_knows_of_the_held_out_ones_is_said(
+    tiny_root: Path, run: Path, tmp_path: Path
+) -> None:
+    alike = read_run_record(run)[0]
+    assert alike.facts[AUTOENCODER_KNOWS] == 0  # that autoencoder holds out as many
+    assert not [note for note in image_notes(alike) if "autoencoder" in note]
+    # No threshold is set with an autoencoder, so by itself it has no least number of images to hold out.
+    settings = {**COMMON, "widths": [8, 16, 16], "layers": 1, "epochs": 1}
+    del settings["held_out_minimum"]
+    train_detector(build_config("autoencoder", settings)[0], open_dataset(tiny_root, CATEGORY), tmp_path / "knows")
+    fitted = read_run_record(tmp_path / "knows")[0]
+    assert len(fitted.held_out) == round(0.1 * (len(fitted.held_out) + len(fitted.training)))
+    detector = read_run_record(train(tiny_root, tmp_path / "knows", tmp_path / "run", epochs=1))[0]
+    known = set(fitted.training) & set(detector.held_out)
+    assert detector.facts[AUTOENCODER_KNOWS] == len(known) > 0
+    (note,) = [note for note in image_notes(detector) if "autoencoder" in note]
+    assert f"{len(known)} images" in note
+    assert "for calibration" not in describe_run("autoencoder", fitted)
+    assert "held out for calibration" in describe_run("dsad", detector)
 
 
 def test_what_starts_at_random_learns_and_the_autoencoder_does_not(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
@@ -15,7 +20,8 @@ from interrupted import Killed, killing_progress
 from tiny_judged import SIDE, Place, part, write_place
 
 from flawscope import cli
-from flawscope.bundle import DestsegHead, DraemHead
+from flawscope.bundle import DestsegHead, DraemHead, open_bundle, read_image_hashes
+from flawscope.calibration.thresholds.combine import combine_bundles
 from flawscope.config import LabelledConfig, build_config, flatten
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError, RunError
@@ -58,7 +64,8 @@ OWN: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "head_width": 16,
         "learning_rate": 0.1,
-        "head_rate": 0.05,
+        "residual_rate": 0.2,
+        "head_rate": 0.2,
         "top": 20,
     },
 }
@@ -147,8 +154,6 @@ def test_the_bundle_is_one_graph_and_scores_as_torch_does(bundle: Path, run: Pat
 
 
 def test_a_graph_begins_with_the_cast_and_takes_any_batch(bundle: Path) -> None:
-    import onnx
-
     graph = onnx.load(bundle / "score.onnx").graph
     assert graph.node[0].op_type == "Cast"
     assert [value.name for value in graph.output] == ["anomaly_map", "score"]
@@ -176,6 +181,41 @@ def test_it_builds_as_an_engine(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
     arguments = ["engine", "build", str(bundle), "--runtime", "tensorrt-rtx", "--target", "8.9"]
     assert cli.run([*arguments, "--cache", str(tmp_path)]) == 0
+
+
+def test_it_scores_where_nothing_of_the_training_can_be_imported(bundle: Path, place: Place) -> None:
+    image = open_dataset(place.root).test[0].path
+    with Inspector.load(bundle, "cpu") as inspector:
+        expected = inspector(read_image(image)).score
+    lean = """
+import sys
+for name in ("torch", "onnx", "scipy", "timm"):
+    sys.modules[name] = None
+from flawscope.imaging.images import read_image
+from flawscope.runtime import Inspector
+with Inspector.load(sys.argv[1], "cpu") as inspector:
+    print(inspector(read_image(sys.argv[2])).score)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", lean, str(bundle), str(image)], check=True, capture_output=True, text=True
+    )
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_is_combined_with_a_memory_bank(bundle: Path, place: Place, tmp_path: Path) -> None:
+    dataset = open_dataset(place.root)
+    settings = {"resize": SIDE, "stages": [1, 2], "held_out": 0.25, "held_out_minimum": 3, "num_workers": 1}
+    train_detector(build_config("patchcore", settings)[0], dataset, tmp_path / "bank", drawn_check=False)
+    export_run(tmp_path / "bank", tmp_path / "bank.flaw", max_batch=2)
+    # More normal images that no member has learned from: an ensemble needs five.
+    more = (msgspec.structs.replace(sample, split="train") for sample in dataset.test if not sample.is_anomalous)
+    kept = msgspec.structs.replace(dataset, samples=(*dataset.samples, *more))
+    combine_bundles([tmp_path / "bank.flaw", bundle], tmp_path / "both.flaw", kept)
+    with open_bundle(tmp_path / "both.flaw") as opened:
+        # What one member has seen is seen by the ensemble.
+        assert read_image_hashes(opened).defects.keys() == set(place.seen)
+    with Inspector.load(tmp_path / "both.flaw", "cpu") as inspector:
+        assert np.isfinite(inspector(read_image(dataset.test[0].path)).score)
 
 
 # --- interrupted
@@ -225,6 +265,13 @@ def test_settings_out_of_range_are_refused(method: str, changes: dict[str, Any],
         config(method, place, **changes)
 
 
+def test_a_head_that_does_not_fit_its_input_says_why() -> None:
+    assert DraemHead(21, 1.0).problem((32, 32)) is None
+    assert DraemHead(4, 1.0).problem((32, 32)) == "expected an odd score window, which has a middle, got 4"
+    assert DestsegHead(1024, 1.0).problem((32, 32)) is None
+    assert "at most the input's 1024 pixels, got 1025" in str(DestsegHead(1025, 1.0).problem((32, 32)))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_wrong_requests_are_refused(method: str, place: Place, tmp_path: Path) -> None:
     dataset = open_dataset(place.root)
@@ -243,8 +290,6 @@ def test_draem_takes_no_weights_of_a_backbone(place: Place, tmp_path: Path) -> N
 
 
 def test_a_run_without_a_tensor_of_its_networks_is_refused(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "run")
     stored = safetensors.numpy.load_file(copy / "weights.safetensors")
     stored.pop(sorted(stored)[0])

@@ -14,6 +14,7 @@ import torch
 from interrupted import Killed, killing_progress
 from tiny_judged import SIDE, Drawing, Place, part, write_generated, write_place
 
+from flawscope import cli
 from flawscope.bundle import open_bundle, read_image_hashes
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle
 from flawscope.calibration.thresholds.calibrate import calibrate_bundle
@@ -261,7 +262,6 @@ def test_a_bundle_keeps_and_says_what_was_seen(place: Place, run: Path, bundle: 
         hashes = read_image_hashes(opened)
     assert hashes.defects == record.defect_images
     assert set(hashes.defects) <= hashes.seen
-    from flawscope import cli
 
     assert cli.run(["bundle", "info", str(bundle)]) == 0
 
@@ -314,3 +314,39 @@ def test_an_ensemble_remembers_what_its_members_have_seen(place: Place, bundle: 
         assert read_image_hashes(opened).defects.keys() == set(place.seen)
     figures = evaluate_bundle(tmp_path / "both.flaw", dataset, command="", resamples=10).figures
     assert any("a support image 1" in note for note in figures.notes)
+
+
+def test_every_verb_on_bundles_takes_it(
+    place: Place, run: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "part.flaw")
+    calibrate_bundle(copy, open_dataset(place.root), command="")
+    image = str(place.root / "test" / "spot" / "001.png")
+    for arguments in (
+        ["score", str(copy), image, "--backend", "cpu"],
+        ["bench", str(copy), "--backend", "cpu", "--seconds", "0.2"],
+        ["doctor", str(copy)],
+        ["explain", str(run)],
+        ["export-triton", str(copy), "--out", str(tmp_path / "models")],
+    ):
+        capsys.readouterr()
+        # `score` says 1 where the image is rejected.
+        assert cli.run(arguments) in ((0, 1) if arguments[0] == "score" else (0,)), capsys.readouterr()
+    assert (tmp_path / "models" / "part").is_dir()
+
+
+def test_it_scores_where_there_is_no_torch(place: Place, bundle: Path) -> None:
+    import subprocess
+    import sys
+
+    image = place.root / "test" / "spot" / "001.png"
+    code = f"""
+import sys
+for name in ("torch", "onnx", "scipy"):
+    sys.modules[name] = None
+from flawscope.runtime import Inspector
+with Inspector.load({str(bundle)!r}, "cpu") as inspector:
+    print(inspector({str(image)!r}).score)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0

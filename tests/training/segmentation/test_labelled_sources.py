@@ -23,7 +23,8 @@ from flawscope.imaging.masks import read_mask
 from flawscope.imaging.tiles import Tiling
 from flawscope.learned_defects import describe_defects
 from flawscope.training.loop.image_batches import ImageReader
-from flawscope.training.segmentation.labelled_sources import LabelledSources, open_sources, sources_identity
+from flawscope.training.segmentation.labelled_sources import LabelledSources, open_sources
+from flawscope.training.segmentation.source_reading import sources_identity
 
 SPEC = Preprocessing((SIDE, SIDE))
 
@@ -114,6 +115,17 @@ def test_labels_are_those_of_the_images(place: Place) -> None:
         assert (masks[image.tobytes()] == label).all()
 
 
+def test_a_support_set_without_a_record_teaches_the_same(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.support, tmp_path / "train_images")
+    (tmp_path / "train_images" / "support.json").unlink()
+    drawn = [
+        opened(place, {"support": str(folder)}).draw(20, np.random.default_rng(1), goods_of(place))
+        for folder in (place.support, tmp_path / "train_images")
+    ]
+    assert np.array_equal(drawn[0].images, drawn[1].images)
+    assert np.array_equal(drawn[0].labels, drawn[1].labels)
+
+
 def test_boxes_are_labels_of_drawn_images_alone(place: Place) -> None:
     settings = {"support": str(place.support), "drawn": (str(place.helpful),), "weak_tau": 0.1}
     coarse, precise = opened(place, settings), opened(place, {**settings, "weak_tau": None})
@@ -169,6 +181,20 @@ def test_only_the_types_that_are_named_are_learned(place: Place) -> None:
         assert set(sources.stored[0].types) == {"part/tint"}
         assert sources.record.types == {"part/tint": 12}
         assert sources.record.sources[0].drawn_by == {"diffusion": 12}
+
+
+@pytest.mark.parametrize(("number", "counts"), [(1, (1, 0)), (5, (3, 2)), (100, (12, 12))])
+def test_of_a_number_of_drawn_images_every_type_has_its_turn(
+    place: Place, tmp_path: Path, number: int, counts: tuple[int, int]
+) -> None:
+    spots = [one for one in place.drawings if one.defect == "spot"]
+    tints = [one for one in place.drawings if one.defect == "tint"]
+    # Unequal and one type after the other: in their order the first five would all be spots.
+    drawn = write_generated(tmp_path / "drawn", place.root, [*spots[:6], *tints, *spots[6:]], place.seen)
+    sources = opened(place, {"drawn": (str(drawn),), "drawn_number": number})
+    types = sources.record.types
+    assert sum(types.values()) == min(number, 24)
+    assert (types["part/spot"], types.get("part/tint", 0)) == counts
 
 
 def test_of_a_tiled_image_the_tiles_with_the_defect_are_learned(place: Place) -> None:

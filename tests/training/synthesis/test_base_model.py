@@ -24,6 +24,7 @@ from tiny_base import tiny_base, write_tiny_base_run
 from tiny_stable_diffusion import LENGTH, TEXT_WIDTH, write_stable_diffusion, write_text_to_image
 from torch import Tensor
 
+from flawscope.diffusion.schedule import plan_steps
 from flawscope.errors import DataError, MissingExtra, RunError
 from flawscope.export.onnx_trace import export_network
 from flawscope.training.diffusion.diffusers_folder import SAMPLING, check_prediction
@@ -235,8 +236,27 @@ def test_noise_levels_are_those_of_the_scheduler(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spacing", "first", "last"), [("leading", 981, 1), ("trailing", 999, 19), ("linspace", 999, 0)]
+)
+def test_steps_are_spaced_as_the_scheduler_says(copied: Path, spacing: str, first: int, last: int) -> None:
+    from diffusers import DDIMScheduler
+
+    settings = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    change_json(copied / "scheduler" / "scheduler_config.json", **settings, timestep_spacing=spacing)
+    timesteps = [step.timestep for step in plan_steps(open_base(copied).sampling)]
+    assert (timesteps[0], timesteps[-1], len(timesteps)) == (first, last, 50)
+    scheduler = DDIMScheduler(**settings, timestep_spacing=spacing)
+    scheduler.set_timesteps(50)
+    assert timesteps == [int(timestep) for timestep in scheduler.timesteps]
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"rescale_betas_zero_snr": True}, "a last noise level that leaves some .* got rescale_betas_zero_snr"),
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "got rescale_betas_zero_snr"),
+        ({"timestep_spacing": "karras"}, "expected the timestep_spacing leading, trailing, linspace, got 'karras'"),
+        ({"timestep_spacing": ["leading"]}, "expected the timestep_spacing"),
         ({"prediction_type": "v_prediction"}, "predicts the noise .* got one that predicts v_prediction"),
         (
             {"beta_schedule": "squaredcos_cap_v2"},

@@ -34,9 +34,9 @@ from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.diffusion.autoencoder import Encoder
 from flawscope.training.diffusion.diffusers_folder import SAMPLING
 from flawscope.training.loop.image_batches import ImageReader
+from flawscope.training.synthesis.base_autoencoder import autoencoder_identity
 from flawscope.training.synthesis.base_latents import Encoded, centred_autoencoder, encode_images, random_box
 from flawscope.training.synthesis.base_model import open_base
-from flawscope.training.synthesis.base_autoencoder import autoencoder_identity
 from flawscope.training.synthesis.base_training import TEXTS, BaseTask, base_settings
 from flawscope.training.synthesis.generator_run import read_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis

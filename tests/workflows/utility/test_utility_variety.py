@@ -14,10 +14,9 @@ import safetensors.torch
 import torch
 from published_weights import features_state, heads_state, inception_state
 from tiny_dataset import write_rgb
-from tiny_judged import CONFIG, SIDE, Place, arguments, part, write_generated, write_place
+from tiny_judged import SIDE, Place, arguments, part, quick_config, write_generated, write_place
 
 from flawscope.cli import run
-from flawscope.config import change_settings
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.support_set import read_support, write_support
 from flawscope.errors import ArgumentError, DataError
@@ -25,6 +24,7 @@ from flawscope.files import sha256_file
 from flawscope.progress import no_progress
 from flawscope.scratch import scratch_folder
 from flawscope.workflows.utility import utility_benchmark
+from flawscope.workflows.utility.arms import read_arms
 from flawscope.workflows.utility.utility_benchmark import UtilityPlan, run_utility_benchmark
 from flawscope.workflows.utility.utility_data import DefectImages, UtilityData, read_utility_data
 from flawscope.workflows.utility.utility_report import UtilityReport
@@ -77,7 +77,7 @@ def lpips_of(files: Files) -> VarietyNetworks:
 
 
 def variety_of(networks: VarietyNetworks, defects: dict[str, DefectImages]) -> Variety:
-    return take_variety(networks, defects, CONFIG, "cpu", no_progress)
+    return take_variety(networks, defects, quick_config(), "cpu", no_progress)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ def test_figures_are_taken_before_the_trainings(
 ) -> None:
     steps: list[str] = []
 
-    def stop(*anything: object) -> None:
+    def stop(*anything: object, **named: object) -> None:
         steps.append("training")
         raise DataError("enough")
 
-    monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
+    monkeypatch.setattr(utility_benchmark, "train_detector", stop)
     with pytest.raises(DataError, match="enough"):
         run_utility_benchmark(
             plan(place, tmp_path / "out", lpips=files.lpips, lpips_heads=files.heads),
@@ -293,13 +293,12 @@ def test_images_are_compared_at_the_commonest_size_within_limits(
 
 def data_of(root: Path, category: str | None, support: Path, generated: Path) -> UtilityData:
     dataset = open_dataset(root, category)
-    return read_utility_data(CONFIG, dataset, read_support(support), generated, no_progress)
+    return read_utility_data(quick_config(), dataset, read_support(support), [generated], no_progress)
 
 
-def test_figures_are_over_the_images_that_are_learned_from(place: Place) -> None:
+def test_figures_are_over_all_accepted_images(place: Place) -> None:
     data = data_of(place.root, None, place.support, place.helpful)
-    assert data.learned.synthetic is not None
-    assert sum(len(images.drawn) for images in data.defects.values()) == len(data.learned.synthetic.images) == 20
+    assert sum(len(images.drawn) for images in data.defects.values()) == len(data.drawn) == 24
     assert list(data.defects) == ["spot", "tint"]
     assert all(path.parent.name == name for name, images in data.defects.items() for path in images.drawn)
     assert data.defects["spot"].support == {place.spot: place.root / place.spot}
@@ -310,7 +309,7 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
     for name in ("part", "other"):
         shutil.copytree(place.root, tmp_path / "data" / name)
     both = open_dataset(tmp_path / "data", "all")
-    write_support(both, tmp_path / "support", shots=6, split="test", defects=("part/spot",))
+    write_support(both, tmp_path / "support", shots=6, split="test", defects=("part/spot",), allow_alike=True)
     data = data_of(tmp_path / "data", "all", tmp_path / "support", place.helpful)
     assert list(data.defects) == ["part/spot", "part/tint"]
     assert [len(images.support) for images in data.defects.values()] == [6, 0]
@@ -321,8 +320,8 @@ def test_in_a_dataset_of_several_categories_defect_types_have_theirs(place: Plac
 
 
 def plan(place: Place, out: Path, **changes: Any) -> UtilityPlan:
-    config = change_settings(CONFIG, {"steps": 3})
-    return UtilityPlan(config, open_dataset(place.root), place.support, place.helpful, out, seeds=(0,), **changes)
+    config, arms = quick_config(max_steps=3), read_arms([str(place.helpful)])
+    return UtilityPlan(config, open_dataset(place.root), place.support, arms, out, seeds=(0,), **changes)
 
 
 def test_what_a_killed_judgement_left_is_removed_and_nothing_else(
@@ -337,10 +336,10 @@ def test_what_a_killed_judgement_left_is_removed_and_nothing_else(
     elsewhere.mkdir()
     (tmp_path / "out" / "arms" / ".flawscope-linked_0.tmp").symlink_to(elsewhere, target_is_directory=True)
 
-    def stop(*anything: object) -> None:
+    def stop(*anything: object, **named: object) -> None:
         raise DataError("enough")
 
-    monkeypatch.setattr(utility_benchmark, "train_segmenter", stop)
+    monkeypatch.setattr(utility_benchmark, "train_detector", stop)
     with scratch_folder(tmp_path / "out" / "arms") as living:  # of another benchmark, which is running
         with pytest.raises(DataError, match="enough"):
             run_utility_benchmark(plan(place, tmp_path / "out"))

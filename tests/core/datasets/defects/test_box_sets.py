@@ -206,6 +206,20 @@ def test_distant_parts_of_a_defect_are_boxed_apart_unless_together(tmp_path):
     assert [len(record.real[0].boxes) for record in records] == [2, 1]
 
 
+def test_a_record_from_before_places_were_kept_is_read_as_it_was_meant(steel, tmp_path):
+    settings = BoxSettings(number=2, within="picture", places="observed", per_component=False)
+    record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes", settings)
+    content = json.loads((tmp_path / "boxes" / "boxes.json").read_text())
+    for types in content["ranges"].values():
+        for seen in types.values():
+            assert len(seen.pop("seen")) == seen["boxes"] == 3
+    (tmp_path / "boxes" / "boxes.json").write_text(json.dumps(content))
+    older = read_json(tmp_path / "boxes" / "boxes.json", BoxRecord, "boxes")
+    assert older.settings == settings
+    assert older.real == record.real
+    assert all(seen.seen == () for types in older.ranges.values() for seen in types.values())
+
+
 def test_empty_masks_are_passed_over_and_named(tmp_path):
     root = tmp_path / "steel"
     for place in ("train/good/000.png", "test/dent/000.png", "test/dent/001.png"):

@@ -65,7 +65,7 @@ def defective(seed, size, mask, channels=3):
     how=options,
     channels=st.sampled_from([1, 3]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_outside_of_the_mask_no_byte_differs_and_the_same_seed_gives_the_same(seed, own, other, box, how, channels):
     mask = defect_at(box, own)
     (cutout,) = cut_defects(defective(seed, own, mask, channels), mask, how.feather_px)
@@ -93,7 +93,7 @@ def test_outside_of_the_mask_no_byte_differs_and_the_same_seed_gives_the_same(se
 
 
 @given(seed=st.integers(0, 2**32 - 1), box=boxes, other=st.tuples(sides, sides), how=options)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_defect_at_a_border_is_pasted_at_that_border(seed, box, other, how):
     size = (64, 48)
     mask = defect_at((0.0, *box[1:]), size)  # at the left
@@ -139,6 +139,18 @@ def test_distant_parts_are_defects_of_their_own_and_each_knows_its_place():
     assert first.place.sides == (False, True, False, False)
     assert second.place.sides == (False, False, False, False)
     assert not np.abs(first.change[first.weight == 0]).any()
+
+
+def test_a_small_defect_is_the_same_whatever_lies_around_it():
+    image = grainy(0, (200, 300))
+    mask = np.zeros((200, 300), np.bool_)
+    mask[90:100, 120:140] = True
+    image[mask] -= 70
+    small = cut_defects(image[60:140, 80:200], mask[60:140, 80:200])[0]
+    large = cut_defects(image, mask)[0]
+    for name in ("change", "mask", "weight"):
+        assert np.array_equal(getattr(small, name), getattr(large, name))
+    assert (small.tone, small.size, large.size) == (large.tone, (80, 120), (200, 300))
 
 
 def test_only_the_part_is_drawn_on():

@@ -1,0 +1,106 @@
+"""Command `flawscope synth dataset`: make a dataset of drawn and of real images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from flawscope.datasets import open_dataset
+from flawscope.datasets.data_options import CATEGORY, PATH, data_option
+from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource
+from flawscope.datasets.defects.set_files import SHEET
+from flawscope.datasets.defects.support_set import read_support
+from flawscope.output_options import OVERWRITE
+from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
+from flawscope.terminal import echo, progress_bars
+
+
+@click.command()
+@click.argument("generated", type=PATH, nargs=-1, required=True)
+@data_option("The real dataset.", required=True)
+@CATEGORY
+@click.option(
+    "--layout",
+    type=click.Choice(["mvtec", "anogen"]),
+    default="mvtec",
+    show_default=True,
+    help="mvtec: generated and real images; anogen: generated images as AnoGen's makeDataset names them.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["precise", "box"]),
+    default="precise",
+    show_default=True,
+    help="Precise masks, or the boxes that were asked for.",
+)
+@click.option(
+    "--take",
+    "takes",
+    multiple=True,
+    metavar="SOURCE=N",
+    help=f"Take at most N images of a source ({', '.join(SOURCES)}), shared out among the defect types; may be given "
+    "again.  [default: all]",
+)
+@click.option(
+    "--support",
+    type=PATH,
+    metavar="DIR",
+    help="Support set: leave near duplicates of its images out of the test split, too.",
+)
+@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+@OVERWRITE
+def dataset(
+    generated: tuple[Path, ...],
+    data: Path,
+    category: str | None,
+    layout: DatasetLayout,
+    labels: Labels,
+    takes: tuple[str, ...],
+    support: Path | None,
+    out: Path,
+    overwrite: bool,
+) -> None:
+    """Make a dataset of the accepted images of GENERATED and of real images.
+
+    GENERATED are folders of synth generate, synth paste and synth perlin, one or several. Drawn images are training
+    images. Images that defects were learned from are left out of the test split; DIR/dataset.json names them.
+    """
+    take = _parse_takes(takes)
+    real = open_dataset(data, category)
+    with progress_bars() as report:
+        record = write_synth_dataset(
+            generated,
+            real,
+            out,
+            layout=layout,
+            labels=labels,
+            take=take,
+            support=None if support is None else read_support(support),
+            progress=partial(report, "writing images"),
+            overwrite=overwrite,
+        )
+    # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
+    drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
+    echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
+    echo("sources: " + ", ".join(f"{source} {count}" for source, count in record.sources.items()))
+    rejected, spare = (sum(getattr(one, name) for one in record.generated) for name in ("rejected", "spare"))
+    more = f", {spare} accepted ones beyond --take" if spare else ""
+    echo(f"left out: {rejected} rejected drawings{more}, {len(record.left_out)} real images (dataset.json)")
+    echo(f"overview: {out / SHEET}")
+
+
+def _parse_takes(takes: tuple[str, ...]) -> dict[DrawnSource, int]:
+    parsed: dict[DrawnSource, int] = {}
+    for text in takes:
+        name, _, number = text.partition("=")
+        source = next((known for known in SOURCES if known == name), None)
+        if source is None or not number.isdecimal():
+            raise click.UsageError(
+                f"Expected --take SOURCE=N with a source of {', '.join(SOURCES)} and a whole number, got {text!r}."
+            )
+        if source in parsed:
+            raise click.UsageError(f"Expected every source once, got --take {source} twice. Leave one out.")
+        parsed[source] = int(number)
+    return parsed
