@@ -12,7 +12,7 @@ import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import LafiteHead
-from flawscope.export.exporter import ExportedGraphs, ReducibleHead
+from flawscope.export.exporter import ExportedGraphs, Reducible
 from flawscope.export.graph_files import INLINE_LIMIT, write_graph
 from flawscope.export.onnx_trace import export_network
 from flawscope.training.detectors.detector_run import Run
@@ -28,7 +28,7 @@ class LafiteExporter:
     graph_words = "encode.onnx and the others, cpu"
     other_paths: tuple[str, ...] = ()
     traced: tuple[str, ...] | None = None
-    reducible: ReducibleHead | None = None
+    reducible: Reducible | None = None
 
     def head(self, run: Run, images: Sequence[UInt8Array]) -> LafiteHead:
         """Return the head; its scale is measured on the sample images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +94,8 @@ class LafiteScorer:
 
     def __init__(self, bundle: Bundle, options: ScorerOptions) -> None:
         self.least_score = share_of_scale(bundle)
-        head = bundle.manifest.head
-        assert isinstance(head, LafiteHead), "the table names this scorer for these heads alone"
+        # The table names this scorer for these heads alone.
+        head = cast("LafiteHead", bundle.manifest.head)
         tensors = bundle.tensors()
         check_tensors(head, tensors)
         self._bundle, self._precision, self._head = bundle, options.precision, head
