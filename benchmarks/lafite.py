@@ -7,7 +7,8 @@ training; every row is then scored by the product's runtime functions on the sam
     python benchmarks/lafite.py --data CATEGORY_FOLDER --weights FILE --out FILE.json
     python benchmarks/lafite.py --data CATEGORY_FOLDER --weights FILE --epochs 0 --out FILE.json
 
-With 0 epochs no denoiser is trained, and its rows are left out. Settings of the training can be changed by `--set NAME=VALUE`, as on the command line of `train lafite`.
+With 0 epochs no denoiser is trained, and its rows are left out. Settings of the training can be changed by
+`--set NAME=VALUE`, as on the command line of `train lafite`.
 """
 
 from __future__ import annotations
