@@ -148,7 +148,19 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "segmenter", "draem", "destseg", "ddad", "dsad", "lafite", "ensemble", "synth")
+METHODS = (
+    "patchcore",
+    "padim",
+    "stfpm",
+    "segmenter",
+    "draem",
+    "destseg",
+    "ddad",
+    "dsad",
+    "lafite",
+    "ensemble",
+    "synth",
+)
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

@@ -216,7 +216,7 @@ class FeatureTask:
     def preview(self, path: Path) -> None:
         """Write validation images beside their maps, all maps on one scale."""
         images = next(self._validation.batches(range(min(_PREVIEWS, len(self._validation))), _PREVIEWS))
-        maps, _ = self._detector.to(next(self.network.parameters()).device).scores(images, exact=False)
+        maps, _ = self._detector.to(next(self.network.parameters()).device).scores(list(images), exact=False)
         highest = float(maps.max()) or 1.0  # maps that are zero everywhere stay black
         rows = [
             np.hstack(
