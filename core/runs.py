@@ -74,7 +74,7 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "none"}
+_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "frozen"}
 """Settings that were added since, with the values that say what was done before."""
 
 

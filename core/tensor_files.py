@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +107,7 @@ def open_tensors(path: Path, max_bytes: int) -> TensorFile:
     if path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _HEADER_BYTES):
         return _open_safetensors(path, max_bytes)
     saved, tensors = read_checkpoint(path, max_bytes)
-    return TensorFile(path, {name: _torch_entry(saved, tensor) for name, tensor in tensors.items()}, {})
+    return TensorFile(path, {name: _torch_entry(path, saved, tensor) for name, tensor in tensors.items()}, {})
 
 
 def open_state_dict(path: Path, max_bytes: int) -> TensorFile:
@@ -116,7 +117,7 @@ def open_state_dict(path: Path, max_bytes: int) -> TensorFile:
         DataError: If it holds anything besides tensors, is broken or too large.
     """
     saved, tensors = read_state_dict(path, max_bytes)
-    return TensorFile(path, {name: _torch_entry(saved, tensor) for name, tensor in tensors.items()}, {})
+    return TensorFile(path, {name: _torch_entry(path, saved, tensor) for name, tensor in tensors.items()}, {})
 
 
 def open_shards(index: Path, max_bytes: int) -> TensorFile:
@@ -188,9 +189,14 @@ def shaped(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
     return TensorEntry(entry.dtype, shape, lambda: entry.read().reshape(shape))
 
 
-def _torch_entry(saved: Saved, tensor: SavedTensor) -> TensorEntry:
+def _torch_entry(path: Path, saved: Saved, tensor: SavedTensor) -> TensorEntry:
+    # Of a stranger's pickle, so it may be anything; True is an int to isinstance.
+    if not all(type(side) is int and side >= 0 for side in tensor.size):
+        raise DataError(
+            f"{path}: expected tensors of whole sizes, got {reprlib.repr(tensor.size)}. Get the file again."
+        )
     kind = "<f4" if tensor.storage.kind == BFLOAT16 else tensor.storage.kind
-    return TensorEntry(np.dtype(kind), tuple(tensor.size), lambda: saved.array(tensor))
+    return TensorEntry(np.dtype(kind), tensor.size, lambda: saved.array(tensor))
 
 
 def _open_safetensors(path: Path, max_bytes: int) -> TensorFile:

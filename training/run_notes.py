@@ -70,7 +70,7 @@ def generator_notes(record: SynthesisRecord) -> tuple[str, ...]:
     if not isinstance(effect, float) or effect >= SMALL_EFFECT or not record.defects:
         return ()
     return (
-        f"the text changes the predicted noise by {effect:.2%} alone: neither the name of a defect nor --guidance will "
-        "be seen in what is drawn. Let a vector for each defect be learned with --set learn_text=vectors, or the text "
-        "encoder with learn_text=encoder, or train longer.",
+        f"the text changes the predicted noise by {effect:.2%} alone: the name of a defect and --guidance will "
+        "hardly be seen in what is drawn. Train longer, raise the rate of what is learned of the text (--set "
+        "text_rate), or let more be learned of it (--set learn_text).",
     )

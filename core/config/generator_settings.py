@@ -73,6 +73,9 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
         base: Base model: run of `train base`, or a folder of Stable Diffusion or LDM text-to-image in the format of
             diffusers. Needed.
         support: Support set: folder written by `synth support`. Needed.
+        drawn: Folders of defects that were drawn from that support set, by `synth paste` or `synth generate`, to learn
+            from beside it: a small base has seen no defect, and three are few.
+        drawn_number: Most drawn images that are learned from, of every folder and defect type in turn; null for all.
         defects: Defect types to learn; empty for all of the support set.
         repeats: How often an epoch shows each support image.
         scale_lr: Multiply the learning rate by `batch_size` and `accumulate`.
@@ -84,6 +87,8 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
 
     base: str | None = None
     support: str | None = None
+    drawn: tuple[str, ...] = ()
+    drawn_number: int | None = None
     defects: tuple[str, ...] = ()
     repeats: int = 100
     scale_lr: bool = False
@@ -93,6 +98,10 @@ class AdaptationSettings(SettingPart, frozen=True, kw_only=True):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        check(len(set(self.drawn)) == len(self.drawn), "drawn", "different folders", list(self.drawn))
+        if self.drawn_number is not None:
+            check(self.drawn_number >= 1, "drawn_number", "at least 1, or null", self.drawn_number)
+            check(bool(self.drawn), "drawn_number", "null without drawn", self.drawn_number)
         check(1 <= self.repeats <= 100_000, "repeats", "1 to 100,000", self.repeats)
         check(0.0 < self.crop_fill <= 1.0, "crop_fill", "a share above 0 up to 1", self.crop_fill)
         check(0.0 <= self.flip <= 1.0, "flip", "a chance from 0 to 1", self.flip)
@@ -148,13 +157,14 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         adapt: `lora` trains low-rank updates of the attention weights (arXiv:2106.09685), `full` the whole UNet.
         rank: Rank of the LoRA updates.
         alpha: LoRA scale: updates are multiplied by alpha / rank.
-        learn_text: What is learned of the text: `none`; `vectors`, an embedding for each defect type, which stands at
-            the beginning of its captions; `encoder`, also the text encoder, as `adapt` says. Null takes `vectors` with
-            a run of `train base`, else `none`.
+        learn_text: What is learned of the text: `frozen`, nothing; `vectors`, an embedding for each defect type, which
+            stands at the beginning of its captions; `encoder`, the text encoder, as `adapt` says. Null takes `vectors`
+            with a run of `train base`, else `frozen`.
         vectors: Token vectors per learned embedding.
         placeholder: Word that stands for the learned embedding in prompts.
         init_word: Word whose token vector an embedding starts from.
-        text_rate: Learning rate of what is learned of the text, as a multiple of `learning_rate`.
+        text_rate: Learning rate of what is learned of the text, as a multiple of `learning_rate`; null takes 10 for
+            vectors and 1 for the encoder.
         snr_gamma: Gamma of the min-SNR loss weighting (arXiv:2303.09556); 0 for none.
         mask_weight: Loss weight inside the box, added to 1.
         defect_loss: Weight of the loss inside the mask of the defect alone (DefectFill, arXiv:2503.13985; 0.5 there).
@@ -179,11 +189,11 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
     adapt: Literal["lora", "full"] = "lora"
     rank: int = 4
     alpha: float = 4.0
-    learn_text: Literal["none", "vectors", "encoder"] | None = None
+    learn_text: Literal["frozen", "vectors", "encoder"] | None = None
     vectors: int = 1
     placeholder: str = "*"
     init_word: str = "defect"
-    text_rate: float = 1.0
+    text_rate: float | None = None
     snr_gamma: float = 10.0
     mask_weight: float = 0.0
     defect_loss: float = 0.0
@@ -200,7 +210,9 @@ class InpaintingConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="meth
         check(1 <= self.rank <= 1024, "rank", "1 to 1024", self.rank)
         check(0.0 < self.alpha < math.inf, "alpha", "a positive number", self.alpha)
         _check_learned_words(self.vectors, {"placeholder": self.placeholder, "init_word": self.init_word})
-        check(0.0 < self.text_rate < math.inf, "text_rate", "a positive number", self.text_rate)
+        check(
+            self.text_rate is None or 0.0 < self.text_rate < math.inf, "text_rate", "a positive number", self.text_rate
+        )
         losses = ("defect_loss", "object_loss", "attention_loss")
         for name in ("snr_gamma", "mask_weight", "noise_offset", "text_noise", *losses):
             check(0.0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from flawscope.arrays import Float32Array
-from flawscope.config import EmbeddingConfig, InpaintingConfig
+from flawscope.config import InpaintingConfig
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file
 from flawscope.output_options import OVERWRITE
@@ -42,25 +42,31 @@ def export_adapter(
     """
     # Here, so that help is shown without torch.
     from flawscope.training.synthesis.generator_run import read_synthesis_run
+    from flawscope.training.synthesis.learned_text import VECTORS
+    from flawscope.training.synthesis.lora import LORA, UNET
 
     opened = read_synthesis_run(run)
-    config = opened.record.config
-    if not isinstance(config, InpaintingConfig | EmbeddingConfig):
+    # By what the run holds: a word and a LoRA are files of their own, whichever training made them.
+    if not {LORA, VECTORS} & opened.tensors.keys():
+        whole = UNET in opened.tensors and opened.record.base
         raise ArgumentError(
-            f"{run}: expected a run of train inpainting or train embedding, got one of train {opened.record.kind}, "
-            "which has no adapter. Name another run."
+            f"{run}: expected a run with adapt=lora, got one with adapt=full, whose weights have all changed. Train "
+            "with --set adapt=lora."
+            if whole
+            else f"{run}: expected a run of train inpainting or train embedding, got one of train "
+            f"{opened.record.kind}, which has no adapter. Name another run."
         )
-    if isinstance(config, EmbeddingConfig) or defect is not None:
+    if LORA not in opened.tensors or defect is not None:
         if form is not None:
             raise click.UsageError("--form is for a LoRA, got a learned word. Leave it out.")
         _write_word(opened, out, defect, token, overwrite)
         return
     if token is not None:
         raise click.UsageError("--token is for a learned word, got a LoRA. Leave it out, or name a --defect.")
-    _write_lora(opened, config, out, form or "diffusers", overwrite)
+    _write_lora(opened, out, form or "diffusers", overwrite)
 
 
-def _write_lora(run: SynthesisRun, config: InpaintingConfig, out: Path, form: Form, overwrite: bool) -> None:
+def _write_lora(run: SynthesisRun, out: Path, form: Form, overwrite: bool) -> None:
     from flawscope.training.synthesis.learned_text import TEXT_LORA, VECTORS
     from flawscope.training.synthesis.lora import LORA
 
@@ -68,11 +74,7 @@ def _write_lora(run: SynthesisRun, config: InpaintingConfig, out: Path, form: Fo
         {name: cast(Float32Array, tensor.float().numpy()) for name, tensor in run.tensors.get(group, {}).items()}
         for group in (LORA, TEXT_LORA)
     )
-    if config.adapt != "lora" or not unet:
-        raise ArgumentError(
-            f"{run.path}: expected a run with adapt=lora, got one with adapt={config.adapt}, whose weights have all "
-            "changed. Train with --set adapt=lora."
-        )
+    config = cast("InpaintingConfig", run.record.config)  # no other training makes a LoRA
     write_lora(out, unet, float(config.alpha), form, text=text, overwrite=overwrite)
     count = len(unet) // 2 + len(text) // 2
     echo(f"{out}: {count} layers, rank {config.rank}, alpha {config.alpha:g}, as {form} names them")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, sha256_file, write_text
 from flawscope.open_files import list_folder, regular_path
 from flawscope.runtime.synthesis.base_import import COPIED, MODEL_BYTES, NAMES
@@ -125,7 +125,7 @@ def import_checkpoint(
         progress: Called with the name of the stage, the number of parts finished and their total.
 
     Raises:
-        ArgumentError: If `out` holds something.
+        ArgumentError: If `out` holds something, or an option says nothing of such a checkpoint.
         DataError: If it is another model, not whole or broken, or the tokenizer is missing or another one.
         StorageError: If the system refuses to write.
     """
@@ -140,6 +140,7 @@ def import_checkpoint(
     # Where the form of modelspec is followed, the file says it itself.
     licence = " ".join((options.licence or file.metadata.get("modelspec.license") or "").split()) or None
     if kind is Kind.AUTOENCODER:
+        _refuse_idle(file.path, options)
         part = _autoencoder(file, size)
         with atomic_folder(out) as unfinished:
             # No folder `vae`: trainings name the folder of an autoencoder itself.
@@ -172,6 +173,21 @@ def import_checkpoint(
         if progress:
             progress("converting", len(parts), len(parts))
     return Converted(kind, tuple(written), averaged, _left_out(file, kind), licence)
+
+
+def _refuse_idle(path: Path, options: CheckpointOptions) -> None:
+    given = {
+        "--tokenizer": options.tokenizer,
+        "--autoencoder": options.autoencoder,
+        "--ema": options.ema,
+        "--lora": options.loras or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ArgumentError(
+                f"{name}: expected it with a whole model, got it with {path}, which is an autoencoder alone. Leave it "
+                "out."
+            )
 
 
 def _parts(
@@ -263,7 +279,7 @@ def _noise_levels(file: TensorFile) -> tuple[str, float, float]:
     if "betas" not in file.tensors:
         return ("scaled_linear", *_BETAS)
     betas = np.asarray(file.tensors["betas"].read(), np.float64).reshape(-1)
-    if len(betas) == _STEPS:
+    if len(betas) == _STEPS and bool(((betas > 0.0) & (betas < 1.0)).all()):
         # The published ends first: what is stored was rounded to float32, or to half.
         for first, last in (_BETAS, (float(betas[0]), float(betas[-1]))):
             straight = np.linspace(first, last, _STEPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -43,6 +44,18 @@ PRESETS = {
     "anomalydino": "patchcore",
     "stfpm-seed": "stfpm",
 }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_word_none_is_no_choice_where_null_is_one(method):
+    # `--set KEY=none` is null; with both, nobody could ask for the word.
+    kind = CONFIGS[method]
+    for key, part in places_of(kind).items():
+        hint = get_type_hints(kind if part is None else parts_of(kind)[part])[key]
+        words = [
+            word for choice in (hint, *get_args(hint)) if get_origin(choice) is Literal for word in get_args(choice)
+        ]
+        assert type(None) not in get_args(hint) or "none" not in words, key
 
 
 def idle_keys():

@@ -24,6 +24,7 @@ from odd_files import ODD
 from torch import nn
 
 from flawscope.errors import DataError
+from flawscope.tensor_files import open_tensors
 from flawscope.torch_file import MAX_BYTES, read_checkpoint, read_torch_file
 from flawscope.torch_pickle import SavedTensor, Unread
 
@@ -164,6 +165,15 @@ def test_names_that_no_training_leaves_are_refused_in_checkpoints_too(tmp_path: 
     path = old_file(tmp_path / "m.ckpt", program, [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(DataError, match=name.replace(" ", r"\.") + ".* It was not imported"):
         read_checkpoint(path, MAX_BYTES)
+
+
+@pytest.mark.parametrize("size", [text("a") + b"K\x02\x86", b"\x88K\x02\x86", b"J\xff\xff\xff\xffK\x02\x86"])
+def test_sizes_that_are_none_are_refused_when_a_file_is_opened(tmp_path: Path, size: bytes) -> None:
+    tensor = TENSOR.replace(b"K\x02K\x02\x86", size, 1)
+    assert tensor != TENSOR
+    path = old_file(tmp_path / "m.ckpt", b"}" + text("weight") + tensor + b"s", [1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(DataError, match=r"m\.ckpt: expected tensors of whole sizes, got"):
+        open_tensors(path, MAX_BYTES)
 
 
 @given(st.data())

@@ -99,7 +99,7 @@ def test_the_mvpdiff_preset_fixes_every_value_of_the_seed() -> None:
     config, unused = build_config("inpainting", read_settings("mvpdiff-seed"))
     assert isinstance(config, InpaintingConfig)
     assert unused == ()
-    assert config.learn_text == "none"
+    assert config.learn_text == "frozen"
     assert (config.loop.epochs, config.loop.batch_size, config.loop.accumulate, config.adaptation.repeats) == (
         1000,
         6,

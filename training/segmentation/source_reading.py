@@ -14,7 +14,7 @@ from flawscope.arrays import BoolArray
 from flawscope.config import LabelledSettings
 from flawscope.datasets import Dataset, Sample, as_recorded, content_hash
 from flawscope.datasets.defects.bare_support import find_bare_support
-from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned
+from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, first_of_each, read_drawn, read_learned
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportRecord, read_support
 from flawscope.errors import DataError
@@ -201,19 +201,6 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
     if on_held_out:
         found.notes.append(f"drawn images not learned from, drawn on held-out normal images: {on_held_out}")
     return found.finish(known, vanished, texts)
-
-
-def first_of_each(lines: Sequence[DrawnImage], number: int | None) -> list[DrawnImage]:
-    """Return up to `number` drawn images: the first of every folder and defect type, the second of each, and so on."""
-    counts: Counter[tuple[Path, str, str]] = Counter()
-    turns = []
-    for line in lines:
-        key = (line.folder, line.category, line.defect)
-        turns.append(counts[key])
-        counts[key] += 1
-    # Sorting is stable: within a turn the order is that of the folders and their lines.
-    order = sorted(range(len(lines)), key=turns.__getitem__)[:number]
-    return [lines[index] for index in sorted(order)]
 
 
 def _read_drawn(folder: Path) -> list[DrawnImage]:

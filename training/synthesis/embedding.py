@@ -88,13 +88,22 @@ def train_embedding(
         effects.append(task.text_effect(trained.state))
         losses.append(trained.losses[-1])
         epochs = max(epochs, len(trained.losses))
-        defects.append(LearnedDefect(category, defect, (config.placeholder,), vectors=True, pictures=len(images)))
+        defects.append(
+            LearnedDefect(
+                category,
+                defect,
+                (config.placeholder,),
+                vectors=True,
+                pictures=sum(not example.is_drawn for example in images),
+            )
+        )
     return GeneratorFitResult(
         networks={"vectors": vectors},
         facts={
             "epochs": epochs,
             "defect_types": len(defects),
-            "pictures": len(support.examples),
+            "pictures": len(support.real),
+            "drawn_pictures": len(support.examples) - len(support.real),
             "validation_error": rounded(float(np.mean(errors))),
             "final_loss": rounded(float(np.mean(losses))),
             TEXT_EFFECT: rounded(float(np.mean(effects))),

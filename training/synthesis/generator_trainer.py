@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
 from flawscope.text import encode_json
 from flawscope.training.synthesis.base_model import SynthesisBase, open_base
+from flawscope.training.synthesis.drawn_examples import drawn_identity, with_drawn
 from flawscope.training.synthesis.generator_run import SUPPORT, GeneratorFitResult
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, read_support_examples
 
@@ -28,11 +29,13 @@ class AdaptationStart:
         base: The base model.
         support: The support set.
         described: Box and sentences of each example; empty where a method uses prompt templates.
+        drawn: Hash of the drawings that are learned from beside it, for `identity`; empty without any.
     """
 
     base: SynthesisBase
     support: SupportExamples
     described: tuple[Described, ...] = ()
+    drawn: str = ""
 
     @property
     def descriptions(self) -> str:
@@ -50,7 +53,7 @@ class AdaptationStart:
     def identity(self) -> str:
         """Hashes of base and support set: a training is resumed only with the same."""
         record = hashlib.sha256(support_record(self.support.path)).hexdigest()
-        return f"base sha256:{self.base.identity}; support sha256:{record}"
+        return f"base sha256:{self.base.identity}; support sha256:{record}{self.drawn}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,11 @@ class GeneratorTrainer:
                 "name it with --set support=FOLDER."
             )
         support = read_support_examples(Path(adaptation.support), adaptation.defects, config.preprocessing.bits)
-        return self.adapt(config, open_base(Path(adaptation.base), self.placeholder(config)), support)
+        folders = [Path(folder) for folder in adaptation.drawn]
+        if folders:
+            support = with_drawn(support, folders, adaptation.drawn_number, config.preprocessing.bits)
+        start = self.adapt(config, open_base(Path(adaptation.base), self.placeholder(config)), support)
+        return replace(start, drawn=drawn_identity(folders))
 
     def adapt(self, config: Any, base: SynthesisBase, support: SupportExamples) -> AdaptationStart:
         """Return base and support set as the method needs them, checked against its settings."""
@@ -136,7 +143,7 @@ def files_of(start: AdaptationStart | None) -> dict[str, Path | bytes]:
     if start is None:
         return {}
     files: dict[str, Path | bytes] = {SUPPORT_RECORD: support_record(start.support.path)}
-    for example in start.support.examples:
+    for example in start.support.real:
         folder = f"{SUPPORT}/{example.category}/{example.defect}"
         files[f"{folder}/{example.name}.png"] = example.image_file
         files[f"{folder}_mask/{example.name}_mask.png"] = example.mask_file

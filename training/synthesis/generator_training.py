@@ -76,10 +76,10 @@ def train_synthesis(
     if start is None:
         training = sorted(hashes[sample.path] for sample in dataset.train_good)
     else:
-        learned = {example.record.content for example in start.support.examples}
+        learned = {example.record.content for example in start.support.real}
         _check_support(dataset, start.support, frozenset(as_recorded(hashes, learned).values()))
         # What a test must leave out: the support images, not the normal ones, which these methods do not see.
-        training = sorted(example.record.content for example in start.support.examples)
+        training = sorted(example.record.content for example in start.support.real)
     prepared_at = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
     with open_workspace(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
@@ -113,7 +113,7 @@ def train_synthesis(
 
 def _check_support(dataset: Dataset, support: SupportExamples, contents: frozenset[str]) -> None:
     """Refuse support images of another dataset: no test would recognise them as learned and leave them out."""
-    records = (example.record for example in support.examples)
+    records = (example.record for example in support.real)
     foreign = [record.source for record in records if record.content not in contents]
     if foreign:
         raise DataError(

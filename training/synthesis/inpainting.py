@@ -33,7 +33,13 @@ from flawscope.training.synthesis.generator_trainer import AdaptationStart, Gene
 from flawscope.training.synthesis.inpainting_data import InpaintingData, Latents
 from flawscope.training.synthesis.inpainting_losses import attention_loss, defect_loss, inpainting_loss, snr_weights
 from flawscope.training.synthesis.latent_cache import check_base, preview_numbers, validation_plan, write_preview
-from flawscope.training.synthesis.learned_text import DefectTexts, InpaintingNetwork, placed_text, text_learning
+from flawscope.training.synthesis.learned_text import (
+    TEXT_RATES,
+    DefectTexts,
+    InpaintingNetwork,
+    placed_text,
+    text_learning,
+)
 from flawscope.training.synthesis.support_examples import Described, SupportExamples, describe
 from flawscope.training.synthesis.text_effect import relative_change
 
@@ -82,7 +88,8 @@ def train_inpainting(
             **task.text_effects(trained.state),
             "learn_text": task.learn,
             "defect_types": len(support.types),
-            "pictures": len(support.examples),
+            "pictures": len(support.real),
+            "drawn_pictures": len(support.examples) - len(support.real),
             "learned_numbers": sum(parameter.numel() for parameter in task.network.parameters()),
         },
         defects=learned_defects(support, described, config.placeholder if task.learn == "vectors" else None),
@@ -108,7 +115,11 @@ def learned_defects(
         texts[example.category, example.defect].update(dict.fromkeys(sentences))
     return tuple(
         LearnedDefect(
-            category, name, tuple(of_type), vectors=placeholder is not None, pictures=len(support.of(category, name))
+            category,
+            name,
+            tuple(of_type),
+            vectors=placeholder is not None,
+            pictures=support.shots(category, name),
         )
         for (category, name), of_type in texts.items()
     )
@@ -166,7 +177,7 @@ class InpaintingTask:
         rate = config.adaptation.rate(config.loop)
         return build_optimizer(
             config.denoising,
-            self._learned.parameter_groups(rate, config.text_rate),
+            self._learned.parameter_groups(rate, config.text_rate or TEXT_RATES[self.learn]),
             rate=rate,
             epsilon=config.adaptation.epsilon,
         )

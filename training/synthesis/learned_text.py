@@ -26,7 +26,11 @@ TEXT, TEXT_LORA, VECTORS = "text", "text_lora", "vectors"
 _SPREAD = 0.01
 """Deviation of the noise on the second and further vectors at the start, relative to that of the first vector."""
 
-LearnText = Literal["none", "vectors", "encoder"]
+LearnText = Literal["frozen", "vectors", "encoder"]
+
+TEXT_RATES: dict[LearnText, float] = {"frozen": 1.0, "vectors": 10.0, "encoder": 1.0}
+"""Learning rate of what is learned of the text, as a multiple of the UNet's. A few vectors learn among millions of
+weights: at the same rate they stay nearly where they began."""
 
 
 def text_learning(config: InpaintingConfig, base: SynthesisBase) -> LearnText:
@@ -34,7 +38,7 @@ def text_learning(config: InpaintingConfig, base: SynthesisBase) -> LearnText:
 
     A small base has seen one kind of sentence, about normal images: its encodings of two defects hardly differ.
     """
-    return config.learn_text or ("vectors" if base.is_small else "none")
+    return config.learn_text or ("vectors" if base.is_small else "frozen")
 
 
 def first_vectors(config: EmbeddingConfig | InpaintingConfig, base: SynthesisBase, types: int = 1) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.datasets.defects import Description, SupportImage, read_descriptions, read_support
-from flawscope.diffusion.location_words import location_of
+from flawscope.diffusion.location_words import located, location_of, without_location
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import boxes_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
@@ -30,6 +30,7 @@ class SupportExample:
         mask_file: File of the mask.
         image: uint8 [H, W, 3] RGB.
         mask: bool [H, W], true at the defect; not empty.
+        is_drawn: Whether it is no support image, but was drawn from them; its record is of the drawing then.
     """
 
     record: SupportImage
@@ -37,6 +38,7 @@ class SupportExample:
     mask_file: Path
     image: UInt8Array
     mask: BoolArray
+    is_drawn: bool = False
 
     @property
     def category(self) -> str:
@@ -94,17 +96,26 @@ class SupportExamples:
 
     Attributes:
         path: Folder of the support set.
-        examples: The examples, in the order of its record.
+        examples: The examples, in the order of its record; what was drawn from them follows.
     """
 
     path: Path
     examples: tuple[SupportExample, ...]
 
     @property
+    def real(self) -> tuple[SupportExample, ...]:
+        """The support images, without what was drawn from them."""
+        return tuple(example for example in self.examples if not example.is_drawn)
+
+    @property
     def types(self) -> tuple[tuple[str, str], ...]:
         """Category and name of every defect type, in the order of the examples."""
         # A dict and not a set: embeddings are trained, and stored, in this order.
         return tuple(dict.fromkeys((example.category, example.defect) for example in self.examples))
+
+    def shots(self, category: str, defect: str) -> int:
+        """Return the number of support images of a defect type."""
+        return sum((example.category, example.defect) == (category, defect) for example in self.real)
 
     def of(self, category: str, defect: str) -> tuple[SupportExample, ...]:
         """Return the examples of a defect type."""
@@ -195,10 +206,17 @@ def describe(support: SupportExamples, descriptions: Path | None = None) -> tupl
         for category in dict.fromkeys(example.category for example in support.examples)
         for line in read_descriptions(descriptions, category)
     }
-    return tuple(
+    described = [
         _of_line(example, lines.get((example.category, example.defect, example.record.source)), descriptions, support)
-        for example in support.examples
-    )
+        for example in support.real
+    ]
+    # A drawing has no line: it is described as the first support image of its type, at its own place.
+    texts = {
+        (example.category, example.defect): description.texts
+        for example, description in reversed(list(zip(support.real, described, strict=True)))
+    }
+    drawn = (example for example in support.examples if example.is_drawn)
+    return (*described, *(_like(example, texts[example.category, example.defect]) for example in drawn))
 
 
 def _of_line(example: SupportExample, line: Description | None, folder: Path, support: SupportExamples) -> Described:
@@ -217,6 +235,13 @@ def _of_line(example: SupportExample, line: Description | None, folder: Path, su
             f"descriptions with flawscope synth describe --support {support.path}."
         )
     return Described(box, line.text)
+
+
+def _like(example: SupportExample, texts: Sequence[str]) -> Described:
+    size = example.image.shape[:2]
+    (box,) = boxes_of(example.mask)
+    place = location_of(box, size)
+    return Described(box.to_mask(size), tuple(located(without_location(text), place) for text in texts))
 
 
 def _built_in(example: SupportExample) -> Described:

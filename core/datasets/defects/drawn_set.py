@@ -9,6 +9,8 @@ sources may lie in one folder, beside the records of all of them.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -190,3 +192,16 @@ def read_learned(folder: Path) -> frozenset[str]:
     markers = markers or [folder / MARKERS["diffusion"]]
     records = [read_json(marker, _Record, "the record of drawn images") for marker in markers]
     return frozenset(content for record in records for content in record.support)
+
+
+def first_of_each(lines: Sequence[DrawnImage], number: int | None) -> list[DrawnImage]:
+    """Return up to `number` drawn images: the first of every folder and defect type, the second of each, and so on."""
+    counts: Counter[tuple[Path, str, str]] = Counter()
+    turns = []
+    for line in lines:
+        key = (line.folder, line.category, line.defect)
+        turns.append(counts[key])
+        counts[key] += 1
+    # Sorting is stable: within a turn the order is that of the folders and their lines.
+    order = sorted(range(len(lines)), key=turns.__getitem__)[:number]
+    return [lines[index] for index in sorted(order)]

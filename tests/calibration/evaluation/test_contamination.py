@@ -228,8 +228,9 @@ def test_the_identity_of_a_support_set_is_that_of_its_contents_wherever_it_lies(
     lines = "".join(f"{image.content}\n{image.mask_content}\n" for image in record.pictures)
     assert record.digest == hashlib.sha256(lines.encode()).hexdigest()
     shutil.copytree(dataset.root, tmp_path / "elsewhere/part")
+    asked = {"shots": 2, "split": "test", "defects": ["spot"], "allow_alike": True}  # there are few, and alike
     digests = [
-        write_support(open_dataset(root), tmp_path / name, shots=2, split="test", defects=["spot"], seed=seed).digest
+        write_support(open_dataset(root), tmp_path / name, seed=seed, **asked).digest
         for name, root, seed in (("a", dataset.root, 0), ("b", tmp_path / "elsewhere/part", 0), ("c", dataset.root, 1))
     ]
     assert digests[0] == digests[1] != digests[2]

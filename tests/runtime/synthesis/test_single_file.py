@@ -321,6 +321,10 @@ def test_an_autoencoder_alone_and_in_place_of_that_of_a_model(
     alone, _ = open_autoencoder(imported(tmp_path / "kl.ckpt", tmp_path / "kl"))
     printed = capsys.readouterr().out
     assert "left out: loss (2)" in printed
+    arguments = ["synth", "import", str(tmp_path / "kl.ckpt"), "--out", str(tmp_path / "idle")]
+    idle = (["--tokenizer", "x"], ["--autoencoder", "x"], ["--no-ema"], ["--lora", "x"])
+    for option in idle:
+        assert "which is an autoencoder alone. Leave it out" in refused([*arguments, *option], capsys)
     assert "licence: unknown, which bundles then state: name it with --licence" in printed
     options = ("--tokenizer", str(tokenizers["clip"]), "--autoencoder", str(tmp_path / "kl.ckpt"))
     joined = read_base_folder(imported(tmp_path / "sd.ckpt", tmp_path / "joined", *options))
@@ -476,9 +480,10 @@ def test_gguf_lora_and_missing_parts_are_named(
         torch.save({"state_dict": {**stable, odd: value}}, path)
         error = refused(["synth", "import", str(path), *options], capsys)
         assert "is it another model's?" in error.lower() or "got 8 in and 4 out" in error
-    levels = {**stable, "betas": torch.linspace(0, 1, 1000) ** 3}
-    torch.save({"state_dict": levels}, path)
-    assert "noise levels that are linear or scaled_linear" in refused(["synth", "import", str(path), *options], capsys)
+    for levels in (torch.linspace(0.1, 0.9, 1000) ** 3, torch.full((1000,), torch.inf), -betas(), betas()[:9]):
+        torch.save({"state_dict": {**stable, "betas": levels}}, path)
+        error = refused(["synth", "import", str(path), *options], capsys)
+        assert "noise levels that are linear or scaled_linear" in error
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.ckpt"]
 
 

@@ -60,7 +60,7 @@ def support(folders: tuple[Path, Path]) -> SupportExamples:
 
 def config(**changes: Any) -> InpaintingConfig:
     plain = {"resize": SIDE, "epochs": 2, "repeats": 2, "batch_size": 4, "learning_rate": 0.01, "preview_every": 9}
-    plain["learn_text"] = "none"  # as MvP-Diff; the base of these tests is small, for which vectors are the default
+    plain["learn_text"] = "frozen"  # as MvP-Diff; the base of these tests is small, for which vectors are the default
     settings = build_config("inpainting", {**plain, **changes})[0]
     assert isinstance(settings, InpaintingConfig)
     return settings
