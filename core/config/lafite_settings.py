@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from flawscope.config.diffusion_settings import ReconstructionSettings
-from flawscope.config.feature_settings import FeatureSettings, MapSettings
+from flawscope.config.feature_settings import FineFeatureSettings, MapSettings
 from flawscope.config.input_settings import HeldOutSettings, LineInputSettings
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, TrainingDataSettings
 from flawscope.config.method_settings import TrainedConfig
@@ -41,7 +41,7 @@ class LafiteConfig(TrainedConfig, frozen=True, kw_only=True, tag_field="method",
     """
 
     # Strides 2 to 16, as UniAD takes them (arXiv:2206.03687).
-    features: FeatureSettings = FeatureSettings(backbone="efficientnet_b4", stages=(0, 1, 2, 3))
+    features: FineFeatureSettings = FineFeatureSettings(backbone="efficientnet_b4")
     input: LineInputSettings = LineInputSettings(resize=(224, 224))
     maps: MapSettings = MapSettings()
     split: HeldOutSettings = HeldOutSettings()

@@ -113,6 +113,27 @@ def test_stages_are_resampled_without_leaving_out_values_and_standardized() -> N
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [("efficientnet_b4", 24 + 32 + 56 + 160), ("convnext_atto", 40 + 80 + 160 + 320)]
+)
+def test_null_stages_are_those_of_strides_2_to_16_or_all_where_there_are_fewer(backbone: str, channels: int) -> None:
+    settings = build_config("lafite", {"backbone": backbone})[0]
+    assert isinstance(settings, LafiteConfig)
+    assert LafiteConfig().features.backbone == "efficientnet_b4"
+    assert JoinedFeatures(untrained_backbone(settings.features), (32, 32), (224, 224)).channels == channels
+
+
+def test_scattering_takes_the_stages_that_it_has() -> None:
+    settings = build_config("lafite", {"backbone": "scattering"})[0]
+    assert isinstance(settings, LafiteConfig)
+    given = build_config("lafite", {"backbone": "scattering", "stages": [1, 2, 3]})[0]
+    assert isinstance(given, LafiteConfig)
+    channels = [
+        JoinedFeatures(untrained_backbone(chosen.features), (8, 8), (64, 64)).channels for chosen in (settings, given)
+    ]
+    assert channels[0] == channels[1]
+
+
 def test_features_of_normal_images_have_mean_0_and_deviation_1(tiny_root: Path) -> None:
     settings = config()
     paths = normal_images(tiny_root)
