@@ -67,7 +67,7 @@ DEFAULTS: dict[str, Any] = {
     "resize": (224, 224),
     "grid": (16, 16),
     "widths": (192, 256),
-    "epochs": 12,
+    "epochs": 20,
     "batch_size": 4,
     "learning_rate": 5e-4,
     "schedule": "cosine",
