@@ -144,6 +144,17 @@ _ROWS = (
         scorer="flawscope.runtime.scorers.reconstruction_scorer:RECONSTRUCTION",
     ),
     Method(
+        "lafite",
+        "detector",
+        "Features edited towards a bank of normal ones, then denoised by diffusion; what changes is anomalous.",
+        "docs/training.md",
+        settings="flawscope.config.lafite_settings:LafiteConfig",
+        head="flawscope.bundle.lafite_head:LafiteHead",
+        trainer="flawscope.training.detectors.lafite:TRAINER",
+        exporter="flawscope.export.detectors.lafite_exporter:LAFITE",
+        scorer="flawscope.runtime.scorers.lafite_scorer:LAFITE",
+    ),
+    Method(
         # Neither settings nor trainer: `flawscope bundle combine` makes it of finished bundles.
         "ensemble",
         "ensemble",

@@ -122,6 +122,12 @@ METHOD_STATUS = {
     ("dsad", "INT8"): (NO, "the denoiser is not quantised"),
     ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("dsad", "Triton"): (NO, "its score is not one graph"),
+    ("lafite", "score graph"): (NO, "two graphs, a search of the bank and a sampling loop on the host, tested"),
+    ("lafite", "features and kernel"): (NO, "its one path takes the kernels for the editing"),
+    ("lafite", "FP16"): (NO, "FP32 alone so far"),
+    ("lafite", "INT8"): (NO, "FP32 alone so far"),
+    ("lafite", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
+    ("lafite", "Triton"): (NO, "its score is not one graph"),
     ("ensemble", "score graph"): (NO, "each member has its own"),
     ("ensemble", "features and kernel"): (TESTED, "members take theirs"),
     ("ensemble", "FP16"): (NO, "FP32 alone"),
@@ -142,7 +148,19 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
-METHODS = ("patchcore", "padim", "stfpm", "segmenter", "draem", "destseg", "ddad", "dsad", "ensemble", "synth")
+METHODS = (
+    "patchcore",
+    "padim",
+    "stfpm",
+    "segmenter",
+    "draem",
+    "destseg",
+    "ddad",
+    "dsad",
+    "lafite",
+    "ensemble",
+    "synth",
+)
 WAYS = ("score graph", "features and kernel", "FP16", "INT8", "engine", "Triton")
 
 

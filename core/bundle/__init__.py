@@ -16,6 +16,7 @@ from flawscope.bundle.heads import (
     head_tag,
 )
 from flawscope.bundle.image_hashes import IMAGE_HASHES, ImageHashes, read_image_hashes
+from flawscope.bundle.lafite_head import LafiteHead
 from flawscope.bundle.manifest import (
     PRECISIONS,
     SCHEMA,
@@ -94,6 +95,7 @@ __all__ = [
     "ImageParity",
     "InForce",
     "KeptNode",
+    "LafiteHead",
     "Limits",
     "Manifest",
     "OnnxModel",

@@ -41,6 +41,7 @@ from flawscope.config.input_settings import (
     ResizeSettings,
     TiledInputSettings,
 )
+from flawscope.config.lafite_settings import LafiteConfig
 from flawscope.config.loop_settings import DenoisingSettings, LoopSettings, Schedule, TrainingDataSettings
 from flawscope.config.method_settings import MethodConfig, TrainedConfig
 from flawscope.config.setting_help import SettingLine, describe_settings
@@ -70,6 +71,7 @@ __all__ = [
     "InputSettings",
     "LabelledConfig",
     "LabelledSettings",
+    "LafiteConfig",
     "LineInputSettings",
     "LoopSettings",
     "MapSettings",

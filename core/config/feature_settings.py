@@ -64,6 +64,19 @@ class CoarseFeatureSettings(FeatureSettings, frozen=True, kw_only=True):
     AUTO_STAGES: ClassVar[tuple[int, ...]] = (2, 3)
 
 
+class FineFeatureSettings(FeatureSettings, frozen=True, kw_only=True):
+    """The backbone and its feature stages.
+
+    Attributes:
+        stages: Stages that give features, numbered as timm's `out_indices`. For ResNets and most networks stage s has
+            stride 2^(s+1): 0 is /2, 1 is /4, 2 is /8. Null takes the stages of stride 2, 4, 8 and 16 (those of them
+            that `scattering` has), or, where all have one stride, as in a ViT, the blocks after each quarter of the
+            depth; the run records which.
+    """
+
+    AUTO_STAGES: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+
+
 Standardization = Literal["none", "scale", "whiten"]
 """Standardization of patches: none, division by each channel's standard deviation, or a whitening matrix."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 from flawscope.config.feature_settings import check_memory_budget
 from flawscope.config.setting_parts import SettingPart, check
 
-Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "drops"]
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "drop", "drops"]
 """Learning-rate schedule after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
 
 
@@ -19,8 +19,9 @@ class LoopSettings(SettingPart, frozen=True, kw_only=True):
         epochs: Passes over the training images.
         batch_size: Images per batch.
         learning_rate: Peak learning rate, after the warm-up.
-        schedule: Learning-rate schedule after the warm-up: `constant`; `drops`, a tenth from 4/7 of the batches on and
-            a hundredth from 6/7 on, as DRAEM has it; the others fall to zero.
+        schedule: Learning-rate schedule after the warm-up: `constant`; `drop`, a tenth from 4/5 of the batches on, as
+            LafitE has it; `drops`, a tenth from 4/7 on and a hundredth from 6/7 on, as DRAEM has it; the others fall
+            to zero.
         cycles: Cycles of `cosine_with_restarts`.
         power: Exponent of `polynomial`; 1 is `linear`.
         warmup_steps: Batches of linear learning-rate warm-up.

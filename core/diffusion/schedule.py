@@ -6,6 +6,7 @@ Training and the runtime run this same loop; only the noise predictor differs, a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,8 +32,9 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an image is reconstructed: noise schedule, steps and conditioning.
 
     Attributes:
-        betas: `linear` from `beta_start` to `beta_end` (arXiv:2006.11239), or `scaled_linear`, in which the square
-            roots are linear (latent diffusion).
+        betas: `linear` from `beta_start` to `beta_end` (arXiv:2006.11239); `scaled_linear`, in which the square
+            roots are linear (latent diffusion); or `cosine`, in which the signal falls as a squared cosine
+            (arXiv:2102.09672, equation 17) and the next two have no part.
         beta_start: Variance of the first noise level.
         beta_end: Variance of the last.
         start: Noise level at which sampling starts, 1 to 1000; more hides more of the image.
@@ -52,7 +54,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed: Seed of the noise, which is the same for every image.
     """
 
-    betas: Literal["linear", "scaled_linear"] = "linear"
+    betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     start: int = 250
@@ -87,11 +89,23 @@ def signal_shares(sampling: Sampling) -> npt.NDArray[np.float64]:
     """Return ᾱ, the share of signal variance left at every noise level, float64 [1000], falling."""
     if sampling.betas == "linear":
         betas = np.linspace(sampling.beta_start, sampling.beta_end, TRAINED_STEPS)
+    elif sampling.betas == "cosine":
+        betas = _cosine_betas()
     else:
         betas = np.linspace(sampling.beta_start**0.5, sampling.beta_end**0.5, TRAINED_STEPS) ** 2
     # In float64, so that the rounding of a thousand factors does not add up.
     shares: npt.NDArray[np.float64] = np.cumprod(1.0 - betas, dtype=np.float64)
     return shares
+
+
+def _cosine_betas() -> npt.NDArray[np.float64]:
+    """Return the variances of the cosine schedule, float64 [1000]."""
+    # The shift of 0.008 keeps the first levels from having almost no noise.
+    parts = (np.arange(TRAINED_STEPS + 1) / TRAINED_STEPS + 0.008) / 1.008
+    shares = np.cos(parts * (math.pi / 2.0)) ** 2
+    # Capped as in the paper: the last share is 0, and a step to it would lose the signal.
+    betas: npt.NDArray[np.float64] = np.minimum(1.0 - shares[1:] / shares[:-1], 0.999)
+    return betas
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,28 @@ def interpolation_matrix(position: npt.NDArray[np.float64], source: int) -> npt.
     return matrix
 
 
+def resampling_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
+    """Return the linear resampling matrix [target, source], half-pixel centres, that leaves out no value.
+
+    Towards more values it is `upsample_matrix`. Towards fewer, the linear filter is as much wider as values get
+    fewer, as in Pillow and in torch's `antialias`: a plain interpolation would skip values between its two.
+    """
+    width = max(1.0, source / target)
+    centres = (np.arange(target) + 0.5) * source / target - 0.5
+    weights = np.maximum(1.0 - np.abs(centres[:, None] - np.arange(source)) / width, 0.0)
+    # At the borders a part of the filter lies outside.
+    matrix: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return matrix
+
+
+def window_matrix(size: int, window: int) -> Float32Array:
+    """Return the matrix float32 [size - window + 1, size] that takes the mean of every window along an axis."""
+    matrix = np.zeros((size - window + 1, size), np.float32)
+    for row in range(len(matrix)):
+        matrix[row, row : row + window] = 1.0 / window
+    return matrix
+
+
 def gaussian_matrix(size: int, sigma: float) -> npt.NDArray[np.float64]:
     """Return the Gaussian smoothing matrix [size, size], cut at 4 sigma, with mirrored borders (d c b | a b c d).
 

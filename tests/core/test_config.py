@@ -178,7 +178,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
         (
             "padim",
             "coreset",
-            r"coreset: is no setting of padim\. It would .* got one of patchcore\. Leave",
+            r"coreset: is no setting of padim\. It would .* got one of patchcore, lafite\. Leave",
         ),
         ("patchcore", "channels", "channels: is no setting of patchcore"),
         (

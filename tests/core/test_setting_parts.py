@@ -37,6 +37,7 @@ PRESETS = {
     "defectfill": "inpainting",
     "diad-seed": "dsad",
     "dsad": "dsad",
+    "lafite-paper": "lafite",
     "mvpdiff-seed": "inpainting",
     "padim-seed": "padim",
     "patchcore-seed": "patchcore",

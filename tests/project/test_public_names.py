@@ -33,6 +33,7 @@ PUBLIC = {
         "ImageParity",
         "InForce",
         "KeptNode",
+        "LafiteHead",
         "Limits",
         "MANIFEST",
         "Manifest",

@@ -31,6 +31,7 @@ def test_the_presets_are_the_seeds() -> None:
         "defectfill",
         "diad-seed",
         "dsad",
+        "lafite-paper",
         "mvpdiff-seed",
         "padim-seed",
         "patchcore-seed",

@@ -1,9 +1,9 @@
-"""The UNet that predicts noise in images, and gradient checkpointing for diffusers networks."""
+"""The UNet that predicts noise in images or features, and gradient checkpointing for diffusers networks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,28 +26,57 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DdadConfig) -> None:
         super().__init__()
-        widths = config.unet_widths
-        size = config.preprocessing.size
-        # `attention` names the sides in pixels at which levels attend; of oblong images the longer side counts.
-        sides = [max(size) // 2**level for level in range(len(widths))]
-        attends = [side in config.attention for side in sides]
-        self.network: nn.Module = import_diffusers().UNet2DModel(
-            sample_size=size,
-            in_channels=3,
-            out_channels=3,
-            layers_per_block=config.layers,
-            block_out_channels=widths,
-            down_block_types=tuple("AttnDownBlock2D" if attended else "DownBlock2D" for attended in attends),
-            up_block_types=tuple("AttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)),
-            attention_head_dim=head_width(config.head_width, widths),
-            norm_num_groups=group_count(widths),
-            dropout=config.dropout,
+        self.network: nn.Module = unet_network(
+            config.preprocessing.size,
+            3,
+            config.unet_widths,
+            config.layers,
+            config.attention,
+            config.head_width,
+            config.dropout,
         )
         recompute_blocks(self.network, config.denoising.gradient_checkpointing)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the predicted noise."""
         return cast(Tensor, self.network(x, timestep, return_dict=False)[0])
+
+
+def unet_network(
+    size: tuple[int, int],
+    channels: int,
+    widths: Sequence[int],
+    layers: int,
+    attention: Sequence[int],
+    most_head_width: int,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Return a UNet2DModel of diffusers with random weights.
+
+    Args:
+        size: Height and width of its inputs.
+        channels: Channels of its inputs, and of the noise that it predicts.
+        widths: Channels per level, finest first.
+        layers: Residual blocks per level.
+        attention: Sides at which levels have self-attention; of oblong inputs the longer side counts.
+        most_head_width: Most channels of an attention head.
+        dropout: Dropout rate in training.
+    """
+    sides = [max(size) // 2**level for level in range(len(widths))]
+    attends = [side in attention for side in sides]
+    network: nn.Module = import_diffusers().UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=layers,
+        block_out_channels=tuple(widths),
+        down_block_types=tuple("AttnDownBlock2D" if attended else "DownBlock2D" for attended in attends),
+        up_block_types=tuple("AttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)),
+        attention_head_dim=head_width(most_head_width, widths),
+        norm_num_groups=group_count(widths),
+        dropout=dropout,
+    )
+    return network
 
 
 def recompute_blocks(

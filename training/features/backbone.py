@@ -204,7 +204,8 @@ def untrained_backbone(settings: FeatureSettings) -> Backbone:
 
 
 def _resolved_scattering(settings: FeatureSettings) -> FeatureSettings:
-    stages = settings.stages or settings.AUTO_STAGES
+    # Of what null stands for it takes what it has: its finest filters are those of stride 4.
+    stages = settings.stages or tuple(stage for stage in settings.AUTO_STAGES if stage >= 1)
     if not set(stages) <= {1, 2, 3, 4}:
         raise ArgumentError(f"stages: {SCATTERING} has the stages 1,2,3,4, got {list(stages)}.")
     if settings.final_norm or settings.accept_licence is not None:

@@ -373,9 +373,10 @@ def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
 
     With p the finished share of the batches after the warm-up: 1 for `constant`, 1 - p for `linear`,
     (1 - p)^power for `polynomial`, (1 + cos(π p)) / 2 for `cosine`, and for `cosine_with_restarts` (arXiv:1608.03983)
-    the same of the fractional part of `cycles` · p; for `drops` 1, from p = 4/7 on 0.1, and from p = 6/7 on 0.01, which
-    are epochs 400 and 600 of the 700 of DRAEM (arXiv:2108.07610). The others are the schedules of diffusers, except
-    that the first batch of the warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
+    the same of the fractional part of `cycles` · p. For `drop` 1, and from p = 4/5 on 0.1, as LafitE has it
+    (arXiv:2307.08059). For `drops` 1, from p = 4/7 on 0.1, and from p = 6/7 on 0.01, which are epochs 400 and 600 of
+    the 700 of DRAEM (arXiv:2108.07610). The others are the schedules of diffusers, except that the first batch of the
+    warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
 
     Args:
         loop: Settings.
@@ -387,9 +388,11 @@ def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
     if loop.schedule == "constant":
         return 1.0
     finished = min(1.0, (batch - loop.warmup_steps) / max(1, total - loop.warmup_steps))
-    if loop.schedule == "drops":
-        # In sevenths, so that a batch on the border is not a matter of rounding.
-        return 0.1 ** sum(7 * (batch - loop.warmup_steps) >= part * (total - loop.warmup_steps) for part in (4, 6))
+    if loop.schedule in ("drop", "drops"):
+        # In whole numbers, so that a batch on the border is not a matter of rounding.
+        parts, drops_at = (5, (4,)) if loop.schedule == "drop" else (7, (4, 6))
+        done, of = batch - loop.warmup_steps, total - loop.warmup_steps
+        return 0.1 ** sum(parts * done >= part * of for part in drops_at)
     if loop.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * finished))
     if loop.schedule == "cosine_with_restarts":

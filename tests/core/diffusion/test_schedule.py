@@ -52,6 +52,16 @@ def test_seven_percent_of_the_amplitude_is_left_at_the_last_level_of_latent_diff
     assert math.sqrt(shares[999]) == pytest.approx(0.07, abs=5e-3)
 
 
+def test_the_cosine_schedule_is_that_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    shares = signal_shares(Sampling(betas="cosine"))
+    expected = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
+    # diffusers multiplies a thousand factors in float32, each rounded; the last ones are rounded differences.
+    np.testing.assert_allclose(shares, expected, rtol=1000 * 2.0**-23, atol=1e-7)
+    first, half = (math.cos((part + 0.008) / 1.008 * math.pi / 2) ** 2 for part in (0.0, 0.5))
+    assert shares[499] == pytest.approx(half / first, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("start", "steps", "offset", "expected"),
     [
@@ -110,7 +120,7 @@ def diffusers_sampling(sampling: Sampling, denoise: Denoise) -> np.ndarray:
     scheduler = diffusers.DDIMScheduler(
         beta_start=sampling.beta_start,
         beta_end=sampling.beta_end,
-        beta_schedule=sampling.betas,
+        beta_schedule="squaredcos_cap_v2" if sampling.betas == "cosine" else sampling.betas,
         clip_sample=sampling.clip,
         set_alpha_to_one=sampling.final == "clean",
         steps_offset=sampling.offset,
@@ -139,6 +149,7 @@ LIBRARY = [
              clip=False),
     Sampling(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, start=1000, steps=50, offset=1, final="first",
              clip=False, eta=0.5),
+    Sampling(betas="cosine", start=500, steps=10, clip=False),
 ]  # fmt: skip
 
 

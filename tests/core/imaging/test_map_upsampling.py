@@ -11,7 +11,13 @@ from scipy import ndimage
 from tolerances import FLOAT32, FLOAT64
 
 from flawscope.imaging.grid_places import GridPlaces, centred_places
-from flawscope.imaging.map_upsampling import gaussian_matrix, map_matrices, upsample_matrix
+from flawscope.imaging.map_upsampling import (
+    gaussian_matrix,
+    map_matrices,
+    resampling_matrix,
+    upsample_matrix,
+    window_matrix,
+)
 
 SIZES = [1, 2, 3, 7, 8, 28, 32]
 
@@ -51,6 +57,32 @@ def test_up_sampling_is_the_bilinear_resize_of_opencv(grid, size):
     # OpenCV keeps position and weights in float32; the position is a number up to the grid's size.
     tolerance = np.abs(source).max() * 2 * max(grid) * FLOAT32.gamma(4)
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+
+
+# --- resampling, up and down
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_resampling_is_that_of_torch_which_leaves_out_no_value(source, target):
+    torch = pytest.importorskip("torch")
+    values = torch.from_numpy(random_map(1, source))[None, None]
+    expected = torch.nn.functional.interpolate(
+        values, size=(1, target), mode="bilinear", align_corners=False, antialias=True
+    )
+    got = resampling_matrix(source, target) @ values.numpy()[0, 0, 0]
+    np.testing.assert_allclose(got, expected.numpy()[0, 0, 0], rtol=0, atol=1e-12)
+    if target >= source:
+        np.testing.assert_allclose(
+            resampling_matrix(source, target), upsample_matrix(source, target), rtol=0, atol=FLOAT64.gamma(8) * 60
+        )
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_means_of_windows_are_those_of_every_window_that_lies_inside(size, window):
+    assume(window <= size)
+    values = random_map(1, size)[0]
+    expected = [values[start : start + window].mean() for start in range(size - window + 1)]
+    np.testing.assert_allclose(window_matrix(size, window) @ values, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- smoothing

@@ -263,7 +263,7 @@ def test_few_images_have_a_warning(
         assert note in line
 
 
-@pytest.mark.parametrize("method", ["stfpm", "ddad", "dsad"])
+@pytest.mark.parametrize("method", ["stfpm", "ddad", "dsad", "lafite"])
 def test_a_method_in_epochs_says_why_it_is_not_cross_fitted(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

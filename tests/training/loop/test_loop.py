@@ -229,6 +229,15 @@ def test_the_rate_drops_as_in_draem_after_epochs_400_and_600_of_700(batches: int
     assert shares == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_rate_drops_as_in_lafite_after_epoch_800_of_1000(batches: int, warmup: int) -> None:
+    settings = config(schedule="drop", warmup_steps=warmup).loop
+    total = 1000 * batches + warmup
+    shares = [learning_rate_share(settings, batch, total) for batch in range(warmup, total)]
+    assert shares == pytest.approx([1.0] * 800 * batches + [0.1] * 200 * batches, rel=1e-12)
+
+
 def naive_batches(settings: StfpmConfig, batches: int) -> int:
     """Count batches one by one, as they are taken."""
     count = steps = 0

@@ -170,7 +170,7 @@ def test_a_package_that_is_missing_is_said_before_anything_else(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["ddad", "dsad", "base", "embedding", "inpainting"])
+@pytest.mark.parametrize("method", ["ddad", "dsad", "lafite", "base", "embedding", "inpainting"])
 def test_a_word_that_is_no_optimizer_is_refused(method: str) -> None:
     with pytest.raises(ArgumentError, match="optimizer: expected one of adamw, adamw8bit, adam, got 'sgd'"):
         build_config(method, {"optimizer": "sgd"})
