@@ -48,7 +48,7 @@ def export_adapter(
     opened = read_synthesis_run(run)
     # By what the run holds: a word and a LoRA are files of their own, whichever training made them.
     if not {LORA, VECTORS} & opened.tensors.keys():
-        whole = UNET in opened.tensors and opened.record.base
+        whole = UNET in opened.tensors and opened.record.kind != "base"
         raise ArgumentError(
             f"{run}: expected a run with adapt=lora, got one with adapt=full, whose weights have all changed. Train "
             "with --set adapt=lora."

@@ -162,6 +162,8 @@ def test_a_record_of_schema_1_opens_with_the_same_meaning(tmp_path, method):
     assert not flat.pop("final_norm", False)
     assert flat.pop("accept_licence", None) is None
     assert flat.pop("patience", None) is None  # all epochs were taken
+    assert not flat.pop("drawn", [])  # support images alone were learned from
+    assert flat.pop("drawn_number", None) is None
     assert flat == {name: old[name] for name in flat}
     assert set(old) - set(flat) - {"resize"} == set(old) - {"method"} - set(places_of(CONFIGS[method]))
     assert record.schema == RUN_SCHEMA == SYNTHESIS_SCHEMA == 2

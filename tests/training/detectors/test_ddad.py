@@ -387,7 +387,7 @@ def read_held_out(bundle: Path) -> list[str]:
         ),
         (
             ["export", "{run}", "--out", "{out}", "--precision", "int8", "--calibration-data", "{data}"],
-            "expected a run of patchcore or padim",
+            r"expected one that ddad has (fp32, fp16), got int8",
         ),
         (["export-triton", "{bundle}", "--out", "{out}"], "expected a graph called score"),
         (["explain", "{run}"], "whose score is one graph"),

@@ -369,7 +369,9 @@ def test_wrong_requests_are_refused(
         Inspector(opened, "cpu", "kernel")
     arguments = ["export", str(trained), "--out", str(tmp_path / "y.flaw"), "--precision", "int8"]
     assert cli.run([*arguments, "--calibration-data", str(tiny_root), "--category", "steel"]) == 2
-    assert "expected a run of patchcore or padim, got one without a memory bank" in capsys.readouterr().err
+    assert "expected at least 20 normal images that the detector has not learned from, for the gate, got" in (
+        capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -85,7 +85,7 @@ def task_of(kind: str, recompute: bool, root: Path, support: SupportExamples) ->
     if method == "inpainting":
         task = InpaintingTask(settings, tiny_base(inpainting=True), support, describe(support))
         network: Any = task.network
-        return task, [network.unet if settings.adapt == "full" else network.wrapped.base_model.model], numbers
+        return task, [network.plain_unet], numbers
     if method == "base":
         task = base_task(settings, part_images)
         return task, [task.network.unet], numbers
@@ -172,7 +172,7 @@ def test_what_was_asked_for_before_does_not_hold_for_the_next(tiny_root: Path, s
 @pytest.mark.parametrize("method", list(CONFIGS))
 def test_only_methods_that_can_save_memory_so_have_the_setting(method: str) -> None:
     kind = CONFIGS[method]
-    has_unet = issubclass(kind, TrainedConfig) and method != "stfpm"
+    has_unet = issubclass(kind, TrainedConfig) and method not in ("stfpm", "segmenter", "draem", "destseg")
     assert ("gradient_checkpointing" in places_of(kind)) == has_unet
     if not has_unet:
         with pytest.raises(ArgumentError, match=f"gradient_checkpointing: is no setting of {method}"):
