@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--config", help="Preset or YAML file of the training, such as defectfill.")
     parser.add_argument("--train", action="append", default=[], metavar="KEY=VALUE", help="A setting of the training.")
-    parser.add_argument("--draw", nargs="*", default=[], help="Further options of synth generate, after a --.")
+    parser.add_argument(
+        "--draw", action="append", default=[], metavar="OPTION", help="Of synth generate: --draw=--best-of=4."
+    )
     parser.add_argument("--judge", action="append", default=[], help="An option of synth judge with its value.")
     parser.add_argument("--methods", nargs="*", default=["segmenter", "draem"], help="Detectors that are judged.")
     parser.add_argument("--within", choices=["foreground", "picture"], default="foreground")

@@ -57,7 +57,7 @@ class LabelledTrainer(Trainer, Generic[_Config]):
 
     def task(self, config: _Config, backbone: Backbone, data: TrainingData) -> LabelledTask:
         """Return what the loop trains."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no task of its own")
 
     def kept(self, config: _Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of the best state that a run keeps."""

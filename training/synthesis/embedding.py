@@ -94,7 +94,7 @@ def train_embedding(
                 defect,
                 (config.placeholder,),
                 vectors=True,
-                pictures=sum(not example.is_drawn for example in images),
+                pictures=support.shots(category, defect),
             )
         )
     return GeneratorFitResult(
