@@ -109,9 +109,14 @@ def test_every_kind_of_fault_is_found_and_found_again(tmp_path: Path, monkeypatc
     counts = {f"planted:{name}": 13 for name in (*KINDS, "fine")}
     # A second: the memory of a case takes a good part of one where the system is slow to give it.
     summary = campaign.run(counts, found, jobs=min(os.cpu_count() or 1, 4), case_limit_s=1.0)
-    kinds = {key.split(": ")[0].removeprefix("planted:"): key.split(": ")[1].split()[0] for key in summary.found}
-    assert kinds == KINDS
-    assert len(summary.found) == len(KINDS)
+    kinds: dict[str, set[str]] = {}
+    for key in summary.found:
+        target, finding = key.removeprefix("planted:").split(": ", 1)
+        kinds.setdefault(target, set()).add(finding.split()[0])
+    assert kinds.keys() == KINDS.keys()
+    for target, kind in KINDS.items():
+        # On a busy computer any case may also take too long.
+        assert kind in kinds[target] <= {kind, "slow", "hang"}, sorted(summary.found)
     assert summary.succeeded["planted:fine"] == 1
     kept = sorted(found.iterdir())
     assert len(kept) >= len(KINDS)
