@@ -79,10 +79,11 @@ def make_bundles(folder: Path, options: argparse.Namespace) -> dict[tuple[int, i
 
 def with_rows(bundle: Path, target: Path, rows: int) -> Path:
     """Write a bundle with as many rows as wanted: those of another one, with noise. It scores, and decides nothing."""
-    from flawscope.bundle import Threshold, Thresholds, open_bundle, write_bundle
+    from flawscope.bundle import PatchcoreHead, Threshold, Thresholds, open_bundle, write_bundle
 
     with open_bundle(bundle) as opened:
         manifest, bank = opened.manifest, opened.tensors()["bank"]
+        assert isinstance(manifest.head, PatchcoreHead)
         generator = np.random.default_rng(0)
         noise = generator.standard_normal((rows, bank.shape[1]), np.float32) * (0.1 * bank.std())
         more = bank[generator.integers(0, len(bank), rows)] + noise

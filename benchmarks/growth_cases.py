@@ -113,7 +113,7 @@ def _fit_patchcore(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit_padim(case: dict[str, Any]) -> dict[str, Any]:
-    """Time the Gaussians of all positions; patches come in batches, as from a backbone, and their making is left out."""
+    """Time the Gaussians of all positions; patches come in batches as from a backbone, and their making is left out."""
     import torch
 
     from flawscope.training.detectors.padim import fit_gaussians
