@@ -8,6 +8,7 @@ inspected.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,17 +31,21 @@ from flawscope.bundle import (
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
-from flawscope.imaging.images import prepare
+from flawscope.imaging.images import grey_as_rgb, prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import OpenSession, choose_backend, open_session
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
+from flawscope.runtime.reading_ahead import load_ahead
 from flawscope.runtime.results import Result
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import load_limit, within
+
+_MOST_AHEAD = 64
+"""Batches that are read ahead: more would only fill the memory."""
 
 
 class Inspector:
@@ -279,37 +284,54 @@ class Inspector:
         return list(self.stream(images, self.manifest.max_batch, color, product))
 
     def stream(
-        self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb", product: str | None = None
+        self,
+        sources: Iterable[Source],
+        batch: int = 1,
+        color: Color = "rgb",
+        product: str | None = None,
+        *,
+        ahead: int = 0,
     ) -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
         goes on. Sources are taken as they are needed, so an endless iterable (a camera) is fine.
 
+        Results are the same whatever `ahead` is; only their times are longer where both need the same cores.
+
         Args:
             sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
             batch: Images per inference, 1 to the bundle's `max_batch`.
             color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
             product: The product that they show; None for that of `load`, or the common thresholds.
+            ahead: Batches that a thread reads and prepares while those before are inspected, 0 to 64. For files: their
+                sources are taken that much earlier, so a camera's newest image would wait for the next ones, and an
+                array must not change before its result is there.
 
         Raises:
-            ArgumentError: If `batch` or `color` is out of range, or the bundle has no thresholds of the product.
+            ArgumentError: If `batch`, `color` or `ahead` is out of range, or the bundle has no thresholds of the
+                product.
         """
         self.check_batch(batch)
+        if not isinstance(ahead, int) or not 0 <= ahead <= _MOST_AHEAD:
+            raise ArgumentError(f"ahead: expected 0 to {_MOST_AHEAD} batches, got {ahead!r}.")
         check_color(color)
         self.thresholds_for(product)
         if isinstance(sources, str | bytes | Path):
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
-        remaining = iter(sources)
-        position = 0
-        while group := list(islice(remaining, batch)):
-            if self.manifest.tiling is None:
-                yield from self._inspect_batch(group, position, color, product)
-            else:
-                # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-                for offset, source in enumerate(group):
-                    yield self._inspect_tiles(source, position + offset, color, product, self.manifest.tiling)
-            position += len(group)
+        tiling = self.manifest.tiling
+        # Tiles of one image fill the batch by themselves, so images are taken one at a time.
+        groups = _groups(sources, batch if tiling is None else 1)
+
+        def load(group: list[tuple[int, Source]]) -> list[LoadedImage | Result]:
+            return [self._load(source, position, color, product) for position, source in group]
+
+        with contextlib.closing(load_ahead(groups, load, ahead)) as loaded_groups:
+            for loaded in loaded_groups:
+                if tiling is None:
+                    yield from self._inspect_batch(loaded)
+                else:
+                    yield self._inspect_tiles(loaded[0], tiling)
 
     def check_batch(self, batch: int) -> None:
         """Raise ArgumentError unless the bundle's graphs take `batch` images at once."""
@@ -399,18 +421,17 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(
-        self, sources: Sequence[Source], position: int, color: Color, product: str | None
-    ) -> Iterator[Result]:
+    def _inspect_batch(self, loaded: Sequence[LoadedImage | Result]) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        loaded = [self._load(source, position + offset, color, product) for offset, source in enumerate(sources)]
         ready = [image for image in loaded if isinstance(image, LoadedImage)]
         maps = scores = None
         failure = ""
         started = time.perf_counter()
         if ready:  # np.stack refuses an empty list
             try:
-                maps, scores = self.infer(np.stack([image.prepared for image in ready]))
+                # A single image is not copied.
+                one = ready[0].prepared[None]
+                maps, scores = self.infer(one if len(ready) == 1 else np.stack([image.prepared for image in ready]))
             except Exception as err:  # not only DeviceError: see `_fault_reason`
                 failure = _fault_reason(err)
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
@@ -425,11 +446,8 @@ class Inspector:
             yield self._judge.judge(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
-    def _inspect_tiles(
-        self, source: Source, position: int, color: Color, product: str | None, tiling: Tiling
-    ) -> Result:
+    def _inspect_tiles(self, loaded: LoadedImage | Result, tiling: Tiling) -> Result:
         """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        loaded = self._load(source, position, color, product)
         if isinstance(loaded, Result):
             return loaded
         image, max_batch = loaded.prepared, self.manifest.max_batch
@@ -466,7 +484,7 @@ class Inspector:
                     return Result(name, "fault", reason=reason, notes=notes)
             shift = None if self.region is None else self.region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.
-            prepared = prepare(image, manifest.input) if manifest.tiling is None else image
+            prepared = prepare(image, manifest.input) if manifest.tiling is None else grey_as_rgb(image)
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
@@ -498,6 +516,13 @@ class Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _groups(sources: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
+    """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
+    numbered = enumerate(sources)
+    while group := list(islice(numbered, size)):
+        yield group
 
 
 def _fault_reason(err: Exception, prefix: str = "") -> str:
