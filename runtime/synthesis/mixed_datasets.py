@@ -39,6 +39,7 @@ from flawscope.datasets.defects.drawn_set import (
     DrawnSource,
     read_drawn_lines,
     read_learned,
+    shown_by,
 )
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import (
@@ -317,7 +318,7 @@ def _left_out(
             f"{len(learned)} images. Name the right one with --support."
         )
     # Later reasons replace earlier ones: an image that is both is reported as a support image.
-    reasons = {one.good_sha256: "defects were drawn on it" for one in drawn}
+    reasons = shown_by(drawn)
     if support is not None:
         reasons |= {image.content: f"probably the same part as {image.like}" for image in support.alike}
     reasons |= dict.fromkeys(learned, "a support image")

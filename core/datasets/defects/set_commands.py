@@ -24,6 +24,7 @@ from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
+from flawscope.given_options import given_option
 from flawscope.output_options import OVERWRITE
 from flawscope.progress import CountProgress
 from flawscope.terminal import echo, progress_bars
@@ -123,6 +124,9 @@ def support(
     _echo_summary(out, record.passed_over)
 
 
+_OF_RANDOM_BOXES = ("places", "solid", "overlap", "tries", "phrases", "frames")
+
+
 @click.command()
 @data_option()
 @CATEGORY
@@ -143,7 +147,7 @@ def support(
     "number",
     default=_BOXES.number,
     show_default=True,
-    help="Random boxes per category, divided among its defect types.",
+    help="Random boxes per category, divided among its defect types; 0 draws none.",
 )
 @click.option(
     "--within",
@@ -194,6 +198,10 @@ def boxes(
     """
     # Before the dataset is opened, so that a wrong number is reported at once.
     settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
+    if number == 0 and (option := given_option(_OF_RANDOM_BOXES)) is not None:
+        raise click.UsageError(
+            f"{option} is for random boxes, of which --num 0 draws none. Ask for some with --num, or leave it out."
+        )
     dataset = open_dataset(data, category)
     with progress_bars() as report:
         entries = _entries(dataset, support, split, defects, partial(report, "finding the support set"))
@@ -208,6 +216,8 @@ def boxes(
             overwrite=overwrite,
         )
     echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
+    if number == 0:
+        echo("none to draw on: synth generate needs random boxes, which --num asks for")
     _echo_summary(out, record.passed_over)
 
 
