@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers_reference import latent_ddim
+from error_lines import refused
 from tiny_drawers import record_of
 from tiny_stable_diffusion import write_stable_diffusion
 from torch import Tensor, nn
@@ -67,14 +68,6 @@ def written(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def imported(source: Path, out: Path, *options: str) -> Path:
     assert cli.run(["synth", "import", str(source), "--out", str(out), *options]) == 0
     return out
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert cli.run(arguments) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert len(error.strip().splitlines()) == 1, error
-    return error
 
 
 def close(expected: Any, actual: Any) -> None:
