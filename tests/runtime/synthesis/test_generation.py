@@ -37,7 +37,7 @@ from flawscope.runtime.synthesis import (
     read_sites,
     redraw,
 )
-from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of, runs_of
+from flawscope.runtime.synthesis.generated_set import RecordedLimits, RecordedOptions, region_of, runs_of
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 
 
@@ -139,7 +139,7 @@ def test_no_two_images_share_their_noise_and_the_options_are_recorded(drawn):
     assert [line.seed for line in lines] == list(range(10, 17))
     expected = DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True, tone="none", text_noise=0.0)
     assert lines[0].options == RecordedOptions.of(expected)
-    assert len(lines[0].verdict.measures) == 9
+    assert len(lines[0].verdict.measures) == 10
     texts = [line.text for line in lines if line.defect == "pitting"]
     assert all("*" in text for text in texts), "a learned word takes the bundle's texts"
     assert all(line.text.endswith("steel_stain") for line in lines if line.defect == "stain")
@@ -273,8 +273,14 @@ def test_nothing_accepted_for_a_defect_is_status_1_and_the_folder_is_there(place
 def test_limits_are_those_that_were_typed_and_are_in_every_line(arguments, tmp_path):
     assert run([*arguments, "--limit", "mask_px=4000", "--limit", "seam=0.5", "--out", str(tmp_path / "out")]) == 1
     for line in lines_of(tmp_path / "out"):
-        assert line.options.limits == QualityLimits(mask_px=4000, seam=0.5)
+        assert line.options.limits == RecordedLimits(mask_px=4000, seam=0.5, smooth=QualityLimits().smooth)
         assert "empty-mask" in line.verdict.reasons
+
+
+def test_a_record_from_before_a_limit_lets_everything_pass_it():
+    old = msgspec.to_builtins(RecordedOptions.of(DrawOptions()))
+    assert old["limits"].pop("smooth") == QualityLimits().smooth > 0
+    assert msgspec.convert(old, RecordedOptions).limits.smooth == 0
 
 
 def test_without_the_filter_every_image_is_kept_and_its_verdict_too(arguments, place, tiny_root, tmp_path, capsys):
@@ -557,7 +563,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--limit", "seam"], "limit: expected NAME=VALUE, for example seam=0.06, got 'seam'"),
         (
             ["SET", "--limit", "seem=0.1"],
-            "contrast, noise, texture, outside, seam, copy, got 'seem'. Did you mean seam?",
+            "contrast, noise, texture, smooth, outside, seam, copy, got 'seem'. Did you mean seam?",
         ),
         (["SET", "--limit", "faint=0"], "got 'faint'. The reason faint has the limit contrast, noise or texture."),
         (["SET", "--limit", "not-finite=1"], "The reason not-finite has no limit: such an image is never kept."),
