@@ -20,7 +20,6 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.imaging.boxes import Rect, bounds_of, boxes_of
-from flawscope.runtime.synthesis.memorization import SupportPatch
 
 _BLUR_PX = 1.5
 _LEAST_TEXTURE = 0.5
@@ -30,16 +29,14 @@ _LEAST_PIXELS = 64
 """Of fewer the texture is a matter of chance."""
 
 
-def texture_left(
-    drawn: UInt8Array, good: UInt8Array, region: BoolArray, supports: Sequence[SupportPatch]
-) -> float | None:
+def texture_left(drawn: UInt8Array, good: UInt8Array, region: BoolArray, shares: Sequence[float]) -> float | None:
     """Return how much texture a drawn box has left, as a share of what the smoothest support defect leaves, 0 to 1.
 
     Args:
         drawn: The image with the defect, uint8 [H, W, 3] RGB.
         good: The normal image, uint8 [H, W, 3] RGB.
         region: Where the defect was drawn, bool [H, W], not empty.
-        supports: The real defects of the type.
+        shares: What the real defects of the type leave; see `texture_shares`.
 
     Returns:
         None where nothing can be compared: a region of less than 64 pixels, a normal image that is plain there, or no
@@ -47,29 +44,35 @@ def texture_left(
     """
     before = _texture(good, bounds_of(region), region)
     after = _texture(drawn, bounds_of(region), region)
-    kept = [share for support in supports for share in _shares(support)]
-    if before is None or after is None or before < _LEAST_TEXTURE or not kept:
+    if before is None or after is None or before < _LEAST_TEXTURE or not shares:
         return None
     # No division: a support defect without any texture allows everything.
-    return 1.0 if after >= min(kept) * before else after / before / min(kept)
+    return 1.0 if after >= min(shares) * before else after / before / min(shares)
 
 
-def _shares(support: SupportPatch) -> list[float]:
-    """Return the texture of each part of a support defect as a share of that of its surroundings."""
-    size, shares = support.mask.shape, []
-    for box in boxes_of(support.mask, per_component=True):
+def texture_shares(image: UInt8Array, mask: BoolArray) -> list[float]:
+    """Return the texture of each part of a real defect as a share of that of its surroundings.
+
+    Parts that are too small, and those whose surroundings are plain or none, are left out.
+
+    Args:
+        image: The image with the defect, uint8 [H, W, 3] RGB.
+        mask: The defect, bool [H, W].
+    """
+    size, shares = (mask.shape[0], mask.shape[1]), []
+    for box in boxes_of(mask, per_component=True):
         reach = max(box.width, box.height) // 2 + 8
         left, top = max(box.left - reach, 0), max(box.top - reach, 0)
         right, bottom = min(box.left + box.width + reach, size[1]), min(box.top + box.height + reach, size[0])
-        around = ~support.mask & ~box.to_mask((size[0], size[1]))
-        part = support.mask & box.to_mask((size[0], size[1]))
+        around = ~mask & ~box.to_mask(size)
+        part = mask & box.to_mask(size)
         # The smoother of the two: around a smooth defect the margin of its box may hold much grain.
         inside = [
             texture
-            for texture in (_texture(support.image, box, None), _texture(support.image, bounds_of(part), part))
+            for texture in (_texture(image, box, None), _texture(image, bounds_of(part), part))
             if texture is not None
         ]
-        outside = _texture(support.image, Rect(left, top, right - left, bottom - top), around)
+        outside = _texture(image, Rect(left, top, right - left, bottom - top), around)
         if inside and outside is not None and outside >= _LEAST_TEXTURE:
             shares.append(min(inside) / outside)
     return shares

@@ -219,6 +219,7 @@ def judge_image(
         check_array(pasted, "pasted", size, np.bool_)
     marked = int(np.count_nonzero(precise.mask))
     likeness = find_likeness(drawn, precise.mask, supports)
+    shares = [share for support in supports for share in support.texture_shares]
     # The limit of `faint` is this image's own: a defect must stand out from its noise and its texture.
     contrast = max(limits.contrast, limits.noise * (precise.noise or 0.0), limits.texture * texture)
     measures = (
@@ -229,7 +230,7 @@ def judge_image(
         Measure("full-mask", precise.share, "at most", limits.full),
         # An empty mask is rejected as `empty-mask` alone: it has no contrast that could be faint.
         Measure("faint", precise.contrast if marked else None, "at least", contrast),
-        Measure("smooth", texture_left(drawn, good, region, supports), "at least", limits.smooth),
+        Measure("smooth", texture_left(drawn, good, region, shares), "at least", limits.smooth),
         Measure("outside", precise.spill, "at most", limits.outside),
         Measure(
             "seam", seam_step(drawn, good, region if pasted is None else pasted, precise.mask), "at most", limits.seam
