@@ -268,8 +268,8 @@ def _surroundings(entries: Sequence[AnomalousSample], settings: BoxSettings) -> 
             around = surroundings_of(image, mask, box)
             if around is None:
                 raise DataError(
-                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got a box that fills "
-                    "the image. Take it out of the support set, or take --places near."
+                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got other "
+                    "defects alone. Take it out of the support set, or take --places near."
                 )
             found.setdefault((entry.category, entry.defect), []).append(around)
     return found

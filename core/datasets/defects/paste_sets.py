@@ -268,8 +268,8 @@ def _read_sources(
             source = _Source(entry, content_hash(entry.sample.path), _cut(entry, options.feather_px))
             if options.places == "match" and any(part.around is None for part in source.parts):
                 raise DataError(
-                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got one that fills "
-                    "the image. Take it out of the support set, or take --places near."
+                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got other "
+                    "defects alone. Take it out of the support set, or take --places near."
                 )
             sources.setdefault((entry.category, entry.defect), []).append(source)
     return sources

@@ -23,6 +23,9 @@ from flawscope.imaging.boxes import Rect
 GRID = 64
 """Cells along the longer side of an image."""
 
+CHANNELS = 11
+"""Numbers that describe a cell: three of colour, and edges in four directions at two scales."""
+
 TOP_SHARE = 0.05
 """Share of the places that count as most alike."""
 
@@ -48,7 +51,9 @@ class Surroundings:
 
 
 def surroundings_of(image: UInt8Array, mask: BoolArray, box: Rect) -> Surroundings | None:
-    """Return what is around a defect, or None if its box leaves nothing of the image around it.
+    """Return what is around a defect, or None if other defects are all that is around it.
+
+    A box that fills its image, but for less than a cell, has empty surroundings: all of its few places are as good.
 
     Args:
         image: The image with the defect, uint8 [H, W, 3] RGB.
@@ -57,11 +62,8 @@ def surroundings_of(image: UInt8Array, mask: BoolArray, box: Rect) -> Surroundin
     """
     size = (image.shape[0], image.shape[1])
     height, width = _grid(size)
-    # A cell that holds a pixel of a defect is none of the surroundings.
-    taken = cv2.resize((mask | box.to_mask(size)).astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0
-    if taken.all():
-        return None
-    cells = _describe(image, np.asarray(~taken))
+    own, taken = _covered(box.to_mask(size), (height, width)), _covered(mask | box.to_mask(size), (height, width))
+    cells = np.zeros((height, width, CHANNELS), np.float32) if taken.all() else _describe(image, np.asarray(~taken))
     down, across = height / size[0], width / size[1]
     top, bottom = box.top * down, (box.top + box.height) * down
     left, right = box.left * across, (box.left + box.width) * across
@@ -69,10 +71,15 @@ def surroundings_of(image: UInt8Array, mask: BoolArray, box: Rect) -> Surroundin
     rows = slice(max(int(top) - ring, 0), min(int(np.ceil(bottom)) + ring, height))
     columns = slice(max(int(left) - ring, 0), min(int(np.ceil(right)) + ring, width))
     around = np.where(taken[rows, columns, None], np.float32(0.0), cells[rows, columns])
-    if taken[rows, columns].all():
+    if taken[rows, columns].all() and not own.all():
         return None
     start = ((top + bottom) / 2 - rows.start, (left + right) / 2 - columns.start)
     return Surroundings(np.asarray(around, np.float32), start, place_of_box(box, size))
+
+
+def _covered(mask: BoolArray, grid: tuple[int, int]) -> BoolArray:
+    """Return the cells that hold a pixel of a mask: none of them belongs to the surroundings."""
+    return np.asarray(cv2.resize(mask.astype(np.float32), grid[::-1], interpolation=cv2.INTER_AREA) > 0)
 
 
 class Correspondence:

@@ -96,7 +96,7 @@ class Cutout:
         tone: Mean grey level that would be there without the defect.
         place: Where the defect lay.
         size: Height and width of its image.
-        around: What was around it, for places that match; None if it fills its image.
+        around: What was around it, for places that match; None if that is other defects alone.
     """
 
     change: Float32Array
@@ -238,7 +238,7 @@ def try_paste(
 def _matching(image: UInt8Array, cutout: Cutout) -> Float32Array:
     if cutout.around is None:
         raise ArgumentError(
-            "places: expected a defect with surroundings to match, got one that fills its image. Take near."
+            "places: expected a defect with surroundings to match, got one among other defects alone. Take near."
         )
     return Correspondence(image).centres(cutout.around)
 

@@ -15,6 +15,7 @@ from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects import box_sets
 from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, shares, write_boxes
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
@@ -202,7 +203,7 @@ def test_places_that_match_are_drawn_the_same_from_the_same_seed(tiny_root, tmp_
     assert (record.random, record.settings.places) == (4, "match")
 
 
-def test_a_defect_that_fills_its_image_has_no_surroundings_to_match(tmp_path, capsys):
+def test_a_defect_that_fills_its_image_has_one_place_and_one_among_others_alone_none(tmp_path, capsys, monkeypatch):
     root = tmp_path / "steel"
     for place in ("train/good/000.png", "test/dent/000.png"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -210,13 +211,17 @@ def test_a_defect_that_fills_its_image_has_no_surroundings_to_match(tmp_path, ca
     (root / "ground_truth" / "dent").mkdir(parents=True)
     cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), np.full((64, 64), 255, np.uint8))
     data = ["synth", "boxes", "--data", str(root), "--split", "test", "--num", "1", "--within", "picture"]
-    assert run([*data, "--places", "match", "--out", str(tmp_path / "out")]) == 2
+    assert run([*data, "--places", "match", "--out", str(tmp_path / "out")]) == 0
+    (line,) = (tmp_path / "out" / "steel" / "steel_test.jsonl").read_text().splitlines()
+    assert json.loads(line)["bbox"] == [0, 0, 64, 64]
+    capsys.readouterr()
+    monkeypatch.setattr(box_sets, "surroundings_of", lambda *_: None)
+    assert run([*data, "--places", "match", "--out", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.endswith(
-        "000.png: expected surroundings of the defect to find places by, got a box that fills the image. Take it out "
-        "of the support set, or take --places near.\n"
+        "000.png: expected surroundings of the defect to find places by, got other defects alone. Take it out of the "
+        "support set, or take --places near.\n"
     )
-    assert not (tmp_path / "out").exists()
-    assert run([*data, "--places", "near", "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "none").exists()
 
 
 def test_distant_parts_of_a_defect_are_boxed_apart_unless_together(tmp_path):

@@ -111,7 +111,9 @@ def test_the_same_seed_pastes_the_same_and_more_images_change_none(steel, suppor
 def test_a_defect_without_surroundings_is_told_before_anything_is_pasted(steel, support, tmp_path, monkeypatch):
     monkeypatch.setattr(pasting, "surroundings_of", lambda *_: None)
     how = PasteSettings(number=2, within="picture", options=PasteOptions(places="match"))
-    with pytest.raises(DataError, match=r"\.png: expected surroundings of the defect to find places by, got one that"):
+    with pytest.raises(
+        DataError, match=r"\.png: expected surroundings of the defect to find places by, got other defects"
+    ):
         write_pasted(steel, read_support(support), tmp_path / "out", how)
     assert not (tmp_path / "out").exists()
 

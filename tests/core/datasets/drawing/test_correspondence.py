@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from flawscope.datasets.drawing.correspondence import Correspondence, surroundin
 from flawscope.datasets.drawing.pasting import PasteOptions, cut_defects, paste_defect, try_paste
 from flawscope.datasets.drawing.places import AT_BORDER, box_at, place_of_box
 from flawscope.errors import ArgumentError
-from flawscope.imaging.boxes import Rect, bounds_of
+from flawscope.imaging.boxes import Rect
 
 SIZE = (160, 200)
 
@@ -135,16 +137,29 @@ def test_the_defect_itself_does_not_count():
 
 
 def test_a_defect_without_surroundings_cannot_be_matched():
-    image = np.full((320, 640, 3), 90, np.uint8)
-    mask = np.ones((320, 640), np.bool_)
-    mask[:, :6] = False  # less than a cell
-    assert surroundings_of(image, mask, bounds_of(mask)) is None
-    (cutout,) = cut_defects(image, mask)
-    assert cutout.around is None
-    with pytest.raises(ArgumentError, match=r"^places: expected a defect with surroundings to match, got one that"):
+    image, mask = part(0, Rect(0, 0, 80, 70)), np.ones(SIZE, np.bool_)
+    assert surroundings_of(image, mask, Rect(50, 50, 20, 20)) is None, "a defect all around"
+    (cutout,) = cut_defects(image, Rect(50, 50, 20, 20).to_mask(SIZE))
+    cutout = dataclasses.replace(cutout, around=None)
+    with pytest.raises(ArgumentError, match=r"^places: expected a defect with surroundings to match, got one among"):
         paste_defect(image, cutout, generator(0), PasteOptions(places="match"))
     with pytest.raises(ArgumentError, match=r"^match: expected the surroundings of each of the 1 seen boxes, got none"):
         draw_box(range_of([(Rect(1, 1, 9, 9), SIZE)]), SIZE, generator(0), places="match")
+
+
+@given(
+    gaps=st.tuples(*[st.integers(0, 3)] * 4),
+    size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_defect_that_fills_its_image_has_one_place(gaps, size):
+    left, top, right, bottom = gaps
+    image = np.random.default_rng(0).integers(0, 256, (320, 640, 3), np.uint8)
+    box = Rect(left, top, 640 - left - right, 320 - top - bottom)
+    around = surroundings_of(image, box.to_mask((320, 640)), box)
+    chance = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    centres = Correspondence(chance).centres(around)
+    assert np.abs(centres - 0.5).max() < 2.5 / min(np.ceil(np.array(size) * 64 / max(size)))
 
 
 def test_an_enlarged_photograph_has_the_same_places():
