@@ -75,7 +75,8 @@ def _level(default: int) -> Callable[[Any], Any]:
     type=click.Choice(PASTE_PLACES),
     default=_PASTE.places,
     show_default=True,
-    help="Near where the defect was seen, as far from the sides; or anywhere. What a border cuts stays at that border.",
+    help="Near where the defect was seen, as far from the sides; where the image matches its surroundings; or "
+    "anywhere. What a border cuts stays at that border.",
 )
 @WITHIN
 @SOLID

@@ -152,7 +152,7 @@ def write_pasted(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_replaceable(folder, MARKER, overwrite=overwrite)
-    sources = _read_sources(dataset, support, defects, settings.options.feather_px)
+    sources = _read_sources(dataset, support, defects, settings.options)
     counts = _counts(sources, settings)
     used = [image for image in support.pictures if (image.category, image.defect) in sources]
     return write_drawings(
@@ -173,7 +173,7 @@ def write_pasted(
 
 
 def _read_sources(
-    dataset: Dataset, support: SupportRecord, defects: Sequence[str], feather_px: int
+    dataset: Dataset, support: SupportRecord, defects: Sequence[str], options: PasteOptions
 ) -> dict[tuple[str, str], list[_Source]]:
     types = sorted({image.defect for image in support.pictures})
     if unknown := [name for name in defects if name not in types]:
@@ -183,7 +183,12 @@ def _read_sources(
     sources: dict[tuple[str, str], list[_Source]] = {}
     for entry in find_support(dataset, support):
         if not defects or entry.defect in defects:
-            source = _Source(entry, content_hash(entry.sample.path), _cut(entry, feather_px))
+            source = _Source(entry, content_hash(entry.sample.path), _cut(entry, options.feather_px))
+            if options.places == "match" and any(part.around is None for part in source.parts):
+                raise DataError(
+                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got other "
+                    "defects alone. Take it out of the support set, or take --places near."
+                )
             sources.setdefault((entry.category, entry.defect), []).append(source)
     return sources
 

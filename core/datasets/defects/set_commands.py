@@ -147,7 +147,8 @@ _OF_RANDOM_BOXES = ("places", "solid", "overlap", "tries", "phrases", "frames")
     type=click.Choice(PLACES),
     default=_BOXES.places,
     show_default=True,
-    help="Draw them near a seen defect, as far from the sides; in the rectangle of all observed centres; or anywhere.",
+    help="Draw them near a seen defect, as far from the sides; where the image matches the surroundings of one; in the "
+    "rectangle of all observed centres; or anywhere.",
 )
 @SOLID
 @_OVERLAP

@@ -65,7 +65,7 @@ def test_no_two_images_share_their_noise_and_the_options_are_recorded(drawn):
     assert [line.seed for line in lines] == list(range(10, 17))
     expected = DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True, tone="none", text_noise=0.0)
     assert lines[0].options == RecordedOptions.of(expected)
-    assert len(lines[0].verdict.measures) == 9
+    assert len(lines[0].verdict.measures) == 10
     texts = [line.text for line in lines if line.defect == "pitting"]
     assert all("*" in text for text in texts), "a learned word takes the bundle's texts"
     assert all(line.text.endswith("steel_stain") for line in lines if line.defect == "stain")
@@ -285,7 +285,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--limit", "seam"], "limit: expected NAME=VALUE, for example seam=0.06, got 'seam'"),
         (
             ["SET", "--limit", "seem=0.1"],
-            "contrast, noise, texture, outside, seam, copy, got 'seem'. Did you mean seam?",
+            "contrast, noise, texture, smooth, outside, seam, copy, got 'seem'. Did you mean seam?",
         ),
         (["SET", "--limit", "faint=0"], "got 'faint'. The reason faint has the limit contrast, noise or texture."),
         (["SET", "--limit", "not-finite=1"], "The reason not-finite has no limit: such an image is never kept."),

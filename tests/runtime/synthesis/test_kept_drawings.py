@@ -18,20 +18,28 @@ from flawscope.imaging.crops import cut_image, cut_mask
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
+    DrawOptions,
     GenerateSettings,
     QualityLimits,
     generate_images,
     read_generated,
     redraw,
 )
+from flawscope.runtime.synthesis.generated_set import RecordedLimits, RecordedOptions
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 
 
 def test_limits_are_those_that_were_typed_and_are_in_every_line(arguments, tmp_path):
     assert run([*arguments, "--limit", "mask_px=4000", "--limit", "seam=0.5", "--out", str(tmp_path / "out")]) == 1
     for line in lines_of(tmp_path / "out"):
-        assert line.options.limits == QualityLimits(mask_px=4000, seam=0.5)
+        assert line.options.limits == RecordedLimits(mask_px=4000, seam=0.5, smooth=QualityLimits().smooth)
         assert "empty-mask" in line.verdict.reasons
+
+
+def test_a_record_from_before_a_limit_lets_everything_pass_it():
+    old = msgspec.to_builtins(RecordedOptions.of(DrawOptions()))
+    assert old["limits"].pop("smooth") == QualityLimits().smooth > 0
+    assert msgspec.convert(old, RecordedOptions).limits.smooth == 0
 
 
 def test_without_the_filter_every_image_is_kept_and_its_verdict_too(arguments, place, tiny_root, tmp_path, capsys):
