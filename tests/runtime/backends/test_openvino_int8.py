@@ -114,8 +114,9 @@ def test_a_graph_that_is_computed_wrong_is_refused_by_its_golden_images(padim_bu
     right, got = (
         session.infer(image)["anomaly_map"][0] for session in (OrtSession(read, "cpu"), OpenvinoSession(read, CPU))
     )
-    np.testing.assert_allclose(got[2:-2, 2:-2], right[2:-2, 2:-2], rtol=0.02)
-    if np.allclose(got, right, rtol=0.02):
+    near = 0.05 * right.max()  # pooled in INT8 it is rounded once more
+    np.testing.assert_allclose(got[2:-2, 2:-2], right[2:-2, 2:-2], rtol=0, atol=near)
+    if np.allclose(got, right, rtol=0, atol=near):
         pytest.skip("this OpenVINO computes the pooling of INT8 right at the border")
     Inspector.load(bundle, "cpu", "graph", "int8").close()
     with pytest.raises(BundleError, match=r"golden image .*: expected .* as at export, got .* on openvino\."):
