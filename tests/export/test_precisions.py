@@ -15,7 +15,7 @@ from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
 from flawscope.calibration.quantization.autocast import operators_in
 from flawscope.calibration.quantization.gate_limits import Limits
-from flawscope.calibration.quantization.int8 import OPERATORS
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError, GateError
 from flawscope.export.detectors.detector_export import export_run
