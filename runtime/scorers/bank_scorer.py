@@ -113,8 +113,8 @@ def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
         return options.path
     # Without the extension NumPy takes its place, which is no match for a graph. On `cuda` the row says no: patches are
     # far more bytes to copy back than a map.
-    can = manifest.head.fits_device or options.backend == "cpu"
-    has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels and can
+    row = backend_row(options.backend)
+    has_kernels = HAVE_NATIVE and row.kernels and (row.any_head or manifest.head.fits_device)
     return "kernel" if has_kernels and "features" in manifest.graphs else "graph"
 
 
