@@ -12,6 +12,7 @@ import onnx
 
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import OnnxModel
+from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.ort import OrtSession
 
 Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
@@ -75,7 +76,12 @@ def score_candidate(
     return CandidateScores(np.concatenate(maps), np.concatenate(scores))
 
 
-def _open(model: OnnxModel, backend: str) -> Any:
+def _open(model: OnnxModel, backend: str) -> Session:
+    if backend == "openvino":
+        from flawscope.runtime.backends.openvino import OpenvinoSession  # imported on use: it may not be installed
+        from flawscope.runtime.backends.openvino_graph import Place
+
+        return OpenvinoSession(model, Place(backend, "CPU", "int8"))
     return OrtSession(model, backend)
 
 
