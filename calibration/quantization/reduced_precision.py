@@ -134,10 +134,10 @@ def quantize_to_int8(
         raise GateError("int8: expected operators that can be quantised, got none in this network. Export without.")
     choice = _choose(quantiser, graph, head, good, limits, backends, budget, progress)
     if not choice.quantised:
-        early = f" in {minutes:g} minutes: allow more time (--int8-budget)," if choice.ended_early else ". Export"
+        ended, more = (" before the budget ended", ", or more time (--int8-budget)") if choice.ended_early else ("", "")
         raise GateError(
             f"int8: expected operators whose INT8 keeps the scores of normal images within {limits.score_error:.1%} on "
-            f"{' and '.join(backends)}, got none after {choice.tries} tries{early} without it, or allow more."
+            f"{' and '.join(backends)}, got none after {choice.tries} tries{ended}. Export without it, or allow more{more}."
         )
     model = quantiser.quantise(choice.quantised)
     description = (
