@@ -145,7 +145,7 @@ class Inspector:
 
         Args:
             bundle: A bundle, which the inspector then owns and closes, or the path of one.
-            backend: `auto`, `cpu`, `cuda` or `tensorrt`. A backend that is named but not available is an error.
+            backend: `auto`, `cpu`, `cuda`, `tensorrt` or `openvino` (`openvino:gpu`, `openvino:npu`). A backend that is named but not available is an error.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.

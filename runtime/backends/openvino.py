@@ -17,7 +17,7 @@ import numpy.typing as npt
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.openvino_devices import import_openvino, reason_of
-from flawscope.runtime.backends.openvino_graph import MANY, ONE, Place, compile_graph
+from flawscope.runtime.backends.openvino_graph import MANY, ONE, Place, compile_graph, graph_name
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -134,8 +134,8 @@ class _Requests:
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-        self.inputs = {port.any_name: _kind(port) for port in compiled.inputs}
-        self.outputs = {_output_name(port): _kind(port) for port in compiled.outputs}
+        self.inputs = {graph_name(port): _kind(port) for port in compiled.inputs}
+        self.outputs = {graph_name(port): _kind(port) for port in compiled.outputs}
         self.group = next(iter(self.inputs.values()))[0][0]
         self._at_once = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._idle: list[Any] = []  # `append` and `pop` are one step each, for any number of threads
@@ -148,8 +148,8 @@ class _Requests:
                 request = requests[turn % len(requests)]
                 request.wait()  # for what it ran before; raises what failed there
                 stop = start + self.group
-                for name, array in inputs.items():
-                    request.set_tensor(name, _shared(array[start:stop]))
+                for number, name in enumerate(self.inputs):
+                    request.set_input_tensor(number, _shared(inputs[name][start:stop]))
                 for number, array in enumerate(outputs.values()):
                     request.set_output_tensor(number, _shared(array[start:stop]))
                 request.start_async()
@@ -179,9 +179,3 @@ def _shared(array: npt.NDArray[Any]) -> Any:
 def _kind(port: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return shape and type of an input or output whose shape is fixed."""
     return tuple(int(size) for size in port.shape), np.dtype(port.element_type.to_dtype())
-
-
-def _output_name(port: Any) -> str:
-    """Return the graph's name of an output: where nodes were merged, the tensor has the names of all of them."""
-    name = str(port.node.get_friendly_name()).removesuffix("/sink_port_0")
-    return name if name in port.names else str(port.any_name)

@@ -86,3 +86,12 @@ def _read(core: Any, model: OnnxModel) -> Any:
             read.remove_parameter(parameter)
     read.reshape({port: [1 if size.is_dynamic else size for size in port.partial_shape] for port in read.inputs})
     return read
+
+
+def graph_name(port: Any) -> str:
+    """Return the graph's name of an input or output of a compiled model.
+
+    Where nodes were merged, a tensor has the names of all of them, and `any_name` is whichever comes first.
+    """
+    name = str(port.node.get_friendly_name()).removesuffix("/sink_port_0")
+    return name if name in port.names else str(port.any_name)

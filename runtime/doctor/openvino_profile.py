@@ -11,7 +11,7 @@ from flawscope.bundle import OnnxModel
 from flawscope.errors import BackendError
 from flawscope.runtime.backends.openvino import OpenvinoSession
 from flawscope.runtime.backends.openvino_devices import reason_of
-from flawscope.runtime.backends.openvino_graph import ONE, compile_graph
+from flawscope.runtime.backends.openvino_graph import ONE, compile_graph, graph_name
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.doctor.provider_profile import ProfiledNode
 
@@ -39,7 +39,7 @@ def executed_nodes(
     request = compiled.create_infer_request()
     try:
         for _ in range(_RUNS):
-            request.infer({port.any_name: inputs[port.any_name][: port.shape[0]] for port in compiled.inputs})
+            request.infer([inputs[graph_name(port)][: port.shape[0]] for port in compiled.inputs])
         times = {info.node_name: info.real_time.total_seconds() * 1e3 for info in request.profiling_info}
     except Exception as err:  # OpenVINO's are RuntimeErrors
         raise BackendError(f"backend {session.place.backend}: could not run {model.file}: {reason_of(err)}") from err

@@ -163,6 +163,26 @@ def test_outputs_that_one_node_gives_twice_keep_their_names() -> None:
         np.testing.assert_array_equal(value, image.astype(np.float32))
 
 
+def test_inputs_keep_their_names_where_a_node_takes_the_name_of_one() -> None:
+    shape = helper.make_tensor_value_info("timestep", TensorProto.INT64, ["N"])
+    nodes = [
+        helper.make_node("Cast", ["timestep"], ["as_number"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["as_number", "axis"], ["a"]),
+        helper.make_node("Mul", ["a", "table"], ["y"]),
+    ]
+    table = [onnx.numpy_helper.from_array(np.ones((1, 3), np.float32), "table")]
+    axis = [onnx.numpy_helper.from_array(np.array([1]), "axis")]
+    given = [shape, helper.make_tensor_value_info("a_first", TensorProto.FLOAT, ["N", 3])]
+    nodes.append(helper.make_node("Add", ["y", "a_first"], ["z"]))
+    result = [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 3])]
+    graph = helper.make_graph(nodes, "two", given, result, initializer=table + axis)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = OpenvinoSession(OnnxModel("two.onnx", model.SerializeToString(), {}), CPU)
+    for count in (1, 3):
+        got = session.run({"a_first": np.ones((count, 3), np.float32), "timestep": np.arange(count)})
+        np.testing.assert_array_equal(got["z"], np.repeat(np.arange(count)[:, None] + 1.0, 3, axis=1))
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
