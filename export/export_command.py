@@ -11,8 +11,9 @@ from flawscope.bundle import Gate, Manifest, SynthHead
 from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
+from flawscope.export.precision_options import PrecisionRequest, precision_options
 from flawscope.export.source_kind import draws_defects
+from flawscope.given_options import is_given
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 

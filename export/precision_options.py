@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from flawscope.bundle import PRECISIONS
 from flawscope.calibration.quantization.gate_limits import LIMITS, METHODS, Limits, Method
 from flawscope.calibration.quantization.modelopt import PYTHON
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
+from flawscope.given_options import is_given
 
 if TYPE_CHECKING:
     from flawscope.export.precisions import Wanted
@@ -41,12 +41,6 @@ _PRECISIONS_OF = {
 }
 """Parameter -> the precisions that it is for. Every option of this module but --precision must be here, or it is
 accepted where it has no effect."""
-
-
-def is_given(parameter: str) -> bool:
-    """Return whether the running command got a parameter, from the command line or the environment."""
-    # Not by its value: an option without effect is refused even where its default was typed.
-    return click.get_current_context().get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ inspected.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +28,7 @@ from flawscope.bundle import (
 )
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
-from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
+from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.imaging.images import prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
@@ -37,10 +36,10 @@ from flawscope.runtime.backends import OpenSession, choose_backend, open_session
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
+from flawscope.runtime.ready_scorer import ReadyScorer
 from flawscope.runtime.results import Result
-from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
-from flawscope.time_limit import load_limit, within
+from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions
+from flawscope.time_limit import load_limit
 
 
 class Inspector:
@@ -61,27 +60,20 @@ class Inspector:
 
     Attributes:
         bundle: The opened bundle.
-        backend_reason: Why this backend is used.
         precision: Precision of the graphs.
         thresholds: The thresholds in force for this precision and product, or None before calibration.
         in_force: Those of all products with their revision and where they come from.
         product: As in `load`.
-        scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
     # `inspector.threshold = 500` sets nothing, so it is an error.
     __slots__ = (
-        "_device_failed",
         "_is_closed",
         "_judge",
-        "_limit_s",
-        "_options",
-        "_sampling",
+        "_ready",
         "_strict",
-        "backend_reason",
         "bundle",
         "precision",
-        "scorer",
     )
 
     def __init__(
@@ -116,14 +108,16 @@ class Inspector:
         self.bundle = bundle
         self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
         choice = choose_backend(backend)
-        self.backend_reason = choice.reason
         self.precision = precision
-        self._options = ScorerOptions(choice.name, path, precision, open_session)
-        self._device_failed = self._is_closed = False
-        self._sampling: Sampling | None = None
+        self._is_closed = False
         self._strict = strict
-        self._limit_s = load_limit(timeout_s)
-        self.scorer = self._within_limit(lambda: self._open(backend))
+        self._ready = ReadyScorer(
+            bundle,
+            ScorerOptions(choice.name, path, precision, open_session),
+            choice,
+            may_fall_back=backend == "auto",
+            limit_s=load_limit(timeout_s),
+        )
 
     @classmethod
     def load(
@@ -191,30 +185,6 @@ class Inspector:
                 f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
             ) from err
 
-    def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
-        return within(self._limit_s, work, lambda scorer: scorer.close(), str(self.bundle.path))
-
-    def _open(self, asked: str) -> Scorer:
-        """Return a scorer that reproduces the golden scores; with the backend `auto`, of the CPU if no other works."""
-        try:
-            scorer = open_scorer(self.bundle, self._options)
-        except BackendError as err:
-            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
-            if asked != "auto" or self.backend == "cpu":
-                raise
-            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
-            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
-            self.backend_reason = f"auto: {err}"
-            self._options = replace(self._options, backend="cpu")
-            scorer = open_scorer(self.bundle, self._options)
-        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
-        try:
-            check_golden(self.bundle, scorer, self._options)
-        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
-            scorer.close()
-            raise
-        return scorer
-
     @property
     def in_force(self) -> InForce:
         """The thresholds by which it decides, and where they come from."""
@@ -251,7 +221,17 @@ class Inspector:
     @property
     def backend(self) -> str:
         """Name of the backend in use."""
-        return self._options.backend
+        return self._ready.options.backend
+
+    @property
+    def backend_reason(self) -> str:
+        """Why this backend is used."""
+        return self._ready.reason
+
+    @property
+    def scorer(self) -> Scorer:
+        """Computes maps and scores; another one after the device failed."""
+        return self._ready.scorer
 
     @property
     def path(self) -> str:
@@ -328,36 +308,11 @@ class Inspector:
             DeviceError: If the device fails.
         """
         self._check_open()
-        if self._device_failed:
-            self._reopen()
-        try:
-            maps, scores = self.scorer.score(prepared)
-        except DeviceError:
-            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
-            self._device_failed = True
-            self.scorer.close()
-            raise
-        check_outputs(maps, scores, len(prepared), self.manifest.input.size)
-        return maps, scores
+        return self._ready.score(prepared)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
-
-    def _reopen(self) -> None:
-        # After everything that can raise: the next call must try again.
-        self.scorer, self._device_failed = self._within_limit(self._open_again), False
-
-    def _open_again(self) -> Scorer:
-        scorer = open_scorer(self.bundle, self._options)
-        try:
-            check_golden(self.bundle, scorer, self._options)  # before another sampling, which has other scores
-            if self._sampling is not None and scorer.reconstructor is not None:
-                scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
-        except BaseException:
-            scorer.close()
-            raise
-        return scorer
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
@@ -379,8 +334,7 @@ class Inspector:
             raise ArgumentError(
                 f"{self.bundle.path}: expected a bundle that reconstructs (ddad, dsad), got {self.manifest.method}."
             )
-        self.scorer.reconstructor.resample(sampling)
-        self._sampling = sampling
+        self._ready.resample(sampling)
 
     def check_reconstructs(self) -> Reconstructor:
         """Return the scorer's reconstructor.
@@ -488,7 +442,7 @@ class Inspector:
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
         self._is_closed = True
-        self.scorer.close()
+        self._ready.close()
         self.bundle.close()
 
     def __enter__(self) -> Inspector:

@@ -131,7 +131,7 @@ METHOD_STATUS = {
         "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare",
     ),
     ("dsad", "features and kernel"): (NO, "there are no patches and no bank"),
-    ("dsad", "FP16"): (STAND_IN, "of the denoiser, as for ddad; not tested with its graphs"),
+    ("dsad", "FP16"): (TESTED, "of the denoiser, as for ddad"),
     ("dsad", "INT8"): (NO, "the denoiser is not quantised"),
     ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("dsad", "Triton"): (NO, "its score is not one graph"),
