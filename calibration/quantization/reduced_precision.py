@@ -137,7 +137,8 @@ def quantize_to_int8(
         ended, more = (" before the budget ended", ", or more time (--int8-budget)") if choice.ended_early else ("", "")
         raise GateError(
             f"int8: expected operators whose INT8 keeps the scores of normal images within {limits.score_error:.1%} on "
-            f"{' and '.join(backends)}, got none after {choice.tries} tries{ended}. Export without it, or allow more{more}."
+            f"{' and '.join(backends)}, got none after {choice.tries} tries{ended}. Export without it, or allow "
+            f"more{more}."
         )
     model = quantiser.quantise(choice.quantised)
     description = (
