@@ -198,7 +198,8 @@ def export_detector(
                 overwrite=overwrite,
             )
     except PrecisionRefused as err:
-        show_gate(err.precision, err.gate)
+        for gate in err.gates:
+            show_gate(err.precision, gate)
         raise
 
 
@@ -257,8 +258,8 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             echo(f"  kept {node.node} ({node.operator}): {node.reason}")
         if len(precision.kept) > _KEPT_SHOWN:
             echo(f"  and {len(precision.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
-        if precision.gate is not None:
-            show_gate(name, precision.gate)
+        for gate in precision.all_gates:
+            show_gate(name, gate)
     if out is None:
         return
     echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")

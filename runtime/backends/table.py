@@ -131,6 +131,16 @@ def backend_row(name: str) -> Backend:
     return ROWS[name]
 
 
+def is_there(name: str) -> bool:
+    """Return whether a backend can be used here.
+
+    Raises:
+        ArgumentError: If the name is unknown.
+        MissingExtra: If ONNX Runtime is not installed.
+    """
+    return methods.load(backend_row(name).problem)() is None
+
+
 def choose_backend(name: str) -> Choice:
     """Resolve a backend name; `auto` takes CUDA where ONNX Runtime has it, else the CPU, and says why.
 

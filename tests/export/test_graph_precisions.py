@@ -16,7 +16,7 @@ from tiny_judged import SIDE, write_place
 from flawscope.bundle import open_bundle
 from flawscope.calibration.quantization.autocast import operators_in
 from flawscope.calibration.quantization.gate_limits import Limits
-from flawscope.calibration.quantization.int8 import OPERATORS
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.calibration.quantization.reduced_precision import outside_of
 from flawscope.config import build_config
 from flawscope.datasets import Dataset, open_dataset
