@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from flawscope.versions import cpu_name, package_versions
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_IMAGES = 20
+BATCH = 8
 ACCURACIES = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_05")
 FIGURES = (*ACCURACIES, "train_s", "from_file_p50_ms", "peak_rss_mb")
 
@@ -117,6 +119,12 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
         for path in paths[:WARM_UP_IMAGES]:
             inspector(path)
         results = list(inspector.stream(paths))
+        # One batch of images as well: what a stage costs an image, and how many images a second.
+        batch = min(BATCH, inspector.manifest.max_batch)
+        list(inspector.stream(paths[:WARM_UP_IMAGES], batch))
+        started = time.perf_counter()
+        batched = list(inspector.stream(paths, batch))
+        batched_s = time.perf_counter() - started
     faults = [result.reason for result in results if result.score is None or result.anomaly_map is None]
     if faults:
         raise SystemExit(f"a test image faulted: {faults[0]}")
@@ -134,10 +142,24 @@ def run_flawscope(options: argparse.Namespace, method: str, seed: int, work: Pat
         "from_file_p50_ms": float(np.percentile([t["total"] for t in times], 50)),
         "from_file_p90_ms": float(np.percentile([t["total"] for t in times], 90)),
         "infer_p50_ms": float(np.percentile([t["infer"] for t in times], 50)),
+        "stages_p50_ms": stages_p50(times),
+        "batched": {
+            "batch": batch,
+            "stages_p50_ms": stages_p50([result.timings_ms for result in batched]),
+            "images_per_second": len(batched) / batched_s,
+        },
         "peak_rss_mb": train_mb,
         "facts": record["facts"],
         "command": " ".join(command),
     }
+
+
+def stages_p50(times: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median milliseconds of every stage, read, prepare, infer and decide, of an image.
+
+    `flawscope bench` has the parts of `infer`.
+    """
+    return {stage: float(np.percentile([each[stage] for each in times], 50)) for stage in times[0] if stage != "total"}
 
 
 def run_rival(options: argparse.Namespace, python: Path, method: str, seed: int, work: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ PACKAGES = (
     "opencv-python-headless",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnx",
     "torch",
     "timm",

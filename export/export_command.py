@@ -11,8 +11,9 @@ from flawscope.bundle import Gate, Manifest, SynthHead
 from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
+from flawscope.export.precision_options import PrecisionRequest, precision_options
 from flawscope.export.source_kind import draws_defects
+from flawscope.given_options import is_given
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 
@@ -197,7 +198,8 @@ def export_detector(
                 overwrite=overwrite,
             )
     except PrecisionRefused as err:
-        show_gate(err.precision, err.gate)
+        for gate in err.gates:
+            show_gate(err.precision, gate)
         raise
 
 
@@ -256,8 +258,8 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             echo(f"  kept {node.node} ({node.operator}): {node.reason}")
         if len(precision.kept) > _KEPT_SHOWN:
             echo(f"  and {len(precision.kept) - _KEPT_SHOWN} less sensitive ones, all of them in the manifest")
-        if precision.gate is not None:
-            show_gate(name, precision.gate)
+        for gate in precision.all_gates:
+            show_gate(name, gate)
     if out is None:
         return
     echo(f"bundle: {out} ({_size(manifest) / 2**20:.1f} MiB), not calibrated yet")

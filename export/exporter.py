@@ -13,7 +13,7 @@ import onnx
 from flawscope import methods
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Graph, Head, Manifest, Upkeep
-from flawscope.calibration.quantization.reduced_precision import Head as PatchHead
+from flawscope.calibration.quantization.candidate_scores import Head as PatchHead
 from flawscope.errors import ArgumentError
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.detector_run import Run

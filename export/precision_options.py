@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from flawscope.bundle import PRECISIONS
 from flawscope.calibration.quantization.gate_limits import LIMITS, METHODS, Limits, Method
 from flawscope.calibration.quantization.modelopt import PYTHON
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
+from flawscope.given_options import is_given
 
 if TYPE_CHECKING:
     from flawscope.export.precisions import Wanted
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _REDUCED = ("fp16", "int8")
+_GATED = ("cpu", "openvino")
 _PRECISIONS_OF = {
     "calibration_data": _REDUCED,
     "labelled_data": _REDUCED,
     "category": _REDUCED,
     "calibration_method": ("int8",),
     "int8_rest": ("int8",),
+    "int8_budget": ("int8",),
+    "gate_backends": _REDUCED,
     "modelopt_python": _REDUCED,
     "max_auroc_change": _REDUCED,
     "min_spearman": _REDUCED,
@@ -38,12 +41,6 @@ _PRECISIONS_OF = {
 }
 """Parameter -> the precisions that it is for. Every option of this module but --precision must be here, or it is
 accepted where it has no effect."""
-
-
-def is_given(parameter: str) -> bool:
-    """Return whether the running command got a parameter, from the command line or the environment."""
-    # Not by its value: an option without effect is refused even where its default was typed.
-    return click.get_current_context().get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,8 @@ class PrecisionRequest:
         limits: Precision -> limits of its gate.
         int8_rest: Precision of the operators that are not in INT8.
         modelopt_python: Python interpreter with ModelOpt, or None for the usual one.
+        backends: Backends of the gate; empty for those that are here.
+        int8_minutes: Budget of the search for operators in INT8, or None.
     """
 
     precisions: tuple[str, ...]
@@ -69,6 +68,8 @@ class PrecisionRequest:
     limits: dict[str, Limits]
     int8_rest: Literal["fp32", "fp16"]
     modelopt_python: Path | None
+    backends: tuple[str, ...]
+    int8_minutes: float | None
 
     def check_run(self) -> None:
         """Refuse options of a precision that is not requested, and a precision without calibration images.
@@ -117,6 +118,8 @@ class PrecisionRequest:
             self.limits,
             self.int8_rest,
             self.modelopt_python,
+            self.backends,
+            self.int8_minutes,
         )
 
 
@@ -144,6 +147,8 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
             max_false_rejects: float | None,
             max_score_change: float | None,
             min_gate_images: int | None,
+            gate_backends: tuple[str, ...],
+            int8_budget: float | None,
             **other_options: Any,
         ) -> _Result:
             # Without fp32, which every bundle has, and each once: dict keys keep the order.
@@ -167,6 +172,8 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
                 },
                 int8_rest=int8_rest,
                 modelopt_python=modelopt_python,
+                backends=tuple(dict.fromkeys(gate_backends)),
+                int8_minutes=int8_budget,
             )
             return command(request, **other_options)
 
@@ -200,6 +207,19 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
             default="fp32",
             show_default=True,
             help="int8: precision of the operators that are not in INT8.",
+        ),
+        click.option(
+            "--int8-budget",
+            type=float,
+            metavar="MINUTES",
+            help="int8: time of the search for operators.  [default: no end]",
+        ),
+        click.option(
+            "--gate-backend",
+            "gate_backends",
+            type=click.Choice(_GATED),
+            multiple=True,
+            help="fp16, int8: backends of the gate.  [default: those that are here]",
         ),
         click.option(
             "--modelopt-python",
@@ -240,4 +260,6 @@ def _limits(
 
 
 def _flag(parameter: str) -> str:
+    if parameter == "gate_backends":
+        return "--gate-backend"
     return f"--{parameter.replace('_', '-')}"

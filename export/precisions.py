@@ -24,19 +24,25 @@ from flawscope.bundle import (
 )
 from flawscope.calibration.quantization.gate_limits import LIMITS, Limits, Method, failures
 from flawscope.calibration.quantization.modelopt import find_python
+from flawscope.calibration.quantization.operator_choice import Budget
 from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, quantize_to_int8, reduce_to_fp16
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
-from flawscope.errors import ArgumentError, DataError, GateError
+from flawscope.errors import ArgumentError, BundleError, DataError, GateError
 from flawscope.export.exporter import Reducible, exporter_named
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
+from flawscope.runtime.backends import choose_backend
+from flawscope.runtime.backends.table import is_there
 from flawscope.training.loop.image_batches import image_sources
 
 _MOST_CALIBRATION, _MOST_NORMAL = 64, 128
 """Most images for value ranges, and most normal images for the gate."""
+
+GATE_BACKENDS = {"fp16": ("cpu",), "int8": ("cpu", "openvino")}
+"""Precision -> the backends that it is gated on, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Wanted:
         int8_rest: Precision of the operators that are not in INT8, `fp32` or `fp16`.
         modelopt_python: Interpreter with ModelOpt, for FP16; see `find_python` in
             `flawscope.calibration.quantization.modelopt`.
+        backends: Backends of the gate; empty for those of `GATE_BACKENDS` that are here.
+        int8_minutes: Budget of the search for operators in INT8; None for as long as it takes.
     """
 
     precisions: tuple[str, ...]
@@ -61,25 +69,52 @@ class Wanted:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     int8_rest: Literal["fp32", "fp16"] = "fp32"
     modelopt_python: Path | None = None
+    backends: tuple[str, ...] = ()
+    int8_minutes: float | None = None
+
+    def backends_of(self, precision: str) -> tuple[str, ...]:
+        """Return the backends that a precision is gated on: those that were named, or those that are here.
+
+        Raises:
+            ArgumentError: If one that was named does not compute in it.
+            BackendError: If one that was named is not there.
+        """
+        offered = GATE_BACKENDS[precision]
+        named = tuple(name for name in offered if name in self.backends)
+        if self.backends and not named:
+            raise ArgumentError(
+                f"--gate-backend: expected one that is gated in {precision} ({', '.join(offered)}), got "
+                f"{', '.join(self.backends)}."
+            )
+        for name in named:
+            choose_backend(name)
+        return named or tuple(name for name in offered if is_there(name))
 
     def check(self) -> None:
-        """Raise ArgumentError if a precision is unknown, a limit out of range, or ModelOpt needed and missing."""
+        """Raise ArgumentError if a precision is unknown, a limit out of range, or ModelOpt needed and missing.
+
+        Raises:
+            BackendError: If a backend that was named is not there.
+        """
+        Budget(self.int8_minutes)
         for name in self.precisions:
             if name not in LIMITS:
                 raise ArgumentError(f"precision: expected fp32, {' or '.join(LIMITS)}, got {name!r}.")
             self.limits.get(name, LIMITS[name]).check()
+            self.backends_of(name)
         if "fp16" in self.precisions or ("int8" in self.precisions and self.int8_rest == "fp16"):
             find_python(self.modelopt_python)
 
 
 class PrecisionRefused(GateError):
-    """A precision is outside the limits of its gate; `gate` has the figures."""
+    """A precision is outside the limits of its gate on a backend; `gates` has the figures of all of them."""
 
-    def __init__(self, precision: str, gate: Gate, reasons: Sequence[str]) -> None:
-        self.precision, self.gate = precision, gate
+    def __init__(self, precision: str, gates: Sequence[Gate], reasons: Mapping[str, Sequence[str]]) -> None:
+        self.precision, self.gates = precision, tuple(gates)
+        told = "; ".join(f"on {backend}: {'; '.join(phrases)}" for backend, phrases in reasons.items() if phrases)
         super().__init__(
-            f"{precision}: expected figures within the limits of the gate, got: {'; '.join(reasons)}. No bundle was "
-            "written. Export without it, or raise the limits."
+            f"{precision}: expected figures within the limits of the gate, got {told}. No bundle was written. Export "
+            "without it, raise the limits, or name the backends that it is for (--gate-backend)."
         )
 
 
@@ -209,6 +244,8 @@ def add_precision(
             wanted.modelopt_python,
             progress,
             reducible.networks,
+            wanted.backends_of(name),
+            wanted.int8_minutes,
         )
     graphs, added = _write_graphs(name, converted.model, reducible, manifest, scratch, describe)
     precision = Precision(
@@ -219,10 +256,13 @@ def add_precision(
         quantised=converted.lowered,
         kept=converted.kept,
     )
-    golden, gate = _run_gate(name, manifest, precision, {**sources, **added}, scratch, images, progress)
-    if reasons := failures(gate, limits):
-        raise PrecisionRefused(name, gate, reasons)
-    return msgspec.structs.replace(precision, golden=golden, gate=gate), added
+    files = {**sources, **added}
+    golden, gates = _run_gate(name, manifest, precision, files, scratch, images, wanted.backends_of(name), progress)
+    reasons = {gate.backend: failures(gate, limits) for gate in gates}
+    if any(reasons.values()):
+        raise PrecisionRefused(name, gates, reasons)
+    more = gates[1:] or msgspec.UNSET
+    return msgspec.structs.replace(precision, golden=golden, gate=gates[0], gates=more), added
 
 
 def _run_gate(
@@ -232,16 +272,20 @@ def _run_gate(
     sources: Mapping[str, Path | bytes],
     scratch: Path,
     images: GateImages,
+    backends: Sequence[str],
     progress: Progress,
-) -> tuple[tuple[Golden, ...], Gate]:
-    """Measure the bundle as it would ship; return its golden scores and the figures of the gate."""
+) -> tuple[tuple[Golden, ...], tuple[Gate, ...]]:
+    """Measure the bundle as it would ship; return its golden scores and the figures of the gate on each backend."""
     folder = scratch / f"candidate-{name}"
     write_bundle(folder, msgspec.structs.replace(manifest, precisions={name: precision}), sources)
+    gates = []
+    for backend in backends:
+        with open_bundle(folder) as bundle:
+            # `auto`: the figures are those of the path that is used on a CPU. Each backend against itself in FP32.
+            reference = Inspector(bundle, backend, "auto")
+            candidate = Inspector(bundle, backend, "auto", name, is_candidate=True)
+            gates.append(measure_gate(reference, candidate, images.good, images.labelled, progress))
     with open_bundle(folder) as bundle:
-        # `auto`: the figures are those of the path that is used on a CPU.
-        reference = Inspector(bundle, "cpu", "auto")
-        candidate = Inspector(bundle, "cpu", "auto", name, is_candidate=True)
-        gate = measure_gate(reference, candidate, images.good, images.labelled, progress)
         # Golden scores are those of the whole graph, as in FP32: the path that every backend has.
         graph = Inspector(bundle, "cpu", "graph", name, is_candidate=True)
         golden = []
@@ -249,7 +293,18 @@ def _run_gate(
             data = bundle.read(entry.file)
             maps, scores = graph.infer(prepare(decode_image(data, entry.file), manifest.input)[None])
             golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
-    return tuple(golden), gate
+    checked = msgspec.structs.replace(precision, golden=tuple(golden))
+    write_bundle(scratch / f"golden-{name}", msgspec.structs.replace(manifest, precisions={name: checked}), sources)
+    for backend in backends:
+        try:
+            # As it will be loaded: golden scores of one backend have to hold on the others, or none would take it.
+            Inspector.load(scratch / f"golden-{name}", backend, "auto", name).close()
+        except BundleError as err:
+            raise GateError(
+                f"{name}: expected golden scores that {backend} reproduces, got another score: {err} Name the backends "
+                "that it is for (--gate-backend)."
+            ) from err
+    return tuple(golden), tuple(gates)
 
 
 def _write_graphs(

@@ -10,10 +10,11 @@ import click
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
-from flawscope.export.precision_options import PrecisionRequest, is_given, precision_options
+from flawscope.export.precision_options import PrecisionRequest, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
 from flawscope.export.triton import RECORD, TritonOptions, TritonRecord, bundle_of, write_triton
 from flawscope.files import check_replaceable
+from flawscope.given_options import is_given
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo
 

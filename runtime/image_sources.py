@@ -1,7 +1,7 @@
 """Where images come from: files, encoded bytes, images of Pillow, and arrays on the host or a device.
 
-Whatever an image is given as, its pixels are those that its file would have: grey becomes three equal channels, alpha
-is dropped, 16 bit becomes 8 bit by the rule of the bundle.
+Whatever an image is given as, its pixels are those that its file would have: alpha is dropped, 16 bit becomes 8 bit by
+the rule of the bundle. Grey stays one channel: `prepare` makes three equal ones of it when it is small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
 from flawscope.errors import ArgumentError
-from flawscope.imaging.images import check_image, check_sides, decode_stored, read_stored, to_8_bit, to_rgb
+from flawscope.imaging.images import check_sides, decode_stored, read_stored, to_8_bit, to_rgb
 from flawscope.runtime.device_arrays import CudaArray, DlpackArray, on_host
 
 Color = Literal["rgb", "bgr"]
@@ -48,7 +48,7 @@ _WITH_CHANNELS = {"RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "L": "L", "LA": "L
 
 
 class SourceImage(NamedTuple):
-    """An image uint8 [H, W, 3] RGB, and the bits of a value as it was stored, 8 or 16."""
+    """An image uint8 [H, W, 3] RGB, or [H, W] grey, and the bits of a value as it was stored, 8 or 16."""
 
     pixels: UInt8Array
     bits: int
@@ -94,7 +94,9 @@ def read_source_image(source: Source, name: str, color: Color, bits: int | None)
         # An image of Pillow has an order of its own.
         array, order = (_unpack(source, name), "rgb") if _is_pillow(source) else (on_host(source, name), color)
         array = _without_alpha(array, name)
-        return SourceImage(check_image(_rgb(to_8_bit(array, name, bits), order), name), 8 * array.itemsize)
+        return SourceImage(_grey_or_rgb(to_8_bit(array, name, bits), order), 8 * array.itemsize)
+    if stored.ndim == 2:
+        return SourceImage(to_8_bit(stored, name, bits), 8 * stored.itemsize)
     return SourceImage(to_rgb(stored, name, bits), 8 * stored.itemsize)
 
 
@@ -140,10 +142,10 @@ def _without_alpha(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array[..., :3]) if array.ndim == 3 and array.shape[2] == 4 else array
 
 
-def _rgb(array: UInt8Array, color: str) -> UInt8Array:
-    """Return an array [H, W], [H, W, 1] or [H, W, 3] as [H, W, 3] RGB; one that is so already, as it is."""
+def _grey_or_rgb(array: UInt8Array, color: str) -> UInt8Array:
+    """Return an array [H, W] or [H, W, 1] as [H, W], one [H, W, 3] as RGB; one that is so already, as it is."""
     if array.ndim == 2 or array.shape[2] == 1:
-        return np.asarray(cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2RGB), np.uint8)
+        return np.ascontiguousarray(array.reshape(array.shape[:2]))
     if color == "rgb":
         return array
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_BGR2RGB), np.uint8)

@@ -17,6 +17,7 @@ from flawscope.bundle import (
     region_mask,
 )
 from flawscope.errors import BundleError, ImageError
+from flawscope.imaging.images import grey_as_rgb
 from flawscope.imaging.masks import with_outline
 
 
@@ -47,14 +48,14 @@ class InspectedRegion:
             )
 
     def shift_of(self, image: UInt8Array) -> PartShift | None:
-        """Return how far the part of an image uint8 [H, W, 3] lies off; None where the region follows none.
+        """Return how far the part of an image uint8 [H, W, 3] or [H, W] lies off; None where the region follows none.
 
         Raises:
             ImageError: If that cannot be told, or the region cannot be moved by it.
         """
         if self._follower is None:
             return None
-        shift = self._follower.shift_of(image)
+        shift = self._follower.shift_of(grey_as_rgb(image))
         if edge := edge_left(self._mask, *shift.on(self._mask), self._spec):
             raise ImageError(
                 f"the part lies {shift.line} of where the region of interest was drawn, which leaves what is inspected "

@@ -8,9 +8,9 @@ inspected.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -29,18 +29,22 @@ from flawscope.bundle import (
 )
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
-from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError, FlawscopeError
-from flawscope.imaging.images import prepare
+from flawscope.errors import ArgumentError, BundleError, FlawscopeError
+from flawscope.imaging.images import grey_as_rgb, prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import OpenSession, choose_backend, open_session
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
+from flawscope.runtime.reading_ahead import load_ahead
+from flawscope.runtime.ready_scorer import ReadyScorer
 from flawscope.runtime.results import Result
-from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions, open_scorer
-from flawscope.time_limit import load_limit, within
+from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions
+from flawscope.time_limit import load_limit
+
+_MOST_AHEAD = 64
+"""Batches that are read ahead: more would only fill the memory."""
 
 
 class Inspector:
@@ -61,27 +65,20 @@ class Inspector:
 
     Attributes:
         bundle: The opened bundle.
-        backend_reason: Why this backend is used.
         precision: Precision of the graphs.
         thresholds: The thresholds in force for this precision and product, or None before calibration.
         in_force: Those of all products with their revision and where they come from.
         product: As in `load`.
-        scorer: Computes maps and scores; replaced by a new one after the device failed.
     """
 
     # `inspector.threshold = 500` sets nothing, so it is an error.
     __slots__ = (
-        "_device_failed",
         "_is_closed",
         "_judge",
-        "_limit_s",
-        "_options",
-        "_sampling",
+        "_ready",
         "_strict",
-        "backend_reason",
         "bundle",
         "precision",
-        "scorer",
     )
 
     def __init__(
@@ -116,14 +113,16 @@ class Inspector:
         self.bundle = bundle
         self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
         choice = choose_backend(backend)
-        self.backend_reason = choice.reason
         self.precision = precision
-        self._options = ScorerOptions(choice.name, path, precision, open_session)
-        self._device_failed = self._is_closed = False
-        self._sampling: Sampling | None = None
+        self._is_closed = False
         self._strict = strict
-        self._limit_s = load_limit(timeout_s)
-        self.scorer = self._within_limit(lambda: self._open(backend))
+        self._ready = ReadyScorer(
+            bundle,
+            ScorerOptions(choice.name, path, precision, open_session),
+            choice,
+            may_fall_back=backend == "auto",
+            limit_s=load_limit(timeout_s),
+        )
 
     @classmethod
     def load(
@@ -145,7 +144,8 @@ class Inspector:
 
         Args:
             bundle: A bundle, which the inspector then owns and closes, or the path of one.
-            backend: `auto`, `cpu`, `cuda` or `tensorrt`. A backend that is named but not available is an error.
+            backend: `auto`, `cpu`, `cuda`, `tensorrt` or `openvino` (also `openvino:gpu`, `openvino:npu`). A
+                backend that is named but not available is an error.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.
@@ -191,30 +191,6 @@ class Inspector:
                 f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
             ) from err
 
-    def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
-        return within(self._limit_s, work, lambda scorer: scorer.close(), str(self.bundle.path))
-
-    def _open(self, asked: str) -> Scorer:
-        """Return a scorer that reproduces the golden scores; with the backend `auto`, of the CPU if no other works."""
-        try:
-            scorer = open_scorer(self.bundle, self._options)
-        except BackendError as err:
-            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
-            if asked != "auto" or self.backend == "cpu":
-                raise
-            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
-            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
-            self.backend_reason = f"auto: {err}"
-            self._options = replace(self._options, backend="cpu")
-            scorer = open_scorer(self.bundle, self._options)
-        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
-        try:
-            check_golden(self.bundle, scorer, self._options)
-        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
-            scorer.close()
-            raise
-        return scorer
-
     @property
     def in_force(self) -> InForce:
         """The thresholds by which it decides, and where they come from."""
@@ -251,7 +227,17 @@ class Inspector:
     @property
     def backend(self) -> str:
         """Name of the backend in use."""
-        return self._options.backend
+        return self._ready.options.backend
+
+    @property
+    def backend_reason(self) -> str:
+        """Why this backend is used."""
+        return self._ready.reason
+
+    @property
+    def scorer(self) -> Scorer:
+        """Computes maps and scores; another one after the device failed."""
+        return self._ready.scorer
 
     @property
     def path(self) -> str:
@@ -279,37 +265,54 @@ class Inspector:
         return list(self.stream(images, self.manifest.max_batch, color, product))
 
     def stream(
-        self, sources: Iterable[Source], batch: int = 1, color: Color = "rgb", product: str | None = None
+        self,
+        sources: Iterable[Source],
+        batch: int = 1,
+        color: Color = "rgb",
+        product: str | None = None,
+        *,
+        ahead: int = 0,
     ) -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
         goes on. Sources are taken as they are needed, so an endless iterable (a camera) is fine.
 
+        Results are the same whatever `ahead` is; only their times are longer where both need the same cores.
+
         Args:
             sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
             batch: Images per inference, 1 to the bundle's `max_batch`.
             color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
             product: The product that they show; None for that of `load`, or the common thresholds.
+            ahead: Batches that a thread reads and prepares while those before are inspected, 0 to 64. For files: their
+                sources are taken that much earlier, so a camera's newest image would wait for the next ones, and an
+                array must not change before its result is there.
 
         Raises:
-            ArgumentError: If `batch` or `color` is out of range, or the bundle has no thresholds of the product.
+            ArgumentError: If `batch`, `color` or `ahead` is out of range, or the bundle has no thresholds of the
+                product.
         """
         self.check_batch(batch)
+        if not isinstance(ahead, int) or not 0 <= ahead <= _MOST_AHEAD:
+            raise ArgumentError(f"ahead: expected 0 to {_MOST_AHEAD} batches, got {ahead!r}.")
         check_color(color)
         self.thresholds_for(product)
         if isinstance(sources, str | bytes | Path):
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
-        remaining = iter(sources)
-        position = 0
-        while group := list(islice(remaining, batch)):
-            if self.manifest.tiling is None:
-                yield from self._inspect_batch(group, position, color, product)
-            else:
-                # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-                for offset, source in enumerate(group):
-                    yield self._inspect_tiles(source, position + offset, color, product, self.manifest.tiling)
-            position += len(group)
+        tiling = self.manifest.tiling
+        # Tiles of one image fill the batch by themselves, so images are taken one at a time.
+        groups = _groups(sources, batch if tiling is None else 1)
+
+        def load(group: list[tuple[int, Source]]) -> list[LoadedImage | Result]:
+            return [self._load(source, position, color, product) for position, source in group]
+
+        with contextlib.closing(load_ahead(groups, load, ahead)) as loaded_groups:
+            for loaded in loaded_groups:
+                if tiling is None:
+                    yield from self._inspect_batch(loaded)
+                else:
+                    yield self._inspect_tiles(loaded[0], tiling)
 
     def check_batch(self, batch: int) -> None:
         """Raise ArgumentError unless the bundle's graphs take `batch` images at once."""
@@ -328,36 +331,11 @@ class Inspector:
             DeviceError: If the device fails.
         """
         self._check_open()
-        if self._device_failed:
-            self._reopen()
-        try:
-            maps, scores = self.scorer.score(prepared)
-        except DeviceError:
-            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
-            self._device_failed = True
-            self.scorer.close()
-            raise
-        check_outputs(maps, scores, len(prepared), self.manifest.input.size)
-        return maps, scores
+        return self._ready.score(prepared)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise BundleError(f"{self.bundle.path}: the inspector was closed. Load the bundle again.")
-
-    def _reopen(self) -> None:
-        # After everything that can raise: the next call must try again.
-        self.scorer, self._device_failed = self._within_limit(self._open_again), False
-
-    def _open_again(self) -> Scorer:
-        scorer = open_scorer(self.bundle, self._options)
-        try:
-            check_golden(self.bundle, scorer, self._options)  # before another sampling, which has other scores
-            if self._sampling is not None and scorer.reconstructor is not None:
-                scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
-        except BaseException:
-            scorer.close()
-            raise
-        return scorer
 
     def reconstruct(self, prepared: UInt8Array) -> Reconstructed:
         """Return the reconstructions and maps of prepared images uint8 [N, H, W, 3].
@@ -379,8 +357,7 @@ class Inspector:
             raise ArgumentError(
                 f"{self.bundle.path}: expected a bundle that reconstructs (ddad, dsad), got {self.manifest.method}."
             )
-        self.scorer.reconstructor.resample(sampling)
-        self._sampling = sampling
+        self._ready.resample(sampling)
 
     def check_reconstructs(self) -> Reconstructor:
         """Return the scorer's reconstructor.
@@ -399,18 +376,17 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(
-        self, sources: Sequence[Source], position: int, color: Color, product: str | None
-    ) -> Iterator[Result]:
+    def _inspect_batch(self, loaded: Sequence[LoadedImage | Result]) -> Iterator[Result]:
         """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        loaded = [self._load(source, position + offset, color, product) for offset, source in enumerate(sources)]
         ready = [image for image in loaded if isinstance(image, LoadedImage)]
         maps = scores = None
         failure = ""
         started = time.perf_counter()
         if ready:  # np.stack refuses an empty list
             try:
-                maps, scores = self.infer(np.stack([image.prepared for image in ready]))
+                # A single image is not copied.
+                one = ready[0].prepared[None]
+                maps, scores = self.infer(one if len(ready) == 1 else np.stack([image.prepared for image in ready]))
             except Exception as err:  # not only DeviceError: see `_fault_reason`
                 failure = _fault_reason(err)
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
@@ -425,11 +401,8 @@ class Inspector:
             yield self._judge.judge(image, maps[row], float(scores[row]), share_ms)
             row += 1
 
-    def _inspect_tiles(
-        self, source: Source, position: int, color: Color, product: str | None, tiling: Tiling
-    ) -> Result:
+    def _inspect_tiles(self, loaded: LoadedImage | Result, tiling: Tiling) -> Result:
         """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        loaded = self._load(source, position, color, product)
         if isinstance(loaded, Result):
             return loaded
         image, max_batch = loaded.prepared, self.manifest.max_batch
@@ -466,7 +439,7 @@ class Inspector:
                     return Result(name, "fault", reason=reason, notes=notes)
             shift = None if self.region is None else self.region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.
-            prepared = prepare(image, manifest.input) if manifest.tiling is None else image
+            prepared = prepare(image, manifest.input) if manifest.tiling is None else grey_as_rgb(image)
         except Exception as err:
             return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
@@ -488,7 +461,7 @@ class Inspector:
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
         self._is_closed = True
-        self.scorer.close()
+        self._ready.close()
         self.bundle.close()
 
     def __enter__(self) -> Inspector:
@@ -498,6 +471,13 @@ class Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _groups(sources: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
+    """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
+    numbered = enumerate(sources)
+    while group := list(islice(numbered, size)):
+        yield group
 
 
 def _fault_reason(err: Exception, prefix: str = "") -> str:

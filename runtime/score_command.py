@@ -28,6 +28,9 @@ from flawscope.runtime.results import Result
 from flawscope.runtime.scorers.scorer import PATHS
 from flawscope.terminal import echo, echo_json
 
+_AHEAD = 2
+"""Batches that are read while others are inspected."""
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -108,7 +111,7 @@ def score(
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
             if inspector.in_force.revision:
                 echo(f"thresholds: {inspector.in_force.source}", err=True)
-        scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch)
+        scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch, ahead=_AHEAD)
         for source in sources:
             result = next(scored) if isinstance(source, Path) else source
             counts[result.decision] += 1

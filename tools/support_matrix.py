@@ -20,7 +20,7 @@ from flawscope import methods
 from flawscope.bundle import PRECISIONS
 from flawscope.export.export_command import export
 from flawscope.files import write_text
-from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.engines import RUNTIMES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "support-matrix.md"
@@ -33,6 +33,7 @@ NO = "no"
 NO_GPU = "no GPU was at hand"
 NEEDS_MODELOPT = "made by ModelOpt in an environment of its own"
 STOOD_IN = "PyCUDA, driver and TensorRT by stand-ins, the CUDA kernels in emulation; no GPU was at hand"
+NO_DEVICE = "the session of the CPU with another name of the device; none was at hand"
 BACKEND_STATUS = {
     ("cpu", "fp32"): (TESTED, "ONNX Runtime and native kernels"),
     ("cpu", "fp16"): (TESTED, f"gated at export, {NEEDS_MODELOPT}; on a CPU slower than FP32"),
@@ -43,6 +44,18 @@ BACKEND_STATUS = {
     ("tensorrt", "fp32"): (STAND_IN, STOOD_IN),
     ("tensorrt", "fp16"): (STAND_IN, STOOD_IN),
     ("tensorrt", "int8"): (STAND_IN, STOOD_IN),
+    ("openvino", "fp32"): (TESTED, "OpenVINO on the CPU and native kernels"),
+    ("openvino", "fp16"): (NO, "refused where the processor does not compute in FP16; none that does was at hand"),
+    ("openvino", "int8"): (
+        TESTED,
+        "where the golden images agree: OpenVINO 2026.4 computes some graphs wrong",
+    ),
+    ("openvino:gpu", "fp32"): (STAND_IN, NO_DEVICE),
+    ("openvino:gpu", "fp16"): (STAND_IN, NO_DEVICE),
+    ("openvino:gpu", "int8"): (STAND_IN, NO_DEVICE),
+    ("openvino:npu", "fp32"): (STAND_IN, NO_DEVICE),
+    ("openvino:npu", "fp16"): (STAND_IN, NO_DEVICE),
+    ("openvino:npu", "int8"): (STAND_IN, NO_DEVICE),
 }
 ENGINE_STATUS = {
     ("tensorrt", "fp32"): (STAND_IN, "the module cannot be installed where the tests run"),
@@ -118,7 +131,7 @@ METHOD_STATUS = {
         "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare",
     ),
     ("dsad", "features and kernel"): (NO, "there are no patches and no bank"),
-    ("dsad", "FP16"): (STAND_IN, "of the denoiser, as for ddad; not tested with its graphs"),
+    ("dsad", "FP16"): (TESTED, "of the denoiser, as for ddad"),
     ("dsad", "INT8"): (NO, "the denoiser is not quantised"),
     ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("dsad", "Triton"): (NO, "its score is not one graph"),
@@ -173,7 +186,7 @@ def check_complete() -> None:
     exported = set(offered.choices)
     named = {precision for _, precision in BACKEND_STATUS}
     pairs = (
-        ("backends", {name for name, _ in BACKEND_STATUS}, set(BACKENDS) - {"auto"}),
+        ("backends", {name for name, _ in BACKEND_STATUS}, set(ROWS)),
         ("precisions", {name for _, name in BACKEND_STATUS}, set(PRECISIONS)),
         ("precisions that export makes", named, exported),
         ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),
@@ -219,7 +232,7 @@ Written by `python tools/support_matrix.py`; a test compares it with the code.
 stand-ins or on another provider. **{COMPILED}**: the compiler and the assembler take it. **{NO}**: with the reason.
 
 ## Backends
-{grid("backend", ("cpu", "cuda", "tensorrt"), PRECISIONS, BACKEND_STATUS)}
+{grid("backend", tuple(ROWS), PRECISIONS, BACKEND_STATUS)}
 
 ## Engines
 {grid("runtime", RUNTIMES[1:], PRECISIONS, ENGINE_STATUS)}

@@ -183,20 +183,9 @@ def evaluate_bundle(
             dataset, a mask cannot be read, or `against` is not of the same model and images.
         MissingExtra: If scikit-learn or SciPy is not installed.
     """
-    # Both are needed after the last image is scored: a missing package is reported now, not after an hour of scoring.
-    require("sklearn.metrics", "scikit-learn", "measuring accuracy")
-    require("scipy.stats", "scipy", "measuring accuracy")
-    if not dataset.test:
-        raise DataError(
-            f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
-            "Add labelled images, or name another set."
-        )
-    if by_product and product is not None:
-        raise ArgumentError(f"product: expected none with those of all, by product, got {product!r}. Leave one out.")
-    judged = judged_by(product, by_product=by_product)
-    earlier = None if against is None else (against, read_earlier_figures(against))
-    if earlier is not None:
-        check_same_judging(earlier[1], earlier[0], judged)
+    # Before hours of scoring, all that can be known before.
+    _check_measurable(dataset)
+    earlier = _read_earlier(against, product, by_product=by_product)
     with load_inspector(
         path,
         backend,
@@ -211,11 +200,7 @@ def evaluate_bundle(
         dataset, seen = leave_out_seen(dataset, read_image_hashes(inspector.bundle).defects, support, progress)
         run = _run_bundle(inspector, dataset, support, by_product, earlier, progress, seen_notes(seen, total))
     progress("Computing figures", 0, 1)
-    contamination, measured = run.contamination, run.measured
-    if contamination is not None and contamination.left_out:
-        dataset, measured = contamination.reduced, run.measured.select(contamination.remaining)
-    # A defect where none counts is neither found nor missed; the notes say how many there are.
-    measured = measured.select(~measured.outside) if measured.outside.any() else measured
+    dataset, measured = _that_count(run, dataset)
     figures = _figures(
         run,
         dataset,
@@ -229,6 +214,37 @@ def evaluate_bundle(
     figures = _with_drift(figures, run.manifest, None if earlier is None else earlier[1])
     progress("Computing figures", 1, 1)
     return Evaluation(figures, measured, run.manifest, dataset.root, run.thresholds, run.products)
+
+
+def _check_measurable(dataset: Dataset) -> None:
+    """Raise MissingExtra or DataError unless there is what measures, and test images."""
+    require("sklearn.metrics", "scikit-learn", "measuring accuracy")
+    require("scipy.stats", "scipy", "measuring accuracy")
+    if not dataset.test:
+        raise DataError(
+            f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
+            "Add labelled images, or name another set."
+        )
+
+
+def _read_earlier(against: Path | None, product: str | None, *, by_product: bool) -> tuple[Path, EarlierFigures] | None:
+    """Return figures that are compared with, after a check that they were judged as these will be."""
+    if by_product and product is not None:
+        raise ArgumentError(f"product: expected none with those of all, by product, got {product!r}. Leave one out.")
+    if against is None:
+        return None
+    earlier = read_earlier_figures(against)
+    check_same_judging(earlier, against, judged_by(product, by_product=by_product))
+    return against, earlier
+
+
+def _that_count(run: _BundleRun, dataset: Dataset) -> tuple[Dataset, Measured]:
+    """Return the images that count, and what was measured on them."""
+    measured = run.measured
+    if run.contamination is not None and run.contamination.left_out:
+        dataset, measured = run.contamination.reduced, measured.select(run.contamination.remaining)
+    # A defect where none counts is neither found nor missed; the notes say how many there are.
+    return dataset, measured.select(~measured.outside) if measured.outside.any() else measured
 
 
 def _figures(

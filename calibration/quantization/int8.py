@@ -1,7 +1,7 @@
-"""INT8 quantization by explicit Q/DQ nodes: ranges from normal images, weights per channel, choice of operators.
+"""INT8 quantization by explicit Q/DQ nodes: ranges from normal images, weights per channel, corrected biases.
 
 Everything is symmetric, as TensorRT requires of explicit quantization, and biases stay in FP32. The graph keeps its
-inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's quantizer does the work.
+inputs and outputs; what follows it (the scoring head) is not touched. ONNX Runtime's calibrator finds the ranges.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.arrays import UInt8Array
 from flawscope.calibration.extras import require
+from flawscope.calibration.quantization.bias_correction import channel_means, correct_biases, correctable
 from flawscope.calibration.quantization.gate_limits import METHODS, Method
+from flawscope.calibration.quantization.qdq import OPERATORS, insert_qdq
 from flawscope.errors import ArgumentError
 from flawscope.files import temporary_folder
-
-OPERATORS = ("Conv", "Gemm", "MatMul")
-"""Operators that are quantised: nearly all multiplications are in them."""
 
 _RESAMPLING = ("alignment/", "backbone.resizing.")
 """Modules whose products resample feature stages, or images: their matrices say places and are no weights."""
@@ -31,9 +29,8 @@ _RESAMPLING = ("alignment/", "backbone.resizing.")
 _CHUNK = 4
 """Images whose activations are held at a time: all of them together would take gigabytes."""
 
-# TensorRT takes zero points of 0 alone (symmetric). ONNX Runtime quantises biases to INT32 by default, for which
-# TensorRT has no Q/DQ.
-_OPTIONS = {"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True}
+BIAS_IMAGES = 16
+"""Images on which biases are corrected; the values between two operators are held for all of them."""
 
 
 class Quantiser:
@@ -51,7 +48,7 @@ class Quantiser:
 
     Raises:
         ArgumentError: If there is no image or the method is not known.
-        MissingExtra: If ONNX Runtime's quantiser is not there.
+        MissingExtra: If ONNX Runtime's calibrator is not there.
     """
 
     def __init__(
@@ -69,7 +66,6 @@ class Quantiser:
         self._graph = graph
         model = onnx.load(graph)
         self._input = model.graph.input[0].name
-        self._outputs = [output.name for output in model.graph.output]
         constants = {tensor.name for tensor in model.graph.initializer}
         # A product of two tensors that both vary is attention's, not a layer's: it has no weight.
         self.operators = {
@@ -82,7 +78,11 @@ class Quantiser:
         }
         # ONNX Runtime would write its augmented graph into the working folder.
         with temporary_folder() as folder:
-            self._ranges = self._find_ranges(graph, folder, images, method, progress)
+            ranges = self._find_ranges(graph, folder, images, method, progress)
+        inputs = {node.input[0] for node in model.graph.node if node.name in self.operators}
+        self._largest = {name: _largest(ranges[name]) for name in inputs}
+        self._bias_images = [{self._input: image[None]} for image in images[:BIAS_IMAGES]]
+        self._means = channel_means(model, correctable(model, list(self.operators)), self._bias_images)
 
     def _find_ranges(
         self,
@@ -113,91 +113,22 @@ class Quantiser:
             return calibrator.compute_data()
 
     def quantise(self, operators: Sequence[str]) -> onnx.ModelProto:
-        """Return the graph with these operators in INT8 and all others as they were."""
+        """Return the graph with these operators in INT8 and all others as they were.
+
+        Raises:
+            ArgumentError: If one of them cannot be quantised.
+        """
         if unknown := sorted(set(operators) - set(self.operators)):
             raise ArgumentError(f"operators: expected names of {self._graph.name}, got {unknown[0]!r}.")
         if not operators:
-            return onnx.load(self._graph)  # an empty list means "all of them" to the quantizer
-        quantisation: Any = require("onnxruntime.quantization.qdq_quantizer", "onnxruntime", "quantising a graph")
-        utilities: Any = require("onnxruntime.quantization.quant_utils", "onnxruntime", "quantising a graph")
-        with _quiet():
-            quantizer = quantisation.QDQQuantizer(
-                utilities.load_model_with_shape_infer(self._graph),  # anew each time: the quantizer changes its model
-                True,  # per channel
-                False,  # the whole range of 8 bits
-                utilities.QuantType.QInt8,
-                utilities.QuantType.QInt8,
-                self._ranges,
-                list(operators),
-                [],
-                list(OPERATORS),
-                extra_options=_OPTIONS,
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()  # the new nodes come last, and the checker reads in order
-        model: onnx.ModelProto = quantizer.model.model
-        model.producer_name = "flawscope"
-        return model
-
-    def sensitivities(
-        self, images: Sequence[UInt8Array], progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, float]:
-        """Return how far the output moves when one operator alone is quantised, the most sensitive first.
-
-        Args:
-            images: Prepared images, each uint8 [H, W, 3].
-            progress: Told how many operators are done.
-
-        Returns:
-            Name -> root mean square of the change, relative to that of the output.
-        """
-        exact = self._run(onnx.load(self._graph), images)
-        # float64: a sum of squares over millions of patch values loses digits in float32.
-        size = float(np.sqrt(np.mean(exact.astype(np.float64) ** 2))) or 1.0
-        changes = {}
-        for done, name in enumerate(self.operators, 1):
-            moved = self._run(self.quantise([name]), images).astype(np.float64) - exact
-            changes[name] = float(np.sqrt(np.mean(moved**2))) / size
-            if progress is not None:
-                progress(done, len(self.operators))
-        # By name among equals, so that the choice of operators does not depend on the order of nodes.
-        return dict(sorted(changes.items(), key=lambda item: (-item[1], item[0])))
-
-    def _run(self, model: onnx.ModelProto, images: Sequence[UInt8Array]) -> Float32Array:
-        onnxruntime: Any = require("onnxruntime", "onnxruntime", "quantising a graph")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # fatal: warnings about Q/DQ nodes would fill the terminal
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return np.concatenate([session.run(self._outputs[:1], {self._input: image[None]})[0] for image in images])
+            return onnx.load(self._graph)
+        quantised = insert_qdq(onnx.load(self._graph), set(operators), self._largest)
+        return correct_biases(quantised, correctable(quantised, operators), self._means, self._bias_images)
 
 
-def fewest_kept(
-    sensitivities: dict[str, float], is_good: Callable[[list[str]], bool], most_tries: int = 12
-) -> tuple[list[str], int]:
-    """Return the operators to quantise: all except the fewest of the most sensitive ones with which `is_good` holds.
-
-    A bisection over how many stay in FP32, in log₂(n) tries. It assumes that more operators in FP32 never make the
-    result worse; where that is wrong it may not find the fewest, but what it returns was tried and is good.
-
-    Args:
-        sensitivities: Name -> sensitivity, the most sensitive first.
-        is_good: Whether the result with these operators quantised is good enough.
-        most_tries: Most calls of `is_good`.
-
-    Returns:
-        Operators to quantise, empty if none can be, and how many tries it took.
-    """
-    names = list(sensitivities)
-    low, high, tries = 0, len(names), 0  # keeping `high` is good: keeping all of them is the graph as it was
-    while low < high and tries < most_tries:
-        # First everything, because that is the usual result, and then takes one try instead of log₂(n).
-        middle = 0 if tries == 0 else (low + high) // 2
-        tries += 1
-        if is_good(names[middle:]):
-            high = middle
-        else:
-            low = middle + 1
-    return names[high:], tries
+def _largest(measured: Any) -> float:
+    """Return the end of a range as ONNX Runtime gives it, lowest and highest value."""
+    return max(abs(float(end)) for end in measured.range_value)
 
 
 class _Reader:

@@ -7,33 +7,32 @@ FP32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import KeptNode
 from flawscope.calibration.quantization.autocast import convert_graph, operators_in, to_fp16
+from flawscope.calibration.quantization.candidate_scores import CandidateScores, Head, score_candidate
 from flawscope.calibration.quantization.gate_limits import Limits, Method
-from flawscope.calibration.quantization.int8 import OPERATORS, Quantiser, fewest_kept
+from flawscope.calibration.quantization.int8 import Quantiser
 from flawscope.calibration.quantization.modelopt import find_python
+from flawscope.calibration.quantization.operator_choice import Budget, OperatorChoice, choose_operators
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.errors import GateError
 from flawscope.progress import Progress
-from flawscope.runtime.backends.ort import import_onnxruntime
-
-Head = Callable[[npt.NDArray[np.float32]], tuple[Any, npt.NDArray[np.float32]]]
-"""patches float32 [N, P, D] → maps, scores float32 [N]."""
 
 FP16_IMAGES = 16
 """Images from which the value ranges of FP16 are measured."""
 
 _SENSITIVITY = 8
-"""Images for the sensitivity of operators; every operator costs a pass over them."""
+"""Normal images, which the detector has not learned, for the ranking of operators; each costs a pass over them."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,15 @@ def quantize_to_int8(
     modelopt_python: Path | None,
     progress: Progress,
     networks: tuple[str, ...] = (),
+    backends: Sequence[str] = ("cpu",),
+    minutes: float | None = None,
 ) -> ReducedPrecision:
     """Return a graph in INT8, except for the fewest operators with which normal images keep their scores.
 
     Args:
         graph: The graph in FP32.
         head: The head of the bundle, for a graph that ends in patches; None for one that ends in the score.
-        calibration: Prepared normal images for value ranges, each uint8 [H, W, 3].
+        calibration: Prepared normal images for value ranges and biases, each uint8 [H, W, 3].
         good: Prepared normal images whose scores must stay within the limits.
         method: How value ranges are chosen.
         limits: Its `score_error` is the largest relative change of a score.
@@ -116,11 +117,14 @@ def quantize_to_int8(
         modelopt_python: See `find_python`; needed for `fp16`.
         progress: Called with each step.
         networks: As of `reduce_to_fp16`.
+        backends: Where scores must stay within the limits: one graph for all of them.
+        minutes: Budget of the search; None for as long as it takes.
 
     Raises:
-        ArgumentError: If ModelOpt is needed and not installed.
+        ArgumentError: If ModelOpt is needed and not installed, or the budget is no time.
         GateError: If no operator can be quantized within the limits.
     """
+    budget = Budget(minutes)
     # First, although it is used last: without ModelOpt the minutes in between would be lost.
     python = find_python(modelopt_python) if rest == "fp16" else None
     quantiser = Quantiser(
@@ -128,53 +132,96 @@ def quantize_to_int8(
     )
     if not quantiser.operators:
         raise GateError("int8: expected operators that can be quantised, got none in this network. Export without.")
-    sensitivities = quantiser.sensitivities(
-        calibration[:_SENSITIVITY], lambda done, total: progress("Sensitivity", done, total)
+    choice = _choose(quantiser, graph, head, good, limits, backends, budget, progress)
+    if not choice.quantised:
+        ended, more = (" before the budget ended", ", or more time (--int8-budget)") if choice.ended_early else ("", "")
+        raise GateError(
+            f"int8: expected operators whose INT8 keeps the scores of normal images within {limits.score_error:.1%} on "
+            f"{' and '.join(backends)}, got none after {choice.tries} tries{ended}. Export without it, or allow "
+            f"more{more}."
+        )
+    model = quantiser.quantise(choice.quantised)
+    description = (
+        f"explicit Q/DQ, symmetric, weights per channel, biases corrected, ranges by {method}; operators chosen for "
+        f"{' and '.join(backends)} in {choice.tries} tries{', until the budget ended' if choice.ended_early else ''}"
     )
-    exact = _scores(onnx.load(graph), head, good)
+    if python is not None:
+        model, description = _rest_in_fp16(
+            graph, model, calibration[:FP16_IMAGES], python, choice.quantised, networks, description
+        )
+    return ReducedPrecision(model, len(choice.quantised), _kept(quantiser, choice), description)
+
+
+def _choose(
+    quantiser: Quantiser,
+    graph: Path,
+    head: Head | None,
+    good: Sequence[UInt8Array],
+    limits: Limits,
+    backends: Sequence[str],
+    budget: Budget,
+    progress: Progress,
+) -> OperatorChoice:
+    """Search for the operators that can be quantised on all backends."""
+
+    def scores(model: onnx.ModelProto, backend: str) -> CandidateScores:
+        return score_candidate(model, head, good, backend, with_maps=False)
+
+    exact = {backend: scores(onnx.load(graph), backend) for backend in backends}
+    tries = 0
 
     # By scores, because decisions are made on them, and image by image: a mean would hide one that becomes a false
-    # reject.
+    # reject. Each backend against itself in FP32.
     def is_good(operators: list[str]) -> bool:
-        moved = np.abs(_scores(quantiser.quantise(operators), head, good) - exact)
-        return bool((moved <= limits.score_error * np.maximum(exact, 1e-12)).all())
-
-    progress("Choosing operators", 0, 1)
-    chosen, tries = fewest_kept(sensitivities, is_good)
-    progress("Choosing operators", 1, 1)
-    if not chosen:
-        raise GateError(
-            f"int8: expected operators whose INT8 keeps the scores of normal images within {limits.score_error:.1%}, "
-            f"got none after {tries} tries. Export without it, or allow more."
+        nonlocal tries
+        candidate = quantiser.quantise(operators)
+        tries += 1
+        progress("Choosing operators", tries, 1 + max(1, len(quantiser.operators)).bit_length())
+        return all(
+            bool((scores(candidate, backend).score_changes(exact[backend]) <= limits.score_error).all())
+            for backend in backends
         )
-    model = quantiser.quantise(chosen)
-    description = f"explicit Q/DQ, symmetric, weights per channel, ranges by {method}"
-    if python is not None:
-        # INT8 first, because the conversion to FP16 leaves Q/DQ nodes and their FP32 scales as they are.
-        quantised = graph.with_name(f"{graph.stem}.quantised.onnx")
-        onnx.save(model, quantised)
-        # Q/DQ nodes are inside of the networks by their place, whatever their names.
-        outside = outside_of(onnx.load(graph, load_external_data=False), networks)
-        converted = to_fp16(quantised, calibration[:FP16_IMAGES], python, chosen, outside)
-        model, description = converted.model, f"{description}; the rest in FP16 by ModelOpt {converted.version}"
-    kept_nodes = tuple(
+
+    some = good[:_SENSITIVITY]
+    reference = score_candidate(onnx.load(graph), head, some, backends[0])
+    return choose_operators(
+        list(quantiser.operators),
+        is_good,
+        lambda name: score_candidate(quantiser.quantise([name]), head, some, backends[0]).change(reference),
+        budget.is_spent,
+        lambda done, total: progress("Sensitivity", done, total),
+    )
+
+
+def _kept(quantiser: Quantiser, choice: OperatorChoice) -> tuple[KeptNode, ...]:
+    """Return the operators that stay in FP32, with the reason of each."""
+    return tuple(
         KeptNode(
             node,
             quantiser.operators[node],
-            f"quantised alone it moves the {'map' if head is None else 'patches'} by {value:.2%}",
+            f"quantised alone it moves scores or maps of normal images by {value:.2%}"
+            if math.isfinite(value)
+            else "not measured within the budget",
         )
-        for node, value in sensitivities.items()
-        if node not in set(chosen)
+        for node, value in choice.sensitivities.items()
+        if node not in set(choice.quantised)
     )
-    return ReducedPrecision(model, len(chosen), kept_nodes, description)
 
 
-def _scores(model: onnx.ModelProto, head: Head | None, images: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    if head is None:
-        return np.concatenate([session.run(["score"], {name: image[None]})[0] for image in images])
-    return np.concatenate([head(session.run(["patches"], {name: image[None]})[0])[1] for image in images])
+def _rest_in_fp16(
+    graph: Path,
+    model: onnx.ModelProto,
+    images: Sequence[UInt8Array],
+    python: Path,
+    quantised: Sequence[str],
+    networks: tuple[str, ...],
+    description: str,
+) -> tuple[onnx.ModelProto, str]:
+    """Convert what is not in INT8 to FP16."""
+    # INT8 first, because the conversion to FP16 leaves Q/DQ nodes and their FP32 scales as they are.
+    path = graph.with_name(f"{graph.stem}.quantised.onnx")
+    onnx.save(model, path)
+    # Q/DQ nodes are inside of the networks by their place, whatever their names.
+    outside = outside_of(onnx.load(graph, load_external_data=False), networks)
+    converted = to_fp16(path, images, python, quantised, outside)
+    return converted.model, f"{description}; the rest in FP16 by ModelOpt {converted.version}"

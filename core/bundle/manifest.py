@@ -29,9 +29,9 @@ from flawscope.ranges import BatchSize, Count, Elements, NotNegative, PositiveCo
 from flawscope.text import NOT_JSON, encode_json
 
 # Raised when a field is added or changes its meaning. Newer schemas are refused, and of the older ones all but these:
-# what schemas 4 to 6 added has a default that says what bundles of schema 3 did.
-SCHEMA = 6
-_OLDER = (3, 4, 5)
+# what schemas 4 to 7 added has a default that says what bundles of schema 3 did.
+SCHEMA = 7
+_OLDER = (3, 4, 5, 6)
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest: it is read into memory before anything is verified, and none is written that is not read."""
@@ -200,8 +200,9 @@ class Precision(_Struct, frozen=True):
         calibration_images: Normal images that value ranges were measured on.
         quantised: Number of convolutions and matrix products in this precision.
         kept: Those that are not; `method` says in which precision they are, FP32 if it says nothing.
-        gate: Result of the acceptance gate; null only until it has run.
+        gate: Result of the acceptance gate on the first backend; null only until it has run.
         thresholds: The thresholds in force for this precision, once calibrated.
+        gates: Results of the gate on further backends, in their order; unset where there was one.
     """
 
     graphs: dict[str, Graph]
@@ -212,6 +213,13 @@ class Precision(_Struct, frozen=True):
     kept: tuple[KeptNode, ...]
     gate: Gate | None = None
     thresholds: Thresholds | None = None
+    gates: tuple[Gate, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def all_gates(self) -> tuple[Gate, ...]:
+        """The results of the gate on all backends that it was measured on."""
+        first = () if self.gate is None else (self.gate,)
+        return first if self.gates is msgspec.UNSET else (*first, *self.gates)
 
 
 class SamplingChange(_Struct, frozen=True):

@@ -48,17 +48,22 @@ class ExternalTensor(NamedTuple):
 
     Attributes:
         name: Its name in the graph.
-        dtype: Its type.
+        kind: Its type as onnx.TensorProto.DataType.
         shape: Its shape.
         file: The file's name, relative to the graph's folder.
         offset: Where its bytes begin in the file.
     """
 
     name: str
-    dtype: np.dtype[np.generic]
+    kind: int
     shape: tuple[int, ...]
     file: str
     offset: int
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Its type in NumPy."""
+        return np.dtype(_DTYPES[self.kind])
 
     def view(self, data: bytes, where: str) -> npt.NDArray[np.generic]:
         """Return its values as a view of the file's bytes.
@@ -134,7 +139,7 @@ def _graph(data: memoryview, depth: int) -> Iterator[ExternalTensor]:
         if number == 1:  # node
             _node(_message(value), depth)
         elif number == 5:  # initializer
-            tensor = _tensor(_message(value))
+            tensor = initializer_of(_message(value))
             if tensor is not None:
                 if depth:
                     raise _Broken("external data in an inner graph")
@@ -150,7 +155,7 @@ def _node(data: memoryview, depth: int) -> None:
         if number == 5:  # attribute
             for field, content in _fields(_message(value)):
                 if field in (5, 10):  # t, tensors
-                    if _tensor(_message(content)) is not None:
+                    if initializer_of(_message(content)) is not None:
                         raise _Broken("external data in an attribute")
                 elif field in (22, 23):  # sparse_tensor, sparse_tensors
                     _no_external(_message(content))
@@ -161,11 +166,11 @@ def _node(data: memoryview, depth: int) -> None:
 
 def _no_external(sparse: memoryview) -> None:
     for number, value in _fields(sparse):
-        if number in (1, 2) and _tensor(_message(value)) is not None:  # values, indices
+        if number in (1, 2) and initializer_of(_message(value)) is not None:  # values, indices
             raise _Broken("external data in a sparse tensor")
 
 
-def _tensor(data: memoryview) -> ExternalTensor | None:
+def initializer_of(data: memoryview) -> ExternalTensor | None:
     """Return a tensor that has external data, or None for one that holds its values itself."""
     name, kind, shape = "", 0, list[int]()
     entries: dict[str, str] = {}
@@ -194,20 +199,29 @@ def _tensor(data: memoryview) -> ExternalTensor | None:
     offset = entries.get("offset", "0")
     if not (offset.isascii() and offset.isdecimal() and len(offset) < 19):
         raise _Broken(f"external data of {name!r} at the offset {offset!r}")
-    return ExternalTensor(name, np.dtype(_DTYPES[kind]), tuple(shape), entries["location"], int(offset))
+    return ExternalTensor(name, kind, tuple(shape), entries["location"], int(offset))
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and value of the fields of a message: an integer, or the bytes of a field that has a length."""
+    return ((number, value) for number, value, _ in fields_of(data) if value is not None)
+
+
+def fields_of(data: memoryview) -> Iterator[tuple[int, int | memoryview | None, memoryview]]:
+    """Yield number, value and all bytes of the fields of a message; the value is None where the size is fixed.
+
+    Raises a ValueError for bytes that are no message; those that `read_graph` took are one.
+    """
     position, end = 0, len(data)
     while position < end:
+        start = position
         key, position = _varint(data, position)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise _Broken("broken bytes")
         if wire == 0:
             value, position = _varint(data, position)
-            yield number, value
+            yield number, value, data[start:position]
             continue
         if wire == 2:
             length, position = _varint(data, position)
@@ -217,9 +231,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise _Broken("broken bytes")
         if length > end - position:
             raise _Broken("broken bytes")
-        if wire == 2:
-            yield number, data[position : position + length]
+        content = data[position : position + length]
         position += length
+        yield number, content if wire == 2 else None, data[start:position]
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:

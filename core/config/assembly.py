@@ -62,6 +62,17 @@ _REASONS = {
 """Setting -> why methods that lack it do."""
 
 
+MEANT = {
+    # The steps of a sampling have the name that other programs give to the length of a training.
+    "steps": "epochs",
+    "width": "widths",
+    "widths": "width",
+    "train_encoder": "train_decoder",
+    "train_decoder": "train_encoder",
+}
+"""Setting -> what who names it for a method that lacks it may mean."""
+
+
 def build_config(method: str, *layers: Mapping[str, Any]) -> tuple[MethodConfig, tuple[str, ...]]:
     """Merge layers of settings (the later wins) into the settings of a method.
 
@@ -124,9 +135,10 @@ def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping
     if key in places:
         return
     if users := [name for name, other in others.items() if name != method and key in places_of(other)]:
+        near = f" (did you mean {MEANT[key]}?)" if MEANT.get(key) in places else ""
         raise ArgumentError(
-            f"{key}: is no setting of {method}. It would have no effect: expected a setting that {method} uses, got "
-            f"one of {', '.join(users)}. {_REASONS[key] + ' ' if key in _REASONS else ''}"
+            f"{key}: is no setting of {method}. It would have no effect: expected a setting that {method} uses{near}, "
+            f"got one of {', '.join(users)}. {_REASONS[key] + ' ' if key in _REASONS else ''}"
             f"Leave it out: flawscope train {method} --help lists the settings."
         )
     if elsewhere := known_elsewhere(str(key)):

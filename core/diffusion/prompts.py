@@ -127,7 +127,8 @@ class Prompts:
         placeholder = self.word(self.rules.placeholder)
         if placeholder not in ids:
             raise ArgumentError(
-                f"text: expected the word {self.rules.placeholder!r}, which stands for the defect, got {text!r}."
+                f"text: expected the word {self.rules.placeholder!r}, which stands for the defect, got {text!r}. "
+                "Write it where the text names the defect, or take the texts of the bundle."
             )
         return [
             pair

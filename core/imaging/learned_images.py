@@ -77,8 +77,10 @@ class LearnedImages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def look_of(image: UInt8Array, bits: int = 8) -> Look:
-    """Return what of an image uint8 [H, W, 3] RGB is compared; `bits` are those of a value as it was stored."""
+    """Return what of an image uint8 [H, W, 3] RGB, or [H, W] grey, is compared; `bits` are those of a stored value."""
     red, green, blue, _ = cv2.mean(image)
+    if image.ndim == 2:  # as three equal channels
+        return Look(image.shape[0], image.shape[1], True, bits, (red + red + red) / 3, 0.0)
     some = image[::_STEP, ::_STEP]
     # The means first: they tell most coloured images without a look at their pixels.
     is_grey = red == green == blue and bool((some == some[..., :1]).all())

@@ -47,8 +47,14 @@ def export_adapter(
 
     opened = read_synthesis_run(run)
     # By what the run holds: a word and a LoRA are files of their own, whichever training made them.
+    whole = UNET in opened.tensors and opened.record.kind != "base"
+    if defect is not None and VECTORS not in opened.tensors and (whole or LORA in opened.tensors):
+        without = "" if whole else " Leave it out to get the LoRA of this run."
+        raise ArgumentError(
+            f"--defect: expected a run that has learned words, got {run}, which has none. Train with --set "
+            f"learn_text=vectors, or with train embedding.{without}"
+        )
     if not {LORA, VECTORS} & opened.tensors.keys():
-        whole = UNET in opened.tensors and opened.record.kind != "base"
         raise ArgumentError(
             f"{run}: expected a run with adapt=lora, got one with adapt=full, whose weights have all changed. Train "
             "with --set adapt=lora."
@@ -89,8 +95,7 @@ def _write_word(run: SynthesisRun, out: Path, defect: str | None, token: str | N
     found = [kind for kind in vectors if defect is None or defect in (kind, kind.partition("/")[2])]
     if len(found) != 1:
         raise ArgumentError(
-            f"--defect: expected one of {', '.join(sorted(vectors)) or 'none: the run has learned no word'}, got "
-            f"{defect or 'none'}. Name one."
+            f"--defect: expected one of {', '.join(sorted(vectors))}, got {defect or 'none'}. Name one."
         )
     check_new_file(out, overwrite=overwrite)
     category, _, name = found[0].partition("/")

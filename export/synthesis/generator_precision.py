@@ -13,7 +13,7 @@ import onnx
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import Graph, ImageParity, KeptNode, Precision
 from flawscope.calibration.quantization.autocast import convert_graph, operators_in
-from flawscope.calibration.quantization.int8 import OPERATORS
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.errors import GateError
 from flawscope.export.graph_files import write_graph
 from flawscope.export.synthesis.image_parity import STEPS, Call, Drawing, GraphCalls, draw_checked, measure_images

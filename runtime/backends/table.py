@@ -33,6 +33,7 @@ class Backend:
         auto: Reason that `auto` gives when it takes this backend, or None if it never does; the order is `_AUTO`.
         tolerances: Precision -> largest relative difference of golden scores.
         alone: Why a session cannot serve several bundles at once, from several threads; None if it can.
+        any_head: Whether kernels take every head, as on the CPU; those of a device lack some.
     """
 
     name: str
@@ -44,6 +45,21 @@ class Backend:
     auto: str | None
     tolerances: Mapping[str, float]
     alone: str | None = None
+    any_head: bool = False
+
+
+def _openvino(name: str, device: str) -> Backend:
+    return Backend(
+        name,
+        problem=f"flawscope.runtime.backends.openvino_devices:{device}_problem",
+        open=f"flawscope.runtime.backends.openvino:open_on_{device}",
+        place="flawscope.runtime.doctor.openvino_profile:executed_nodes",
+        provider=f"OpenVINO {device.upper()}",
+        kernels=True,
+        auto=None,
+        tolerances=_DEVICE_TOLERANCES,
+        any_head=True,
+    )
 
 
 _ROWS = (
@@ -56,6 +72,7 @@ _ROWS = (
         kernels=True,
         auto="no CUDA",
         tolerances=dict.fromkeys(_DEVICE_TOLERANCES, GOLDEN_TOLERANCE),
+        any_head=True,
     ),
     Backend(
         "cuda",
@@ -79,9 +96,15 @@ _ROWS = (
         tolerances=_DEVICE_TOLERANCES,
         alone="an engine has buffers of its own, and the bank beside it on the device",
     ),
+    # Patches come back from a device of OpenVINO too: there are no kernels of ours for it.
+    _openvino("openvino", "cpu"),
+    _openvino("openvino:gpu", "gpu"),
+    _openvino("openvino:npu", "npu"),
 )
 ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them
-BACKENDS = ("auto", *ROWS)
+ALIASES = {"openvino:cpu": "openvino"}
+"""Other names of backends."""
+BACKENDS = ("auto", *ROWS, *ALIASES)
 """Names that `choose_backend` accepts."""
 
 _AUTO = ("cuda", "cpu")
@@ -102,9 +125,20 @@ def backend_row(name: str) -> Backend:
     Raises:
         ArgumentError: If the name is unknown.
     """
+    name = ALIASES.get(name, name)
     if name not in ROWS:
         raise ArgumentError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.")
     return ROWS[name]
+
+
+def is_there(name: str) -> bool:
+    """Return whether a backend can be used here.
+
+    Raises:
+        ArgumentError: If the name is unknown.
+        MissingExtra: If ONNX Runtime is not installed.
+    """
+    return methods.load(backend_row(name).problem)() is None
 
 
 def choose_backend(name: str) -> Choice:
@@ -117,10 +151,11 @@ def choose_backend(name: str) -> Choice:
     """
     if name == "auto":
         return _choose_auto()
-    problem = methods.load(backend_row(name).problem)()
+    row = backend_row(name)
+    problem = methods.load(row.problem)()
     if problem:
         raise BackendError(f"backend {name}: is not there: {problem} There is no fall-back; use --backend cpu or auto.")
-    return Choice(name, "asked for")
+    return Choice(row.name, "asked for")
 
 
 def _choose_auto() -> Choice:

@@ -59,6 +59,8 @@ def parse_configuration(text: str) -> Configuration:
         ArgumentError: If it has another form or a name is unknown.
     """
     parts = [part.strip() for part in text.split(":")]
+    if ":".join(parts[:2]) in BACKENDS:  # as `openvino:gpu`, whose colon is part of the name
+        parts[:2] = [":".join(parts[:2])]
     if len(parts) > len(_CHOICES):
         raise ArgumentError(f"compare: expected BACKEND:PATH:PRECISION, got {text!r}.")
     for part, (field, choices) in zip(parts, _CHOICES.items(), strict=False):  # later parts may be left out

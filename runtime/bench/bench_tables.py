@@ -19,10 +19,13 @@ def stage_table(figures: Mapping[str, Any]) -> Table:
     for name in ("p50", "p90", "p99", "p99.9"):
         table.add_column(f"{name} ms", justify="right")
     for stage in STAGES:
-        table.add_row(stage, *(f"{value:.2f}" for value in figures["latency_ms"][stage].values()))
+        table.add_row(stage, *_times(figures["latency_ms"][stage]))
+        if stage == "infer":
+            for part, times in (figures["infer_parts_ms"] or {}).items():
+                table.add_row(f"  {part}", *_times(times))
     if figures["backbone_ms"] is not None:
         table.add_section()
-        table.add_row("backbone alone", *(f"{value:.2f}" for value in figures["backbone_ms"].values()))
+        table.add_row("backbone alone", *_times(figures["backbone_ms"]))
     return table
 
 
@@ -165,6 +168,10 @@ def _table(title: str, first: str) -> Table:
     table = Table(title=title)
     table.add_column(first, no_wrap=True)
     return table
+
+
+def _times(percentiles: Mapping[str, float]) -> list[str]:
+    return [f"{value:.2f}" for value in percentiles.values()]
 
 
 def _mib(kib: float | None) -> str:

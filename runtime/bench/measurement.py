@@ -24,12 +24,14 @@ from flawscope.runtime.bench.rounds import (
     check_seconds,
     count_transfers,
     golden_images,
+    infer_parts_round,
     latency,
     one_round,
     percentiles,
 )
 from flawscope.runtime.bench.trend import fit_slope
 from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.timed import INFER_PARTS, TimedScorer
 from flawscope.versions import cpu_name, package_versions
 
 __all__ = ["STAGES", "bench", "sweep"]
@@ -47,8 +49,9 @@ def bench(
     """Measure from encoded image in memory to decision, in alternation with the backbone alone.
 
     After warm-up, blocks of rounds through all stages alternate with blocks in which `features.onnx` alone takes the
-    place of the inference, after the same reading and resizing: the machine's state is then the same for both. The
-    first rounds of a block are left out: the threads of the other session still spin then. Latency is per batch.
+    place of the inference, after the same reading and resizing: the machine's state is then the same for both. So do
+    blocks that time the parts of the inference, where it has several. The first rounds of a block are left out: the
+    threads of the other session still spin then. Latency is per batch.
 
     Args:
         inspector: The loaded bundle.
@@ -57,8 +60,9 @@ def bench(
         progress: Called with the completed share, 0 to 1.
 
     Returns:
-        Percentiles in milliseconds per stage and for the backbone, images per second, their ratio, memory in KiB,
-        bytes per image, machine, versions and state. What cannot be measured is None, with a reason.
+        Percentiles in milliseconds per stage, per part of the inference (None where it is one graph) and for the
+        backbone, images per second, their ratio, memory in KiB, bytes per image, machine, versions and state. What
+        cannot be measured is None, with a reason.
 
     Raises:
         ArgumentError: If batch or seconds are out of range.
@@ -148,9 +152,12 @@ def _measure(
 ) -> dict[str, Any]:
     """Return the figures of one batch."""
     batch = len(images)
+    timed = inspector.scorer if isinstance(inspector.scorer, TimedScorer) else None
 
     def run_both() -> None:
         one_round(inspector, images)
+        if timed is not None:
+            infer_parts_round(timed, inspector, images)
         if backbone is not None:
             backbone_round(inspector, backbone, images)
 
@@ -158,7 +165,7 @@ def _measure(
     transfers = count_transfers(inspector, images)
     # Half as much again as is likely: growing a record would disturb the round after it.
     likely = round(1.5 * seconds / warm_up.seconds_a_round) + 2 * BLOCK
-    rounds, alone = Record(len(STAGES), likely), Record(1, likely)
+    rounds, alone, parts = Record(len(STAGES), likely), Record(1, likely), Record(len(INFER_PARTS), likely)
     memory = Record(2, likely // BLOCK)
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
@@ -166,6 +173,9 @@ def _measure(
             times, _, _ = one_round(inspector, images)
             if number >= SETTLE:
                 rounds.add(times)
+        for _ in range(BLOCK - SETTLE if timed is not None else 0):  # the session of the rounds before: nothing settles
+            assert timed is not None  # for the type checker, as below
+            parts.add(infer_parts_round(timed, inspector, images))
         for number in range(BLOCK if backbone is not None else 0):
             assert backbone is not None  # for the type checker: the range is empty without it
             milliseconds = backbone_round(inspector, backbone, images)
@@ -182,6 +192,9 @@ def _measure(
         "seconds": round(elapsed, 3),
         "warm_up_rounds": warm_up.count,
         "latency_ms": latency(rounds.rows),
+        "infer_parts_ms": None
+        if timed is None
+        else {part: percentiles(parts.rows[:, column]) for column, part in enumerate(INFER_PARTS)},
         "backbone_ms": None if backbone_ms is None else percentiles(alone.rows[:, 0]),
         "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
         "ratio_infer_to_backbone": None if backbone_ms is None else float(np.median(rounds.rows[:, 2]) / backbone_ms),

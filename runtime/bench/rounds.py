@@ -15,6 +15,7 @@ from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import Session
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.timed import PartClock, TimedScorer
 
 STAGES = ("read", "prepare", "infer", "decide", "total")
 BLOCK = 12
@@ -73,6 +74,14 @@ def backbone_round(inspector: Inspector, backbone: Session, encoded: Sequence[by
     before = time.perf_counter()
     backbone.infer(images)
     return 1e3 * (time.perf_counter() - before)
+
+
+def infer_parts_round(scorer: TimedScorer, inspector: Inspector, encoded: Sequence[bytes]) -> list[float]:
+    """Read and resize one batch, then return the milliseconds of each of `INFER_PARTS` for it."""
+    images = prepared(inspector, encoded)
+    clock = PartClock()
+    scorer.score_marked(images, clock.mark)
+    return clock.milliseconds
 
 
 def configuration_name(figures: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
-from flawscope.runtime.backends.table import backend_row
+from flawscope.runtime.backends.openvino_devices import listed_devices
+from flawscope.runtime.backends.table import ROWS, backend_row
 from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import elsewhere
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
@@ -29,6 +30,7 @@ from flawscope.versions import cpu_name, package_versions
 # Modules by which an extra is recognized: found, never imported, so that `doctor` works where one of them is broken.
 _EXTRAS = {
     "cpu": ("onnxruntime",),
+    "openvino": ("openvino",),
     "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
     "train": ("torch", "timm", "huggingface_hub", "yaml"),
     "export": ("onnx", "onnxscript"),
@@ -43,7 +45,7 @@ _NODES_SHOWN = 5
 def diagnose() -> dict[str, Any]:
     """Return everything `doctor` shows, as plain values."""
     backends = {}
-    for name in BACKENDS:
+    for name in ("auto", *ROWS):  # without other names of the same
         try:
             choice = choose_backend(name)
             backends[name] = {"available": True, "takes": choice.name, "reason": choice.reason}
@@ -62,6 +64,7 @@ def diagnose() -> dict[str, Any]:
         "versions": package_versions(),
         "backends": backends,
         "kernels": _kernels(),
+        "openvino": _openvino(),
         "engines": _engines(),
         "driver": msgspec.to_builtins(match_driver()),
         "extras": extras,
@@ -92,6 +95,14 @@ def _engines() -> dict[str, Any]:
     unusable = sum(engine.problem is not None for engine in stored)
     engines["cache"] = {"folder": folder, "engines": len(stored), "unusable": unusable, "problem": None}
     return engines
+
+
+def _openvino() -> dict[str, Any]:
+    """Return the devices that OpenVINO lists here, each with the precisions that it computes in."""
+    try:
+        return {"devices": listed_devices(), "problem": None}
+    except FlawscopeError as err:
+        return {"devices": {}, "problem": str(err)}
 
 
 def _kernels() -> dict[str, Any]:
@@ -143,6 +154,10 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             share = providers.setdefault(node.provider, {"nodes": 0, "milliseconds": 0.0})
             share["nodes"] += 1
             share["milliseconds"] += node.milliseconds
+        computed_in: dict[str, int] = {}
+        for node in nodes:
+            if node.precision:
+                computed_in[node.precision] = computed_in.get(node.precision, 0) + 1
         return {
             "bundle": inspector.manifest.name,
             "backend": inspector.backend,
@@ -153,6 +168,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "head": inspector.scorer.describe(),
             "milliseconds": total,
             "providers": providers,
+            "computed_in": computed_in,
             "elsewhere": [vars(node) for node in elsewhere(nodes, inspector.backend)],
             "nodes": [vars(node) for node in nodes],
         }
@@ -167,6 +183,9 @@ def _show_bundle(report: dict[str, Any]) -> None:
         fraction = share["milliseconds"] / report["milliseconds"]
         time = f"{share['milliseconds']:.2f} ms, {fraction:.0%} of the time" if fraction else "times not known"
         echo(f"nodes     {provider}: {share['nodes']} of {len(report['nodes'])}, {time}")
+    if report["computed_in"]:
+        counts = ", ".join(f"{count} nodes in {name}" for name, count in report["computed_in"].items())
+        echo(f"computed  {counts}")
     strays = report["elsewhere"]
     for node in strays[:_NODES_SHOWN]:
         echo(f"elsewhere {node['operator']:<12} {node['milliseconds']:.3f} ms on {node['provider']}: {node['name']}")
@@ -207,9 +226,13 @@ def _show(report: dict[str, Any]) -> None:
     echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
     for name, backend in report["backends"].items():
         state = f"takes {backend['takes']}" if backend["available"] else "not here"
-        echo(f"backend   {name:<10} {state}: {backend['reason']}")
+        echo(f"backend   {name:<12} {state}: {backend['reason']}")
     for name, implementation in report["kernels"]["implementations"].items():
         echo(f"kernel    {name:<15} {implementation}")
+    for name, device in report["openvino"]["devices"].items():
+        echo(f"openvino  {name:<15} {device['what']}, computes in {', '.join(device['precisions'])}")
+    if report["openvino"]["problem"]:
+        echo(f"openvino  {report['openvino']['problem']}")
     engines = report["engines"]
     for name in RUNTIMES[1:]:
         echo(f"engines   {name:<15} {engines[name]['version'] or engines[name]['problem']}")

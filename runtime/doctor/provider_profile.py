@@ -27,19 +27,21 @@ _RUNS = 3
 
 @dataclass(frozen=True)
 class ProfiledNode:
-    """A node as it was executed, after ONNX Runtime's optimisation of the graph.
+    """A node as it was executed, after the backend's optimisation of the graph.
 
     Attributes:
-        name: Its name; fused nodes have one that ONNX Runtime made up.
+        name: Its name; fused nodes have one that the backend made up.
         operator: Type of its operator.
         provider: Its execution provider, for example `CUDAExecutionProvider`.
-        milliseconds: Time of its kernel in the last run, by ONNX Runtime's profiler.
+        milliseconds: Time of its kernel in the last run, by the backend's profiler.
+        precision: What it was computed in, in the backend's words; empty where the backend does not say.
     """
 
     name: str
     operator: str
     provider: str
     milliseconds: float
+    precision: str = ""
 
 
 def place_on_cpu(session: Session, model: OnnxModel, inputs: Mapping[str, npt.NDArray[Any]]) -> list[ProfiledNode]:

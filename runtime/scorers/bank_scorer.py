@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,20 @@ from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
 from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
+from flawscope.runtime.scorers.timed import Mark, no_mark
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """The bank's arrays by name."""
 
-NativeHead = Callable[[Float32Array], tuple[Float32Array, Float32Array]]
-"""patches float32 [N, P, D] -> anomaly maps float32 [N, H, W], scores float32 [N]."""
+
+class NativeHead(Protocol):
+    """The head of a method as a function on patches."""
+
+    def __call__(self, patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
+        """Return anomaly maps float32 [N, H, W] and scores float32 [N] of patches float32 [N, P, D].
+
+        `mark` is called after the search and after the maps; see `TimedScorer`.
+        """
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,8 @@ def resolve_path(options: ScorerOptions, manifest: Manifest) -> str:
         return options.path
     # Without the extension NumPy takes its place, which is no match for a graph. On `cuda` the row says no: patches are
     # far more bytes to copy back than a map.
-    can = manifest.head.fits_device or options.backend == "cpu"
-    has_kernels = HAVE_NATIVE and backend_row(options.backend).kernels and can
+    row = backend_row(options.backend)
+    has_kernels = HAVE_NATIVE and row.kernels and (row.any_head or manifest.head.fits_device)
     return "kernel" if has_kernels and "features" in manifest.graphs else "graph"
 
 
@@ -139,7 +147,13 @@ class BankScorer:
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores."""
-        return self._head(self._session.infer(images)["patches"])
+        return self.score_marked(images, no_mark)
+
+    def score_marked(self, images: UInt8Array, mark: Mark) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores; see `TimedScorer`."""
+        patches = self._session.infer(images)["patches"]
+        mark("graph")
+        return self._head(patches, mark)
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
         """Return the patches: map and score are computed from them outside the session."""

@@ -12,6 +12,7 @@ from flawscope.cpp_ext import Gaussians
 from flawscope.errors import BundleError
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
+from flawscope.runtime.scorers.timed import Mark, no_mark
 from flawscope.triangles import triangle_size
 
 
@@ -45,10 +46,14 @@ def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> Nat
     else:
         gaussians = Gaussians.of_triangles(tensors["mean"], tensors["triangles"])
 
-    def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
+        distances = np.sqrt(gaussians.mahalanobis(patches))
+        mark("search")
         # The score is the maximum of the smoothed map, not of the distances: `score.onnx` and training do the same.
-        maps = smooth(np.sqrt(gaussians.mahalanobis(patches)))
-        return maps, maps.max(axis=(1, 2))
+        maps = smooth(distances)
+        scores = maps.max(axis=(1, 2))
+        mark("map")
+        return maps, scores
 
     return score
 

@@ -18,6 +18,7 @@ from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
+from flawscope.runtime.scorers.timed import Mark, no_mark
 
 _NORM_TOLERANCE = 1e-3
 """Of squared norms, relative: far more than any order of summation makes of float32."""
@@ -72,7 +73,7 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
     channels = sum(search.channels for search in searches)
     finish = PatchcoreFinish(head, tensors, size, searches[0].whole if head.banks == 1 else None)
 
-    def score(patches: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
         count, positions, width = patches.shape
         if width != channels:
             raise BundleError(
@@ -93,7 +94,10 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
             distances = distances * foreground_weights(
                 patches, tensors["foreground"], tensors["foreground_limits"], head.grid
             )
-        return finish(distances, indices.reshape(count, positions), flat.__getitem__)
+        mark("search")
+        finished = finish(distances, indices.reshape(count, positions), flat.__getitem__)
+        mark("map")
+        return finished
 
     return score
 

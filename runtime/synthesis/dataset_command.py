@@ -9,6 +9,7 @@ import click
 
 from flawscope.datasets import open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
+from flawscope.datasets.defects.drawing_options import OUT
 from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource, read_learned
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
@@ -49,7 +50,7 @@ from flawscope.terminal import echo, progress_bars
     metavar="DIR",
     help="Support set: leave near duplicates of its images out of the test split, too.",
 )
-@click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+@OUT
 @OVERWRITE
 def dataset(
     generated: tuple[Path, ...],

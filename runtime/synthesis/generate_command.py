@@ -5,40 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.datasets import open_categories
 from flawscope.datasets.data_options import CATEGORIES, PATH, data_option, split_categories
+from flawscope.datasets.defects.drawing_options import warn_of_test_images
 from flawscope.datasets.defects.set_files import SHEET
-from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
-from flawscope.runtime.synthesis.draw_options import (
-    BEST_BY,
-    PASTES,
-    TONES,
-    BestBy,
-    DrawOptions,
-    GenerateSettings,
-    Paste,
-    Texts,
-    Tone,
-)
+from flawscope.runtime.synthesis.draw_options import BestBy, GenerateSettings
+from flawscope.runtime.synthesis.generate_options import generate_options
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.generation import generate_images
-from flawscope.runtime.synthesis.limit_options import LIMITS, read_limits
 from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
-from flawscope.runtime.synthesis.precise_masks import MaskMethod, MaskOptions
 from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import echo, progress_bars
-
-# Defaults in --help are read from the structs: written here a second time, the two would drift apart.
-_OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 
 
 @click.command()
@@ -74,42 +61,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 @click.option(
     "--text", "--prompt", "text", metavar="TEXT", help="With --image: the prompt.  [default: one of the bundle's texts]"
 )
-@click.option(
-    "--texts",
-    type=click.Choice(["auto", "lines", "bundle"]),
-    default=_SETTINGS.texts,
-    show_default=True,
-    help="Source of the prompts; auto: the bundle for a learned word, else the lines of the box set.",
-)
-@click.option(
-    "--num",
-    "number",
-    type=int,
-    help="Accepted images in all, divided among the defect types.  [default: one a line]",
-)
-@click.option("--per-defect", type=int, help="The same for each defect type.")
-@click.option(
-    "--keep-trying",
-    "rounds",
-    default=_SETTINGS.rounds,
-    show_default=True,
-    metavar="N",
-    help="Largest number of rounds; rejected images are drawn again with other noise.",
-)
-@click.option(
-    "--best-of",
-    default=_SETTINGS.best_of,
-    show_default=True,
-    metavar="N",
-    help="Draw N images at each box and keep the best.",
-)
-@click.option(
-    "--best-by",
-    type=click.Choice(BEST_BY),
-    default=_SETTINGS.best_by,
-    show_default=True,
-    help="The best is furthest from the limits of the filter, or differs most from the normal image in its box.",
-)
+@generate_options
 @click.option(
     "--lpips",
     type=PATH,
@@ -117,87 +69,8 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
     help="With --best-by lpips: state dict of torchvision's alexnet or vgg16.",
 )
 @click.option("--lpips-heads", type=PATH, metavar="FILE", help="Linear weights of LPIPS 0.1 for that network.")
-@click.option(
-    "--limit",
-    "limits",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help=f"Limit of the filter ({', '.join(LIMITS)}); can be repeated.",
-)
-@click.option("--keep-all", is_flag=True, help="Keep what the filter rejects, too; its verdicts are recorded.")
-@click.option(
-    "--seed",
-    "--seeds",
-    "seed",
-    default=_SETTINGS.seed,
-    show_default=True,
-    help="Seed of the first image; each next one has the next number.",
-)
-@click.option(
-    "--steps",
-    "--num_inference_steps",
-    "--ddim_steps",
-    "steps",
-    type=int,
-    help="Denoising steps.  [default: the bundle's]",
-)
-@click.option(
-    "--guidance",
-    "--guidance_scale",
-    "--scale",
-    "guidance",
-    type=float,
-    help="Weight of the text, above 1.  [default: the bundle's]",
-)
-@click.option("--eta", "--ddim_eta", "eta", type=float, help="0 is DDIM, 1 is DDPM.  [default: the bundle's]")
-@click.option(
-    "--text-noise",
-    type=float,
-    help="Standard deviation of the noise on the encoded text (MAGIC).  [default: the bundle's]",
-)
-@click.option(
-    "--strength",
-    default=_OPTIONS.strength,
-    show_default=True,
-    help="Below 1 more of the normal image remains visible.",
-)
-@click.option("--solver", type=click.Choice(SOLVERS), default=_OPTIONS.solver, show_default=True)
-@click.option("--batch", type=int, help="Images drawn at once.  [default: as many as the bundle takes]")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option(
-    "--mask-method",
-    type=click.Choice(["robust", "cosine"]),
-    default=_OPTIONS.mask.method,
-    show_default=True,
-    help="Method of the precise masks.",
-)
-@click.option(
-    "--feather",
-    "feather_px",
-    default=_OPTIONS.feather_px,
-    show_default=True,
-    help="Pixels over which the drawing blends into the image.",
-)
-@click.option(
-    "--paste",
-    type=click.Choice(PASTES),
-    default=_OPTIONS.paste,
-    show_default=True,
-    help="Paste the drawing, or add only the change that it makes, which keeps fine texture.",
-)
-@click.option(
-    "--tone",
-    type=click.Choice(TONES),
-    help="What keeps a drawn window at the brightness of its surroundings: put them back at every step, match gain and "
-    "offset outside the box, or nothing.  [default: restore for inpainting; none for an embedding, whose drawing puts "
-    "them back in any case, and for --parity]",
-)
-@click.option(
-    "--parity",
-    is_flag=True,
-    help="Keep the whole decoded image: pixels outside the box change too.",
-)
 # Two of MvP-Diff: masks are always written here, and weights are in the bundle.
 @click.option("--extract_mask", "is_extracting", is_flag=True, hidden=True)
 @click.option("--checkpoint_dir", "--lora_dir", "weights", hidden=True)
@@ -205,6 +78,7 @@ _OPTIONS, _SETTINGS = DrawOptions(), GenerateSettings()
 @OVERWRITE
 @trusted_keys_option
 def generate(
+    settings: GenerateSettings,
     bundle: Path,
     boxes: Path | None,
     masks: Path | None,
@@ -215,31 +89,10 @@ def generate(
     mask: Path | None,
     defects: tuple[str, ...],
     text: str | None,
-    texts: Texts,
-    number: int | None,
-    per_defect: int | None,
-    rounds: int,
-    best_of: int,
-    best_by: BestBy,
     lpips: Path | None,
     lpips_heads: Path | None,
-    limits: tuple[str, ...],
-    keep_all: bool,
-    seed: int,
-    steps: int | None,
-    guidance: float | None,
-    eta: float | None,
-    text_noise: float | None,
-    strength: float,
-    solver: Solver,
-    batch: int | None,
     backend: str,
     precision: str,
-    mask_method: MaskMethod,
-    feather_px: int,
-    paste: Paste,
-    tone: Tone | None,
-    parity: bool,
     is_extracting: bool,
     weights: str | None,
     out: Path,
@@ -262,33 +115,9 @@ def generate(
         )
     if is_extracting:
         echo("note: --extract_mask: precise masks are always written", err=True)
-    options = DrawOptions(
-        steps=steps,
-        guidance=guidance,
-        eta=eta,
-        text_noise=text_noise,
-        strength=strength,
-        solver=solver,
-        feather_px=feather_px,
-        paste=paste,
-        tone=tone,
-        is_parity=parity,
-        mask=MaskOptions(method=mask_method),
-        limits=read_limits(limits),
-    )
-    settings = GenerateSettings(
-        seed=seed,
-        number=number,
-        per_defect=per_defect,
-        rounds=rounds,
-        best_of=best_of,
-        best_by=best_by,
-        keep_all=keep_all,
-        texts="lines" if text is not None else texts,  # --text is the text of the one line that --image makes
-        batch=batch,
-        options=options,
-    )
-    distance = _distance(best_by, lpips, lpips_heads)
+    if text is not None:
+        settings = msgspec.structs.replace(settings, texts="lines")  # it is the text of the one line that --image makes
+    distance = _distance(settings.best_by, lpips, lpips_heads)
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
     check_replaceable(out, MARKER, overwrite=overwrite)
     dataset = None if data is None else open_categories(data, split_categories(categories))
@@ -298,7 +127,7 @@ def generate(
         if image is not None and mask is not None:
             sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
         if of_masks is not None:
-            sites = _sites_of_masks(of_masks, synthesizer, defects, per_image, seed)
+            sites = _sites_of_masks(of_masks, synthesizer, defects, per_image, settings.seed)
             lines = of_masks.hashes
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(
@@ -390,12 +219,7 @@ def _print_record(record: GenerateRecord, out: Path) -> None:
         echo(f"masks resized to their images: {record.resized} (nearest)")
     seconds = record.seconds_per_accepted
     echo(f"seconds per accepted image: {'none was accepted' if seconds is None else f'{seconds:.2f}'}")
-    if record.support_in_test:
-        echo(
-            f"warning: {record.support_in_test} support images are in the test split: leave them out of the "
-            "evaluation (synth dataset does)",
-            err=True,
-        )
+    warn_of_test_images(record.support_in_test)
     echo(f"overview: {out / SHEET}")
 
 

@@ -19,10 +19,16 @@ from flawscope.imaging.boxes import Rect, bounds_of
 from flawscope.imaging.crops import Crop
 from flawscope.imaging.images import read_image
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, GenerateSettings, Tone
-from flawscope.runtime.synthesis.quality import RejectSummary, Verdict
+from flawscope.runtime.synthesis.quality import QualityLimits, RejectSummary, Verdict
 from flawscope.runtime.synthesis.synthesizer import Drawn, Synthesizer
 
 MARKER = MARKERS["diffusion"]
+
+
+class RecordedLimits(QualityLimits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits as a record has them; see `RecordedOptions`. A limit of 0 lets everything pass."""
+
+    smooth: float = 0.0
 
 
 class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,6 +40,7 @@ class RecordedOptions(DrawOptions, frozen=True, forbid_unknown_fields=True, kw_o
 
     tone: Tone | None = "none"
     text_noise: float | None = 0.0
+    limits: RecordedLimits = RecordedLimits()
 
     @staticmethod
     def of(options: DrawOptions) -> RecordedOptions:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import cv2
 import msgspec
@@ -29,6 +30,7 @@ from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.images import check_image
+from flawscope.runtime.synthesis.lost_texture import texture_shares
 
 SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
 """Factors on the scale at which both defects have the same area; that scale is as uncertain as the two masks."""
@@ -56,6 +58,11 @@ class SupportPatch:
     name: str
     image: UInt8Array = field(repr=False)
     mask: BoolArray = field(repr=False)
+
+    @cached_property
+    def texture_shares(self) -> list[float]:
+        """Texture of each of its parts as a share of that around it; found once, however many images are judged."""
+        return texture_shares(self.image, self.mask)
 
 
 class Likeness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,6 +39,7 @@ from flawscope.datasets.defects.drawn_set import (
     DrawnSource,
     read_drawn_lines,
     read_learned,
+    shown_by,
 )
 from flawscope.datasets.defects.file_names import category_of, check_name, defect_of, place_of
 from flawscope.datasets.defects.set_files import (
@@ -206,33 +207,19 @@ def write_synth_dataset(
     real = [sample for sample in dataset.samples if place_of(dataset, sample.path) not in left_out]
     names_of_real = _names_of_real(dataset, real)
     drawings = list(_drawings([line.drawn for line in taken], layout, names_of_real, labels))
-    total = len(drawings) + (len(real) if layout == "mvtec" else 0)
-    counts: Counter[str] = Counter()
+    copied = real if layout == "mvtec" else []
+    counts = Counter(f"{line.drawn.category}/drawn/{line.drawn.defect}" for line in taken)
+    counts.update(f"{category_of(dataset, one)}/{one.split}/{defect_of(one)}" for one in copied)
     with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
         tiles = _write_drawings(unfinished, drawings, labels)
-        counts.update(f"{line.drawn.category}/drawn/{line.drawn.defect}" for line in taken)
-        for written, sample in enumerate(real if layout == "mvtec" else (), len(drawings) + 1):
-            category, defect = category_of(dataset, sample), defect_of(sample)
+        for written, sample in enumerate(copied, len(drawings) + 1):
             # The split stays a placeholder: image and mask go to different folders.
-            _copy_real(unfinished, sample, f"{category}/{{}}/{defect}/{names_of_real[sample.path]}")
-            counts[f"{category}/{sample.split}/{defect}"] += 1
+            folder_of_type = f"{category_of(dataset, sample)}/{{}}/{defect_of(sample)}"
+            _copy_real(unfinished, sample, f"{folder_of_type}/{names_of_real[sample.path]}")
             if progress:
-                progress(written, total)
+                progress(written, len(drawings) + len(copied))
         write_image(unfinished / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
-        write_lines(
-            unfinished / PROVENANCE,
-            (
-                ProvenanceLine(
-                    d.image,
-                    d.mask,
-                    labels,
-                    d.drawn.source,
-                    folders.index(d.drawn.folder),
-                    decode_json(line.text, dict[str, Any], line.where, "the record of a drawn image"),
-                )
-                for d, line in zip(drawings, taken, strict=True)
-            ),
-        )
+        write_lines(unfinished / PROVENANCE, _provenance(drawings, taken, folders, labels))
         result = SynthDatasetRecord(
             flawscope=__version__,
             layout=layout,
@@ -288,6 +275,14 @@ def _in_turn(groups: Sequence[Sequence[int]]) -> list[int]:
     return [index for row in zip_longest(*groups) for index in row if index is not None]
 
 
+def _provenance(
+    drawings: Sequence[_Drawing], taken: Sequence[DrawnLine], folders: Sequence[Path], labels: Labels
+) -> Iterator[ProvenanceLine]:
+    for (drawn, image, mask), line in zip(drawings, taken, strict=True):
+        fields = decode_json(line.text, dict[str, Any], line.where, "the record of a drawn image")
+        yield ProvenanceLine(image, mask, labels, drawn.source, folders.index(drawn.folder), fields)
+
+
 def _describe(folder: Path, drawn: Sequence[DrawnImage], taken: Sequence[DrawnLine]) -> GeneratedFolder:
     counts = Counter(line.drawn.source for line in taken if line.drawn.folder == folder)
     accepted = sum(one.accepted for one in drawn)
@@ -317,7 +312,7 @@ def _left_out(
             f"{len(learned)} images. Name the right one with --support."
         )
     # Later reasons replace earlier ones: an image that is both is reported as a support image.
-    reasons = {one.good_sha256: "defects were drawn on it" for one in drawn}
+    reasons = shown_by(drawn)
     if support is not None:
         reasons |= {image.content: f"probably the same part as {image.like}" for image in support.alike}
     reasons |= dict.fromkeys(learned, "a support image")

@@ -9,6 +9,7 @@ Every image gets every check that can be measured on it, so that a rejection lis
     empty-mask  pixels of the precise mask                                                        at least
     full-mask   marked share of the region                                                        at most
     faint       contrast of the mask; it is compared with noise outside and texture, too          at least
+    smooth      texture left in the region, as a share of what the smoothest support defect leaves at least
     outside     share of equally strong changes that lie outside the region                       at most
     seam        new steps across the border of what was pasted, beyond those on either side       at most
     copy        correlation with the support defects                                              at most
@@ -29,10 +30,13 @@ import numpy.typing as npt
 from flawscope.arrays import BoolArray, UInt8Array, check_array
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import check_image
+from flawscope.runtime.synthesis.lost_texture import texture_left
 from flawscope.runtime.synthesis.memorization import Likeness, SupportPatch, find_likeness
 from flawscope.runtime.synthesis.precise_masks import PreciseMask
 
-Reason = Literal["not-finite", "flat", "saturated", "empty-mask", "full-mask", "faint", "outside", "seam", "copy"]
+Reason = Literal[
+    "not-finite", "flat", "saturated", "empty-mask", "full-mask", "faint", "smooth", "outside", "seam", "copy"
+]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 """All reasons, in the order in which a verdict lists them."""
 
@@ -51,6 +55,8 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         contrast: Least contrast of the mask, 0 to 1; 0.03 is 8 grey levels in every channel.
         noise: Least contrast of the mask, in multiples of the noise outside the region.
         texture: Least contrast of the mask, in multiples of the texture contrast of the box.
+        smooth: Least texture that is left in the region, as a share of what the smoothest support defect of the type
+            leaves, 0 to 1; see `texture_left`.
         outside: Largest share of equally strong changes outside the region.
         seam: Largest mean step across the border of what was pasted, 0 to 1.
         copy: Largest correlation with a support defect.
@@ -63,13 +69,14 @@ class QualityLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     contrast: float = 0.03
     noise: float = 1.0
     texture: float = 1.3
+    smooth: float = 0.15
     outside: float = 0.2
     seam: float = 0.04
     copy: float = 0.92
 
     def __post_init__(self) -> None:
         # As a chained comparison: NaN fails it, where `value < 0 or value > 1` would let NaN pass.
-        for name in ("flat", "saturated", "full", "contrast", "outside", "seam", "copy"):
+        for name in ("flat", "saturated", "full", "contrast", "smooth", "outside", "seam", "copy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ArgumentError(f"{name}: expected a limit from 0 to 1, got {getattr(self, name)}.")
         for name in ("noise", "texture"):
@@ -191,7 +198,7 @@ def judge_image(
         good: The normal image it was drawn on, uint8 [H, W, 3] RGB.
         region: Box or coarse mask that was asked for, bool [H, W].
         precise: Its precise mask, from these images or from the drawn one before the paste.
-        supports: Support patches of the defect; without any, `copy` is not measured.
+        supports: Support patches of the defect; without any, `smooth` and `copy` are not measured.
         limits: The limits; None for the defaults of `QualityLimits`.
         pasted: Pixels that were written, bool [H, W]; None if they are those of the region.
         decoded: The decoder's output, float32 of any shape: the cast to uint8 removes NaN.
@@ -212,6 +219,7 @@ def judge_image(
         check_array(pasted, "pasted", size, np.bool_)
     marked = int(np.count_nonzero(precise.mask))
     likeness = find_likeness(drawn, precise.mask, supports)
+    shares = [share for support in supports for share in support.texture_shares]
     # The limit of `faint` is this image's own: a defect must stand out from its noise and its texture.
     contrast = max(limits.contrast, limits.noise * (precise.noise or 0.0), limits.texture * texture)
     measures = (
@@ -222,6 +230,7 @@ def judge_image(
         Measure("full-mask", precise.share, "at most", limits.full),
         # An empty mask is rejected as `empty-mask` alone: it has no contrast that could be faint.
         Measure("faint", precise.contrast if marked else None, "at least", contrast),
+        Measure("smooth", texture_left(drawn, good, region, shares), "at least", limits.smooth),
         Measure("outside", precise.spill, "at most", limits.outside),
         Measure(
             "seam", seam_step(drawn, good, region if pasted is None else pasted, precise.mask), "at most", limits.seam

@@ -149,7 +149,7 @@ class Synthesizer:
 
         Args:
             bundle: A bundle, or the path of one.
-            backend: `auto`, `cpu`, `cuda` or `tensorrt`. One that is asked for by name must be available.
+            backend: `auto`, `cpu`, `cuda`, `tensorrt` or `openvino`. One that is asked for by name must be available.
             precision: Precision of the graphs, one that the bundle has.
             timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
                 `FLAWSCOPE_LOAD_TIMEOUT`, or 300.

@@ -24,6 +24,7 @@ from flawscope.config import (
     flatten,
     from_flat,
 )
+from flawscope.config.assembly import MEANT
 from flawscope.config.setting_parts import SettingPart, change_settings, parts_of, places_of
 from flawscope.errors import ArgumentError
 from flawscope.training.settings import preset_names, read_settings
@@ -75,6 +76,19 @@ def test_a_key_that_a_method_does_not_use_is_refused(method, key):
     # The list ends with its sentence; why other methods lack the setting may follow.
     users = message.split("got one of ")[1].split(".")[0].split(", ")
     assert users == [other for other in METHODS if key in places_of(CONFIGS[other])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("key", "meant"), MEANT.items())
+def test_a_key_of_other_methods_names_what_may_be_meant(method, key, meant):
+    assert any(key in places_of(kind) for kind in CONFIGS.values())
+    if key in places_of(CONFIGS[method]):
+        return
+    with pytest.raises(ArgumentError) as caught:
+        build_config(method, {key: 3})
+    assert (f"did you mean {meant}?" in str(caught.value)) == (meant in places_of(CONFIGS[method]))
+    if method == "segmenter" and key == "steps":
+        assert "expected a setting that segmenter uses (did you mean epochs?), got one of ddad" in str(caught.value)
 
 
 def test_the_keys_that_were_once_accepted_are_refused():

@@ -1,4 +1,4 @@
-"""Reduced precisions of detectors without patches: one graph (STFPM, segmenter), and the denoiser of DDAD."""
+"""Reduced precisions of detectors without patches: one graph (STFPM, segmenter), and the denoisers of DDAD and DSAD."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_judged import SIDE, write_place
 from flawscope.bundle import open_bundle
 from flawscope.calibration.quantization.autocast import operators_in
 from flawscope.calibration.quantization.gate_limits import Limits
-from flawscope.calibration.quantization.int8 import OPERATORS
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.calibration.quantization.reduced_precision import outside_of
 from flawscope.config import build_config
 from flawscope.datasets import Dataset, open_dataset
@@ -125,6 +125,21 @@ def ddad(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
     return folder / "run", dataset
 
 
+@pytest.fixture(scope="module")
+def dsad(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
+    folder = tmp_path_factory.mktemp("dsad")
+    dataset = open_dataset(tiny_root, CATEGORY)
+    both: dict[str, Any] = {"backbone": "scattering", "resize": 32, "layers": 1, "epochs": 1, "batch_size": 8}
+    both |= {"accumulate": 1, "held_out_minimum": 5, "num_workers": 1, "device": "cpu"}
+    learned = build_config("autoencoder", {**both, "widths": [8, 16, 16]})[0]
+    train_detector(learned, dataset, folder / "autoencoder", drawn_check=False)
+    settings = {**both, "stages": [1, 2], "widths": [16, 32], "heads": 2, "context": 8, "hint_widths": [4, 8, 16]}
+    settings |= {"sketch_size": 16, "steps": 3, "pooling": 2, "sigma": 2.0}
+    settings |= {"autoencoder": str(folder / "autoencoder")}
+    train_detector(build_config("dsad", settings)[0], dataset, folder / "run", drawn_check=False)
+    return folder / "run", dataset
+
+
 def exported(made: Made, out: Path, precision: str, limits: Limits = LOOSE) -> Path:
     run, dataset = made
     wanted = Wanted((precision,), dataset, dataset, limits={precision: limits})
@@ -190,15 +205,21 @@ def test_a_segmenter_builds_as_an_engine(segmenter: Made, tmp_path: Path) -> Non
 
 
 @needs_modelopt
-def test_a_denoiser_is_run_in_fp16_and_all_else_as_it_was(ddad: Made, tmp_path: Path) -> None:
-    bundle = exported(ddad, tmp_path / "part.flaw", "fp16")
+@pytest.mark.parametrize("method", ["ddad", "dsad"])
+def test_a_denoiser_is_run_in_fp16_and_all_else_as_it_was(
+    method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    made: Made = request.getfixturevalue(method)
+    bundle = exported(made, tmp_path / "part.flaw", "fp16")
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
     entry = manifest.precisions["fp16"]
     assert entry.graphs["denoise"].file == "denoise.fp16.onnx"
-    assert entry.graphs["compare"] == manifest.graphs["compare"]
+    others = manifest.graphs.keys() - {"denoise"}
+    assert others
+    assert all(entry.graphs[name] == manifest.graphs[name] for name in others)
     assert entry.quantised > 0
-    exact, other = (scores_of(bundle, ddad[1], name) for name in ("fp32", "fp16"))
+    exact, other = (scores_of(bundle, made[1], name) for name in ("fp32", "fp16"))
     assert (exact != other).any()
     np.testing.assert_allclose(other, exact, rtol=0.05)
 
@@ -212,6 +233,10 @@ def test_outside_its_limits_there_is_no_bundle(method: str, tmp_path: Path, requ
     assert not (tmp_path / "part.flaw").exists()
 
 
-def test_a_precision_that_a_method_lacks_is_refused_in_one_line(ddad: Made, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"--precision int8: expected one that ddad has \(fp32, fp16\), got int8"):
-        exported(ddad, tmp_path / "part.flaw", "int8")
+@pytest.mark.parametrize("method", ["ddad", "dsad"])
+def test_a_precision_that_a_method_lacks_is_refused_in_one_line(
+    method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    expected = rf"--precision int8: expected one that {method} has \(fp32, fp16\), got int8"
+    with pytest.raises(ArgumentError, match=expected):
+        exported(request.getfixturevalue(method), tmp_path / "part.flaw", "int8")

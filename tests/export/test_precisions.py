@@ -15,12 +15,13 @@ from flawscope import cli
 from flawscope.bundle import open_bundle, rewrite_manifest
 from flawscope.calibration.quantization.autocast import operators_in
 from flawscope.calibration.quantization.gate_limits import Limits
-from flawscope.calibration.quantization.int8 import OPERATORS
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, BundleError, DataError, GateError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.precisions import Wanted
 from flawscope.runtime import Inspector
+from flawscope.runtime.backends.table import is_there
 
 pytestmark = pytest.mark.long
 
@@ -49,6 +50,10 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
         assert precision.gate is not None
         assert precision.gate.images == 5
         assert precision.gate.labelled > 0
+        backends = ["cpu", *(["openvino"] if is_there("openvino") else [])]
+        assert [gate.backend for gate in precision.all_gates] == backends
+        assert all(gate.score_max_relative <= LOOSE.score_error for gate in precision.all_gates)
+        assert f"operators chosen for {' and '.join(backends)} in" in precision.method
         assert 0 < precision.gate.score_max_relative <= LOOSE.score_error
         assert [golden.file for golden in precision.golden] == [golden.file for golden in manifest.golden]
         assert all(golden.score != other.score for golden, other in zip(precision.golden, manifest.golden, strict=True))
@@ -177,7 +182,8 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
     assert "gate of int8 on cpu: 5 normal images," in output.out
     assert "rank correlation of scores" in output.out
     assert "of the time of FP32 on cpu" in output.out or "is not faster than FP32 on cpu" in output.out
-    assert output.err.startswith("error: int8: expected figures within the limits of the gate, got: ")
+    assert output.err.startswith("error: int8: expected figures within the limits of the gate, got on cpu: ")
+    assert ("gate of int8 on openvino: " in output.out) == is_there("openvino")
     assert "rank correlation of the scores is" in output.err
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +193,7 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
 ) -> None:
     exact = Limits(1.0, 1.0, -1.0, 1.0, 0.0, images=5)
     wanted = Wanted(("int8",), open_dataset(tiny_root, "steel"), limits={"int8": exact})
-    with pytest.raises(GateError, match=r"int8: expected operators whose INT8 keeps .* within 0\.0%, got none after"):
+    with pytest.raises(GateError, match=r"int8: expected operators .* within 0\.0% on cpu.*, got none after"):
         export_run(runs["padim"], tmp_path / "none.flaw", max_batch=4, wanted=wanted)
     assert list(tmp_path.iterdir()) == []
 
@@ -211,6 +217,18 @@ def test_where_no_operator_can_bear_it_there_is_no_int8(
         (
             ("--precision", "int8", "--calibration-data", "{data}", "--category", "none"),
             "error: ",
+        ),
+        (
+            (
+                *("--precision", "fp16", "--calibration-data", "{data}", "--category", "steel"),
+                *("--gate-backend", "openvino"),
+            ),
+            "error: --gate-backend: expected one that is gated in fp16 (cpu), got openvino.",
+        ),
+        (("--int8-budget", "1"), "error: --int8-budget: expected it with --precision int8, got it without."),
+        (
+            ("--precision", "int8", "--calibration-data", "{data}", "--category", "steel", "--int8-budget", "0"),
+            "error: --int8-budget: expected a number of minutes above 0, got 0.0.",
         ),
         (("--precision", "fp16"), "error: --precision fp16: expected --calibration-data ROOT with normal images, got"),
         (

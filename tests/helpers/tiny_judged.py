@@ -7,6 +7,7 @@ so that a segmenter without synthetic images has never seen a tint.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from tiny_dataset import write_rgb
 
 from flawscope.config import SegmenterConfig, build_config
 from flawscope.datasets import open_dataset
-from flawscope.datasets.defects.drawn_set import StoredFile
+from flawscope.datasets.defects.drawn_set import LINES, StoredFile
 from flawscope.datasets.defects.set_files import write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.support_set import write_support
 from flawscope.files import sha256_file
@@ -146,6 +147,16 @@ def write_generated(folder: Path, root: Path, drawings: Sequence[Drawing], suppo
     write_lines(folder / "generated.jsonl", lines)
     write_json(folder / "generate.json", record)
     return folder
+
+
+def with_textures(folder: Path, out: Path, textures: Sequence[Path]) -> Path:
+    """Copy a folder of drawn images, whose first lines then name these images as their textures."""
+    shutil.copytree(folder, out)
+    lines = [json.loads(line) for line in (out / LINES).read_text().splitlines()]
+    for line, texture in zip(lines, textures, strict=False):
+        line["texture_sha256"] = sha256_file(texture)
+    write_lines(out / LINES, lines)
+    return out
 
 
 class Place(NamedTuple):

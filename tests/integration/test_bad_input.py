@@ -336,7 +336,7 @@ def test_a_manifest_of_a_newer_schema(workshop: Workshop, copied: Path, tiny_roo
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps(manifest | {"schema": 99, "future": True}))
     for message in every_use(workshop, copied, tiny_root):
-        assert "expected manifest schema 6, got 99" in message
+        assert "expected manifest schema 7, got 99" in message
         assert "update this one" in message
 
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 LEAN_ROOMS = ("flawscope", "flawscope.cpp_ext", "flawscope.runtime", "flawscope.calibration")
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "accelerate")
@@ -101,6 +102,35 @@ def test_importing_a_package_loads_only_what_it_needs(module, unwanted):
         print(*sorted(name for name in sys.argv[2:] if name in sys.modules))
     """
     assert python(code, module, *unwanted, forbidden=()).split() == []
+
+
+MOST_MODULES = 115
+"""Modules of flawscope on the way to a decision: 101 with PatchCore on the kernels when this was written."""
+
+NEEDLESS = (
+    "click", "rich", "onnx", "openvino", "nncf", "tensorrt", "pycuda", "matplotlib", "scipy", "sklearn", "pandas",
+    "PIL", "jinja2", "yaml", "cryptography", "tokenizers", "ssl", "http", "asyncio", "multiprocessing", "unittest",
+    "sqlite3", "flawscope.calibration", "flawscope.datasets", "flawscope.config", "flawscope.runtime.bench",
+    "flawscope.runtime.doctor", "flawscope.runtime.engines", "flawscope.runtime.synthesis", "flawscope.runtime.upkeep",
+    *TRAINING_LIBRARIES,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("until", ["import", "decision"])
+def test_the_way_to_the_first_decision_imports_nothing_needless(tmp_path, until):
+    """The cold start is mostly imports; a count of modules holds on any machine, a time does not."""
+    write_tiny_bundle(tmp_path / "tiny.flaw", thresholds=tiny_thresholds())
+    code = """
+        from flawscope.runtime import Inspector
+        if sys.argv[1] == "decision":
+            with Inspector.load(sys.argv[2], "cpu", "graph") as inspector:
+                assert inspector(sys.argv[2] + "/golden/0.png").decision == "reject"
+        print(*sorted(name for name in sys.argv[3:] if name in sys.modules))
+        print(sum(name.startswith("flawscope") for name in sys.modules))
+    """
+    needless, count = python(code, until, str(tmp_path / "tiny.flaw"), *NEEDLESS, forbidden=()).split("\n")[:2]
+    assert needless.split() == []
+    assert 20 < int(count) <= MOST_MODULES
 
 
 def test_importing_every_command_loads_no_training_library_even_where_it_is_installed():

@@ -14,8 +14,7 @@ import pytest
 
 from flawscope.bundle import open_bundle, pack_bundle, rewrite_manifest
 from flawscope.errors import BundleError, DeviceError
-from flawscope.runtime import Inspector
-from flawscope.runtime import inspector as inspector_module
+from flawscope.runtime import Inspector, ready_scorer
 
 FORMS = ("folder", "packed")
 
@@ -99,7 +98,7 @@ def lose_device(inspector: Inspector) -> None:
 def test_a_reopened_device_that_computes_something_else_makes_faults(
     padim_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = inspector_module.open_scorer
+    real = ready_scorer.open_scorer
 
     def other(*arguments: Any) -> Any:
         scorer = real(*arguments)
@@ -109,12 +108,12 @@ def test_a_reopened_device_that_computes_something_else_makes_faults(
 
     with Inspector.load(padim_bundle, "cpu") as inspector:
         image = np.zeros((64, 64, 3), np.uint8)
-        monkeypatch.setattr(inspector_module, "open_scorer", other)
+        monkeypatch.setattr(ready_scorer, "open_scorer", other)
         lose_device(inspector)
         results = [inspector(image) for _ in range(4)]
         assert [result.decision for result in results] == ["fault"] * 4
         assert "golden image" in str(results[-1].reason)
-        monkeypatch.setattr(inspector_module, "open_scorer", real)
+        monkeypatch.setattr(ready_scorer, "open_scorer", real)
         assert inspector(image).decision != "fault"  # the next call tries again
 
 
@@ -176,6 +175,6 @@ def test_whatever_is_not_foreseen_at_load_is_one_sentence(
     def odd(*arguments: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(inspector_module, "open_scorer", odd)
+    monkeypatch.setattr(ready_scorer, "open_scorer", odd)
     with pytest.raises(BundleError, match=f"could not be made ready: unexpected {type(error).__name__}"):
         Inspector.load(padim_bundle, "cpu")

@@ -18,7 +18,7 @@ from flawscope.bundle import Threshold, Thresholds, open_bundle, pack_bundle, re
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceError
 from flawscope.imaging.images import Preprocessing, read_image
-from flawscope.runtime import Inspector, Result
+from flawscope.runtime import Inspector, Result, ready_scorer
 from flawscope.runtime import inspector as inspector_module
 from flawscope.runtime.backends import Choice, ort
 from flawscope.runtime.scorers import bank_scorer
@@ -207,7 +207,7 @@ def test_an_image_that_cannot_be_read_is_a_fault_and_the_others_are_scored(
 
 def test_a_batch_of_nothing_but_faults_does_not_reach_the_device(padim_bundle: Path, tmp_path: Path) -> None:
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        inspector.scorer = FakeScorer([])
+        inspector.scorer.score = FakeScorer([]).score  # type: ignore[method-assign]
         results = inspector([tmp_path / "a.png", tmp_path / "b.png"])
     assert [result.decision for result in results] == ["fault", "fault"]
     assert all("No such file" in (result.reason or "") for result in results)
@@ -236,7 +236,7 @@ def test_a_surprise_while_reading_is_a_fault_too(
 def test_a_device_that_fails_makes_faults_and_the_line_goes_on(padim_bundle: Path, tiny_root: Path) -> None:
     failure = DeviceError("backend cuda: the device failed: out of memory")
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
-        inspector.scorer = FakeScorer([(0.0, 0.0), failure, (0.0, 0.0)])
+        inspector.scorer.score = FakeScorer([(0.0, 0.0), failure, (0.0, 0.0)]).score  # type: ignore[method-assign]
         results = list(inspector.stream(normal_images(tiny_root)[:6], batch=2))
     assert [result.decision for result in results] == ["accept", "accept", "fault", "fault", "accept", "accept"]
     assert results[2].reason == str(failure)
@@ -251,7 +251,7 @@ def test_no_number_from_the_graph_is_a_fault(
     padim_bundle: Path, tiny_root: Path, anomaly_map: float, score: float
 ) -> None:
     with Inspector.load(padim_bundle, "cpu", "graph") as inspector:
-        inspector.scorer = FakeScorer([(anomaly_map, score)])
+        inspector.scorer.score = FakeScorer([(anomaly_map, score)]).score  # type: ignore[method-assign]
         result = inspector(normal_images(tiny_root)[0])
     assert result.decision == "fault"
     assert result.reason == "inference gave NaN or infinity"
@@ -465,11 +465,10 @@ def test_another_sampling_outlives_a_lost_device(padim_bundle: Path, monkeypatch
     lost, fresh = Reconstructing([DeviceError("backend cpu: the device failed")]), Reconstructing([(0.0, 0.0)])
     few = Sampling(betas="linear", beta_start=0.1, beta_end=0.2, start=10, steps=2)
     image = np.zeros((1, 64, 64, 3), np.uint8)
+    scorers = iter((lost, fresh))
+    monkeypatch.setattr(ready_scorer, "open_scorer", lambda *arguments: next(scorers))
+    monkeypatch.setattr(ready_scorer, "check_golden", lambda *arguments: None)
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        inspector.scorer.close()
-        inspector.scorer = lost  # type: ignore[assignment]
-        monkeypatch.setattr(inspector_module, "open_scorer", lambda *arguments: fresh)
-        monkeypatch.setattr(inspector_module, "check_golden", lambda *arguments: None)
         inspector.resample(few)
         with pytest.raises(DeviceError):
             inspector.infer(image)

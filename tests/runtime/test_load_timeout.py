@@ -17,7 +17,7 @@ from tiny_bundle import brightness_graph, golden_image, write_tiny_bundle
 
 from flawscope.errors import DeviceError, LoadTimeout
 from flawscope.imaging.png import write_png
-from flawscope.runtime import Inspector, inspector
+from flawscope.runtime import Inspector, ready_scorer
 from flawscope.time_limit import is_left_behind
 
 
@@ -85,14 +85,14 @@ def test_a_graph_that_does_not_return_ends_the_command_in_one_line(tmp_path: Pat
 def slow_to_open(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Scorers that take half a second to open, in code without Python; the list has those that were opened."""
     opened: list[Any] = []
-    really = inspector.open_scorer
+    really = ready_scorer.open_scorer
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.5)
         opened.append(really(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr(inspector, "open_scorer", slow)
+    monkeypatch.setattr(ready_scorer, "open_scorer", slow)
     return opened
 
 
@@ -121,10 +121,10 @@ def test_a_device_that_is_opened_again_has_the_same_limit(
 
         monkeypatch.setattr(ready.scorer, "score", lost)
         assert ready(golden_image()).decision == "fault"
-        ready._limit_s = 0.05
+        ready._ready._limit_s = 0.05
         late = ready(golden_image())
         assert (late.decision, "to be ready within 0.05 s" in (late.reason or "")) == ("fault", True)
         while is_left_behind():
             time.sleep(0.01)
-        ready._limit_s = 5
+        ready._ready._limit_s = 5
         assert ready(golden_image()).score == 200.0

@@ -107,8 +107,8 @@ def test_an_image_that_is_gone_before_it_is_drawn_ends_no_loop(
     images = [shutil.copy(image, tmp_path / f"{index}.png") for index, image in enumerate(normal_images(tiny_root)[:2])]
     judge = Inspector.stream
 
-    def removing(*arguments: Any) -> Any:
-        for result in judge(*arguments):
+    def removing(*arguments: Any, **named: Any) -> Any:
+        for result in judge(*arguments, **named):
             if result.image == str(images[0]):
                 Path(images[0]).unlink()
             yield result

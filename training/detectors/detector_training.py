@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -107,41 +108,30 @@ def train_detector(
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
-    config, backbone, split = inputs.config, inputs.backbone, inputs.split
     prepared_at = time.perf_counter()
     # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
-    with _workspace(trainer, out, config, inputs, resume, denoiser_run) as workspace:
-        images = image_sources(split.samples, config.tiling)
-        request = FitRequest(
-            config=config,
-            backbone=backbone,
-            samples=split.samples,
-            images=images,
-            hashes=split.hashes,
-            out=out,
-            workspace=workspace,
-            resume=resume is not False,
-            progress=progress,
-            start=None if denoiser_run is None else denoiser_run.fitted,
-            dataset=dataset,
-        )
-
-        def record_of(
-            fit_result: FitResult, cross: CrossScores | None = None, seconds: dict[str, float] | None = None
-        ) -> RunRecord:
-            return _record(config, dataset, trainer, inputs, fit_result, cross, denoiser_run, seconds or {}, command)
-
-        folds = folds_of(config)
+    with _workspace(inputs, out, resume) as workspace:
+        request = inputs.request(out, workspace, progress, is_resumed=resume is not False)
+        record_of = functools.partial(_record, inputs, command)
+        folds = folds_of(inputs.config)
         fit_result, cross = fit_and_cross(trainer, request, folds, record_of) if folds else (trainer.fit(request), None)
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
         record = record_of(fit_result, cross, seconds)
         if drawn_check and trainer.is_detector:
-            drawn = _check_drawn(trainer, record, inputs, fit_result, images, out, progress)
+            drawn = _check_drawn(inputs, record, fit_result, request.images, out, progress)
             record = msgspec.structs.replace(record, drawn=drawn)
-        samples = _sample_images(config, split, images)
-        are_learned = record.cross is not None
-        write_run(out, record, fit_result, backbone, samples, workspace, are_learned=are_learned, overwrite=overwrite)
+        samples = _sample_images(inputs.config, inputs.split, request.images)
+        write_run(
+            out,
+            record,
+            fit_result,
+            inputs.backbone,
+            samples,
+            workspace,
+            are_learned=record.cross is not None,
+            overwrite=overwrite,
+        )
         return record
 
 
@@ -164,6 +154,9 @@ class _Inputs:
     """What a fit starts from.
 
     Attributes:
+        dataset: The dataset.
+        trainer: Who fits.
+        denoiser_run: A run whose denoiser is reused, or None.
         config: The settings, with what they left open about the backbone filled in.
         backbone: Extractor of features on its device.
         source: Origin of its weights.
@@ -172,12 +165,31 @@ class _Inputs:
         identity: Fingerprint of the dataset.
     """
 
+    dataset: Dataset
+    trainer: Trainer
+    denoiser_run: Run | None
     config: MethodConfig
     backbone: Backbone
     source: BackboneSource
     weights_used: str
     split: _Split
     identity: str
+
+    def request(self, out: Path, workspace: Path | None, progress: Progress, *, is_resumed: bool) -> FitRequest:
+        """Return the request to fit on all images of the split."""
+        return FitRequest(
+            config=self.config,
+            backbone=self.backbone,
+            samples=self.split.samples,
+            images=image_sources(self.split.samples, self.config.tiling),
+            hashes=self.split.hashes,
+            out=out,
+            workspace=workspace,
+            resume=is_resumed,
+            progress=progress,
+            start=None if self.denoiser_run is None else self.denoiser_run.fitted,
+            dataset=self.dataset,
+        )
 
 
 def _prepare(
@@ -203,7 +215,8 @@ def _prepare(
         _check_same_images(dataset, split, denoiser_run)
     denoiser = "" if denoiser_run is None else f"denoiser of the run {denoiser_run.digest}"
     weights_used = "; ".join(filter(None, (source.weights, other_weights, denoiser)))
-    return _Inputs(config, backbone, source, weights_used, split, fingerprint(dataset, split.hashes))
+    identity = fingerprint(dataset, split.hashes)
+    return _Inputs(dataset, trainer, denoiser_run, config, backbone, source, weights_used, split, identity)
 
 
 def _resolve_backbone(config: MethodConfig, weights: Path | None) -> tuple[MethodConfig, Backbone, BackboneSource]:
@@ -226,42 +239,36 @@ def _resolve_backbone(config: MethodConfig, weights: Path | None) -> tuple[Metho
 
 
 @contextlib.contextmanager
-def _workspace(
-    trainer: Trainer, out: Path, config: MethodConfig, inputs: _Inputs, resume: bool | Path, denoiser_run: Run | None
-) -> Iterator[Path | None]:
+def _workspace(inputs: _Inputs, out: Path, resume: bool | Path) -> Iterator[Path | None]:
     """Yield the workspace of a training in epochs, with the history of a reused denoiser; None for a fitted method."""
-    if not trainer.has_epochs:
+    if not inputs.trainer.has_epochs:
         yield None
         return
-    trained = cast("TrainedConfig", config)
+    trained = cast("TrainedConfig", inputs.config)
     with open_workspace(out, trained, inputs.identity, inputs.weights_used, resume) as workspace:
-        if denoiser_run is not None:
-            _copy_history(denoiser_run.path, workspace)
+        if inputs.denoiser_run is not None:
+            _copy_history(inputs.denoiser_run.path, workspace)
         yield workspace
 
 
 def _record(
-    config: MethodConfig,
-    dataset: Dataset,
-    trainer: Trainer,
     inputs: _Inputs,
-    fit_result: FitResult,
-    cross: CrossScores | None,
-    denoiser_run: Run | None,
-    seconds: dict[str, float],
     command: str,
+    fit_result: FitResult,
+    cross: CrossScores | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> RunRecord:
     """Return the record of a run."""
     split = inputs.split
     facts = fit_result.facts
-    if denoiser_run is not None:
+    if inputs.denoiser_run is not None:
         # The fit's facts win: a denoiser that is reused once more keeps the command that trained it.
-        facts = {"denoiser_command": denoiser_run.record.command, **facts}
+        facts = {"denoiser_command": inputs.denoiser_run.record.command, **facts}
     return RunRecord(
-        kind="detector" if trainer.is_detector else "autoencoder",
-        config=config,
-        category=dataset.category,
-        layout=dataset.layout,
+        kind="detector" if inputs.trainer.is_detector else "autoencoder",
+        config=inputs.config,
+        category=inputs.dataset.category,
+        layout=inputs.dataset.layout,
         dataset=inputs.identity,
         training=split.contents(split.samples),
         held_out=split.contents(split.held_out),
@@ -269,7 +276,7 @@ def _record(
         grid=fit_result.grid,
         channels=fit_result.channels,
         facts=facts,
-        seconds=seconds,
+        seconds=seconds or {},
         versions=package_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -291,9 +298,8 @@ def folds_of(config: MethodConfig) -> int:
 
 
 def _check_drawn(
-    trainer: Trainer,
-    record: RunRecord,
     inputs: _Inputs,
+    record: RunRecord,
     fit_result: FitResult,
     images: Sequence[ImageSource],
     out: Path,
@@ -302,10 +308,10 @@ def _check_drawn(
     """Return how well the fitted detector tells drawn defects; on images it learned from where too few are held out."""
     config, held_out = record.config, inputs.split.held_out
     # Restored as `export` does it: what is checked is what the run holds, not what the fit has left in memory.
-    module = trainer.restore(out, record, inputs.backbone, fit_result).to(choose_device(config.device))
+    module = inputs.trainer.restore(out, record, inputs.backbone, fit_result).to(choose_device(config.device))
     is_held_out = len(held_out) >= _FEWEST_HELD_OUT
     sources = image_sources(held_out, config.tiling) if is_held_out else images
-    return check_drawn(trainer, config, module, fit_result, sources, held_out=is_held_out, progress=progress)
+    return check_drawn(inputs.trainer, config, module, fit_result, sources, held_out=is_held_out, progress=progress)
 
 
 def _sample_images(config: MethodConfig, split: _Split, images: Sequence[ImageSource]) -> Sequence[ImageSource]:

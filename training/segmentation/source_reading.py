@@ -14,7 +14,7 @@ from flawscope.arrays import BoolArray
 from flawscope.config import LabelledSettings
 from flawscope.datasets import Dataset, Sample, content_hash, pixels_of_recorded
 from flawscope.datasets.defects.bare_support import find_bare_support
-from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, first_of_each, read_drawn, read_learned
+from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, first_of_each, read_drawn, read_learned, shown_by
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.support_set import SUPPORT_RECORD, SupportImage, SupportRecord, read_support
 from flawscope.errors import DataError
@@ -74,6 +74,10 @@ class SourceContext:
         """Names of the dataset's categories."""
         return frozenset(category_of(self.dataset, sample) for sample in self.dataset.samples)
 
+    def types_of(self, names: Iterable[tuple[str, str]]) -> set[str]:
+        """Return CATEGORY/DEFECT of those that are of the dataset's categories."""
+        return {f"{category}/{defect}" for category, defect in names if category in self.categories}
+
     def takes(self, category: str, defect: str) -> bool:
         """Return whether a defect type is to be learned."""
         wanted = self.settings.defects
@@ -102,6 +106,7 @@ class FoundSource:
         contents: Hash -> how an image was seen.
         notes: What was left out.
         digest: Over all that is learned from.
+        types: CATEGORY/DEFECT of all that it has of the dataset's categories, whether it is to be learned or not.
         images: CATEGORY/DEFECT -> images, with tiles of one image counted once.
         drawn_by: What drew them -> images.
     """
@@ -112,6 +117,7 @@ class FoundSource:
     contents: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     digest: str = ""
+    types: set[str] = field(default_factory=set)
     images: Counter[str] = field(default_factory=Counter)
     drawn_by: Counter[str] = field(default_factory=Counter)
 
@@ -124,6 +130,12 @@ class FoundSource:
     def finish(self, known: SourceContext, vanished: int, texts: Iterable[str]) -> FoundSource:
         """Check that there is something, and set digest and notes."""
         if not self.seen:
+            wanted, has = known.settings.defects, sorted(self.types)
+            if wanted and has and not any(known.takes(*name.split("/", 1)) for name in has):
+                raise DataError(
+                    f"defects: expected types that {self.place} has ({', '.join(has)}), got {', '.join(wanted)}. Name "
+                    "one of these, or another source."
+                )
             height, width = known.spec.size
             types = f" of {', '.join(known.settings.defects)}" if known.settings.defects else ""
             raise DataError(
@@ -146,6 +158,7 @@ def read_support_source(known: SourceContext, folder: Path) -> FoundSource:
     """
     record = _read_support(folder)
     found, vanished, texts = FoundSource(str(folder)), 0, list[str]()
+    found.types = known.types_of((image.category, image.defect) for image in record.pictures)
     for image in record.pictures:
         if known.takes(image.category, image.defect):
             texts += _copies(folder, image)
@@ -181,18 +194,20 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
     found, vanished, texts = FoundSource(", ".join(map(str, folders))), 0, list[str]()
     read = {folder: _read_drawn(folder) for folder in folders}
     # By pixels, each line by itself: a normal image may lie in the dataset twice, as files of other bytes.
-    pixels = pixels_of_recorded(known.hashes, {line.good_sha256 for lines in read.values() for line in lines})
+    every = [line for lines in read.values() for line in lines]
+    pixels = pixels_of_recorded(known.hashes, shown_by(every))
     of_learned, of_validation = (
         {known.hashes[sample.path]: sample for sample in samples} for samples in (known.learned, known.validation)
     )
+    normals = {known.hashes[sample.path] for sample in known.dataset.train_good}
     # Held out for thresholds: neither learned from nor validated on.
-    held_out = {known.hashes[sample.path] for sample in known.dataset.train_good}
-    held_out -= of_learned.keys() | of_validation.keys()
+    held_out = normals - of_learned.keys() - of_validation.keys()
 
     def good_of(line: DrawnImage) -> str:
         return pixels.get(line.good_sha256, line.good_sha256)
 
     usable, on_held_out = list[DrawnImage](), 0
+    found.types = known.types_of((line.category, line.defect) for line in every)
     for folder, lines in read.items():
         found.contents |= dict.fromkeys(read_learned(folder), "a support image of drawn defects")
         accepted = [line for line in lines if line.accepted and known.takes(line.category, line.defect)]
@@ -209,6 +224,10 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
         name = f"{line.category}/{line.defect}"
         entries = _entries(known, line.path, mask, name, line.source, None if normal is None else normal.path)
         vanished += not entries
+        # A texture of a held-out normal image is in pieces and changed: thresholds may still be set on that image.
+        for content, why in shown_by([line]).items():
+            if pixels.get(content, content) not in normals:
+                found.contents.setdefault(content, why)
         if good in of_validation:
             found.held_back += entries
             continue
@@ -216,8 +235,6 @@ def read_drawn_source(known: SourceContext, folders: Sequence[Path]) -> FoundSou
         found.images[name] += bool(entries)
         found.drawn_by[line.source] += bool(entries)
         texts += [line.image.sha256, content_hash(mask)]
-        if good not in of_learned:
-            found.contents[line.good_sha256] = "defects were drawn on it"
     if on_held_out:
         found.notes.append(f"drawn images not learned from, drawn on held-out normal images: {on_held_out}")
     return found.finish(known, vanished, texts)
@@ -247,6 +264,7 @@ def read_train_source(known: SourceContext) -> FoundSource:
         if sample.split != "train" or not sample.is_anomalous:
             continue
         category, defect = category_of(known.dataset, sample), defect_of(sample)
+        found.types |= known.types_of([(category, defect)])
         if not known.takes(category, defect):
             continue
         mask = sample.read_mask()

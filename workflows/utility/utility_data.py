@@ -14,7 +14,7 @@ from flawscope.calibration.evaluation.paired_differences import Truth
 from flawscope.config import LabelledConfig
 from flawscope.datasets import Dataset, Sample, as_recorded, content_hash, fingerprint, hash_contents
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
-from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned
+from flawscope.datasets.defects.drawn_set import LINES, DrawnImage, read_drawn, read_learned, shown_by
 from flawscope.datasets.defects.file_names import category_of, place_of
 from flawscope.datasets.defects.support_set import SupportRecord, exclude_support, find_support
 from flawscope.errors import DataError
@@ -199,15 +199,15 @@ def _left_out(
     _, places = exclude_support(dataset, support)
     duplicates = {duplicate.content: f"probably the same part as {duplicate.like}" for duplicate in support.alike}
     # Rejected drawings count too: the generator was shown their normal images all the same.
-    drawn_on = {line.good_sha256 for line in drawn}
-    of_support, of_drawn = as_recorded(hashes, support.learned), as_recorded(hashes, drawn_on)
+    shown = shown_by(drawn)
+    of_support, of_drawn = as_recorded(hashes, support.learned), as_recorded(hashes, shown)
     left_out = {}
     for sample in dataset.test:
         place, content = place_of(dataset, sample.path), of_support[sample.path]
         if place in places:
             left_out[place] = "a support image" if content in support.contents else duplicates[content]
-        elif of_drawn[sample.path] in drawn_on:
-            left_out[place] = "defects were drawn on it"
+        elif (content := of_drawn[sample.path]) in shown:
+            left_out[place] = shown[content]
     return left_out
 
 

@@ -29,11 +29,12 @@ from flawscope.datasets.defects.captions import Captions
 from flawscope.datasets.defects.file_names import category_of, check_defect_name, place_of
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
-from flawscope.datasets.defects.random_boxes import BoxRange, Places, draw_box, range_of
+from flawscope.datasets.defects.random_boxes import BoxRange, Match, Places, draw_box, range_of
 from flawscope.datasets.defects.random_masks import MAX_TRIES, MIN_OVERLAP, Sides
 from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
 from flawscope.datasets.defects.set_files import SHEET, read_lines, write_image, write_json, write_lines, write_mask
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Outline, Row, Tile, draw_sheet
+from flawscope.datasets.drawing.correspondence import Correspondence, Surroundings, surroundings_of
 from flawscope.datasets.record_paths import place_below
 from flawscope.diffusion.location_words import location_of
 from flawscope.errors import DataError
@@ -60,8 +61,8 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             draws none.
         within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "picture".
         solid: The part has no holes; see `find_foreground`.
-        places: Positions of random boxes: "near" a seen one at its distances to the sides, in the rectangle that spans
-            all "observed" centres, or "anywhere".
+        places: Positions of random boxes: "near" a seen one at its distances to the sides, where the image is the best
+            "match" of its surroundings, in the rectangle that spans all "observed" centres, or "anywhere".
         overlap: A random box has more than this share of its area in the foreground.
         tries: Most boxes drawn for one random box.
         seed: Seed of the random boxes.
@@ -237,7 +238,8 @@ def write_boxes(
             temporary, entries, settings.margin, per_component=settings.per_component, progress=progress
         )
         ranges = _ranges(real)
-        count = _write_random(temporary, dataset, ranges, settings, captions, rows, random_progress)
+        around = _surroundings(entries, settings) if settings.number and settings.places == "match" else {}
+        count = _write_random(temporary, dataset, ranges, around, settings, captions, rows, random_progress)
         record = BoxRecord(__version__, settings, tuple(real), ranges, count, passed_over)
         write_json(temporary / "ranges.json", {name: _as_file(seen, settings.within) for name, seen in ranges.items()})
         write_image(temporary / SHEET, draw_sheet(rows))
@@ -252,6 +254,25 @@ def _ranges(real: Sequence[RealBox]) -> dict[str, dict[str, BoxRange]]:
         boxes = seen.setdefault(entry.category, {}).setdefault(entry.defect, [])
         boxes += [(box, entry.size) for box in entry.boxes]
     return {name: {defect: range_of(boxes) for defect, boxes in types.items()} for name, types in seen.items()}
+
+
+_AroundTypes = dict[tuple[str, str], list[Surroundings]]
+
+
+def _surroundings(entries: Sequence[AnomalousSample], settings: BoxSettings) -> _AroundTypes:
+    """Return the surroundings of every real box, in the order of the ranges."""
+    found: _AroundTypes = {}
+    for entry in entries:
+        image, mask = entry.read()
+        for box in boxes_of(mask, settings.margin, per_component=settings.per_component):
+            around = surroundings_of(image, mask, box)
+            if around is None:
+                raise DataError(
+                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got other "
+                    "defects alone. Take it out of the support set, or take --places near."
+                )
+            found.setdefault((entry.category, entry.defect), []).append(around)
+    return found
 
 
 def _as_file(seen: dict[str, BoxRange], within: Ground) -> CategoryRanges:
@@ -271,6 +292,7 @@ def _write_random(
     folder: Path,
     dataset: Dataset,
     ranges: dict[str, dict[str, BoxRange]],
+    around: _AroundTypes,
     settings: BoxSettings,
     captions: Captions,
     rows: list[Row],
@@ -284,7 +306,9 @@ def _write_random(
             tiles: list[Tile] = []
             for number in range(1, count + 1):
                 name = f"{category}/mask/{defect}/{number:03d}.png"
-                sample, image, box, area = _place(goods, seen, settings, category, defect, number)
+                sample, image, box, area = _place(
+                    goods, seen, around.get((category, defect)), settings, (category, defect, number)
+                )
                 # The box mask has the size of its own normal image; images of a category may differ.
                 size = (image.shape[0], image.shape[1])
                 write_mask(folder / name, box.to_mask(size))
@@ -305,11 +329,15 @@ def _write_random(
 
 
 def _place(
-    goods: Sequence[Sample], seen: BoxRange, settings: BoxSettings, category: str, defect: str, number: int
+    goods: Sequence[Sample],
+    seen: BoxRange,
+    around: Sequence[Surroundings] | None,
+    settings: BoxSettings,
+    key: tuple[str, str, int],
 ) -> tuple[Sample, UInt8Array, Rect, Coverage | None]:
     """Return a normal image and a random box on it; if no box fits in its foreground, another image is drawn."""
     # One generator per box, by names: more boxes or another defect type do not change this one.
-    rng = generator(settings.seed, "box", category, defect, number)
+    rng, (category, defect, _) = generator(settings.seed, "box", *key), key
     tries_left = settings.tries
     while tries_left > 0:
         sample = goods[int(rng.integers(len(goods)))]
@@ -322,6 +350,7 @@ def _place(
             within=area,
             overlap=settings.overlap,
             places=settings.places,
+            match=None if around is None else Match(Correspondence(image), around),
             # The limit counts over all images, so that the search ends.
             tries=min(tries_left, _TRIES_PER_IMAGE),
         )

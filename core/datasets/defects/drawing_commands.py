@@ -12,6 +12,7 @@ import click
 from flawscope.datasets import open_dataset
 from flawscope.datasets.data_options import CATEGORY, PATH, data_option
 from flawscope.datasets.defects.box_sets import Ground as Within
+from flawscope.datasets.defects.drawing_options import DEFECTS, OUT, SEED, SOLID, WITHIN, warn_of_test_images
 from flawscope.datasets.defects.paste_sets import PasteSettings, write_pasted
 from flawscope.datasets.defects.perlin_sets import WORDS, PerlinSettings, find_textures, write_perlin
 from flawscope.datasets.defects.random_masks import MIN_OVERLAP
@@ -25,19 +26,6 @@ from flawscope.terminal import echo, progress_bars
 # Defaults in --help are read from the structs: written here a second time, the two would drift apart.
 _PASTE, _PERLIN, _PERLIN_SET = PasteOptions(), PerlinOptions(), PerlinSettings()
 
-_OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
-_SEED = click.option("--seed", default=_PERLIN_SET.seed, show_default=True, help="Seed of every random choice.")
-_WITHIN = click.option(
-    "--within",
-    type=click.Choice(["foreground", "picture"]),
-    default=_PERLIN_SET.within,
-    show_default=True,
-    help="Where defects may lie; picture (anywhere) is for parts that fill the image.",
-)
-_SOLID = click.option(
-    "--solid", is_flag=True, help="The part has no holes: all that its outline encloses is foreground."
-)
-
 
 def _range(name: str, default: tuple[float, float], text: str) -> Callable[[Any], Any]:
     return click.option(
@@ -45,13 +33,20 @@ def _range(name: str, default: tuple[float, float], text: str) -> Callable[[Any]
     )
 
 
+def _level(default: int) -> Callable[[Any], Any]:
+    return click.option(
+        "--level",
+        default=default,
+        show_default=True,
+        help="Least change in grey levels that belongs to the mask; what changes less is left as it was.",
+    )
+
+
 @click.command()
 @click.option("--support", type=PATH, required=True, metavar="DIR", help="Support set whose defects are pasted.")
 @data_option("The dataset that the support set was taken from.", required=True)
 @CATEGORY
-@click.option(
-    "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
-)
+@DEFECTS
 @click.option("--num", "number", type=int, help="Images per category, divided among its defect types.")
 @click.option("--per-defect", type=int, help="Images per defect type, in place of --num.")
 @click.option(
@@ -74,27 +69,23 @@ def _range(name: str, default: tuple[float, float], text: str) -> Callable[[Any]
 @_range("scale", _PASTE.scale, "Range of the size; 1 keeps a defect's share of the image.")
 @_range("strength", _PASTE.strength, "Range of the factor of what a defect changes.")
 @click.option("--mirror/--no-mirror", default=_PASTE.mirror, show_default=True, help="Mirror half of the defects.")
-@click.option(
-    "--level",
-    default=_PASTE.level,
-    show_default=True,
-    help="Least change in grey levels that belongs to the mask; what changes less is left as it was.",
-)
+@_level(_PASTE.level)
 @click.option(
     "--places",
     type=click.Choice(PASTE_PLACES),
     default=_PASTE.places,
     show_default=True,
-    help="Near where the defect was seen, as far from the sides; or anywhere. What a border cuts stays at that border.",
+    help="Near where the defect was seen, as far from the sides; where the image matches its surroundings; or "
+    "anywhere. What a border cuts stays at that border.",
 )
-@_WITHIN
-@_SOLID
+@WITHIN
+@SOLID
 @click.option("--overlap", default=MIN_OVERLAP, show_default=True, help="More than this share of a defect lies inside.")
 @click.option(
     "--tries", default=PasteSettings(number=1).tries, show_default=True, help="Most placements drawn for one image."
 )
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def paste(
     support: Path,
@@ -159,12 +150,7 @@ def paste(
             overwrite=overwrite,
         )
     _echo_summary("pasted", out, record.defects, record.seconds_per_picture)
-    if record.support_in_test:
-        echo(
-            f"warning: {record.support_in_test} support images are in the test split: leave them out of the "
-            "evaluation (synth dataset does)",
-            err=True,
-        )
+    warn_of_test_images(record.support_in_test)
 
 
 @click.command()
@@ -182,20 +168,15 @@ def paste(
 @click.option(
     "--threshold", default=_PERLIN.threshold, show_default=True, help="The mask is where the noise is above it."
 )
-@click.option(
-    "--level",
-    default=_PERLIN.level,
-    show_default=True,
-    help="Least change in grey levels that belongs to the mask; what changes less is left as it was.",
-)
+@_level(_PERLIN.level)
 @click.option(
     "--defect", default=_PERLIN_SET.defect, show_default=True, metavar="NAME", help="Name of the anomalies as a type."
 )
-@_WITHIN
-@_SOLID
+@WITHIN
+@SOLID
 @click.option("--tries", default=_PERLIN_SET.tries, show_default=True, help="Most masks drawn for one image.")
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def perlin(
     data: Path,

@@ -10,10 +10,10 @@ sources may lie in one folder, beside the records of all of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -56,6 +56,7 @@ class DrawnImage:
         good: The normal image that was drawn on, below its dataset's root.
         good_sha256: SHA-256 of that image's bytes.
         box: Name of the mask that it was asked for by, below its box set; empty where a source takes none.
+        texture_sha256: SHA-256 of the bytes of the image whose texture it shows; empty where a source takes none.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class DrawnImage:
     good: str
     good_sha256: str
     box: str = ""
+    texture_sha256: str = ""
 
     @property
     def path(self) -> Path:
@@ -124,6 +126,7 @@ class _Fields(msgspec.Struct, frozen=True):
     good: Text
     good_sha256: Sha256
     box: str = ""
+    texture_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     source: DrawnSource = "diffusion"
 
 
@@ -192,6 +195,15 @@ def read_learned(folder: Path) -> frozenset[str]:
     markers = markers or [folder / MARKERS["diffusion"]]
     records = [read_json(marker, _Record, "the record of drawn images") for marker in markers]
     return frozenset(content for record in records for content in record.support)
+
+
+def shown_by(lines: Collection[DrawnImage]) -> dict[str, str]:
+    """Return the content hash of every real image that drawn images show -> how they show it.
+
+    Support images are not among them: those are in the records of the folders (`read_learned`).
+    """
+    shown = {line.texture_sha256: "it is a texture of drawn defects" for line in lines if line.texture_sha256}
+    return shown | {line.good_sha256: "defects were drawn on it" for line in lines}
 
 
 def first_of_each(lines: Sequence[DrawnImage], number: int | None) -> list[DrawnImage]:

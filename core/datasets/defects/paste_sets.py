@@ -7,25 +7,31 @@ alone.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.datasets import Dataset, content_hash
 from flawscope.datasets.defects.anomalous_samples import AnomalousSample
-from flawscope.datasets.defects.box_sets import Ground as Within
 from flawscope.datasets.defects.box_sets import shares
-from flawscope.datasets.defects.drawn_set import MARKERS, StoredFile
-from flawscope.datasets.defects.drawn_writer import DrawnWriter, Ground, Grounds
+from flawscope.datasets.defects.drawn_set import MARKERS
+from flawscope.datasets.defects.drawn_writer import (
+    MOST_IMAGES,
+    Drawing,
+    DrawnFields,
+    DrawnRecord,
+    Ground,
+    Grounds,
+    GroundSettings,
+    write_drawings,
+)
 from flawscope.datasets.defects.file_names import category_of, defect_of, place_of
 from flawscope.datasets.defects.random_masks import MIN_OVERLAP
-from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, check_seed, generator
-from flawscope.datasets.defects.set_files import write_json
+from flawscope.datasets.defects.seeded_choice import check_count, check_fraction, generator
 from flawscope.datasets.defects.support_set import SupportRecord, find_support, mask_content
 from flawscope.datasets.drawing.pasting import (
     Cutout,
@@ -38,68 +44,50 @@ from flawscope.datasets.drawing.pasting import (
 )
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import ArgumentError, DataError
-from flawscope.files import atomic_folder, check_replaceable
+from flawscope.files import check_replaceable
 from flawscope.imaging.images import read_image
 from flawscope.progress import CountProgress
-from flawscope.versions import package_versions
 
 MARKER = MARKERS["paste"]
-_MOST_IMAGES = 1_000_000  # far beyond any real run: a mistyped number fails before anything is drawn
 _TRIES_PER_IMAGE = 100
 """Then another defect and another normal image are taken: in the foreground of some nothing fits."""
 
 
-class PasteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PasteSettings(GroundSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many defects are pasted, and where and how.
 
     Attributes:
-        seed: Seed of every random choice.
         number: Images of each category, divided evenly among its defect types, the first ones taking the remainder.
         per_defect: Images of each defect type, instead.
-        within: Defects lie in the "foreground" of the normal image, or anywhere in the "picture".
-        solid: The part has no holes; see `find_foreground`.
         overlap: More than this share of a defect lies in the foreground.
         tries: Most placements drawn for one image.
         options: How each is pasted.
     """
 
-    seed: int = 0
     number: int | None = None
     per_defect: int | None = None
-    within: Within = "foreground"
-    solid: bool = False
     overlap: float = MIN_OVERLAP
     tries: int = 2000
     options: PasteOptions = PasteOptions()
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        super().__post_init__()
         for name in ("number", "per_defect"):
             if (value := getattr(self, name)) is not None:
-                check_count(value, name, 1, _MOST_IMAGES)
+                check_count(value, name, 1, MOST_IMAGES)
         if (self.number is None) == (self.per_defect is None):
             got = "neither" if self.number is None else "both"
             raise ArgumentError(
                 f"number: expected one in all or one for each defect type, got {got}. Give one of them."
             )
         check_fraction(self.overlap, "overlap", 0.0, 0.99)
-        check_count(self.tries, "tries", 1, 10_000_000)
 
 
-class PastedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PastedImage(DrawnFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line of generated.jsonl: a pasted image and everything needed to draw it again.
 
     Attributes:
-        number: Number of the line, from 0.
         source: What drew it.
-        category: Name of the category.
-        defect: Defect type.
-        accepted: Always true: what changes too little is not written.
-        image: The image.
-        mask: Mask of the pixels that were changed.
-        box_mask: Boxes around it.
-        good: The normal image, below the dataset's root.
-        good_sha256: SHA-256 of its bytes.
         support: The image that the defect is from, below the dataset's root.
         support_sha256: SHA-256 of its bytes.
         support_mask_sha256: That of its mask, as the support set has it.
@@ -108,16 +96,7 @@ class PastedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         options: Options of the pasting.
     """
 
-    number: int
     source: Literal["paste"] = "paste"
-    category: str
-    defect: str
-    accepted: bool = True
-    image: StoredFile
-    mask: StoredFile
-    box_mask: StoredFile
-    good: str
-    good_sha256: str
     support: str
     support_sha256: str
     support_mask_sha256: str
@@ -126,43 +105,22 @@ class PastedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     options: PasteOptions
 
 
-class PasteRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PasteRecord(DrawnRecord, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sources, settings and cost of a folder of pasted images; the content of `paste.json`.
 
     Attributes:
-        flawscope: Version that wrote it.
         settings: Settings of the run.
-        support: SHA-256 of every support image that could be taken.
-        support_in_test: How many of them are in the dataset's test split; an evaluation has to leave them out.
-        defects: CATEGORY/DEFECT → images.
-        seconds: Time of reading, drawing and writing all images.
-        seconds_per_picture: `seconds` per image.
-        versions: Versions of the packages that influence the numbers.
-        schema: Version of this record.
+        support_in_test: How many support images are in the dataset's test split; an evaluation has to leave them out.
     """
 
-    flawscope: str
     settings: PasteSettings
-    support: tuple[str, ...]
     support_in_test: int
-    defects: dict[str, int]
-    seconds: float
-    seconds_per_picture: float
-    versions: dict[str, str]
-    schema: Literal[1] = 1
 
 
 class _Source(NamedTuple):
     entry: AnomalousSample
     sha256: str
     parts: list[Cutout]
-
-
-class _Draft(NamedTuple):
-    pasted: Pasted
-    ground: Ground
-    source: _Source
-    part: int
 
 
 def write_pasted(
@@ -194,68 +152,28 @@ def write_pasted(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_replaceable(folder, MARKER, overwrite=overwrite)
-    sources = _read_sources(dataset, support, defects, settings.options.feather_px)
+    sources = _read_sources(dataset, support, defects, settings.options)
     counts = _counts(sources, settings)
-    grounds = {
-        category: Grounds(
-            dataset,
-            category,
-            support.learned,
-            on_part=settings.within == "foreground",
-            is_solid=settings.solid,
-        )
-        for category in dict.fromkeys(category for category, _ in sources)
-    }
-    started, total = time.perf_counter(), sum(counts.values())
-    lines: list[PastedImage] = []
-    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
-        writer = DrawnWriter(unfinished)
-        for (category, defect), group in sources.items():
-            for number in range(counts[category, defect]):
-                # A generator for each image, by names: more images or another defect type do not change this one.
-                rng = generator(settings.seed, "paste", category, defect, number)
-                draft = _paste_one(f"{category}/{defect}", group, grounds[category], settings, rng)
-                entry, pasted = draft.source.entry, draft.pasted
-                files = writer.add(category, defect, entry.sample.path.name, pasted.image, pasted.mask)
-                lines.append(
-                    PastedImage(
-                        number=len(lines),
-                        category=category,
-                        defect=defect,
-                        image=files.image,
-                        mask=files.mask,
-                        box_mask=files.box_mask,
-                        good=place_of(dataset, draft.ground.sample.path),
-                        good_sha256=draft.ground.sha256,
-                        support=entry.place,
-                        support_sha256=draft.source.sha256,
-                        support_mask_sha256=mask_content(entry.sample.masks),
-                        part=draft.part,
-                        placement=pasted.placement,
-                        options=settings.options,
-                    )
-                )
-                if progress:
-                    progress(len(lines), total)
-        found = writer.finish(lines)
-        seconds = time.perf_counter() - started
-        used = [image for image in support.pictures if (image.category, image.defect) in sources]
-        record = PasteRecord(
-            flawscope=package_versions()["flawscope"],
+    used = [image for image in support.pictures if (image.category, image.defect) in sources]
+    return write_drawings(
+        dataset,
+        folder,
+        _paste_all(dataset, sources, counts, support.learned, settings),
+        sum(counts.values()),
+        partial(
+            PasteRecord,
             settings=settings,
             support=tuple(dict.fromkeys(image.content for image in used)),
             support_in_test=sum(image.split == "test" for image in used),
-            defects=found,
-            seconds=seconds,
-            seconds_per_picture=seconds / total,
-            versions=package_versions(),
-        )
-        write_json(unfinished / MARKER, record)
-    return record
+        ),
+        source="paste",
+        progress=progress,
+        overwrite=overwrite,
+    )
 
 
 def _read_sources(
-    dataset: Dataset, support: SupportRecord, defects: Sequence[str], feather_px: int
+    dataset: Dataset, support: SupportRecord, defects: Sequence[str], options: PasteOptions
 ) -> dict[tuple[str, str], list[_Source]]:
     types = sorted({image.defect for image in support.pictures})
     if unknown := [name for name in defects if name not in types]:
@@ -265,7 +183,12 @@ def _read_sources(
     sources: dict[tuple[str, str], list[_Source]] = {}
     for entry in find_support(dataset, support):
         if not defects or entry.defect in defects:
-            source = _Source(entry, content_hash(entry.sample.path), _cut(entry, feather_px))
+            source = _Source(entry, content_hash(entry.sample.path), _cut(entry, options.feather_px))
+            if options.places == "match" and any(part.around is None for part in source.parts):
+                raise DataError(
+                    f"{entry.sample.path}: expected surroundings of the defect to find places by, got other "
+                    "defects alone. Take it out of the support set, or take --places near."
+                )
             sources.setdefault((entry.category, entry.defect), []).append(source)
     return sources
 
@@ -290,9 +213,36 @@ def _counts(
     return counts
 
 
+def _paste_all(
+    dataset: Dataset,
+    sources: Mapping[tuple[str, str], Sequence[_Source]],
+    counts: Mapping[tuple[str, str], int],
+    learned: frozenset[str],
+    settings: PasteSettings,
+) -> Iterator[Drawing]:
+    categories = dict.fromkeys(category for category, _ in sources)
+    grounds = {category: Grounds(dataset, category, learned, settings) for category in categories}
+    for (category, defect), group in sources.items():
+        for number in range(counts[category, defect]):
+            # A generator for each image, by names: more images or another defect type do not change this one.
+            rng = generator(settings.seed, "paste", category, defect, number)
+            pasted, ground, source, part = _paste_one(f"{category}/{defect}", group, grounds[category], settings, rng)
+            line = partial(
+                PastedImage,
+                support=source.entry.place,
+                support_sha256=source.sha256,
+                support_mask_sha256=mask_content(source.entry.sample.masks),
+                part=part,
+                placement=pasted.placement,
+                options=settings.options,
+            )
+            name = source.entry.sample.path.name
+            yield Drawing(category, defect, name, pasted.image, pasted.mask, ground, line)
+
+
 def _paste_one(
     key: str, sources: Sequence[_Source], grounds: Grounds, settings: PasteSettings, rng: np.random.Generator
-) -> _Draft:
+) -> tuple[Pasted, Ground, _Source, int]:
     tries_left = settings.tries
     while tries_left > 0:
         ground = grounds.draw(rng)
@@ -309,7 +259,7 @@ def _paste_one(
             tries=min(tries_left, _TRIES_PER_IMAGE),
         )
         if pasted is not None:
-            return _Draft(pasted, ground, source, part)
+            return pasted, ground, source, part
         tries_left -= _TRIES_PER_IMAGE
     where = "" if settings.within == "picture" else f" with more than {settings.overlap:.0%} in the foreground"
     raise DataError(

@@ -10,84 +10,70 @@ change places, or made ones (clouds, grain, stripes, checks). On a grey image th
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import msgspec
 import numpy as np
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.datasets import Dataset, content_hash, hash_contents, image_hash
 from flawscope.datasets.defects.box_sets import Ground as Within
-from flawscope.datasets.defects.drawn_set import MARKERS, StoredFile
-from flawscope.datasets.defects.drawn_writer import DrawnWriter, Ground, Grounds
+from flawscope.datasets.defects.drawn_set import MARKERS
+from flawscope.datasets.defects.drawn_writer import (
+    MOST_IMAGES,
+    Drawing,
+    DrawnFields,
+    DrawnRecord,
+    Grounds,
+    GroundSettings,
+    write_drawings,
+)
 from flawscope.datasets.defects.file_names import category_of, check_defect_name, place_of
 from flawscope.datasets.defects.foreground import find_foreground
-from flawscope.datasets.defects.seeded_choice import check_count, check_seed, generator
-from flawscope.datasets.defects.set_files import write_json
+from flawscope.datasets.defects.seeded_choice import check_count, generator
 from flawscope.datasets.drawing.perlin import PerlinOptions, perlin_anomaly
 from flawscope.datasets.drawing.textures import as_grey, augment_texture, is_grey, make_texture, shuffle_texture
 from flawscope.datasets.record_paths import place_below
 from flawscope.errors import ArgumentError, DataError
-from flawscope.files import atomic_folder, check_replaceable, is_litter
+from flawscope.files import check_replaceable, is_litter
 from flawscope.imaging.image_files import is_folder
 from flawscope.imaging.images import EXTENSIONS, read_image
 from flawscope.open_files import walk_folder
 from flawscope.progress import CountProgress
-from flawscope.versions import package_versions
 
 MARKER = MARKERS["perlin"]
 TextureKind = Literal["folder", "normal", "made"]
 WORDS: tuple[TextureKind, ...] = ("normal", "made")
 """What may stand in place of a folder of textures."""
-_MOST_IMAGES = 1_000_000
 _TRIES_PER_IMAGE = 20
 
 
-class PerlinSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PerlinSettings(GroundSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many Perlin anomalies are drawn, and where and how.
 
     Attributes:
-        seed: Seed of every random choice.
         number: Images of each category.
         defect: Name that the anomalies get as their defect type.
-        within: They lie in the "foreground" of the normal image, or anywhere in the "picture".
-        solid: The part has no holes; see `find_foreground`.
-        tries: Most masks drawn for one image.
         options: How each is drawn.
     """
 
-    seed: int = 0
     number: int = 100
     defect: str = "perlin"
-    within: Within = "foreground"
-    solid: bool = False
-    tries: int = 1000
     options: PerlinOptions = PerlinOptions()
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        check_count(self.number, "number", 1, _MOST_IMAGES)
-        check_count(self.tries, "tries", 1, 10_000_000)
+        super().__post_init__()
+        check_count(self.number, "number", 1, MOST_IMAGES)
         check_defect_name(self.defect, "defect type")
 
 
-class PerlinImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PerlinImage(DrawnFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line of generated.jsonl: an image and everything needed to draw it again.
 
     Attributes:
-        number: Number of the line, from 0.
         source: What drew it.
-        category: Name of the category.
-        defect: Name of the anomaly.
-        accepted: Always true: what changes too little is not written.
-        image: The image.
-        mask: Mask of the pixels that were changed.
-        box_mask: Boxes around it.
-        good: The normal image, below the dataset's root.
-        good_sha256: SHA-256 of its bytes.
         texture_kind: Where the texture is from.
         texture: Its file, below the folder of textures or the dataset's root; empty for a made one.
         texture_sha256: SHA-256 of its bytes; empty for a made one.
@@ -99,16 +85,7 @@ class PerlinImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         options: Options of the drawing.
     """
 
-    number: int
     source: Literal["perlin"] = "perlin"
-    category: str
-    defect: str
-    accepted: bool = True
-    image: StoredFile
-    mask: StoredFile
-    box_mask: StoredFile
-    good: str
-    good_sha256: str
     texture_kind: TextureKind
     texture: str
     texture_sha256: str
@@ -120,30 +97,16 @@ class PerlinImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     options: PerlinOptions
 
 
-class PerlinRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PerlinRecord(DrawnRecord, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sources, settings and cost of a folder of Perlin anomalies; the content of `perlin.json`.
 
     Attributes:
-        flawscope: Version that wrote it.
         settings: Settings of the run.
         textures: Kinds of textures that were drawn from.
-        support: Support images that were learned from: none.
-        defects: CATEGORY/DEFECT → images.
-        seconds: Time of reading, drawing and writing all images.
-        seconds_per_picture: `seconds` per image.
-        versions: Versions of the packages that influence the numbers.
-        schema: Version of this record.
     """
 
-    flawscope: str
     settings: PerlinSettings
     textures: tuple[TextureKind, ...]
-    support: tuple[str, ...]
-    defects: dict[str, int]
-    seconds: float
-    seconds_per_picture: float
-    versions: dict[str, str]
-    schema: Literal[1] = 1
 
 
 class Textures(NamedTuple):
@@ -216,65 +179,16 @@ def write_perlin(
     categories = sorted({category_of(dataset, sample) for sample in dataset.train_good})
     if not categories:
         raise DataError(f"{dataset.root}: expected normal training images to draw on, got none. Add some.")
-    started, total = time.perf_counter(), settings.number * len(categories)
-    lines: list[PerlinImage] = []
-    unseen = _test_images(dataset, textures)
-    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
-        writer = DrawnWriter(unfinished)
-        for category in categories:
-            grounds = Grounds(
-                dataset, category, frozenset(), on_part=settings.within == "foreground", is_solid=settings.solid
-            )
-            for index in range(settings.number):
-                draft = _draw_one(dataset, category, index, grounds, textures, settings, unseen)
-                files = writer.add(category, settings.defect, draft.texture or draft.kind, draft.image, draft.mask)
-                lines.append(
-                    PerlinImage(
-                        number=len(lines),
-                        category=category,
-                        defect=settings.defect,
-                        image=files.image,
-                        mask=files.mask,
-                        box_mask=files.box_mask,
-                        good=place_of(dataset, draft.ground.sample.path),
-                        good_sha256=draft.ground.sha256,
-                        texture_kind=draft.kind,
-                        texture=draft.texture,
-                        texture_sha256=draft.texture_sha256,
-                        seed=settings.seed,
-                        index=index,
-                        attempt=draft.attempt,
-                        within=settings.within,
-                        solid=settings.solid,
-                        options=settings.options,
-                    )
-                )
-                if progress:
-                    progress(len(lines), total)
-        found = writer.finish(lines)
-        seconds = time.perf_counter() - started
-        record = PerlinRecord(
-            flawscope=package_versions()["flawscope"],
-            settings=settings,
-            textures=textures.kinds,
-            support=(),
-            defects=found,
-            seconds=seconds,
-            seconds_per_picture=seconds / total,
-            versions=package_versions(),
-        )
-        write_json(unfinished / MARKER, record)
-    return record
-
-
-class _Draft(NamedTuple):
-    image: UInt8Array
-    mask: BoolArray
-    ground: Ground
-    kind: TextureKind
-    texture: str
-    texture_sha256: str
-    attempt: int
+    return write_drawings(
+        dataset,
+        folder,
+        _draw_all(dataset, categories, textures, settings),
+        settings.number * len(categories),
+        partial(PerlinRecord, settings=settings, textures=textures.kinds, support=()),
+        source="perlin",
+        progress=progress,
+        overwrite=overwrite,
+    )
 
 
 def _test_images(dataset: Dataset, textures: Textures) -> dict[str, str]:
@@ -294,6 +208,16 @@ def _check_unseen(path: Path, unseen: Mapping[str, str]) -> None:
         )
 
 
+def _draw_all(
+    dataset: Dataset, categories: Sequence[str], textures: Textures, settings: PerlinSettings
+) -> Iterator[Drawing]:
+    unseen = _test_images(dataset, textures)
+    for category in categories:
+        grounds = Grounds(dataset, category, frozenset(), settings)
+        for index in range(settings.number):
+            yield _draw_one(dataset, category, index, grounds, textures, settings, unseen)
+
+
 def _draw_one(
     dataset: Dataset,
     category: str,
@@ -302,7 +226,7 @@ def _draw_one(
     textures: Textures,
     settings: PerlinSettings,
     unseen: Mapping[str, str],
-) -> _Draft:
+) -> Drawing:
     for attempt in range(-(-settings.tries // _TRIES_PER_IMAGE)):
         # Apart from the generator that draws: a line names what was chosen here, and draws again without it.
         rng = generator(settings.seed, "perlin choice", category, index, attempt)
@@ -326,7 +250,19 @@ def _draw_one(
             min(settings.tries, _TRIES_PER_IMAGE),
         )
         if drawn is not None:
-            return _Draft(*drawn, ground, kind, texture, "" if path is None else content_hash(path), attempt)
+            line = partial(
+                PerlinImage,
+                texture_kind=kind,
+                texture=texture,
+                texture_sha256="" if path is None else content_hash(path),
+                seed=settings.seed,
+                index=index,
+                attempt=attempt,
+                within=settings.within,
+                solid=settings.solid,
+                options=settings.options,
+            )
+            return Drawing(category, settings.defect, texture or kind, *drawn, ground, line)
     where, level = "" if settings.within == "picture" else " in the foreground", settings.options.level
     raise DataError(
         f"{category}: expected an anomaly{where} that changes at least {level} grey levels, got none in "

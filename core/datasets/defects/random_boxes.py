@@ -2,26 +2,28 @@
 
 Source: MvP-Diff, stage 1b, whose code was never published: the percentiles and the jitter are read off its figure.
 Departure: boxes lie near a seen one, at its distances to the sides. In the rectangle that spans all centres, which is
-`observed` here, the defects of corners and borders come to lie in the middle.
+`observed` here, the defects of corners and borders come to lie in the middle. Or they lie where the image is most like
+the surroundings of a seen one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
 
 from flawscope.datasets.defects.foreground import Coverage
-from flawscope.datasets.drawing.places import SeenPlace, box_near, place_of_box
+from flawscope.datasets.drawing.correspondence import Correspondence, Surroundings
+from flawscope.datasets.drawing.places import SeenPlace, box_at, box_near, place_of_box
 from flawscope.errors import ArgumentError
 from flawscope.imaging.boxes import Rect
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 5, 95
 JITTER = 0.2
 
-Places = Literal["near", "observed", "anywhere"]
+Places = Literal["near", "match", "observed", "anywhere"]
 PLACES: tuple[Places, ...] = get_args(Places)
 
 
@@ -45,6 +47,13 @@ class BoxRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seen: tuple[SeenPlace, ...] = ()
 
 
+class Match(NamedTuple):
+    """What places are compared by: a normal image, and the surroundings of every seen box, in the range's order."""
+
+    image: Correspondence
+    seen: Sequence[Surroundings]
+
+
 def range_of(boxes: Sequence[tuple[Rect, tuple[int, int]]]) -> BoxRange:
     """Return the range of sizes and positions of one or more boxes, each given with the size (H, W) of its image."""
     relative = np.array([(b.width / w, b.height / h, *b.centre((h, w))) for b, (h, w) in boxes])
@@ -62,12 +71,16 @@ def draw_box(
     within: Coverage | None = None,
     overlap: float = 0.75,
     places: Places = "near",
+    match: Match | None = None,
     tries: int = 1000,
 ) -> tuple[Rect, int] | None:
     """Return a random box like the observed ones and the number of tries it took, or None if none fitted.
 
     `near` takes one of the seen boxes at a time: its sides with a jitter of 20 %, and its distance to the nearer side
     of each axis with a jitter of a tenth of the image's side, or none where it touches the border.
+
+    `match` takes sides likewise, and a place where the image is most like the surroundings of the seen box, at the
+    borders that this touched.
 
     Otherwise sides are uniform between the percentiles, with a jitter of 20 %, because the few images of a support set
     would give almost one size. With `observed` the centre is uniform between its percentiles, which are widened to 20 %
@@ -80,17 +93,24 @@ def draw_box(
         within: Where boxes have to lie, of the same size; None allows every position.
         overlap: The box has more than this share of its area within.
         places: How the position is drawn.
+        match: The image and the surroundings of the seen boxes, for `match`.
         tries: Most boxes drawn.
 
     Raises:
-        ArgumentError: If `near` is asked of a range without seen boxes.
+        ArgumentError: If `near` or `match` is asked of a range without seen boxes, or `match` without surroundings.
     """
-    if places == "near" and not seen.seen:
+    if places in ("near", "match") and not seen.seen:
         raise ArgumentError("seen: expected the boxes that were seen, got none. Take other places, or measure anew.")
+    if places == "match" and (match is None or len(match.seen) != len(seen.seen)):
+        got = "none" if match is None else str(len(match.seen))
+        raise ArgumentError(
+            f"match: expected the surroundings of each of the {len(seen.seen)} seen boxes, got {got}. Find them with "
+            "surroundings_of, or take other places."
+        )
     for attempt in range(1, tries + 1):
         box = (
-            _near(seen, size, rng)
-            if places == "near"
+            _near(seen, size, rng, match if places == "match" else None)
+            if places in ("near", "match")
             else _elsewhere(seen, size, rng, is_anywhere=places == "anywhere")
         )
         if within is None or within.count(*box) > overlap * box.width * box.height:
@@ -98,9 +118,10 @@ def draw_box(
     return None
 
 
-def _near(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator) -> Rect:
+def _near(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator, match: Match | None) -> Rect:
     height, width = size
-    one = seen.seen[int(rng.integers(len(seen.seen)))]
+    index = int(rng.integers(len(seen.seen)))
+    one = seen.seen[index]
     w, h = _side((one.width, one.width), width, rng), _side((one.height, one.height), height, rng)
     left, top, right, bottom = one.sides
     # Between two borders there is no room for a jitter: what reaches from one to the other goes on doing so.
@@ -108,7 +129,11 @@ def _near(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator) -> Re
         w = max(round(one.width * width), 1)
     if top and bottom:
         h = max(round(one.height * height), 1)
-    return box_near(one, (h, w), size, rng)
+    if match is None:
+        return box_near(one, (h, w), size, rng)
+    centres = match.image.centres(match.seen[index])
+    x, y = centres[int(rng.integers(len(centres)))].tolist()
+    return box_at(one, (x, y), (h, w), size)
 
 
 def _elsewhere(seen: BoxRange, size: tuple[int, int], rng: np.random.Generator, *, is_anywhere: bool) -> Rect:

@@ -16,6 +16,7 @@ from flawscope.datasets.defects.anomalous_samples import AnomalousSample, Source
 from flawscope.datasets.defects.box_sets import BoxSettings, Ground, write_boxes
 from flawscope.datasets.defects.captions import FRAMES, Captions, read_frames, read_phrases
 from flawscope.datasets.defects.descriptions import write_descriptions
+from flawscope.datasets.defects.drawing_options import DEFECTS, OUT, SEED, SOLID, WITHIN
 from flawscope.datasets.defects.file_names import category_of, defect_of
 from flawscope.datasets.defects.mask_ranges import Within, read_ranges
 from flawscope.datasets.defects.mask_sets import MaskSettings, Rotation, write_masks
@@ -24,6 +25,7 @@ from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
+from flawscope.given_options import given_option
 from flawscope.output_options import OVERWRITE
 from flawscope.progress import CountProgress
 from flawscope.terminal import echo, progress_bars
@@ -31,12 +33,6 @@ from flawscope.terminal import echo, progress_bars
 _SPLITS = ("train", "test", "any")
 _BOXES, _MASKS = BoxSettings(), MaskSettings()  # the defaults
 
-# The second spellings here and below are those of the published scripts.
-_OUT = click.option("--out", "--outdir", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
-_SEED = click.option("--seed", default=_MASKS.seed, show_default=True, help="Seed of every random choice.")
-_DEFECTS = click.option(
-    "--defect", "defects", multiple=True, metavar="NAME", help="Defect type; may be given again. Default: all."
-)
 # No default here: with --support it must not be given, and a default could not be told from it.
 _SPLIT = click.option(
     "--split", type=click.Choice(_SPLITS), help="Where anomalous images may come from.  [default: train]"
@@ -53,9 +49,6 @@ _FRAMES = click.option(
     type=PATH,
     metavar="FILE",
     help="Text file: one sentence per line with {description} {location} {token}.",
-)
-_SOLID = click.option(
-    "--solid", is_flag=True, help="The part has no holes: all that its outline encloses is foreground."
 )
 _OVERLAP = click.option(
     "--overlap", default=_MASKS.overlap, show_default=True, help="A box has more than this share of its area inside."
@@ -75,12 +68,12 @@ _TRIES = click.option("--tries", default=_MASKS.tries, show_default=True, help="
     show_default=True,
     help="Where they may come from.",
 )
-@_DEFECTS
+@DEFECTS
 @click.option(
     "--allow-alike", is_flag=True, help="Take images, too, that probably show the same part as one that was taken."
 )
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def support(
     data: Path,
@@ -123,12 +116,15 @@ def support(
     _echo_summary(out, record.passed_over)
 
 
+_OF_RANDOM_BOXES = ("places", "solid", "overlap", "tries", "phrases", "frames")
+
+
 @click.command()
 @data_option()
 @CATEGORY
 @_SUPPORT
 @_SPLIT
-@_DEFECTS
+@DEFECTS
 @_MARGIN
 @click.option(
     "--per-component/--together",
@@ -143,29 +139,24 @@ def support(
     "number",
     default=_BOXES.number,
     show_default=True,
-    help="Random boxes per category, divided among its defect types.",
+    help="Random boxes per category, divided among its defect types; 0 draws none.",
 )
-@click.option(
-    "--within",
-    type=click.Choice(["foreground", "picture"]),
-    default=_BOXES.within,
-    show_default=True,
-    help="Where random boxes may lie; picture (anywhere) is for parts that fill the image.",
-)
+@WITHIN
 @click.option(
     "--places",
     type=click.Choice(PLACES),
     default=_BOXES.places,
     show_default=True,
-    help="Draw them near a seen defect, as far from the sides; in the rectangle of all observed centres; or anywhere.",
+    help="Draw them near a seen defect, as far from the sides; where the image matches the surroundings of one; in the "
+    "rectangle of all observed centres; or anywhere.",
 )
-@_SOLID
+@SOLID
 @_OVERLAP
 @_TRIES
 @_PHRASES
 @_FRAMES
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def boxes(
     data: Path,
@@ -194,6 +185,10 @@ def boxes(
     """
     # Before the dataset is opened, so that a wrong number is reported at once.
     settings = BoxSettings(margin, per_component, number, within, solid, places, overlap, tries, seed)
+    if number == 0 and (option := given_option(_OF_RANDOM_BOXES)) is not None:
+        raise click.UsageError(
+            f"{option} is for random boxes, of which --num 0 draws none. Ask for some with --num, or leave it out."
+        )
     dataset = open_dataset(data, category)
     with progress_bars() as report:
         entries = _entries(dataset, support, split, defects, partial(report, "finding the support set"))
@@ -208,6 +203,8 @@ def boxes(
             overwrite=overwrite,
         )
     echo(f"boxes: {out}, around {len(record.real)} defects, and {record.random} random ones")
+    if number == 0:
+        echo("none to draw on: synth generate needs random boxes, which --num asks for")
     _echo_summary(out, record.passed_over)
 
 
@@ -248,11 +245,11 @@ def boxes(
 @click.option(
     "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks per normal image, if in its foreground."
 )
-@_SOLID
+@SOLID
 @_OVERLAP
 @_TRIES
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def masks(
     ranges: Path,
@@ -308,12 +305,12 @@ def masks(
 @CATEGORY
 @_SUPPORT
 @_SPLIT
-@_DEFECTS
+@DEFECTS
 @_MARGIN
 @_PHRASES
 @_FRAMES
-@_SEED
-@_OUT
+@SEED
+@OUT
 @OVERWRITE
 def describe(
     data: Path,

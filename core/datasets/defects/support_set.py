@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -184,42 +184,20 @@ def write_support(
     sheet_rows: list[Row] = []
     images: list[SupportImage] = []
     passed_over: dict[str, str] = {}
+
+    def taken(of_type: int) -> None:
+        if progress:
+            progress(len(images) + of_type, shots * len(groups))
+
     with atomic_folder(folder, replace_if=SUPPORT_RECORD, overwrite=overwrite) as temporary:
         for (category, defect), entries in groups.items():
-            chosen: dict[str, SupportImage] = {}
-            tiles: list[Tile] = []
-            stems: set[str] = set()
-            looks: list[tuple[str, Appearance]] = []
-            for entry in seeded_order(((e.place, e) for e in entries), seed, "support", category, defect):
-                if len(chosen) == shots:
-                    break
-                # In seeded order and only until there are enough: adding an image to the dataset changes few choices.
-                image, mask = entry.read()
-                content = content_hash(entry.sample.path)
-                if not mask.any():
-                    passed_over[entry.place] = "its mask shows no defect"
-                # Copies under other names would make fewer shots than the record claims.
-                elif content in chosen:
-                    passed_over[entry.place] = f"the same image as {chosen[content].source}"
-                # Fewer shots than the record claims as well: a part that was photographed twice is one defect.
-                elif not allow_alike and (like := _like(looks, look := appearance_of(image, mask))) is not None:
-                    passed_over[entry.place] = f"{_SAME_PART} {like}"
-                else:
-                    if not allow_alike:
-                        looks.append((entry.place, look))
-                    entry_record = _describe(
-                        dataset, entry, content, free_name(entry.sample.path.stem, stems), mask.sum()
-                    )
-                    write_image(temporary / entry_record.picture, image)
-                    write_mask(temporary / entry_record.mask, mask)
-                    chosen[content] = entry_record
-                    tiles.append(Tile(f"{entry.sample.split}: {entry.sample.path.name}", image, (Outline(mask),)))
-                    if progress:
-                        progress(len(images) + len(chosen), shots * len(groups))
+            shuffled = seeded_order(((e.place, e) for e in entries), seed, "support", category, defect)
+            chosen, tiles, reasons = _choose(dataset, shuffled, shots, temporary, taken, allow_alike=allow_alike)
+            passed_over |= reasons
             if len(chosen) < shots:
-                left = [entry.place for entry in entries if passed_over.get(entry.place, "").startswith(_SAME_PART)]
+                left = [entry.place for entry in entries if reasons.get(entry.place, "").startswith(_SAME_PART)]
                 raise DataError(_too_few(dataset.root, defect, shots, split, len(chosen), left))
-            images += chosen.values()
+            images += chosen
             sheet_rows.append(Row(f"{category}: {defect}", tiles))
         alike, alike_rows = _find_near_duplicates(dataset, images, defects, alike_progress)
         record = SupportRecord(
@@ -229,6 +207,59 @@ def write_support(
         # The record marks the folder as a support set that a later call may replace.
         write_json(temporary / SUPPORT_RECORD, record)
     return record
+
+
+def _choose(
+    dataset: Dataset,
+    entries: Iterable[AnomalousSample],
+    shots: int,
+    folder: Path,
+    taken: Callable[[int], None],
+    *,
+    allow_alike: bool,
+) -> tuple[list[SupportImage], list[Tile], dict[str, str]]:
+    """Write the first `shots` images of one defect type that can be taken, and their masks.
+
+    Args:
+        dataset: The dataset.
+        entries: The images, in the order of the choice.
+        shots: Images to take; there may be fewer.
+        folder: The folder that is being written.
+        taken: Called with the number of images that were taken, after each.
+        allow_alike: As in `write_support`.
+
+    Returns:
+        What was taken, its tiles of the sheet, and the place of every image that was passed over -> why.
+    """
+    chosen: dict[str, SupportImage] = {}
+    passed_over: dict[str, str] = {}
+    tiles: list[Tile] = []
+    stems: set[str] = set()
+    looks: list[tuple[str, Appearance]] = []
+    for entry in entries:
+        if len(chosen) == shots:
+            break
+        # In seeded order and only until there are enough: adding an image to the dataset changes few choices.
+        image, mask = entry.read()
+        content = content_hash(entry.sample.path)
+        if not mask.any():
+            passed_over[entry.place] = "its mask shows no defect"
+        # Copies under other names would make fewer shots than the record claims.
+        elif content in chosen:
+            passed_over[entry.place] = f"the same image as {chosen[content].source}"
+        # Fewer shots than the record claims as well: a part that was photographed twice is one defect.
+        elif not allow_alike and (like := _like(looks, look := appearance_of(image, mask))) is not None:
+            passed_over[entry.place] = f"{_SAME_PART} {like}"
+        else:
+            if not allow_alike:
+                looks.append((entry.place, look))
+            described = _describe(dataset, entry, content, free_name(entry.sample.path.stem, stems), mask.sum())
+            write_image(folder / described.picture, image)
+            write_mask(folder / described.mask, mask)
+            chosen[content] = described
+            tiles.append(Tile(f"{entry.sample.split}: {entry.sample.path.name}", image, (Outline(mask),)))
+            taken(len(chosen))
+    return list(chosen.values()), tiles, passed_over
 
 
 def _like(looks: Sequence[tuple[str, Appearance]], look: Appearance) -> str | None:

@@ -27,15 +27,16 @@ import numpy as np
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, check_array
 from flawscope.datasets.drawing.changes import as_levels, keep_changes
+from flawscope.datasets.drawing.correspondence import Correspondence, Surroundings, surroundings_of
 from flawscope.datasets.drawing.membrane import membrane
-from flawscope.datasets.drawing.places import SeenPlace, box_anywhere, box_near, place_of_box
+from flawscope.datasets.drawing.places import SeenPlace, box_anywhere, box_at, box_near, place_of_box
 from flawscope.errors import ArgumentError
 from flawscope.imaging.boxes import Rect, bounds_of, boxes_of
 from flawscope.imaging.images import check_image
 
 Blend = Literal["feather", "poisson"]
 BLENDS: tuple[Blend, ...] = get_args(Blend)
-PastePlaces = Literal["near", "anywhere"]
+PastePlaces = Literal["near", "match", "anywhere"]
 PASTE_PLACES: tuple[PastePlaces, ...] = get_args(PastePlaces)
 _TONES = (0.5, 2.0)
 _MOST_STRENGTH = 10.0
@@ -54,7 +55,8 @@ class PasteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         strength: Range of the factor of the change.
         mirror: Whether half of the defects are mirrored, along each axis.
         level: Least change that belongs to the mask, in grey levels of 8 bit; what changes less is left as it was.
-        places: `near` where it was seen, with a jitter; or `anywhere`.
+        places: `near` where it was seen, with a jitter; where the image is the best `match` of its surroundings; or
+            `anywhere`.
     """
 
     blend: Blend = "feather"
@@ -94,6 +96,7 @@ class Cutout:
         tone: Mean grey level that would be there without the defect.
         place: Where the defect lay.
         size: Height and width of its image.
+        around: What was around it, for places that match; None if that is other defects alone.
     """
 
     change: Float32Array
@@ -102,6 +105,7 @@ class Cutout:
     tone: float
     place: SeenPlace
     size: tuple[int, int]
+    around: Surroundings | None = None
 
 
 class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,8 +155,9 @@ def cut_defects(image: UInt8Array, mask: BoolArray, feather_px: int = 3) -> list
         window = bounds_of(np.asarray(weight > 0)).window
         kept = np.where(weight[..., None] > 0, change, np.float32(0.0))[window]
         own = bounds_of(part)
-        place = place_of_box(Rect(own.left + frame.left, own.top + frame.top, own.width, own.height), size)
-        cutouts.append(Cutout(kept, part[window], weight[window], float(ground[part].mean()), place, size))
+        whole = Rect(own.left + frame.left, own.top + frame.top, own.width, own.height)
+        tone, around = float(ground[part].mean()), surroundings_of(image, mask, whole)
+        cutouts.append(Cutout(kept, part[window], weight[window], tone, place_of_box(whole, size), size, around))
     return cutouts
 
 
@@ -187,6 +192,9 @@ def paste_defect(
         within: Where defects may lie, bool [H, W]; None allows every place.
         overlap: Least share of the defect that lies there.
         tries: Most placements drawn.
+
+    Raises:
+        ArgumentError: If places have to match and the defect has no surroundings.
     """
     pasted = try_paste(image, cutout, rng, options or PasteOptions(), within=within, overlap=overlap, tries=tries)
     return None if pasted is None else (pasted.image, pasted.mask)
@@ -212,8 +220,10 @@ def try_paste(
 ) -> Pasted | None:
     """Paste as `paste_defect`, and say how."""
     size = (image.shape[0], image.shape[1])
+    # Once for all tries: an image is described in a few milliseconds, as long as a whole paste takes.
+    centres = _matching(image, cutout) if options.places == "match" else None
     for _ in range(tries):
-        placement = draw_placement(cutout, size, rng, options)
+        placement = draw_placement(cutout, size, rng, options, centres)
         moved = _move(cutout, placement)
         if within is not None:
             part = within[placement.box.window]
@@ -225,8 +235,22 @@ def try_paste(
     return None
 
 
-def draw_placement(cutout: Cutout, size: tuple[int, int], rng: np.random.Generator, options: PasteOptions) -> Placement:
-    """Return a random placement of a defect in an image of size (H, W)."""
+def _matching(image: UInt8Array, cutout: Cutout) -> Float32Array:
+    if cutout.around is None:
+        raise ArgumentError(
+            "places: expected a defect with surroundings to match, got one among other defects alone. Take near."
+        )
+    return Correspondence(image).centres(cutout.around)
+
+
+def draw_placement(
+    cutout: Cutout,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    options: PasteOptions,
+    centres: Float32Array | None = None,
+) -> Placement:
+    """Return a random placement of a defect in an image of size (H, W), at one of the centres if they are given."""
     left, top, right, bottom = cutout.place.sides
     # Everything is drawn in every case: a border that is touched must not move the numbers of what follows.
     angle = float(rng.uniform(-options.rotate, options.rotate))
@@ -249,6 +273,9 @@ def draw_placement(cutout: Cutout, size: tuple[int, int], rng: np.random.Generat
         placement = msgspec.structs.replace(placement, scale=scale)
         sides = _move(cutout, placement).mask.shape
     height, width = sides
+    if centres is not None:
+        x, y = centres[int(rng.integers(len(centres)))].tolist()
+        return msgspec.structs.replace(placement, box=box_at(cutout.place, (x, y), (height, width), size))
     draw = box_near if options.places == "near" else box_anywhere
     return msgspec.structs.replace(placement, box=draw(cutout.place, (height, width), size, rng))
 

@@ -88,6 +88,25 @@ def box_anywhere(seen: SeenPlace, sides: tuple[int, int], size: tuple[int, int],
     )
 
 
+def box_at(seen: SeenPlace, centre: tuple[float, float], sides: tuple[int, int], size: tuple[int, int]) -> Rect:
+    """Return a box around a centre (x, y), as shares of the image: moved inside, and at the borders it touched before.
+
+    As `box_near`, at those borders alone: what lay free of one stays a pixel from it, where there is room.
+    """
+    near = box_near(seen, sides, size, np.random.default_rng(0), 0.0)
+    touched, spare = seen.sides, (size[0] - sides[0], size[1] - sides[1])
+    left, top = (
+        int(np.clip(round(centre[axis] * length - side / 2), min(1, room // 2), max(room - 1, room // 2)))
+        for axis, length, side, room in ((0, size[1], sides[1], spare[1]), (1, size[0], sides[0], spare[0]))
+    )
+    return Rect(
+        near.left if touched[0] or touched[2] else left,
+        near.top if touched[1] or touched[3] else top,
+        near.width,
+        near.height,
+    )
+
+
 def _start(before: float, after: float, length: int, side: int, rng: np.random.Generator, jitter: float) -> int:
     # Drawn in every case: whether a defect touches a border must not move the numbers of what is drawn after it.
     shift = rng.uniform(-jitter / 2, jitter / 2)

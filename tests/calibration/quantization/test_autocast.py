@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.calibration.quantization import autocast, modelopt
 from flawscope.calibration.quantization.autocast import MOST_VALUE, convert_graph, operators_in, to_fp16
-from flawscope.calibration.quantization.int8 import OPERATORS, Quantiser
+from flawscope.calibration.quantization.int8 import Quantiser
 from flawscope.calibration.quantization.modelopt import PYTHON, find_python
+from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.errors import ArgumentError, GateError
 
 pytestmark = pytest.mark.long

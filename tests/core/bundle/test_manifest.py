@@ -222,7 +222,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path, changes, message
         open_bundle(tmp_path / "b")
 
 
-@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA - 2, SCHEMA - 3])
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA - 2, SCHEMA - 3, SCHEMA - 4])
 def test_a_bundle_of_a_schema_before_opens_and_is_written_as_today(folder, schema):
     fields = json.loads((folder / "manifest.json").read_bytes())
     older = older_manifest({**fields, "schema": schema})

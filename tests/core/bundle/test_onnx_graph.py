@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.bundle import OnnxModel
 from flawscope.bundle.onnx_graph import OPSETS, read_graph
+from flawscope.bundle.onnx_inputs import external_as_inputs
 from flawscope.errors import BundleError
 
 
@@ -163,3 +164,24 @@ def test_mutated_graphs_are_read_or_refused(data: st.DataObject) -> None:
         return
     places = {entry.value for t in theirs.graph.initializer for entry in t.external_data if entry.key == "location"}
     assert places <= {tensor.file for tensor in tensors}
+
+
+@settings(max_examples=40)
+@given(arrays=st.lists(ARRAYS, max_size=4), inside=st.lists(ARRAYS, max_size=2))
+def test_external_data_become_inputs_and_all_else_stays(arrays, inside) -> None:
+    outer = [external(f"outer{number}", array, location="bank") for number, array in enumerate(arrays)]
+    inner = [numpy_helper.from_array(array, f"inner{number}") for number, array in enumerate(inside)]
+    node = helper.make_node("Elu", ["image"], ["y"], alpha=0.25)
+    model = model_of(*outer, *inner, nodes=(node,), producer_name="somebody")
+    model.graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3]))
+    changed = onnx.ModelProto.FromString(external_as_inputs(model.SerializeToString()))
+    expected = onnx.ModelProto()
+    expected.CopyFrom(model)
+    del expected.graph.initializer[:], expected.graph.input[:]
+    expected.graph.initializer.extend(inner)
+    # In the order of the fields: initializers come before inputs.
+    expected.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in outer
+    )
+    expected.graph.input.extend(model.graph.input)
+    assert changed == expected

@@ -36,6 +36,12 @@ def coloured(red, green, blue, size=(40, 50)):
     return np.full((*size, 3), (red, green, blue), np.uint8)
 
 
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 100))
+def test_grey_looks_as_its_three_equal_channels_do(height, width, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    assert look_of(image, 16) == look_of(np.dstack([image] * 3), 16)
+
+
 def test_the_look_of_an_image_is_counted_by_hand():
     image = coloured(10, 20, 60)
     image[:20] = (110, 20, 60)

@@ -25,6 +25,27 @@ def test_prepare_leaves_an_image_of_the_right_size_alone():
     assert prepared.flags.c_contiguous
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.tuples(st.integers(8, 500), st.integers(8, 500)),
+    target=st.tuples(st.integers(16, 300), st.integers(16, 300)),
+    version=st.sampled_from([1, 2]),
+    mode=st.sampled_from(["stretch", "letterbox"]),
+    crops=st.booleans(),
+    is_smooth=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_grey_gives_what_its_three_equal_channels_give(size, target, version, mode, crops, is_smooth, seed):
+    image = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    if is_smooth:
+        image = cv2.blur(image, (5, 5))
+    crop = tuple(max(16, side - 5) for side in target) if crops and mode == "stretch" else None
+    spec = Preprocessing(resize=target, crop=crop, version=version, mode=mode)
+    prepared = prepare(image, spec)
+    np.testing.assert_array_equal(prepared, prepare(np.dstack([image] * 3), spec))
+    assert prepared.flags.c_contiguous
+
+
 def test_prepare_averages_areas_where_it_shrinks():
     blocks = noise(16, 24)
     image = blocks.repeat(4, axis=0).repeat(2, axis=1)  # each block is of one colour, so its mean is exact

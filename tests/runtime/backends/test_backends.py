@@ -37,7 +37,16 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_are_these() -> None:
-    assert BACKENDS == ("auto", "cpu", "cuda", "tensorrt")
+    assert BACKENDS == (
+        "auto",
+        "cpu",
+        "cuda",
+        "tensorrt",
+        "openvino",
+        "openvino:gpu",
+        "openvino:npu",
+        "openvino:cpu",
+    )
 
 
 @pytest.mark.usefixtures("no_cuda")
@@ -69,7 +78,7 @@ def test_with_cuda_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["tensorrt-rtx", "CPU", "", "gpu"])
 def test_an_unknown_name_is_an_error(name: str) -> None:
-    with pytest.raises(ArgumentError, match=rf"backend: expected one of auto, cpu, cuda, tensorrt, got '{name}'"):
+    with pytest.raises(ArgumentError, match=rf"backend: expected one of auto, cpu, cuda, tensorrt, .*, got '{name}'"):
         choose_backend(name)
 
 

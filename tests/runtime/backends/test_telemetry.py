@@ -1,4 +1,4 @@
-"""ONNX Runtime leaves no file below HOME, whichever module of ours imports it, nor does a child process."""
+"""ONNX Runtime and OpenVINO leave no file below HOME, whichever module of ours imports it, nor does a child process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir
 session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 session.run(None, {"x": numpy.zeros(1, numpy.float32)})
 """
+
+
+OPENVINO = "\nimport openvino; openvino.Core()\n"
 
 
 def files_left(home: Path, code: str) -> list[Path]:
@@ -50,3 +53,30 @@ def test_with_flawscope_it_leaves_none(first: str, tmp_path: Path) -> None:
 def test_a_child_process_leaves_none(tmp_path: Path) -> None:
     child = f"import flawscope, subprocess, sys; subprocess.run([sys.executable, '-I', '-c', {SESSION!r}], check=True)"
     assert files_left(tmp_path / "home", child) == []
+
+
+def test_openvino_leaves_files_without_flawscope(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    if not files_left(tmp_path / "home", OPENVINO):
+        pytest.skip("this OpenVINO writes no files of telemetry: nothing to switch off")
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import flawscope", "from flawscope.runtime.backends.openvino_devices import openvino_core; openvino_core()"],
+)
+def test_with_flawscope_openvino_leaves_none_and_sends_nothing(first: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    # A name that is looked up, or an address that is connected to, ends the process with an error.
+    refuse = """
+import sys
+
+def hook(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
+        import os
+        os.write(2, f"network: {event}".encode())
+        os._exit(3)
+
+sys.addaudithook(hook)
+"""
+    assert files_left(tmp_path / "home", refuse + first + OPENVINO) == []

@@ -33,6 +33,9 @@ def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu:graph", Configuration("cpu", "graph", "fp32")),
         (" cuda : kernel ", Configuration("cuda", "kernel", "fp32")),
         ("auto:auto:int8", Configuration("auto", "auto", "int8")),
+        ("openvino:graph", Configuration("openvino", "graph", "fp32")),
+        ("openvino:gpu", Configuration("openvino:gpu", "auto", "fp32")),
+        ("openvino : cpu:kernel:int8", Configuration("openvino:cpu", "kernel", "int8")),
     ],
 )
 def test_a_configuration_is_read_part_by_part(text: str, expected: Configuration) -> None:

@@ -15,13 +15,14 @@ from flawscope.runtime import Inspector
 from flawscope.runtime.bench import measurement
 from flawscope.runtime.bench.bench_command import parse_batches
 from flawscope.runtime.bench.measurement import STAGES, bench, sweep
+from flawscope.runtime.scorers.timed import INFER_PARTS
 
 pytestmark = pytest.mark.serial  # latencies and throughput are compared with each other
 
 FIGURES = {
     "bundle", "digest", "method", "precision", "backend", "backend_reason", "path", "batch", "rounds", "seconds",
     "warm_up_rounds", "latency_ms", "backbone_ms", "images_per_second", "ratio_infer_to_backbone",
-    "ratio_total_to_backbone", "input", "machine", "transfers", "memory", "sweep", "state",
+    "ratio_total_to_backbone", "input", "machine", "transfers", "memory", "sweep", "state", "infer_parts_ms",
 }  # fmt: skip
 PERCENTILES = ["p50", "p90", "p99", "p99.9"]
 
@@ -36,7 +37,9 @@ def check_figures(figures: dict[str, Any]) -> None:
     assert set(figures) - {"command", "cold_start"} == FIGURES
     assert json.loads(msgspec.json.encode(figures)) == figures  # plain numbers, none of NumPy's
     assert list(figures["latency_ms"]) == list(STAGES)
-    for row in (*figures["latency_ms"].values(), figures["backbone_ms"]):
+    # One graph has no parts that could be timed.
+    assert list(figures["infer_parts_ms"] or ()) == ([] if figures["path"] == "graph" else list(INFER_PARTS))
+    for row in (*figures["latency_ms"].values(), *(figures["infer_parts_ms"] or {}).values(), figures["backbone_ms"]):
         assert list(row) == PERCENTILES
         assert 0 < row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"]
     assert figures["rounds"] >= 30
@@ -168,7 +171,7 @@ def test_the_command_prints_a_table_and_writes_the_same_figures(
     assert figures["seconds"] >= 0.1
     shown = capsys.readouterr()
     assert shown.err == ""
-    for stage in (*STAGES, "backbone alone"):
+    for stage in (*STAGES, *(f"  {part} " for part in INFER_PARTS), "backbone alone"):
         assert stage in shown.out
     assert f"{figures['images_per_second']:.1f} images per second" in shown.out
     assert f"{figures['latency_ms']['total']['p50']:.2f}" in shown.out

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flawscope import __version__, cli, cpp_ext, versions
-from flawscope.runtime.backends import BACKENDS, ort
+from flawscope.runtime.backends import BACKENDS, openvino_devices, ort
+from flawscope.runtime.backends.table import ALIASES
 from flawscope.runtime.doctor import doctor_command as doctor_module
 from flawscope.runtime.doctor.doctor_command import diagnose
 from flawscope.versions import cpu_name, package_versions
@@ -18,14 +19,16 @@ from flawscope.versions import cpu_name, package_versions
 def test_the_diagnosis_names_versions_backends_kernels_and_extras() -> None:
     diagnosis = diagnose()
     assert diagnosis["flawscope"] == __version__
-    assert set(diagnosis["backends"]) == set(BACKENDS)
+    assert set(diagnosis["backends"]) == set(BACKENDS) - set(ALIASES)
     assert diagnosis["backends"]["cpu"] == {"available": True, "takes": "cpu", "reason": "asked for"}
     kernels = diagnosis["kernels"]
     assert (kernels["have_native"], kernels["have_cuda"]) == (cpp_ext.HAVE_NATIVE, cpp_ext.HAVE_CUDA)
     assert kernels["simd_level"] == cpp_ext.simd_level()
     for name in ("nearest", "mahalanobis", "kcenter_greedy"):
         assert kernels["implementations"][name] == cpp_ext.implementation()
-    assert set(diagnosis["extras"]) == {"cpu", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda"}
+    assert set(diagnosis["extras"]) == {
+        *("cpu", "openvino", "calibrate", "train", "export", "tensorrt", "tensorrt-rtx", "pycuda")
+    }
     assert diagnosis["versions"]["numpy"] == package_versions()["numpy"]
     assert cpu_name() != ""
 
@@ -92,7 +95,7 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[0].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[1:]]
     assert first_words == (
-        ["versions"] + ["backend"] * 4 + ["kernel"] * 4 + ["engines"] * 4 + ["driver"] + ["extra"] * 7
+        ["versions"] + ["backend"] * 7 + ["kernel"] * 4 + ["openvino"] + ["engines"] * 4 + ["driver"] + ["extra"] * 8
     )
     assert any("takes cpu: asked for" in line for line in lines)
 
@@ -100,13 +103,20 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
 def test_where_nothing_can_run_a_bundle_the_exit_status_is_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ort.import_onnxruntime.cache_clear()
+    imports = (ort.import_onnxruntime, openvino_devices.import_openvino, openvino_devices.openvino_core)
+    for once in imports:
+        once.cache_clear()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(doctor_module, "find_spec", lambda name: None)
     try:
         assert cli.run(["doctor", "--json"]) == 1
     finally:
-        ort.import_onnxruntime.cache_clear()
-    backends = json.loads(capsys.readouterr().out)["backends"]
+        for once in imports:
+            once.cache_clear()
+    report = json.loads(capsys.readouterr().out)
+    backends = report["backends"]
+    assert report["openvino"]["devices"] == {}
+    assert 'pip install "flawscope[openvino]"' in report["openvino"]["problem"]
     assert {backend["available"] for backend in backends.values()} == {False}
     assert 'pip install "flawscope[cpu]"' in backends["auto"]["reason"]

@@ -6,104 +6,30 @@ import json
 import shutil
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
-import safetensors.torch
+from drawn_folders import lines_of, record_of
 from file_contents import files_of
-from hypothesis import given
-from hypothesis import strategies as st
-from published_weights import features_state, heads_state
 from tiny_dataset import CATEGORY, write_rgb
 from tiny_synth_bundle import write_tiny_synth
 
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, BundleError, DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.files import sha256_file
-from flawscope.imaging.crops import cut_image, cut_mask
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.runtime.synthesis import (
     DrawOptions,
-    GeneratedImage,
-    GenerateRecord,
     GenerateSettings,
     QualityLimits,
     Synthesizer,
     feather_mask,
     generate_images,
-    read_generated,
     read_sites,
     redraw,
 )
-from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of, runs_of
-from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
-
-
-def lines_of(folder):
-    texts = (folder / "generated.jsonl").read_bytes().splitlines()
-    return [msgspec.json.decode(text, type=GeneratedImage) for text in texts]
-
-
-def record_of(folder):
-    return msgspec.json.decode((folder / "generate.json").read_bytes(), type=GenerateRecord)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_root):
-    """A folder with the bundle drawer.flaw, that has learned two test images, and the box set boxes."""
-    folder = tmp_path_factory.mktemp("place")
-    test = tiny_root / CATEGORY / "test"
-    supports = {}
-    for defect in ("pitting", "stain"):
-        mask = read_mask(tiny_root / CATEGORY / "ground_truth" / defect / "000_mask.png")
-        image = test / defect / "000.png"
-        supports[defect] = (read_image(image), mask, sha256_file(image))
-    write_tiny_synth(folder / "drawer.flaw", share=0.9, supports=supports)
-    data = ["--data", str(tiny_root), "--category", CATEGORY]
-    options = [
-        "--split",
-        "test",
-        "--num",
-        "7",
-        "--within",
-        "picture",
-        "--places",
-        "observed",
-        "--out",
-        str(folder / "boxes"),
-    ]
-    assert run(["synth", "boxes", *data, *options]) == 0
-    return folder
-
-
-@pytest.fixture
-def arguments(place, tiny_root):
-    bundle, boxes = str(place / "drawer.flaw"), str(place / "boxes")
-    return ["synth", "generate", bundle, "--boxes", boxes, "--data", str(tiny_root), "--category", CATEGORY]
-
-
-@pytest.fixture(scope="module")
-def drawn(place, tiny_root):
-    """A folder of seven drawn images; not to be changed."""
-    folder = place / "drawn"
-    bundle, boxes = str(place / "drawer.flaw"), str(place / "boxes")
-    data = ["--data", str(tiny_root), "--category", CATEGORY]
-    assert run(["synth", "generate", bundle, "--boxes", boxes, *data, "--seed", "10", "--out", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def drawer(place):
-    with Synthesizer.load(place / "drawer.flaw", "cpu") as synthesizer:
-        yield synthesizer
-
-
-@pytest.fixture(scope="module")
-def sites(place, tiny_root):
-    return read_sites(place / "boxes", open_dataset(tiny_root, CATEGORY))[0]
-
+from flawscope.runtime.synthesis.generated_set import RecordedOptions, region_of
 
 # --- the folder
 
@@ -139,7 +65,7 @@ def test_no_two_images_share_their_noise_and_the_options_are_recorded(drawn):
     assert [line.seed for line in lines] == list(range(10, 17))
     expected = DrawOptions(steps=4, guidance=2.0, eta=0.0, crop=True, tone="none", text_noise=0.0)
     assert lines[0].options == RecordedOptions.of(expected)
-    assert len(lines[0].verdict.measures) == 9
+    assert len(lines[0].verdict.measures) == 10
     texts = [line.text for line in lines if line.defect == "pitting"]
     assert all("*" in text for text in texts), "a learned word takes the bundle's texts"
     assert all(line.text.endswith("steel_stain") for line in lines if line.defect == "stain")
@@ -267,120 +193,6 @@ def test_nothing_accepted_for_a_defect_is_status_1_and_the_folder_is_there(place
     assert read_image(tmp_path / "out" / "contact_sheet.png").shape[0] > 2 * 192
 
 
-# --- limits, no filter, the best of several
-
-
-def test_limits_are_those_that_were_typed_and_are_in_every_line(arguments, tmp_path):
-    assert run([*arguments, "--limit", "mask_px=4000", "--limit", "seam=0.5", "--out", str(tmp_path / "out")]) == 1
-    for line in lines_of(tmp_path / "out"):
-        assert line.options.limits == QualityLimits(mask_px=4000, seam=0.5)
-        assert "empty-mask" in line.verdict.reasons
-
-
-def test_without_the_filter_every_image_is_kept_and_its_verdict_too(arguments, place, tiny_root, tmp_path, capsys):
-    strict = ["--limit", "mask_px=4000"]
-    assert run([*arguments, *strict, "--keep-all", "--out", str(tmp_path / "all")]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "filter: nothing was filtered (--keep-all)" in out
-    assert "in all: 7 accepted; 7 of 7 do not pass the filter: empty-mask 7, full-mask 1" in out
-    lines, record = lines_of(tmp_path / "all"), record_of(tmp_path / "all")
-    assert record.settings.keep_all
-    assert [count.accepted for count in record.defects.values()] == [4, 3]
-    assert (record.summary.accepted, record.summary.counts["empty-mask"]) == (0, 7)
-    assert record.seconds_per_accepted == pytest.approx(record.seconds / 7)
-    assert run([*arguments, *strict, "--out", str(tmp_path / "filtered")]) == 1
-    for kept, rejected in zip(lines, lines_of(tmp_path / "filtered"), strict=True):
-        assert kept.accepted
-        assert not rejected.accepted
-        assert kept.verdict == rejected.verdict
-        for one, other in (
-            (kept.image, rejected.image),
-            (kept.mask, rejected.mask),
-            (kept.box_mask, rejected.box_mask),
-        ):
-            assert one.sha256 == other.sha256
-    assert not list((tmp_path / "all").rglob("rejected*"))
-    again = redraw(place / "drawer.flaw", lines[3], tiny_root / CATEGORY)
-    assert np.array_equal(again.image, read_image(tmp_path / "all" / lines[3].image.place))
-    assert again.verdict == lines[3].verdict
-    data = ["--data", str(tiny_root), "--category", CATEGORY]
-    for labels in ("precise", "box"):
-        command = ["synth", "dataset", str(tmp_path / "all"), *data, "--labels", labels]
-        assert run([*command, "--out", str(tmp_path / labels)]) == 0
-        assert len(list((tmp_path / labels).rglob("train/*/synth_*.png"))) == 7
-
-
-def test_what_is_no_image_is_not_kept_without_the_filter_either(arguments, tmp_path):
-    write_tiny_synth(tmp_path / "broken.flaw", gain=float("nan"))
-    arguments[2] = str(tmp_path / "broken.flaw")
-    assert run([*arguments, "--keep-all", "--out", str(tmp_path / "out")]) == 1
-    assert not any(line.accepted for line in lines_of(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("batch", ["1", "3", "4"])
-def test_the_best_of_several_is_the_one_furthest_from_the_limits_whatever_the_batch(arguments, tmp_path, batch, capsys):
-    options = ["--best-of", "3", "--limit", "full=0.49", "--seed", "5", "--batch", batch]
-    assert run([*arguments, *options, "--out", str(tmp_path / "out")]) in (0, 1)
-    lines = lines_of(tmp_path / "out")
-    assert len(lines) == 21
-    assert sorted(line.seed for line in lines) == list(range(5, 26))
-    assert {line.verdict.is_accepted for line in lines} == {True, False}, "or the limit decides nothing"
-    accepted = {line.number: line for line in lines if line.accepted}
-    for number in range(7):
-        candidates = sorted((line for line in lines if line.number == number), key=lambda line: line.round)
-        assert [line.seed for line in candidates] == [5 + number + 7 * take for take in range(3)]
-        assert all(line.score == line.verdict.margin for line in candidates)
-        best = max(candidates, key=lambda line: line.score)
-        assert (number in accepted) == best.verdict.is_accepted
-        if number in accepted:
-            assert accepted[number] == best
-    assert record_of(tmp_path / "out").settings.best_of == 3
-    assert f"; {sum(not line.verdict.is_accepted for line in lines)} of 21 do not pass" in capsys.readouterr().out
-    assert len(read_generated(tmp_path / "out")) == 21
-
-
-def test_the_best_of_several_without_the_filter_is_kept_for_every_record(arguments, tmp_path):
-    options = ["--best-of", "2", "--limit", "mask_px=4000", "--keep-all"]
-    assert run([*arguments, *options, "--out", str(tmp_path / "out")]) == 0
-    lines = lines_of(tmp_path / "out")
-    assert sorted(line.number for line in lines if line.accepted) == list(range(7))
-    assert all(line.score < 0 for line in lines)
-
-
-def test_the_best_by_lpips_is_the_accepted_one_that_differs_most_in_its_box(
-    arguments, drawer, sites, place, tiny_root, tmp_path
-):
-    features, heads = tmp_path / "alexnet.safetensors", tmp_path / "heads.safetensors"
-    safetensors.torch.save_file(features_state("alexnet"), features)
-    safetensors.torch.save_file(heads_state("alexnet"), heads)
-    options = ["--best-of", "3", "--limit", "full=0.49", "--seed", "5", "--best-by", "lpips", "--num", "4"]
-    weights = ["--lpips", str(features), "--lpips-heads", str(heads)]
-    assert run([*arguments, *options, *weights, "--out", str(tmp_path / "out")]) in (0, 1)
-    assert run([*arguments, *options, *weights, "--batch", "1", "--out", str(tmp_path / "single")]) in (0, 1)
-    lines = lines_of(tmp_path / "out")
-    distance = MaskedLpips.load(features, heads)
-    for number in range(4):
-        candidates = [line for line in lines if line.number == number]
-        assert len(candidates) == 3
-        for line in candidates:
-            crop = msgspec.structs.replace(line.crop, size=(64, 64))
-            drawn, good = (
-                read_image(path) for path in (tmp_path / "out" / line.image.place, tiny_root / CATEGORY / line.good)
-            )
-            box = read_mask(tmp_path / "out" / line.box_mask.place)
-            expected = distance.measure(cut_image(drawn, crop), cut_image(good, crop), cut_mask(box, crop))
-            assert line.score == expected > 0
-        passed = [line for line in candidates if line.verdict.is_accepted]
-        kept = [line for line in candidates if line.accepted]
-        assert kept == ([max(passed, key=lambda line: line.score)] if passed else [])
-    kept, single = ([line.seed for line in lines_of(tmp_path / name) if line.accepted] for name in ("out", "single"))
-    assert sorted(kept) == sorted(single)
-    assert record_of(tmp_path / "out").lpips == {path.name: sha256_file(path) for path in (features, heads)}
-    for settings, of in ((GenerateSettings(best_of=2, best_by="lpips"), None), (GenerateSettings(), distance)):
-        with pytest.raises(ArgumentError, match=r"best_by: expected .*weights of LPIPS with"):
-            generate_images(drawer, sites, tmp_path / "none", settings, distance=of)
-
-
 # --- one image
 
 
@@ -400,90 +212,6 @@ def test_one_image_can_be_drawn_on(place, tiny_root, tmp_path):
         again = redraw(place / "drawer.flaw", line, good.parent)
         assert np.array_equal(again.image, read_image(tmp_path / "out" / line.image.place))
         assert (again.image != read_image(good)).any(axis=2)[disc == 0].mean() > 0.5, "parity"
-
-
-# --- back from the record
-
-
-@pytest.mark.parametrize("which", [0, 6])
-def test_an_image_is_drawn_again_from_its_line_to_the_bit(place, drawn, tiny_root, which):
-    line = lines_of(drawn)[which]
-    again = redraw(place / "drawer.flaw", line, tiny_root / CATEGORY)
-    assert np.array_equal(again.image, read_image(drawn / line.image.place))
-    assert np.array_equal(again.mask, read_mask(drawn / line.mask.place))
-    assert (again.verdict, again.text, again.crop) == (line.verdict, line.text, line.crop)
-
-
-@pytest.fixture(scope="module")
-def inpainter(tmp_path_factory):
-    path = tmp_path_factory.mktemp("inpainter") / "inpainter.flaw"
-    write_tiny_synth(path, "inpaint", share=0.9)
-    return path
-
-
-def without_tone(path, kind):
-    """Return the JSON of a record as it was written before there was a tone."""
-    data = json.loads(path)
-    options = data["options"] if kind == "line" else data["settings"]["options"]
-    assert options.pop("tone", "missing") != "missing"
-    return json.dumps(data)
-
-
-@pytest.mark.parametrize("tone", ["restore", "match", "none"])
-def test_each_tone_is_recorded_and_redrawn_and_a_record_without_one_means_none(
-    inpainter, arguments, tiny_root, tmp_path, tone
-):
-    arguments[2] = str(inpainter)
-    assert run([*arguments, "--num", "2", "--tone", tone, "--out", str(tmp_path / "out")]) in (0, 1)
-    images = {}
-    for line in lines_of(tmp_path / "out"):
-        assert line.options.tone == tone
-        images[line.number] = read_image(tmp_path / "out" / line.image.place)
-        assert np.array_equal(redraw(inpainter, line, tiny_root / CATEGORY).image, images[line.number])
-    texts = (tmp_path / "out" / "generated.jsonl").read_text().splitlines()
-    for text in texts:
-        line = msgspec.json.decode(without_tone(text, "line"), type=GeneratedImage)
-        assert line.options.tone == "none"
-        is_same = np.array_equal(redraw(inpainter, line, tiny_root / CATEGORY).image, images[line.number])
-        assert is_same == (tone == "none")
-    record = (tmp_path / "out" / "generate.json").read_text()
-    assert msgspec.json.decode(record, type=GenerateRecord).settings.options.tone == tone
-    assert msgspec.json.decode(without_tone(record, "record"), type=GenerateRecord).settings.options.tone == "none"
-
-
-def test_another_bundle_or_another_image_is_not_taken_for_the_recorded_one(place, drawn, tiny_root, tmp_path):
-    line = lines_of(drawn)[0]
-    write_tiny_synth(tmp_path / "other.flaw", share=0.8)
-    with pytest.raises(BundleError, match=r"expected the bundle drawer .* Take the one that drew the image"):
-        redraw(tmp_path / "other.flaw", line, tiny_root / CATEGORY)
-    image = tmp_path / line.good
-    image.parent.mkdir(parents=True)
-    shutil.copy(tiny_root / CATEGORY / "test" / "good" / "000.png", image)
-    with pytest.raises(DataError, match="expected the normal image that was drawn on, got other content"):
-        redraw(place / "drawer.flaw", line, tmp_path)
-    with pytest.raises(DataError, match="expected a region inside 8x8 pixels"):
-        region_of(line, (8, 8))
-    for batch in (0, -1, 2**62):
-        with pytest.raises(ArgumentError, match="batch: expected 1 to"):
-            redraw(place / "drawer.flaw", msgspec.structs.replace(line, batch=batch), tiny_root / CATEGORY)
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.5, 1.1]))
-def test_a_region_comes_back_from_its_runs(drawn, height, width, seed, density):
-    region = np.random.default_rng(seed).random((height, width)) < density
-    region[seed % height, seed % width] = True
-    bbox, runs = runs_of(region)
-    line = msgspec.structs.replace(lines_of(drawn)[0], bbox=bbox, runs=runs)
-    assert np.array_equal(region_of(line, (height, width)), region)
-    assert bool(runs) != bool(region[bbox[1] : bbox[1] + bbox[3], bbox[0] : bbox[0] + bbox[2]].all())
-
-
-def test_a_changed_image_is_noticed(drawn, tmp_path):
-    folder = shutil.copytree(drawn, tmp_path / "drawn")
-    assert len(read_generated(folder)) == 7
-    (folder / CATEGORY / "prs_mask" / "stain" / "002.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"stain/002.png: expected the file that was drawn, got other content"):
-        read_generated(folder)
 
 
 # --- lines
@@ -557,7 +285,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--limit", "seam"], "limit: expected NAME=VALUE, for example seam=0.06, got 'seam'"),
         (
             ["SET", "--limit", "seem=0.1"],
-            "contrast, noise, texture, outside, seam, copy, got 'seem'. Did you mean seam?",
+            "contrast, noise, texture, smooth, outside, seam, copy, got 'seem'. Did you mean seam?",
         ),
         (["SET", "--limit", "faint=0"], "got 'faint'. The reason faint has the limit contrast, noise or texture."),
         (["SET", "--limit", "not-finite=1"], "The reason not-finite has no limit: such an image is never kept."),
@@ -579,6 +307,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--seed", str(2**63 - 3)], "seed: expected a whole number from 0"),
         (["SET", "--defect", "rust"], "expected defect types of the lines"),
         (["SET", "--texts", "lines"], "text: expected the word '*', which stands for the defect"),
+        (["SET", "--texts", "lines"], "Write it where the text names the defect, or take the texts of the bundle."),
         (["SET", "--solver", "euler"], "Invalid value for '--solver'"),
         (["SET", "--image", "GOOD"], "Expected --boxes with --data, or --image with --mask, got both"),
         (["--boxes", "BOXES"], "Expected --boxes and --data, or --image, --mask and one --defect"),

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers_reference import latent_ddim
+from error_lines import refused
 from tiny_drawers import record_of
 from tiny_stable_diffusion import write_stable_diffusion
 from torch import Tensor, nn
@@ -67,14 +68,6 @@ def written(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def imported(source: Path, out: Path, *options: str) -> Path:
     assert cli.run(["synth", "import", str(source), "--out", str(out), *options]) == 0
     return out
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert cli.run(arguments) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert len(error.strip().splitlines()) == 1, error
-    return error
 
 
 def close(expected: Any, actual: Any) -> None:
@@ -311,12 +304,18 @@ def test_runs_without_an_adapter_and_names_that_are_taken_are_refused(
     )
     out = ["--out", str(tmp_path / "o.safetensors")]
     assert "got one with adapt=full" in refused(["synth", "export-adapter", str(tmp_path / "full"), *out], capsys)
+    # Who names a defect wants a word: that the run has no LoRA either says nothing of it.
+    wanted = refused(["synth", "export-adapter", str(tmp_path / "full"), *out, "--defect", "crack"], capsys)
+    assert "--defect: expected a run that has learned words, got " in wanted
+    assert "learn_text=vectors" in wanted
+    assert "adapt=lora" not in wanted
+    assert "Leave it out" not in wanted
     named = ["synth", "export-adapter", str(run), *out]
     assert "--token is for a learned word" in refused([*named, "--token", "crack"], capsys)
-    assert "expected one of none: the run has learned no word, got crack" in refused(
-        [*named, "--defect", "crack"], capsys
+    assert (
+        "which has none. Train with --set learn_text=vectors, or with train embedding. Leave it out to get"
+        in refused([*named, "--defect", "crack"], capsys)
     )
-    assert "--form is for a LoRA" in refused([*named, "--defect", "crack", "--form", "peft"], capsys)
     for form in FORMS:
         arguments = ["synth", "export-adapter", str(run), "--form", form, "--out", str(written[form])]
         assert "expected a new " in refused(arguments, capsys)
@@ -353,6 +352,7 @@ def test_what_a_run_has_learned_of_the_text_is_written_too(
         close(restore_text(opened, run).model, parts.text)
     arguments = ["synth", "export-adapter", str(folder), "--out", str(tmp_path / "o")]
     assert "got peft, whose files hold one network" in refused([*arguments, "--form", "peft"], capsys)
+    assert "--form is for a LoRA" in refused([*arguments, "--defect", "crack", "--form", "peft"], capsys)
     assert cli.run([*arguments, "--defect", "crack"]) == 0
 
 

@@ -6,9 +6,9 @@ import json
 import shutil
 
 import cv2
-import msgspec
 import numpy as np
 import pytest
+from drawn_folders import lines_of
 from tiny_dataset import CATEGORY, DEFECTS, write_rgb
 from tiny_synth_bundle import write_tiny_synth
 
@@ -18,7 +18,7 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
-from flawscope.runtime.synthesis import GeneratedImage, Synthesizer, read_generated, redraw
+from flawscope.runtime.synthesis import Synthesizer, read_generated, redraw
 from flawscope.runtime.synthesis.generated_set import region_of
 from flawscope.runtime.synthesis.mask_sites import MaskSites
 from flawscope.runtime.synthesis.sites import Site, read_sites
@@ -63,10 +63,6 @@ def masks_of_anogen(folder, white=255):
 def generate(*typed):
     """Draw; what the filter makes of the tiny bundle's drawings is not asked here, so status 1 is one too."""
     return run(["synth", "generate", *map(str, typed), "--backend", "cpu"]) in (0, 1)
-
-
-def lines_of(folder):
-    return [msgspec.json.decode(t, type=GeneratedImage) for t in (folder / "generated.jsonl").read_bytes().splitlines()]
 
 
 @pytest.mark.parametrize("white", [255, 1])

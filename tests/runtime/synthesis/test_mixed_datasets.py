@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from file_contents import files_of
 from tiny_dataset import CATEGORY, DEFECTIVE, DEFECTS, GOOD, TRAIN, write_rgb
+from tiny_judged import with_textures
 from tiny_synth_bundle import write_tiny_synth
 
 from flawscope.cli import run
@@ -217,6 +218,15 @@ def test_a_test_image_that_was_drawn_on_is_left_out(place, dataset, tmp_path):
     write_synth_dataset(tmp_path / "drawn", dataset, tmp_path / "made")
     assert record_of(tmp_path / "made").left_out[name] == "defects were drawn on it"
     assert len([s for s in open_dataset(tmp_path / "made").test if not s.is_anomalous]) == GOOD - 1
+
+
+def test_a_test_image_whose_texture_was_drawn_is_left_out(dataset, tmp_path):
+    write_perlin(dataset, tmp_path / "perlin", PerlinSettings(number=2, within="picture"))
+    of_test = dataset.test[0].path
+    folder = with_textures(tmp_path / "perlin", tmp_path / "drawn", [of_test])
+    write_synth_dataset(folder, dataset, tmp_path / "made")
+    record = record_of(tmp_path / "made")
+    assert record.left_out == {of_test.relative_to(dataset.root).as_posix(): "it is a texture of drawn defects"}
 
 
 def test_images_of_other_formats_become_png_and_png_keeps_its_bytes(drawn, dataset, tiny_root, tmp_path):

@@ -325,7 +325,7 @@ def test_every_limit_of_an_image_can_be_opened_but_that_of_what_is_no_image():
     assert precise.noise > 0.05, "a defect that is hidden in noise"
     assert judge_image(noisy, good, region(), precise).reasons
     limits = QualityLimits(
-        flat=1, saturated=1, mask_px=1, full=1, contrast=0, noise=0, texture=0, outside=1, seam=1, copy=1
+        flat=1, saturated=1, mask_px=1, full=1, contrast=0, noise=0, texture=0, smooth=0, outside=1, seam=1, copy=1
     )
     assert judge_image(noisy, good, region(), precise, limits=limits, texture=1.0).is_accepted
     nothing = np.full(3, np.nan, np.float32)

@@ -114,7 +114,7 @@ def test_the_mask_shows_what_was_drawn_and_the_image_is_accepted(blend):
     assert drawn.mask[:, 26:].mean() < 0.02  # the right half is steel again
     assert not drawn.mask[~drawn.region].any()
     assert np.array_equal(drawn.region, box(16, 16, 16, 16))
-    assert len(drawn.verdict.measures) == 9
+    assert len(drawn.verdict.measures) == 10
 
 
 def by_hand(synthesizer, request: DrawOrder, text: str, scale: float, sampling: Any) -> UInt8Array:

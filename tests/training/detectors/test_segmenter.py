@@ -240,7 +240,7 @@ def test_a_run_that_lacks_tensors_is_refused(place: Place, run: Path, tmp_path: 
         ({"support": None, "drawn": []}, ArgumentError, "expected at least one source, got none"),
         ({"support": "nowhere"}, DataError, "support: expected a folder of synth support"),
         ({"drawn": ["nowhere"]}, DataError, "drawn: expected a folder of synth generate"),
-        ({"defects": ["hole"]}, DataError, "expected labelled defects of hole"),
+        ({"defects": ["hole"]}, DataError, r"defects: expected types that .* has \(part/spot\), got hole"),
     ],
 )
 def test_sources_are_checked_before_the_training(

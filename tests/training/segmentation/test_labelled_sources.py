@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_judged import SIDE, Drawing, Image, Mask, Place, part, write_generated, write_place
+from tiny_judged import SIDE, Drawing, Image, Mask, Place, part, with_textures, write_generated, write_place
 
 from flawscope.config import LabelledSettings
 from flawscope.datasets import Dataset, Sample, hash_contents, open_dataset
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, FlawscopeError
+from flawscope.files import sha256_file
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.imaging.tiles import Tiling
@@ -221,6 +222,20 @@ def test_everything_seen_that_may_be_tested_on_is_recorded(place: Place, tmp_pat
     assert opened(place, {"procedural": True}, procedural=anomaly).record.in_test == 0
 
 
+def test_a_test_image_whose_texture_was_drawn_is_recorded_and_a_training_image_is_not(
+    place: Place, tmp_path: Path
+) -> None:
+    dataset = open_dataset(place.root)
+    textures = [dataset.test[0].path, dataset.train_good[0].path, dataset.train_good[-1].path]
+    folder = with_textures(place.helpful, tmp_path / "drawn", textures)
+    sources = opened(place, {"drawn": (str(folder),)}, held=1)
+    of_texture = {content for content, why in sources.contents.items() if why == "it is a texture of drawn defects"}
+    # By its pixels as well, as an evaluation compares images.
+    assert of_texture == {sha256_file(textures[0]), *hash_contents([textures[0]]).values()}
+    # The texture, and the support image that the folder was drawn from.
+    assert sources.record.in_test == 2
+
+
 def test_rejected_drawings_are_not_learned(place: Place, tmp_path: Path) -> None:
     drawings = [place.drawings[0], place.drawings[1]._replace(accepted=False)]
     folder = write_generated(tmp_path / "drawn", place.root, drawings, place.seen)
@@ -264,6 +279,12 @@ def test_of_a_tiled_image_the_tiles_with_the_defect_are_learned(place: Place) ->
     # An image counts once, however many of its tiles show the defect.
     assert sources.record.types == {"part/spot": 12, "part/tint": 12}
     assert len(sources.stored[0].images) > 24
+
+
+def test_the_types_of_training_images_are_named_too(place: Place, tmp_path: Path) -> None:
+    moved = with_training_defects(place, tmp_path)
+    with pytest.raises(DataError, match=r"expected types that .*\(train\) has \(part/tint\), got spot, ghost\. Name"):
+        opened(moved, {"train_defects": True, "defects": ("spot", "ghost")})
 
 
 def test_a_defect_that_vanishes_is_left_out_and_counted(place: Place, tmp_path: Path) -> None:
@@ -323,7 +344,8 @@ def test_a_share_of_nothing_is_refused(name: str, share: float) -> None:
         ({"drawn": ("SUPPORT",)}, "drawn: expected a folder of synth generate"),
         ({"support": "HELPFUL"}, "support: expected a folder of synth support"),
         ({"train_defects": True}, "expected labelled defects of part"),
-        ({"support": "SUPPORT", "defects": ("tint",)}, "expected labelled defects of tint of part"),
+        ({"support": "SUPPORT", "defects": ("tint",)}, r"defects: expected types that .*support has \(part/spot\)"),
+        ({"drawn": ("HELPFUL",), "defects": ("ghost",)}, r"has \(part/spot, part/tint\), got ghost\. Name one of"),
         ({"drawn": ("HELPFUL",), "defects": ("spot", "hole")}, "defects: expected types that a source has"),
         ({"procedural": True}, "procedural: expected a source that this method can draw"),
     ],

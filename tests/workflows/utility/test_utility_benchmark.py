@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from tiny_judged import SIDE, Drawing, Place, arguments, part, quick_config, write_generated, write_place
+from tiny_judged import SIDE, Drawing, Place, arguments, part, quick_config, with_textures, write_generated, write_place
 
 from flawscope.bundle import open_bundle
 from flawscope.calibration.evaluation.intervals import Interval
@@ -272,14 +272,20 @@ def data_of(place: Place, *generated: Path) -> UtilityData:
 def test_a_clean_test_has_nothing_the_generator_or_a_segmenter_has_seen(place: Place, tmp_path: Path) -> None:
     drawn_on = place.root / "test" / "good" / "002.png"
     drawings = [*place.drawings, Drawing("spot", *part(500, "spot"), drawn_on)]
-    data = data_of(place, write_generated(tmp_path / "more", place.root, drawings, place.seen))
+    more = write_generated(tmp_path / "more", place.root, drawings, place.seen)
+    texture = drawn_on.with_name("003.png")
+    data = data_of(place, with_textures(more, tmp_path / "with", [texture, place.drawings[0].good]))
     support = read_support(place.support).pictures[0].source
-    assert data.left_out == {support: "a support image", "test/good/002.png": "defects were drawn on it"}
-    assert data.is_clean.sum() == 16
+    assert data.left_out == {
+        support: "a support image",
+        "test/good/002.png": "defects were drawn on it",
+        "test/good/003.png": "it is a texture of drawn defects",
+    }
+    assert data.is_clean.sum() == 15
     clean = {s.path.relative_to(place.root).as_posix() for s, ok in zip(data.samples, data.is_clean, strict=True) if ok}
     assert not clean & set(data.left_out)
     assert all(sample.split == "test" for sample in data.samples)
-    assert data.counts["left_out"] == 2
+    assert data.counts["left_out"] == 3
 
 
 def test_rejected_drawings_count_as_seen_and_not_as_drawn(place: Place, tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from tiny_dataset import CATEGORY, DEFECTS
 
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects import box_sets
 from flawscope.datasets.defects.anomalous_samples import list_anomalous
 from flawscope.datasets.defects.box_sets import BoxRecord, BoxSettings, shares, write_boxes
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import read_ranges
-from flawscope.datasets.defects.random_boxes import PLACES, draw_box, range_of
+from flawscope.datasets.defects.random_boxes import PLACES, Match, draw_box, range_of
 from flawscope.datasets.defects.seeded_choice import generator
 from flawscope.datasets.defects.set_files import read_json
+from flawscope.datasets.drawing.correspondence import Correspondence, surroundings_of
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.boxes import Rect
 from flawscope.imaging.images import read_image
@@ -48,7 +50,10 @@ def test_the_range_is_the_5th_and_95th_percentile():
 )
 def test_random_boxes_have_sizes_and_places_like_those_seen(box, size, seed, places):
     seen = range_of([(Rect(*box), (64, 64))])
-    placed = draw_box(seen, size, generator(seed), places=places)
+    plain = np.full((64, 64, 3), 90, np.uint8)
+    around = surroundings_of(plain, np.zeros((64, 64), np.bool_), Rect(*box))
+    match = Match(Correspondence(np.full((*size, 3), 90, np.uint8)), [around])
+    placed = draw_box(seen, size, generator(seed), places=places, match=match)
     assert placed is not None
     drawn, tries = placed
     height, width = size
@@ -185,6 +190,38 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, 
     first, again, other = (files_of(tmp_path / name) for name in "abc")
     assert first == again
     assert first["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
+
+
+@pytest.mark.parametrize("together", [[], ["--together"]])
+def test_places_that_match_are_drawn_the_same_from_the_same_seed(tiny_root, tmp_path, together):
+    data = ["synth", "boxes", "--data", str(tiny_root), "--category", CATEGORY, "--split", "test", "--num", "4"]
+    for name in ("a", "b"):
+        how = ["--within", "picture", "--places", "match", *together, "--out", str(tmp_path / name)]
+        assert run([*data, *how]) == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    record = read_json(tmp_path / "a" / "boxes.json", BoxRecord, "boxes")
+    assert (record.random, record.settings.places) == (4, "match")
+
+
+def test_a_defect_that_fills_its_image_has_one_place_and_one_among_others_alone_none(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "steel"
+    for place in ("train/good/000.png", "test/dent/000.png"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / place), np.full((64, 64, 3), 90, np.uint8))
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), np.full((64, 64), 255, np.uint8))
+    data = ["synth", "boxes", "--data", str(root), "--split", "test", "--num", "1", "--within", "picture"]
+    assert run([*data, "--places", "match", "--out", str(tmp_path / "out")]) == 0
+    (line,) = (tmp_path / "out" / "steel" / "steel_test.jsonl").read_text().splitlines()
+    assert json.loads(line)["bbox"] == [0, 0, 64, 64]
+    capsys.readouterr()
+    monkeypatch.setattr(box_sets, "surroundings_of", lambda *_: None)
+    assert run([*data, "--places", "match", "--out", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.endswith(
+        "000.png: expected surroundings of the defect to find places by, got other defects alone. Take it out of the "
+        "support set, or take --places near.\n"
+    )
+    assert not (tmp_path / "none").exists()
 
 
 def test_distant_parts_of_a_defect_are_boxed_apart_unless_together(tmp_path):

@@ -25,6 +25,7 @@ from flawscope.datasets.defects.perlin_sets import (
     write_perlin,
 )
 from flawscope.datasets.defects.support_set import read_support, write_support
+from flawscope.datasets.drawing import pasting
 from flawscope.datasets.drawing.pasting import PasteOptions
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import read_image
@@ -67,11 +68,14 @@ def check_folder(folder, dataset, source):
     return drawn
 
 
-@pytest.mark.parametrize("blend", ["feather", "poisson"])
-def test_pasted_defects_are_a_folder_of_drawn_images_and_each_is_drawn_again(steel, support, tmp_path, blend, capsys):
+@pytest.mark.parametrize(("blend", "places"), [("feather", "near"), ("poisson", "match")])
+def test_pasted_defects_are_a_folder_of_drawn_images_and_each_is_drawn_again(
+    steel, support, tmp_path, blend, places, capsys
+):
     out = tmp_path / "pasted"
     data = ["--data", str(steel.root.parent), "--category", CATEGORY, "--support", str(support)]
     options = ["--num", "5", "--within", "picture", "--blend", blend, "--rotate", "40", "--level", "3"]
+    options += ["--places", places]
     assert run(["synth", "paste", *data, *options, "--out", str(out)]) == 0
     printed, warned = capsys.readouterr()
     assert f"pasted: {out}, 5 images of 2 defect types" in printed
@@ -81,7 +85,7 @@ def test_pasted_defects_are_a_folder_of_drawn_images_and_each_is_drawn_again(ste
     assert (out / "contact_sheet.png").is_file()
     assert read_learned(out) == read_support(support).contents
     for line in lines_of(out, PastedImage):
-        assert line.options.blend == blend
+        assert (line.options.blend, line.options.places) == (blend, places)
         image, mask = redraw_pasted(steel, line)
         assert np.array_equal(image, read_image(out / line.image.place))
         assert np.array_equal(mask, read_mask(out / line.mask.place))
@@ -102,6 +106,16 @@ def test_the_same_seed_pastes_the_same_and_more_images_change_none(steel, suppor
     images = [file for file in first if "/gen_img/" in file]
     assert len(images) == 4
     assert all(more[file] == first[file] for file in images)
+
+
+def test_a_defect_without_surroundings_is_told_before_anything_is_pasted(steel, support, tmp_path, monkeypatch):
+    monkeypatch.setattr(pasting, "surroundings_of", lambda *_: None)
+    how = PasteSettings(number=2, within="picture", options=PasteOptions(places="match"))
+    with pytest.raises(
+        DataError, match=r"\.png: expected surroundings of the defect to find places by, got other defects"
+    ):
+        write_pasted(steel, read_support(support), tmp_path / "out", how)
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_the_types_that_were_named_are_pasted(steel, support, tmp_path):

@@ -86,6 +86,21 @@ def test_an_earlier_set_is_replaced_only_where_that_is_asked_for(data, tmp_path,
         (["boxes", "DATA", "--split", "test", "--num", "-1"], "number: expected a whole number from 0"),
         (["boxes", "DATA", "--split", "test", "--overlap", "nan"], "overlap: expected a number from 0 to 0.99"),
         (["boxes", "DATA", "--split", "test", "--margin", "2"], "margin: expected a number from 0 to 1"),
+        *(
+            (
+                ["boxes", "DATA", "--split", "test", *typed],
+                f"{typed[0]} is for random boxes, of which --num 0 draws none",
+            )
+            for typed in (
+                ["--places", "near"],
+                ["--places", "anywhere", "--num", "0"],
+                ["--solid"],
+                ["--overlap", "0.75"],
+                ["--tries", "9"],
+                ["--phrases", "RANGES"],
+                ["--frames", "RANGES"],
+            )
+        ),
         (["masks", "--ranges", "NONE"], "expected a range file"),
         (["masks", "--ranges", "STRINGS"], "Expected `bool`, got `str`"),
         (["masks", "--ranges", "RANGES", "--category", "brass"], "expected an entry for the category brass"),

@@ -231,7 +231,7 @@ def test_a_placement_with_numbers_that_no_run_draws_is_refused_before_anything_i
         ({"feather_px": 0}, "feather: expected 1 to 64 pixels, got 0"),
         ({"level": 0}, "level: expected 1 to 255 grey levels, got 0"),
         ({"blend": "glue"}, "blend: expected one of feather, poisson, got 'glue'"),
-        ({"places": "far"}, "places: expected one of near, anywhere, got 'far'"),
+        ({"places": "far"}, "places: expected one of near, match, anywhere, got 'far'"),
     ],
 )
 def test_options_out_of_range_are_refused(change, message):

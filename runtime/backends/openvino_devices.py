@@ -1,0 +1,110 @@
+"""OpenVINO itself: the module, its devices, and what a compiled model says of itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from flawscope.errors import BackendError, MissingExtra
+
+# Of what a device says that it can do; the rest is no type of numbers.
+_PRECISIONS = ("FP32", "FP16", "BF16", "INT8")
+
+
+@functools.cache
+def import_openvino() -> Any:
+    """Return the module `openvino`.
+
+    Raises:
+        MissingExtra: If it is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as err:
+        raise MissingExtra("the backend openvino", "openvino", "openvino") from err
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return OpenVINO's `Core`, which holds its plugins: one for all sessions.
+
+    Raises:
+        MissingExtra: If OpenVINO is not installed.
+    """
+    return import_openvino().Core()
+
+
+def cpu_problem() -> str | None:
+    """Return why OpenVINO cannot run on the CPU here, as a sentence, or None if it can."""
+    return _problem("CPU")
+
+
+def gpu_problem() -> str | None:
+    """Return why OpenVINO cannot run on a GPU here, as a sentence, or None if it can."""
+    return _problem("GPU")
+
+
+def npu_problem() -> str | None:
+    """Return why OpenVINO cannot run on an NPU here, as a sentence, or None if it can."""
+    return _problem("NPU")
+
+
+def _problem(device: str) -> str | None:
+    try:
+        devices = openvino_core().available_devices
+    except MissingExtra as err:
+        return str(err)
+    # Several GPUs are GPU.0, GPU.1; the name without a number is the first of them.
+    if any(name.partition(".")[0] == device for name in devices):
+        return None
+    return f"this OpenVINO lists {', '.join(devices) or 'no device'}, no {device}; is its driver installed?"
+
+
+def listed_devices() -> dict[str, dict[str, Any]]:
+    """Return OpenVINO's devices here: name -> what it is, and the precisions that it computes in.
+
+    Raises:
+        MissingExtra: If OpenVINO is not installed.
+    """
+    core = openvino_core()
+    return {
+        name: {
+            "what": str(core.get_property(name, "FULL_DEVICE_NAME")),
+            "precisions": [
+                word for word in core.get_property(name, "OPTIMIZATION_CAPABILITIES") if word in _PRECISIONS
+            ],
+        }
+        for name in core.available_devices
+    }
+
+
+def reason_of(err: Exception) -> str:
+    """Return the line of OpenVINO's message that says something: places in its sources come before it."""
+    lines = [line.strip() for line in str(err).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (said or [line for line in lines if line] or [type(err).__name__])[0]
+
+
+def check_executed(backend: str, file: str, compiled: Any, device: str, hint: str) -> None:
+    """Raise BackendError unless a compiled model says that it runs on this device, in this precision.
+
+    Args:
+        backend: What the backend is called in messages.
+        file: What the graph is called in messages.
+        compiled: OpenVINO's `CompiledModel`.
+        device: The device that was asked for.
+        hint: The precision that was asked for, in OpenVINO's words.
+    """
+    devices = [str(name).partition(".")[0] for name in compiled.get_property("EXECUTION_DEVICES")]
+    if devices != [device]:
+        raise BackendError(
+            f"backend {backend}: expected {device} for {file}, OpenVINO took {', '.join(devices)}. "
+            "See flawscope doctor."
+        )
+    got = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if got != hint:
+        raise BackendError(
+            f"backend {backend}: expected {file} to run in {hint}, OpenVINO took {got}: this {device} has no other "
+            "arithmetic for it. Choose another --precision, or --backend cpu."
+        )

@@ -1,0 +1,115 @@
+"""A bundle's scorer, ready on a device: it gives the golden scores, and is opened again after the device failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from flawscope.arrays import Float32Array, UInt8Array
+from flawscope.bundle import Bundle
+from flawscope.diffusion.schedule import Sampling
+from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime.backends import Choice
+from flawscope.runtime.scorers.golden import check_golden, check_outputs
+from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions, open_scorer
+from flawscope.time_limit import within
+
+
+class ReadyScorer:
+    """Opens the scorer of a bundle, and keeps it open.
+
+    Args:
+        bundle: The opened bundle.
+        options: Backend, path and precision.
+        choice: The backend that was chosen, and why.
+        may_fall_back: Whether the CPU may take the place of a backend that does not start.
+        limit_s: Seconds until it must be ready, when it is opened and when it is opened again; 0 for no limit.
+
+    Attributes:
+        scorer: The scorer; replaced by a new one after the device failed.
+        options: Backend, path and precision in use.
+        reason: Why this backend is used.
+
+    Raises:
+        BundleError: If it does not reproduce the golden scores.
+        BackendError: If the backend is not available or cannot run the graph.
+        LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
+    """
+
+    __slots__ = ("_bundle", "_device_failed", "_limit_s", "_sampling", "options", "reason", "scorer")
+
+    def __init__(
+        self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, may_fall_back: bool, limit_s: float
+    ) -> None:
+        self._bundle = bundle
+        self.options, self.reason = options, choice.reason
+        self._device_failed = False
+        self._sampling: Sampling | None = None
+        self._limit_s = limit_s
+        self.scorer = self._within_limit(lambda: self._open(may_fall_back))
+
+    def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
+        return within(self._limit_s, work, lambda scorer: scorer.close(), str(self._bundle.path))
+
+    def _open(self, may_fall_back: bool) -> Scorer:
+        """Return a scorer that reproduces the golden scores; of the CPU if it may be and no other works."""
+        try:
+            scorer = open_scorer(self._bundle, self.options)
+        except BackendError as err:
+            # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
+            if not may_fall_back or self.options.backend == "cpu":
+                raise
+            # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
+            # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
+            self.reason = f"auto: {err}"
+            self.options = replace(self.options, backend="cpu")
+            scorer = open_scorer(self._bundle, self.options)
+        # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
+        try:
+            check_golden(self._bundle, scorer, self.options)
+        except BaseException:  # KeyboardInterrupt too: device memory must not stay behind
+            scorer.close()
+            raise
+        return scorer
+
+    def score(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Return maps and scores as `Inspector.infer`, which says what happens after the device failed.
+
+        Raises:
+            BundleError: If a reopened device computes something else, or maps or scores do not have the shape and type
+                that the bundle promises.
+            DeviceError: If the device fails.
+        """
+        if self._device_failed:
+            # After everything that can raise: the next call must try again.
+            self.scorer, self._device_failed = self._within_limit(self._open_again), False
+        try:
+            maps, scores = self.scorer.score(prepared)
+        except DeviceError:
+            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
+            self._device_failed = True
+            self.scorer.close()
+            raise
+        check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)
+        return maps, scores
+
+    def _open_again(self) -> Scorer:
+        scorer = open_scorer(self._bundle, self.options)
+        try:
+            check_golden(self._bundle, scorer, self.options)  # before another sampling, which has other scores
+            if self._sampling is not None and scorer.reconstructor is not None:
+                scorer.reconstructor.resample(self._sampling)  # a new scorer has that of the manifest
+        except BaseException:
+            scorer.close()
+            raise
+        return scorer
+
+    def resample(self, sampling: Sampling) -> None:
+        """Use another sampling from now on, after the device failed too; for a scorer that reconstructs."""
+        assert self.scorer.reconstructor is not None
+        self.scorer.reconstructor.resample(sampling)
+        self._sampling = sampling
+
+    def close(self) -> None:
+        """Release the device."""
+        self.scorer.close()
