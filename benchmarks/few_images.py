@@ -130,8 +130,9 @@ def fit_padim(pool: Pool, rows: Float32Array, least: int, seed: int) -> Score:
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(PADIM_CHANNELS, total), replace=False))
     rows = rows[:, :, chosen]
     scale = _scale(rows) if pool.whitens else np.float32(1)
-    mean, whitening = fit_gaussians([torch.from_numpy(rows * scale)], rows.shape[1], len(chosen), 0.01)
-    score = PADIM.head(PadimHead(pool.grid, SIGMA), {"mean": mean, "whitening": whitening}, pool.size)
+    gaussians = fit_gaussians([torch.from_numpy(rows * scale)], rows.shape[1], len(chosen), 0.01)
+    tensors = {"mean": gaussians.mean, "whitening": gaussians.whitening}
+    score = PADIM.head(PadimHead(pool.grid, SIGMA), tensors, pool.size)
     return _finish(score, lambda raw: raw[:, :, chosen] * scale)
 
 

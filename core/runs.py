@@ -74,7 +74,10 @@ _IDLE_IN_SCHEMA_1: dict[str, frozenset[str]] = {
 }
 """Method -> settings that records of schema 1 have although its training never read them."""
 
-_OLDER: dict[str, Any] = {"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "frozen"}
+_OLDER: dict[str, Any] = {
+    **{"resize_rule": 1, "final_norm": False, "align": False, "min_bank": 0, "learn_text": "frozen"},
+    "factors": "float32",
+}
 """Settings that were added since, with the values that say what was done before."""
 
 

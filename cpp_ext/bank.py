@@ -36,7 +36,7 @@ class Bank:
         storage: `float32` (exact), `float16` (half the memory traffic) or `int8` (a quarter).
         screen: Whether a `float32` bank gets an int8 copy that finds candidates for the nearest rows (k up to 16),
             which float32 then proves; results stay exact. None: yes if this processor multiplies bytes much faster
-            than floats; with VNNI the screen is used for k = 1 only, with AMX up to 16.
+            than floats (VNNI, AMX).
         keep_rows: Keep `rows` for re-ranking with the narrower storages; `float32` always keeps them.
         threads: Threads for packing, 0 for all.
 

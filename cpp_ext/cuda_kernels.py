@@ -219,6 +219,44 @@ class CudaKernels:
             _address(stream, "stream"),
         )
 
+    def mahalanobis_triangles(
+        self,
+        *,
+        mean: int,
+        triangles: int,
+        dtype: str,
+        p: int,
+        d: int,
+        features: int,
+        n: int,
+        squared: int,
+        stream: int,
+    ) -> None:
+        """Write squared Mahalanobis distances by upper triangles; see `flawscope.triangles.pack_triangles`.
+
+        Args:
+            mean: Address of float32 [p, d].
+            triangles: Address of [p, d·(d + 1)/2].
+            dtype: Type of the triangles, `float32` or `float16`.
+            p: Positions.
+            d: Channels.
+            features: Address of float32 [n, p, d].
+            n: Images, 0 or more.
+            squared: Address of float32 [n, p], written; NaN where a number is not finite.
+            stream: Stream.
+        """
+        self._native.mahalanobis_triangles(
+            _address(mean, "mean"),
+            _address(triangles, "triangles"),
+            _dtype(dtype, "dtype"),
+            _size(p, "p"),
+            _size(d, "d"),
+            _address(features, "features"),
+            _size(n, "n"),
+            _address(squared, "squared"),
+            _address(stream, "stream"),
+        )
+
     def kcenter_bytes(self, *, n: int, count: int) -> int:
         """Return the bytes of workspace that `kcenter_greedy` needs."""
         return int(self._native.kcenter_bytes(_size(n, "n"), _size(count, "count")))

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, check_array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_threads
+from flawscope.triangles import triangle_size, unpack_triangles
 
 
 class Gaussians:
     """Means and whitening matrices, packed once for many calls; zeros of triangular matrices are not stored.
+
+    Of `of_triangles` they may be float16: half the bytes to hold and to read.
 
     Args:
         mean: float32 [P, D].
@@ -27,14 +31,14 @@ class Gaussians:
         ArgumentError: If shapes or dtypes do not fit, or a value is not finite.
     """
 
+    shape: tuple[int, int]
+    nbytes: int
+    _packed: Any
+
     def __init__(self, mean: Float32Array, whitening: Float32Array, *, threads: int = 0) -> None:
         check_threads(threads)
         if native.HAVE_NATIVE:
-            self._packed: Any = native.MODULE.Gaussians(
-                as_native(mean, "mean"), as_native(whitening, "whitening"), threads
-            )
-            self.shape: tuple[int, int] = (self._packed.positions, self._packed.channels)
-            self.nbytes: int = self._packed.nbytes
+            self._take(native.MODULE.Gaussians(as_native(mean, "mean"), as_native(whitening, "whitening"), threads))
             return
         self._packed = None
         check_array(mean, "mean", ("P", "D"), np.float32, finite=True)
@@ -44,6 +48,43 @@ class Gaussians:
         self.nbytes = mean.nbytes + whitening.nbytes
         # Not copied: the caller must not change them. The native kernels hold a packed copy.
         self._mean, self._whitening = mean, whitening
+
+    @classmethod
+    def of_triangles(cls, mean: Float32Array, triangles: npt.NDArray[Any], *, threads: int = 0) -> Gaussians:
+        """Return Gaussians of upper triangles; sums are float32, whatever the type of the factors.
+
+        Args:
+            mean: float32 [P, D].
+            triangles: float32 or float16 [P, D·(D + 1)/2], row after row from the diagonal on, as
+                `flawscope.triangles.pack_triangles` has them.
+            threads: Threads for packing, 0 for all.
+
+        Raises:
+            ArgumentError: As for the class.
+        """
+        check_threads(threads)
+        self = cls.__new__(cls)
+        if native.HAVE_NATIVE:
+            self._take(
+                native.MODULE.Gaussians.of_triangles(
+                    as_native(mean, "mean"), as_native(triangles, "triangles"), threads
+                )
+            )
+            return self
+        self._packed = None
+        check_array(mean, "mean", ("P", "D"), np.float32, finite=True)
+        positions, channels = mean.shape
+        dtype = np.float16 if isinstance(triangles, np.ndarray) and triangles.dtype == np.float16 else np.float32
+        check_array(triangles, "triangles", (positions, triangle_size(channels)), dtype, finite=True)
+        self.shape = (positions, channels)
+        self._mean, self._whitening = mean, unpack_triangles(triangles, channels)
+        self.nbytes = mean.nbytes + self._whitening.nbytes
+        return self
+
+    def _take(self, packed: Any) -> None:
+        self._packed = packed
+        self.shape = (packed.positions, packed.channels)
+        self.nbytes = packed.nbytes
 
     def mahalanobis(self, features: Float32Array, *, threads: int = 0) -> Float32Array:
         """Return the squared Mahalanobis distance of every patch to the Gaussian of its position.

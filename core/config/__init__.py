@@ -10,6 +10,7 @@ method does not use is refused, because none of its structs has it.
 from flawscope.config.assembly import CONFIGS, build_config, parse_assignment, rename_settings
 from flawscope.config.bank_settings import BankSettings
 from flawscope.config.detector_settings import (
+    Factors,
     FittedConfig,
     PadimConfig,
     PatchcoreConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "DraemConfig",
     "DsadConfig",
     "EmbeddingConfig",
+    "Factors",
     "FeatureSettings",
     "FittedConfig",
     "HeldOutSettings",

@@ -36,6 +36,11 @@ int flawscope_cuda_mahalanobis(const float*, const float*, int64_t, int64_t, con
     return FLAWSCOPE_NO_CUDA;
 }
 
+int flawscope_cuda_mahalanobis_triangles(const float*, const void*, int, int64_t, int64_t, const float*, int64_t, float*,
+                                         void*) {
+    return FLAWSCOPE_NO_CUDA;
+}
+
 int flawscope_cuda_kcenter_bytes(int64_t, int64_t, int64_t*) { return FLAWSCOPE_NO_CUDA; }
 
 int flawscope_cuda_kcenter_greedy(const float*, int64_t, int64_t, int64_t, int64_t, void*, int64_t, int64_t*, void*) {

@@ -32,6 +32,13 @@ bool search_ok(int64_t n, int64_t m, int64_t d, int k, int rerank) {
            (rerank == 0 || (rerank >= k && rerank <= kMaxCandidates));
 }
 
+bool mahalanobis_ok(const float* mean, const void* factors, int64_t p, int64_t d, const float* features, int64_t n,
+                    const float* squared) {
+    // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
+    if (mean == nullptr || factors == nullptr || !sizes_ok(p, d) || !sizes_ok(p * d, d) || n < 0) return false;
+    return n == 0 || (features != nullptr && squared != nullptr && sizes_ok(n, p * d) && n <= kMaxBlocks / p);
+}
+
 // A small batch fills the device only if several blocks share the bank; one round of blocks that are all at work
 // together is the aim.
 cudaError_t make_plan(int64_t n, int64_t m, int64_t d, int k, int rerank, Plan& plan) {
@@ -159,16 +166,18 @@ int flawscope_cuda_windows_nearest(const float* rows, int64_t m, int64_t d, cons
 
 int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
                                int64_t n, float* squared, void* stream) {
-    // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
-    if (mean == nullptr || whitening == nullptr || !sizes_ok(p, d) || !sizes_ok(p * d, d) || n < 0) {
-        return FLAWSCOPE_BAD_ARGUMENT;
-    }
+    if (!mahalanobis_ok(mean, whitening, p, d, features, n, squared)) return FLAWSCOPE_BAD_ARGUMENT;
     if (n == 0) return FLAWSCOPE_OK;
-    if (features == nullptr || squared == nullptr || !sizes_ok(n, p * d) || n > kMaxBlocks / p) {
-        return FLAWSCOPE_BAD_ARGUMENT;
-    }
     return status_of(
         mahalanobis_launch(mean, whitening, p, d, features, n, squared, static_cast<cudaStream_t>(stream)));
+}
+
+int flawscope_cuda_mahalanobis_triangles(const float* mean, const void* triangles, int dtype, int64_t p, int64_t d,
+                                         const float* features, int64_t n, float* squared, void* stream) {
+    if (!dtype_ok(dtype) || !mahalanobis_ok(mean, triangles, p, d, features, n, squared)) return FLAWSCOPE_BAD_ARGUMENT;
+    if (n == 0) return FLAWSCOPE_OK;
+    return status_of(mahalanobis_triangles_launch(mean, {triangles, dtype == FLAWSCOPE_FLOAT16}, p, d, features, n,
+                                                  squared, static_cast<cudaStream_t>(stream)));
 }
 
 int flawscope_cuda_kcenter_bytes(int64_t n, int64_t count, int64_t* bytes) {

@@ -37,6 +37,8 @@ cudaError_t windows_launch(const float* rows, int64_t d, const Windows& windows,
 // mahalanobis.cu
 cudaError_t mahalanobis_launch(const float* mean, const float* whitening, int64_t p, int64_t d, const float* features,
                                int64_t n, float* squared, cudaStream_t stream);
+cudaError_t mahalanobis_triangles_launch(const float* mean, Matrix triangles, int64_t p, int64_t d,
+                                         const float* features, int64_t n, float* squared, cudaStream_t stream);
 
 // kcenter.cu
 int64_t kcenter_bytes(int64_t n, int64_t count);

@@ -32,6 +32,11 @@ constexpr int kMaxNeighbours = 64;
 
 bool sizes_ok(int64_t rows, int64_t columns) { return rows > 0 && columns > 0 && columns <= kMaxElements / rows; }
 
+bool gaussians_ok(int64_t p, int64_t d) {
+    // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
+    return sizes_ok(p, d) && sizes_ok(p * d, d) && p * d <= kMaxRows;
+}
+
 template <class Work>
 int guarded(const Work& work) {
     try {
@@ -196,13 +201,26 @@ int flawscope_kcenter_greedy(const float* features, int64_t n, int64_t d, int64_
 int flawscope_gaussians_create(const float* mean, const float* whitening, int64_t p, int64_t d, int threads,
                                flawscope_gaussians** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
-    if (kernels == nullptr || mean == nullptr || whitening == nullptr || out == nullptr || !sizes_ok(p, d) ||
-                // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
-        !sizes_ok(p * d, d) || p * d > kMaxRows || threads < 0) {
+    if (kernels == nullptr || mean == nullptr || whitening == nullptr || out == nullptr || !gaussians_ok(p, d) ||
+        threads < 0) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
     return guarded([&] {
         *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, mean, whitening, p, d, threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_gaussians_create_triangles(const float* mean, const void* triangles, int dtype, int64_t p, int64_t d,
+                                         int threads, flawscope_gaussians** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || mean == nullptr || triangles == nullptr || out == nullptr || !gaussians_ok(p, d) ||
+        threads < 0 || (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    const auto storage = dtype == FLAWSCOPE_FLOAT16 ? flawscope::Storage::kFloat16 : flawscope::Storage::kFloat32;
+    return guarded([&] {
+        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, mean, triangles, storage, p, d, threads)};
         return FLAWSCOPE_OK;
     });
 }

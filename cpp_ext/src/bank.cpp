@@ -151,8 +151,7 @@ Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Stor
       m(m),
       d(d),
       rows(keep_rows || storage == Storage::kFloat32 ? rows : nullptr),
-      panels(kernels, storage, d, divide_up(m, kernels.panel)),
-      screen_forced(wanted == Screen::kOn) {
+      panels(kernels, storage, d, divide_up(m, kernels.panel)) {
     error_bound = pack(panels, rows, threads);
     // Below a few panels the epilogue and the proof cost more than the products save.
     const bool worthwhile = kernels.byte_speed > 1 && m >= 8 * kernels.panel && d >= 32;

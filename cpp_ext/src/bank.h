@@ -53,7 +53,6 @@ public:
 
     // An int8 copy in which the nearest rows are looked for before they are proved in float32; see screen.h.
     bool has_screen = false;
-    const bool screen_forced;
     Panels screen;
     double screen_error = 0.0;   // largest distance of a row to its int8 copy
     double screen_norm = 0.0;    // largest squared norm of an int8 copy

@@ -293,6 +293,7 @@ int64_t kcenter_greedy(Array features, int64_t count, int64_t first, int threads
 
 class Gaussians {
 public:
+    Gaussians() = default;
     Gaussians(Array mean, Array whitening, int threads) {
         check(mean, "mean", {-1, -1}, "PD");
         positions_ = static_cast<int64_t>(mean.shape(0));
@@ -308,6 +309,27 @@ public:
         }
         raise_for(status, "mean, whitening");
         gaussians_.reset(made);
+    }
+
+    // Upper triangles alone, float32 or float16.
+    static Gaussians of_triangles(Array mean, Array triangles, int threads) {
+        check(mean, "mean", {-1, -1}, "PD");
+        Gaussians self;
+        self.positions_ = static_cast<int64_t>(mean.shape(0));
+        self.channels_ = static_cast<int64_t>(mean.shape(1));
+        check(triangles, "triangles", {self.positions_, self.channels_ * (self.channels_ + 1) / 2}, "PT", true);
+        flawscope_gaussians* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_gaussians_create_triangles(
+                static_cast<const float*>(mean.data()), triangles.data(),
+                is_half(triangles) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32, self.positions_, self.channels_, threads,
+                &made);
+        }
+        raise_for(status, "mean, triangles");
+        self.gaussians_.reset(made);
+        return self;
     }
 
     void mahalanobis(Array features, int threads, nb::ndarray<float, nb::c_contig> squared) const {
@@ -393,6 +415,7 @@ void bind_cpu(nb::module_& m) {
     m.def("separable_maps", &separable_maps, "grids"_a, "rows"_a, "columns"_a, "threads"_a, "maps"_a);
     nb::class_<Gaussians>(m, "Gaussians")
         .def(nb::init<Array, Array, int>(), "mean"_a, "whitening"_a, "threads"_a)
+        .def_static("of_triangles", &Gaussians::of_triangles, "mean"_a, "triangles"_a, "threads"_a)
         .def("mahalanobis", &Gaussians::mahalanobis, "features"_a, "threads"_a, "squared"_a)
         .def_prop_ro("positions", &Gaussians::positions)
         .def_prop_ro("channels", &Gaussians::channels)

@@ -27,6 +27,7 @@ namespace {
     DO(cuda_nearest)                \
     DO(cuda_windows_nearest)        \
     DO(cuda_mahalanobis)            \
+    DO(cuda_mahalanobis_triangles)  \
     DO(cuda_kcenter_bytes)          \
     DO(cuda_kcenter_greedy)
 
@@ -137,6 +138,12 @@ public:
              Address{squared}, Address{stream});
     }
 
+    void mahalanobis_triangles(uintptr_t mean, uintptr_t triangles, const std::string& dtype, int64_t p, int64_t d,
+                               uintptr_t features, int64_t n, uintptr_t squared, uintptr_t stream) const {
+        call("mahalanobis_triangles", functions_.cuda_mahalanobis_triangles, Address{mean}, Address{triangles},
+             dtype_of(dtype), p, d, Address{features}, n, Address{squared}, Address{stream});
+    }
+
     int64_t kcenter_bytes(int64_t n, int64_t count) const {
         int64_t bytes = 0;
         call("kcenter_bytes", functions_.cuda_kcenter_bytes, n, count, &bytes);
@@ -200,6 +207,8 @@ void bind_cuda(nb::module_& m) {
              "found"_exact, "stream"_exact)
         .def("mahalanobis", &CudaKernels::mahalanobis, "mean"_exact, "whitening"_exact, "p"_exact, "d"_exact,
              "features"_exact, "n"_exact, "squared"_exact, "stream"_exact)
+        .def("mahalanobis_triangles", &CudaKernels::mahalanobis_triangles, "mean"_exact, "triangles"_exact, "dtype"_exact,
+             "p"_exact, "d"_exact, "features"_exact, "n"_exact, "squared"_exact, "stream"_exact)
         .def("kcenter_bytes", &CudaKernels::kcenter_bytes, "n"_exact, "count"_exact)
         .def("kcenter_greedy", &CudaKernels::kcenter_greedy, "features"_exact, "n"_exact, "d"_exact, "count"_exact,
              "first"_exact, "workspace"_exact, "workspace_bytes"_exact, "chosen"_exact, "stream"_exact);

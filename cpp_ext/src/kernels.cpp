@@ -207,75 +207,142 @@ float norm_as_product(const float* row, int64_t d) {
 
 // ---- Mahalanobis -----------------------------------------------------------------------------------------------------
 
-// ‖z·W‖² of kSamples rows z at once: every strip of W is read from memory once for all of them.
-constexpr int kAhead = 2048;  // floats asked for ahead: more than the processor's own prefetching, which a page ends
+// z = x − mean, and whether all of z is finite.
+bool centre(const float* x, const float* mean, int64_t d, float* z) {
+    Vec zeros = zero();
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes) {
+        // Before the product: x·W − μ·W would lose its digits where a patch is near its mean.
+        const Vec difference = sub(load(x + i), load(mean + i));
+        zeros = fma(difference, zero(), zeros);  // zero times infinity is NaN too, and stays
+        store(z + i, difference);
+    }
+    float rest = sum(zeros);
+    for (; i < d; ++i) {
+        z[i] = x[i] - mean[i];
+        rest += z[i] * 0.0f;
+    }
+    return rest == 0.0f;
+}
+
+constexpr int kAhead = 8192;  // bytes asked for ahead: more than the processor's own prefetching, which a page ends
+
+FLAWSCOPE_INLINE Vec load_factors(const float* p) { return load(p); }
+FLAWSCOPE_INLINE Vec load_factors(const uint16_t* p) { return load_half(p); }
+
+// The components of z·W that lie in one strip, for kSamples rows z at once, [kSamples][d]. Every factor is read from
+// memory once for all of them.
 template <int kSamples>
-FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
-                             int64_t stride, float* squared) {
-    constexpr int kChains = kSamples == 1 ? 4 : 1;  // one sample alone would wait for every sum
-    Vec total[kSamples];
-    for (int n = 0; n < kSamples; ++n) total[n] = zero();
-    for (int64_t s = 0; s < strip_count; ++s) {
-        const int32_t first = ranges[2 * s], last = ranges[2 * s + 1];
-        Vec y[kSamples][kChains];
-#pragma GCC unroll 16
-        for (int n = 0; n < kSamples; ++n) {
-#pragma GCC unroll 4
-            for (int c = 0; c < kChains; ++c) y[n][c] = zero();
-        }
-        int32_t i = first;
+struct StripSums {
+    static constexpr int kChains = kSamples == 1 ? 4 : 1;  // one sample alone would wait for every sum
+    const int64_t d;
+    Vec y[kSamples][kChains];
+
+    __attribute__((always_inline)) explicit StripSums(int64_t d) : d(d) {
+        unrolled<kSamples>(FLAWSCOPE_EACH(n) { unrolled<kChains>(FLAWSCOPE_EACH(c) { y[n][c] = zero(); }); });
+    }
+    template <int kChain>
+    __attribute__((always_inline)) void add_row(const float* z, Vec w) {
+        unrolled<kSamples>(FLAWSCOPE_EACH(n) { y[n][kChain] = fma(broadcast(z[n * d]), w, y[n][kChain]); });
+    }
+    // Rows first..last−1 of a strip, `step` factors apart; `load_row` makes one of them a vector.
+    template <class T, class LoadRow>
+    __attribute__((always_inline)) const T* add_rows(const T* strip, int64_t step, const float* z, int64_t first,
+                                                     int64_t last, const LoadRow& load_row) {
+        int64_t i = first;
         for (; i + kChains <= last; i += kChains) {
-#pragma GCC unroll 4
-            for (int c = 0; c < kChains; ++c) {
+            unrolled<kChains>(FLAWSCOPE_EACH(c) {
                 // Beyond the last strip too: a prefetch of memory that is not there does nothing.
-                __builtin_prefetch(strips + c * kLanes + kAhead, 0, 2);
-                const Vec w = load(strips + c * kLanes);
-#pragma GCC unroll 16
-                for (int n = 0; n < kSamples; ++n) y[n][c] = fma(broadcast(centred[n * stride + i + c]), w, y[n][c]);
-            }
-            strips += kChains * kLanes;
+                __builtin_prefetch(reinterpret_cast<const char*>(strip + c * step) + kAhead, 0, 2);
+                add_row<c>(z + i + c, load_row(strip + c * step));
+            });
+            strip += kChains * step;
         }
         for (; i < last; ++i) {
-            const Vec w = load(strips);
-            for (int n = 0; n < kSamples; ++n) y[n][0] = fma(broadcast(centred[n * stride + i]), w, y[n][0]);
-            strips += kLanes;
+            add_row<0>(z + i, load_row(strip));
+            strip += step;
         }
-#pragma GCC unroll 16
-        for (int n = 0; n < kSamples; ++n) {
+        return strip;
+    }
+    __attribute__((always_inline)) void square_into(Vec (&total)[kSamples]) {
+        unrolled<kSamples>(FLAWSCOPE_EACH(n) {
             for (int c = 1; c < kChains; ++c) y[n][0] = add(y[n][0], y[n][c]);
             total[n] = fma(y[n][0], y[n][0], total[n]);
-        }
+        });
+    }
+};
+
+// ‖z·W‖² of any W, as strips of whole vectors.
+template <int kSamples>
+FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t d, const float* z, float* squared) {
+    Vec total[kSamples];
+    unrolled<kSamples>(FLAWSCOPE_EACH(n) { total[n] = zero(); });
+    for (int64_t s = 0; s * kLanes < d; ++s) {
+        StripSums<kSamples> sums(d);
+        strips = sums.add_rows(strips, kLanes, z, ranges[2 * s], ranges[2 * s + 1],
+                               [](const float* p) __attribute__((always_inline)) { return load(p); });
+        sums.square_into(total);
     }
     for (int n = 0; n < kSamples; ++n) squared[n] = sum(total[n]);
 }
 
-void mahalanobis(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
-                 int64_t samples, int64_t stride, float* squared) {
-    // One sample alone has four sums that are added at the end, the others have one: the last bit of a distance may
-    // depend on the size of the batch and the place in it, never on the other samples.
-    while (kLanes == 16 && samples >= 16) {
-        whiten<16>(strips, ranges, strip_count, centred, stride, squared);
-        samples -= 16;
-        centred += 16 * stride;
-        squared += 16;
+// ‖z·W‖² of an upper triangle W. What lies below the diagonal is not stored: a row of the diagonal's block begins at the
+// diagonal, and a strip of fewer columns than lanes has rows of so many. A vector is read from where its first lane would
+// be; lanes that belong to another row count as zero.
+template <int kSamples, class T>
+FLAWSCOPE_INLINE void whiten_triangle(const T* strips, int64_t d, const float* z, float* squared) {
+    Vec total[kSamples];
+    unrolled<kSamples>(FLAWSCOPE_EACH(n) { total[n] = zero(); });
+    for (int64_t first = 0; first < d; first += kLanes) {
+        const int width = static_cast<int>(d - first < kLanes ? d - first : kLanes);
+        const uint32_t columns = (1u << width) - 1;
+        StripSums<kSamples> sums(d);
+        const T* next = strips;
+        if (width == kLanes) {
+            next = sums.add_rows(next, kLanes, z, 0, first,
+                                 [](const T* p) __attribute__((always_inline)) { return load_factors(p); });
+        } else {
+            const Mask inside = lanes_of(columns);
+            next = sums.add_rows(next, width, z, 0, first, [inside](const T* p) __attribute__((always_inline)) {
+                return select(inside, load_factors(p), zero());
+            });
+        }
+        constexpr int kChains = StripSums<kSamples>::kChains;
+        const auto add_diagonal = [&](int row, auto chain) __attribute__((always_inline)) {
+            const Mask inside = lanes_of(columns & ~((1u << row) - 1));
+            sums.template add_row<chain>(z + first + row, select(inside, load_factors(next - row), zero()));
+            next += width - row;
+        };
+        int row = 0;
+        for (; row + kChains <= width; row += kChains) unrolled<kChains>(FLAWSCOPE_EACH(c) { add_diagonal(row + c, c); });
+        for (; row < width; ++row) add_diagonal(row, Index<0>{});
+        sums.square_into(total);
+        strips += triangle_strip(kLanes, first, width);
     }
-    while (samples >= 8) {
-        whiten<8>(strips, ranges, strip_count, centred, stride, squared);
-        samples -= 8;
-        centred += 8 * stride;
-        squared += 8;
+    for (int n = 0; n < kSamples; ++n) squared[n] = sum(total[n]);
+}
+
+// Calls `work` with the samples of a group as a constant: 16, 8, 4 or 1; see `sample_group`.
+template <class Work>
+FLAWSCOPE_INLINE void with_group(int group, const Work& work) {
+    if constexpr (kLanes == 16) {
+        if (group == 16) return work(Index<16>{});
     }
-    if (samples >= 4) {
-        whiten<4>(strips, ranges, strip_count, centred, stride, squared);
-        samples -= 4;
-        centred += 4 * stride;
-        squared += 4;
-    }
-    for (; samples > 0; --samples) {
-        whiten<1>(strips, ranges, strip_count, centred, stride, squared);
-        centred += stride;
-        ++squared;
-    }
+    if (group == 8) return work(Index<8>{});
+    if (group == 4) return work(Index<4>{});
+    return work(Index<1>{});
+}
+
+void mahalanobis(const float* strips, const int32_t* ranges, int64_t d, const float* centred, int group,
+                 float* squared) {
+    with_group(group, FLAWSCOPE_EACH(samples) { whiten<samples>(strips, ranges, d, centred, squared); });
+}
+
+template <class T>
+void mahalanobis_triangle(const void* strips, int64_t d, const float* centred, int group, float* squared) {
+    with_group(group, FLAWSCOPE_EACH(samples) {
+        whiten_triangle<samples>(static_cast<const T*>(strips), d, centred, squared);
+    });
 }
 
 // ---- Maps ------------------------------------------------------------------------------------------------------------
@@ -331,7 +398,9 @@ constexpr Kernels kTable = {
     lanes_below,
     lower_closest,
     norm_as_product,
+    centre,
     mahalanobis,
+    {mahalanobis_triangle<float>, mahalanobis_triangle<uint16_t>},
     weighted_sum,
 };
 

@@ -75,13 +75,31 @@ struct Kernels {
     // ‖x‖² with the very operations of x·c in `lower_closest`: a row is at distance 0 from itself.
     float (*norm_as_product)(const float* row, int64_t d);
 
-    // Mahalanobis: columns are cut into strips of `lanes`; of a strip only rows first..last−1 are stored.
-    void (*mahalanobis)(const float* strips, const int32_t* ranges, int64_t strip_count, const float* centred,
-                        int64_t samples, int64_t stride, float* squared);
+    // z = x − mean, and whether all of z is finite.
+    bool (*centre)(const float* x, const float* mean, int64_t d, float* z);
+    // Mahalanobis distances ‖z·W‖² of a group of samples, centred [group][d]; see `sample_group`. Columns are cut into
+    // strips of `lanes`; of a strip only rows first..last−1 are stored, ranges [strips][2].
+    void (*mahalanobis)(const float* strips, const int32_t* ranges, int64_t d, const float* centred, int group,
+                        float* squared);
+    // The same of an upper triangle, float32 or float16 by Storage; see `triangle_strip`. Reads up to a vector beyond it.
+    void (*mahalanobis_triangle[2])(const void* strips, int64_t d, const float* centred, int group, float* squared);
 
     // out[i] = Σ_j weights[j] · rows[j], rows [count] of `width` floats; weights that are zero cost nothing.
     void (*weighted_sum)(const float* weights, const float* rows, int64_t count, int64_t width, float* out);
 };
+
+// Samples that share a factor while it is in a register, the largest group that `left` samples fill. One sample alone has
+// four sums that are added at the end, the others have one: the last bit of a distance may depend on the size of the
+// batch and the place in it, never on the other samples.
+inline int sample_group(const Kernels& kernels, int64_t left) {
+    return kernels.lanes == 16 && left >= 16 ? 16 : left >= 8 ? 8 : left >= 4 ? 4 : 1;
+}
+
+// Factors that a strip of an upper triangle takes: `width` columns from `first` on, row after row. The rows above the
+// diagonal's block have `width` factors each, those of the block begin at the diagonal. Strips begin at a vector.
+constexpr int64_t triangle_strip(int64_t lanes, int64_t first, int64_t width) {
+    return (first * width + width * (width + 1) / 2 + lanes - 1) / lanes * lanes;
+}
 
 inline int tile_rows(const Kernels& kernels, Storage storage) {
     return storage == Storage::kInt8 ? kernels.byte_tile_rows : kernels.tile_rows;

@@ -12,22 +12,101 @@
 namespace flawscope {
 namespace {
 
-constexpr int64_t kSamples = 64;  // samples centred at a time: their vectors stay in the first-level cache
+constexpr int64_t kSamples = 64;       // samples centred at a time
+constexpr int64_t kCentred = 1 << 16;  // their components at a time, of all positions: they stay in the second-level cache
+constexpr int64_t kPositions = 16;     // of a task, at most
+
+bool is_finite(float x) { return std::isfinite(x); }
+bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+bool is_zero(float x) { return x == 0.0f; }
+
+// Where row r of an upper triangle begins in it, stored row after row.
+int64_t row_start(int64_t d, int64_t r) { return r * d - r * (r - 1) / 2; }
 
 }  // namespace
 
 Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whitening, int64_t p, int64_t d,
                      int threads)
-    : kernels(kernels),
-      p(p),
-      d(d),
-      strip_count_(divide_up(d, kernels.lanes)),
-      mean_(p * d),
-      ranges_(p * strip_count_ * 2),
-      starts_(p + 1) {
-    const int workers = thread_count(threads), lanes = kernels.lanes;
+    : kernels(kernels), p(p), d(d), strip_count_(divide_up(d, kernels.lanes)), mean_(p * d) {
+    const int workers = thread_count(threads);
+    take_mean(mean);
+    std::atomic<bool> finite{true}, upper{true};
+    run_tasks(workers, p, [&](int64_t i) {
+        const float* matrix = whitening + i * d * d;
+        for (int64_t r = 0; r < d; ++r) {
+            for (int64_t j = 0; j < d; ++j) {
+                if (!is_finite(matrix[r * d + j])) finite = false;
+                if (j < r && !is_zero(matrix[r * d + j])) upper = false;
+            }
+        }
+    });
+    if (!finite) throw NotFinite{};
+    if (upper) {
+        pack_triangles<float>(workers, [&](int64_t i, int64_t r) { return whitening + (i * d + r) * d + r; });
+    } else {
+        pack_strips(whitening, workers);
+    }
+}
+
+Gaussians::Gaussians(const Kernels& kernels, const float* mean, const void* triangles, Storage storage, int64_t p,
+                     int64_t d, int threads)
+    : kernels(kernels), p(p), d(d), storage_(storage), strip_count_(divide_up(d, kernels.lanes)), mean_(p * d) {
+    const int workers = thread_count(threads);
+    take_mean(mean);
+    const int64_t size = d * (d + 1) / 2;
+    const auto pack = [&](const auto* factors) {
+        std::atomic<bool> finite{true};
+        run_tasks(workers, p, [&](int64_t i) {
+            const auto* triangle = factors + i * size;
+            if (!std::all_of(triangle, triangle + size, [](auto x) { return is_finite(x); })) finite = false;
+        });
+        if (!finite) throw NotFinite{};
+        using T = std::decay_t<decltype(*factors)>;
+        pack_triangles<T>(workers, [&](int64_t i, int64_t r) { return factors + i * size + row_start(d, r); });
+    };
+    if (storage == Storage::kFloat16) {
+        pack(static_cast<const uint16_t*>(triangles));
+    } else {
+        pack(static_cast<const float*>(triangles));
+    }
+}
+
+void Gaussians::take_mean(const float* mean) {
+    if (!std::all_of(mean, mean + p * d, [](float x) { return is_finite(x); })) throw NotFinite{};
     std::memcpy(mean_.data(), mean, static_cast<size_t>(p * d) * sizeof(float));
-    std::atomic<bool> finite{std::all_of(mean, mean + p * d, [](float x) { return std::isfinite(x); })};
+}
+
+template <class T, class Row>
+void Gaussians::pack_triangles(int workers, const Row& row) {
+    const int64_t lanes = kernels.lanes;
+    triangles_ = true;
+    for (int64_t first = 0; first < d; first += lanes) {
+        stride_ += triangle_strip(lanes, first, std::min(lanes, d - first));
+    }
+    // The kernel reads whole vectors, also the last one.
+    strips_ = Buffer<char>((p * stride_ + lanes) * static_cast<int64_t>(sizeof(T)));
+    T* const strips = reinterpret_cast<T*>(strips_.data());
+    std::fill(strips + p * stride_, strips + p * stride_ + lanes, T{});
+    run_tasks(workers, p, [&](int64_t i) {
+        T* out = strips + i * stride_;
+        for (int64_t first = 0; first < d; first += lanes) {
+            const int64_t width = std::min(lanes, d - first);
+            T* const end = out + triangle_strip(lanes, first, width);
+            for (int64_t r = 0; r < first + width; ++r) {
+                const int64_t column = std::max(first, r);
+                const T* from = row(i, r) + (column - r);
+                out = std::copy(from, from + (first + width - column), out);
+            }
+            std::fill(out, end, T{});
+            out = end;
+        }
+    });
+}
+
+void Gaussians::pack_strips(const float* whitening, int workers) {
+    const int64_t lanes = kernels.lanes;
+    ranges_ = Buffer<int32_t>(p * strip_count_ * 2);
+    starts_ = Buffer<int64_t>(p + 1);
     run_tasks(workers, p, [&](int64_t i) {
         const float* matrix = whitening + i * d * d;
         int32_t* ranges = ranges_.data() + i * strip_count_ * 2;
@@ -37,13 +116,8 @@ Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whi
         }
         for (int32_t row = 0; row < d; ++row) {
             for (int64_t s = 0; s < strip_count_; ++s) {
-                bool used = false;
-                for (int64_t j = s * lanes; j < std::min(d, (s + 1) * lanes); ++j) {
-                    const float value = matrix[row * d + j];
-                    used |= value != 0.0f;
-                    if (!std::isfinite(value)) finite = false;
-                }
-                if (!used) continue;
+                const float *from = matrix + row * d + s * lanes, *to = matrix + row * d + std::min(d, (s + 1) * lanes);
+                if (std::all_of(from, to, [](float x) { return is_zero(x); })) continue;
                 ranges[2 * s] = std::min(ranges[2 * s], row);
                 ranges[2 * s + 1] = row + 1;
             }
@@ -55,14 +129,14 @@ Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whi
         }
         starts_[i + 1] = kept * lanes;
     });
-    if (!finite) throw NotFinite{};
     starts_[0] = 0;
     for (int64_t i = 0; i < p; ++i) starts_[i + 1] += starts_[i];
-    strips_ = Buffer<float>(starts_[p]);
+    strips_ = Buffer<char>(starts_[p] * static_cast<int64_t>(sizeof(float)));
+    float* const strips = reinterpret_cast<float*>(strips_.data());
     run_tasks(workers, p, [&](int64_t i) {
         const float* matrix = whitening + i * d * d;
         const int32_t* ranges = ranges_.data() + i * strip_count_ * 2;
-        float* out = strips_.data() + starts_[i];
+        float* out = strips + starts_[i];
         for (int64_t s = 0; s < strip_count_; ++s) {
             const int64_t width = std::min<int64_t>(lanes, d - s * lanes);
             for (int64_t row = ranges[2 * s]; row < ranges[2 * s + 1]; ++row) {
@@ -74,32 +148,51 @@ Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whi
     });
 }
 
+void Gaussians::distances_of_group(int64_t i, const float* centred, int group, float* found) const {
+    if (triangles_) {
+        const int64_t size = storage_ == Storage::kFloat16 ? sizeof(uint16_t) : sizeof(float);
+        kernels.mahalanobis_triangle[static_cast<int>(storage_)](strips_.data() + i * stride_ * size, d, centred, group,
+                                                                 found);
+        return;
+    }
+    kernels.mahalanobis(reinterpret_cast<const float*>(strips_.data()) + starts_[i],
+                        ranges_.data() + i * strip_count_ * 2, d, centred, group, found);
+}
+
 void Gaussians::squared_distances(const float* features, int64_t n, int threads, float* squared) const {
     const int workers = thread_count(threads);
-    const int64_t share = std::max<int64_t>(1, std::min<int64_t>(16, p / (4 * workers)));
+    const int64_t share = std::max<int64_t>(1, std::min(kPositions, p / (4 * workers)));
     const int64_t batch = std::min(n, kSamples), tasks = divide_up(p, share);
-    Buffer<float> scratch(tasks * batch * d);
+    // Some positions of an image at a time, which lie side by side: of one position alone every image would be another
+    // jump through memory.
+    const int64_t block = std::clamp<int64_t>(kCentred / (batch * d), 1, share);
+    Buffer<float> scratch(tasks * block * batch * d);
     run_tasks(workers, tasks, [&](int64_t task) {
-        float* centred = scratch.data() + task * batch * d;
+        float* const centred = scratch.data() + task * block * batch * d;
+        const int64_t end = std::min(p, (task + 1) * share);
         float found[kSamples];
-        for (int64_t i = task * share; i < std::min(p, (task + 1) * share); ++i) {
-            const float* mean = mean_.data() + i * d;
+        bool finite[kPositions * kSamples];
+        for (int64_t i = task * share, last; i < end; i = last) {
+            last = std::min(end, i + block);
             for (int64_t first = 0; first < n; first += batch) {
                 const int64_t count = std::min(batch, n - first);
                 for (int64_t s = 0; s < count; ++s) {
                     const float* x = features + ((first + s) * p + i) * d;
-                    float* z = centred + s * d;
-                    // Before the product: x·W − μ·W would lose its digits where a patch is near its mean.
-                    for (int64_t c = 0; c < d; ++c) z[c] = x[c] - mean[c];
+                    for (int64_t j = 0; j < last - i; ++j) {
+                        finite[j * batch + s] = kernels.centre(x + j * d, mean_.data() + (i + j) * d, d,
+                                                               centred + (j * batch + s) * d);
+                    }
                 }
-                kernels.mahalanobis(strips_.data() + starts_[i], ranges_.data() + i * strip_count_ * 2, strip_count_,
-                                    centred, count, d, found);
-                for (int64_t s = 0; s < count; ++s) {
-                    // A feature that meets only zeros that are not stored would go unseen: NaN must not.
-                    float sum = 0.0f;
-                    for (int64_t c = 0; c < d; ++c) sum += centred[s * d + c] * 0.0f;
-                    const bool there = std::isfinite(found[s]) && sum == 0.0f;
-                    squared[(first + s) * p + i] = there ? found[s] : std::numeric_limits<float>::quiet_NaN();
+                for (int64_t j = 0; j < last - i; ++j) {
+                    for (int64_t s = 0, group; s < count; s += group) {
+                        group = sample_group(kernels, count - s);
+                        distances_of_group(i + j, centred + (j * batch + s) * d, static_cast<int>(group), found + s);
+                    }
+                    for (int64_t s = 0; s < count; ++s) {
+                        // A feature that meets only zeros that are not stored would go unseen: NaN must not.
+                        const bool there = std::isfinite(found[s]) && finite[j * batch + s];
+                        squared[(first + s) * p + i + j] = there ? found[s] : std::numeric_limits<float>::quiet_NaN();
+                    }
                 }
             }
         }

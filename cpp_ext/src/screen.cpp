@@ -229,10 +229,8 @@ bool write_proved(const Bank& bank, const Tiles& tiles, int64_t q, State& state,
 }
 
 bool screen_pays(const Bank& bank, int k) {
-    // More than one neighbour mostly takes the second search of the screen too.
-    const int most = bank.kernels.byte_speed >= 8 || bank.screen_forced ? kMostNeighbours : 1;
     // A query that stays open costs the float32 search and two of the screen, which take half as long together.
-    return bank.has_screen && k <= most && (bank.screened < 1024 || 3 * bank.unproved < bank.screened);
+    return bank.has_screen && k <= kMostNeighbours && (bank.screened < 1024 || 3 * bank.unproved < bank.screened);
 }
 
 void search_screened(const Bank& bank, const Queries& queries, int64_t first, int64_t count, int k, int workers,

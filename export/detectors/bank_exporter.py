@@ -29,6 +29,7 @@ from flawscope.training.detectors.detector_run import Run
 from flawscope.training.detectors.padim import padim_head
 from flawscope.training.detectors.patchcore import patchcore_head
 from flawscope.training.features.patch_features import PatchFeatures
+from flawscope.triangles import pack_triangles
 
 BANK = "bank.safetensors"
 
@@ -44,13 +45,13 @@ class BankExporter:
         make_head: `(settings, patch grid, places of the patches) -> head`.
         nodes: Appends the head to the feature graph; see `head_nodes.append_head`.
         distances: The same head by plain torch; see `torch_scores.torch_scores`.
-        more_tensors: `(tensors of the run) -> further tensors` that the graph needs.
+        stored: `(tensors of the run) -> tensors of the bundle`, which graph and kernels need.
     """
 
     make_head: Callable[[Any, tuple[int, int], GridPlaces | None], BankHead]
     nodes: head_nodes.WriteHead
     distances: torch_scores.Distances
-    more_tensors: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]] = lambda tensors: {}
+    stored: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, npt.NDArray[Any]]]
     graph_words = "score.onnx, cpu"
     other_paths = ("kernel",)
     traced = ("patches",)
@@ -70,8 +71,7 @@ class BankExporter:
     def graphs(self, run: Run, head: BankHead, scratch: Path, max_batch: int, room: int | None) -> ExportedGraphs:
         """Write the bank, `features.onnx`, and `score.onnx`."""
         size = run.record.config.preprocessing.size
-        tensors = {**run.fitted.tensors, **self.more_tensors(run.fitted.tensors)}
-        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.stored(run.fitted.tensors).items()}
         rows, spare = self._room(head, arrays, room)
         # Written before the graph: its initializers are offsets into this file.
         path = scratch / BANK
@@ -129,14 +129,20 @@ class BankExporter:
         return torch_scores.torch_scores(module, head, run.fitted.tensors, size, images, self.distances)
 
 
-def _row_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Return the squared norms of the rows of each bank, float32 [M], which the graph adds to its products."""
+def _with_norms(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Add the squared norms of the rows of each bank, float32 [M], which the graph adds to its products."""
     count = max(1, sum(name.startswith("bank.") for name in tensors))
     banks = {name: np.asarray(tensors[name], np.float32) for name in bank_names(count)}
-    return {
+    norms = {
         norms: np.einsum("md,md->m", bank, bank) for norms, bank in zip(norm_names(count), banks.values(), strict=True)
     }
+    return {**tensors, **norms}
 
 
-PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _row_norms)
-PADIM = BankExporter(padim_head, head_nodes.padim_nodes, torch_scores.padim_distances)
+def _without_zeros(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Keep the upper triangles of the whitening matrices alone, half of their numbers."""
+    return {"mean": tensors["mean"], "triangles": pack_triangles(tensors["whitening"])}
+
+
+PATCHCORE = BankExporter(patchcore_head, head_nodes.patchcore_nodes, torch_scores.patchcore_distances, _with_norms)
+PADIM = BankExporter(padim_head, head_nodes.padim_nodes, torch_scores.padim_distances, _without_zeros)

@@ -26,6 +26,7 @@ from flawscope.bank_names import bank_names, norm_names, place_names
 from flawscope.bundle import BankHead, PadimHead, PatchcoreHead
 from flawscope.cpp_ext.window import place_starts, window_reach
 from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.triangles import triangle_places
 
 BLOCK_ELEMENTS = 1 << 24
 """Elements of one distance block at the largest batch: 64 MiB of float32."""
@@ -43,6 +44,10 @@ class BankFile:
         self._start = 8 + length
         self._entries = {key: value for key, value in header.items() if key != "__metadata__"}
 
+    def __contains__(self, tensor: object) -> bool:
+        """Return whether a tensor is stored."""
+        return tensor in self._entries
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor."""
         return tuple(self._entries[tensor]["shape"])
@@ -59,7 +64,11 @@ class BankFile:
         entry = self._entries[tensor]
         shape = list(entry["shape"])
         # A KeyError is wanted for other types: no head has been written for them.
-        kind, itemsize = {"F32": (TensorProto.FLOAT, 4), "I64": (TensorProto.INT64, 8)}[entry["dtype"]]
+        kind, itemsize = {
+            "F16": (TensorProto.FLOAT16, 2),
+            "F32": (TensorProto.FLOAT, 4),
+            "I64": (TensorProto.INT64, 8),
+        }[entry["dtype"]]
         offset = self._start + entry["data_offsets"][0]
         proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self.name), ("offset", offset), ("length", itemsize * math.prod(shape))):
@@ -383,7 +392,7 @@ def _reweighted_score(nodes: HeadNodes, head: PatchcoreHead, bank: BankFile, mat
 def padim_nodes(nodes: HeadNodes, head: PadimHead, bank: BankFile, size: tuple[int, int], max_batch: int) -> None:
     """Add PaDiM: the Mahalanobis distance at every position, and the map (arXiv:2011.08785)."""
     mean = nodes.external(bank.initializer("mean", "mean"))
-    whitening = nodes.external(bank.initializer("whitening", "whitening"))
+    whitening = _whitening(nodes, bank)
     centred = nodes.add("Sub", ["patches", mean], "centred")
     # One matrix product per position: (x − μ) W with W Wᵀ = Σ⁻¹ has the Mahalanobis distance as its norm.
     at_position = nodes.add("Transpose", [centred], "at_position", perm=[1, 0, 2])
@@ -393,3 +402,22 @@ def padim_nodes(nodes: HeadNodes, head: PadimHead, bank: BankFile, size: tuple[i
     by_image = nodes.add("Transpose", [distance], "by_image", perm=[1, 0])
     _map(nodes, by_image, head, size)
     nodes.add("ReduceMax", ["anomaly_map", nodes.axes(1, 2)], "score", keepdims=0)
+
+
+def _whitening(nodes: HeadNodes, bank: BankFile) -> str:
+    """Add the whitening matrices float32 [P, D, D] and return their name.
+
+    Of upper triangles alone they are made in the graph, from constants: a runtime does it once, when it loads it.
+    """
+    if "whitening" in bank:  # bundles that were written before they were stored as triangles
+        return nodes.external(bank.initializer("whitening", "whitening"))
+    channels = bank.shape("mean")[1]
+    stored = nodes.external(bank.initializer("triangles", "triangles"))
+    # Gathered before the cast: that is half of the bytes where they are float16.
+    places = nodes.constant(triangle_places(channels).reshape(-1), "triangle_places")
+    gathered = nodes.add("Gather", [stored, places], "gathered", axis=1)
+    numbers = nodes.add("Cast", [gathered], "gathered_numbers", to=TensorProto.FLOAT)
+    square = nodes.add("Reshape", [numbers, nodes.axes(-1, channels, channels)], "squares")
+    # Whatever stands below a diagonal is the triangle's first number times zero.
+    upper = nodes.constant(np.triu(np.ones((channels, channels), np.float32)), "upper")
+    return nodes.add("Mul", [square, upper], "whitening")

@@ -199,15 +199,22 @@ class PadimDevice:
         mean = np.ascontiguousarray(tensors["mean"], np.float32)
         self._positions, self._channels = mean.shape
         self._mean = device.upload(mean)
-        self._whitening = device.upload(np.ascontiguousarray(tensors["whitening"], np.float32))
+        self._factors: dict[str, Any]
+        if "whitening" in tensors:  # of a bundle from before they were stored as triangles
+            whitening = np.ascontiguousarray(tensors["whitening"], np.float32)
+            self._factors, self._enqueue = {"whitening": device.upload(whitening)}, self._kernels.mahalanobis
+        else:
+            triangles = np.ascontiguousarray(tensors["triangles"])
+            self._factors = {"triangles": device.upload(triangles), "dtype": str(triangles.dtype)}
+            self._enqueue = self._kernels.mahalanobis_triangles
         self._squared_at = device.allocate(4 * max_batch * self._positions)
         self._squared = device.pinned((max_batch * self._positions,), np.float32)
 
     def enqueue(self, count: int, patches: int) -> None:
         """Enqueue the distances and their copy to the host. Must not wait: it may be under capture."""
-        self._kernels.mahalanobis(
+        self._enqueue(
             mean=self._mean,
-            whitening=self._whitening,
+            **self._factors,
             p=self._positions,
             d=self._channels,
             features=patches,

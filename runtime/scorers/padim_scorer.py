@@ -13,23 +13,38 @@ from flawscope.errors import BundleError
 from flawscope.runtime.backends.session import DeviceHead
 from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
 from flawscope.runtime.scorers.timed import Mark, no_mark
+from flawscope.triangles import triangle_size
 
 
 def check_tensors(head: PadimHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has a Gaussian for every position of the grid."""
-    mean, whitening = need(tensors, "mean", 2, np.float32), need(tensors, "whitening", 3, np.float32)
+    mean = need(tensors, "mean", 2, np.float32)
     positions, channels = mean.shape
-    if positions != head.grid[0] * head.grid[1] or whitening.shape != (positions, channels, channels):
+    if is_old(tensors):
+        factors, wanted = need(tensors, "whitening", 3, np.float32), (positions, channels, channels)
+    else:
+        stored = tensors.get("triangles")
+        dtype = np.float16 if stored is not None and stored.dtype == np.float16 else np.float32
+        factors, wanted = need(tensors, "triangles", 2, dtype), (positions, triangle_size(channels))
+    if positions != head.grid[0] * head.grid[1] or factors.shape != wanted:
         raise BundleError(
-            f"bank: expected a mean and a square matrix for each of {head.grid[0]} x {head.grid[1]} positions, got "
-            f"{list(mean.shape)} and {list(whitening.shape)}. Export the bundle again."
+            f"bank: expected a mean and a matrix or its triangle for each of {head.grid[0]} x {head.grid[1]} "
+            f"positions, got {list(mean.shape)} and {list(factors.shape)}. Export the bundle again."
         )
+
+
+def is_old(tensors: Tensors) -> bool:
+    """Return whether a bank has whole matrices: that of a bundle from before they were stored as triangles."""
+    return "whitening" in tensors
 
 
 def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> NativeHead:
     """Return the head as a function on patches; see `BankMethod.head`."""
     smooth = smoother(head, size)
-    gaussians = Gaussians(tensors["mean"], tensors["whitening"])
+    if is_old(tensors):
+        gaussians = Gaussians(tensors["mean"], tensors["whitening"])
+    else:
+        gaussians = Gaussians.of_triangles(tensors["mean"], tensors["triangles"])
 
     def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
         distances = np.sqrt(gaussians.mahalanobis(patches))

@@ -249,7 +249,12 @@ REFUSED_PATCHCORE = {
     "views": ["45", 1, True],
     "top_share": [-0.01, 1.01, "all", None, *NOT_FINITE],
 }
-REFUSED_PADIM = {"channels": [0, 4097, 1.5], "regularization": [0, -1, *NOT_FINITE], "reduction": ["pca", 1, 0.5]}
+REFUSED_PADIM = {
+    "channels": [0, 4097, 1.5],
+    "regularization": [0, -1, *NOT_FINITE],
+    "reduction": ["pca", 1, 0.5],
+    "factors": ["int8", 16],
+}
 
 
 def pairs(table):

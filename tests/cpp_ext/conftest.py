@@ -68,6 +68,10 @@ class Kernels:
         with self.active():
             return cpp_ext.Gaussians(*args, **kwargs)
 
+    def gaussians_of_triangles(self, *args: Any, **kwargs: Any) -> cpp_ext.Gaussians:
+        with self.active():
+            return cpp_ext.Gaussians.of_triangles(*args, **kwargs)
+
     def kcenter_greedy(self, *args: Any, **kwargs: Any) -> Any:
         with self.active():
             return cpp_ext.kcenter_greedy(*args, **kwargs)

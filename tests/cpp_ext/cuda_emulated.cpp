@@ -273,6 +273,10 @@ void test_refusals_and_failures_of_nearest() {
             return flawscope_cuda_mahalanobis(rows.get(), rows.get(), 1, 4, queries.get(), n, squared.get(), nullptr);
         },
         [&] {
+            return flawscope_cuda_mahalanobis_triangles(rows.get(), rows.get(), FLAWSCOPE_FLOAT16, 1, 4, queries.get(),
+                                                        n, squared.get(), nullptr);
+        },
+        [&] {
             return flawscope_cuda_kcenter_greedy(queries.get(), n, d, 3, 0, packed.get(), bank_size, found.get(),
                                                  nullptr);
         },
@@ -305,6 +309,25 @@ std::vector<float> mahalanobis(const Rows& features, const Rows& mean, const Row
     return {squared.get(), squared.get() + n * p};
 }
 
+// The same by the upper triangle of each matrix alone, stored in either type.
+std::vector<float> by_triangles(const Rows& features, const Rows& mean, const Rows& whitening, int64_t n, int64_t p,
+                                int dtype) {
+    const int64_t d = static_cast<int64_t>(mean.size()) / p;
+    Rows packed;
+    for (int64_t row = 0; row < p * d; ++row) {
+        for (int64_t column = row % d; column < d; ++column) packed.push_back(whitening[row * d + column]);
+    }
+    const Device<float> x(features), mu(mean), floats(packed), squared(static_cast<size_t>(n * p));
+    const Device<uint16_t> half_floats(halves(packed));
+    const void* triangles = dtype == FLAWSCOPE_FLOAT16 ? static_cast<const void*>(half_floats.get()) : floats.get();
+    const int status = without_waiting([&] {
+        return flawscope_cuda_mahalanobis_triangles(mu.get(), triangles, dtype, p, d, x.get(), n, squared.get(),
+                                                    nullptr);
+    });
+    check(status == FLAWSCOPE_OK, "mahalanobis_triangles: status");
+    return {squared.get(), squared.get() + n * p};
+}
+
 void test_mahalanobis_on_integers() {
     const int64_t cases[][3] = {{1, 3, 1},  {1, 2, 65},   {2, 2, 64},   {4, 3, 63},  {5, 2, 129},
                                 {16, 1, 7}, {17, 3, 100}, {33, 1, 257}, {1, 1, 300}, {3, 1, 128}};
@@ -328,6 +351,14 @@ void test_mahalanobis_on_integers() {
                 check(wanted < (1 << 24) && got[s * p + i] == wanted, "mahalanobis, d " + std::to_string(d));
             }
         }
+        Rows upper = whitening;
+        for (int64_t i = 0; i < p * d * d; ++i) {
+            if (i % d < i / d % d) upper[i] = 0.0f;
+        }
+        const std::vector<float> whole = mahalanobis(features, mean, upper, n, p);
+        for (const int dtype : {FLAWSCOPE_FLOAT32, FLAWSCOPE_FLOAT16}) {
+            check(by_triangles(features, mean, upper, n, p, dtype) == whole, "triangles, d " + std::to_string(d));
+        }
     }
 }
 
@@ -342,6 +373,12 @@ void test_mahalanobis_that_is_not_finite() {
             const std::vector<float> got = mahalanobis(features, Rows(p * d, 0.0f), whitening, n, p);
             check(std::isnan(got[0]), "a feature that is not finite");
             for (size_t i = 1; i < got.size(); ++i) check(std::isfinite(got[i]), "its neighbours");
+            const Rows zero(p * d, 0.0f);
+            for (const int dtype : {FLAWSCOPE_FLOAT32, FLAWSCOPE_FLOAT16}) {
+                const std::vector<float> packed = by_triangles(features, zero, whitening, n, p, dtype);
+                check(std::isnan(packed[0]), "a feature that is not finite, by triangles");
+                for (size_t i = 1; i < packed.size(); ++i) check(std::isfinite(packed[i]), "neighbours, by triangles");
+            }
         }
     }
     Rows mean(4, 0.0f);
@@ -413,7 +450,11 @@ void test_kcenter_refuses() {
                              flawscope_cuda_mahalanobis(features.get(), features.get(), 0, 2, features.get(), 1,
                                                         features.get(), nullptr),
                              flawscope_cuda_mahalanobis(features.get(), features.get(), 1, 2, nullptr, 1,
-                                                        features.get(), nullptr)}) {
+                                                        features.get(), nullptr),
+                             flawscope_cuda_mahalanobis_triangles(features.get(), features.get(), 2, 1, 2,
+                                                                  features.get(), 1, features.get(), nullptr),
+                             flawscope_cuda_mahalanobis_triangles(features.get(), nullptr, FLAWSCOPE_FLOAT32, 1, 2,
+                                                                  features.get(), 1, features.get(), nullptr)}) {
         check(status == FLAWSCOPE_BAD_ARGUMENT, "a bad argument of kcenter or mahalanobis");
     }
 }

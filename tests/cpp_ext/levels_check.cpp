@@ -157,6 +157,37 @@ void check_kcenter(int64_t n, int64_t d, int64_t count) {
     expect(chosen == wanted, "kcenter n=" + std::to_string(n) + " d=" + std::to_string(d));
 }
 
+// The bits of −2, −1, 0, 1 or 2 as float16.
+uint16_t half_of(float value) {
+    const uint16_t sign = value < 0.0f ? 0x8000 : 0;
+    return value == 0.0f ? 0 : static_cast<uint16_t>(sign | (std::fabs(value) == 2.0f ? 0x4000 : 0x3c00));
+}
+
+// The triangles of the matrices alone give what the matrices without the rest give.
+void check_triangles(const std::vector<float>& features, const std::vector<float>& mean, std::vector<float> whitening,
+                     int64_t n, int64_t p, int64_t d) {
+    std::vector<float> triangles, whole(n * p), found(n * p);
+    for (int64_t i = 0; i < p * d * d; ++i) {
+        if (i % d < i / d % d) whitening[i] = 0.0f;
+        else triangles.push_back(whitening[i]);
+    }
+    std::vector<uint16_t> halves(triangles.size());
+    std::transform(triangles.begin(), triangles.end(), halves.begin(), half_of);
+    flawscope_gaussians* gaussians = nullptr;
+    expect(flawscope_gaussians_create(mean.data(), whitening.data(), p, d, 2, &gaussians) == FLAWSCOPE_OK, "gaussians");
+    expect(flawscope_mahalanobis(gaussians, features.data(), n, 2, whole.data()) == FLAWSCOPE_OK, "mahalanobis");
+    flawscope_gaussians_destroy(gaussians);
+    for (const bool is_half : {false, true}) {
+        const void* data = is_half ? static_cast<const void*>(halves.data()) : triangles.data();
+        const int dtype = is_half ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32;
+        expect(flawscope_gaussians_create_triangles(mean.data(), data, dtype, p, d, 2, &gaussians) == FLAWSCOPE_OK,
+               "gaussians of triangles");
+        expect(flawscope_mahalanobis(gaussians, features.data(), n, 2, found.data()) == FLAWSCOPE_OK, "mahalanobis");
+        flawscope_gaussians_destroy(gaussians);
+        expect(found == whole, "triangles n=" + std::to_string(n) + " d=" + std::to_string(d));
+    }
+}
+
 void check_mahalanobis(int64_t n, int64_t p, int64_t d) {
     const std::vector<float> features = integers(n * p * d), mean = integers(p * d);
     std::vector<float> whitening = integers(p * d * d, 2);
@@ -170,6 +201,7 @@ void check_mahalanobis(int64_t n, int64_t p, int64_t d) {
     flawscope_gaussians* packed = nullptr;
     expect(flawscope_gaussians_create(mean.data(), whitening.data(), p, d, 2, &packed) == FLAWSCOPE_OK, "gaussians");
     std::vector<float> found(n * p);
+    check_triangles(features, mean, whitening, n, p, d);
     expect(flawscope_mahalanobis(packed, features.data(), n, 2, found.data()) == FLAWSCOPE_OK, "mahalanobis");
     flawscope_gaussians_destroy(packed);
     for (int64_t s = 0; s < n; ++s) {

@@ -42,7 +42,7 @@ int main(void) {
     float squared[6];
     int64_t found[6], chosen[4];
     flawscope_bank* bank = NULL;
-    flawscope_gaussians* gaussians = NULL;
+    flawscope_gaussians *gaussians = NULL, *refused = NULL;
     int i, calls = 0;
 
     CHECK(flawscope_patch_distance_version() == FLAWSCOPE_PATCH_DISTANCE_VERSION);
@@ -129,6 +129,20 @@ int main(void) {
     CHECK(flawscope_mahalanobis(gaussians, NULL, 0, 1, NULL) == FLAWSCOPE_OK);
     flawscope_gaussians_destroy(gaussians);
     flawscope_gaussians_destroy(NULL);
+
+    { /* W = [[2, 1], [0, 3]], as float16 */
+        float mean[2] = {1, 1};
+        unsigned short triangle[3] = {0x4000, 0x3c00, 0x4200};
+        CHECK(flawscope_gaussians_create_triangles(mean, triangle, FLAWSCOPE_FLOAT16, 1, 2, 1, &gaussians) ==
+              FLAWSCOPE_OK);
+        triangle[1] = 0x7c00; /* infinity */
+        CHECK(flawscope_gaussians_create_triangles(mean, triangle, FLAWSCOPE_FLOAT16, 1, 2, 1, &refused) ==
+              FLAWSCOPE_NOT_FINITE);
+        float patch[2] = {2, 3};
+        CHECK(flawscope_mahalanobis(gaussians, patch, 1, 1, squared) == FLAWSCOPE_OK);
+        CHECK(squared[0] == 2 * 2 + 7 * 7);
+        flawscope_gaussians_destroy(gaussians);
+    }
     puts("done");
     return 0;
 }
@@ -198,6 +212,7 @@ library.flawscope_nearest.argtypes = [P, P, I, L, I, I, I, P, P]
 library.flawscope_nearest_rows.argtypes = [P, L, L, P, I, L, I, I, P, P]
 library.flawscope_kcenter_greedy.argtypes = [P, L, L, L, L, I, P, P, P, P]
 library.flawscope_gaussians_create.argtypes = [P, P, L, L, I, P]
+library.flawscope_gaussians_create_triangles.argtypes = [P, P, I, L, L, I, P]
 library.flawscope_mahalanobis.argtypes = [P, P, L, I, P]
 library.flawscope_windows_create.argtypes = [P, L, L, P, L, L, P, I, P]
 library.flawscope_windows_nearest.argtypes = [P, P, I, L, I, P, P]
@@ -231,6 +246,9 @@ def kcenter(n, d, count=1, first=0):
 def gaussians_of(p, d):
     return library.flawscope_gaussians_create(BAD, BAD, p, d, 1, out)
 
+def triangles_of(p, d, dtype=0):
+    return library.flawscope_gaussians_create_triangles(BAD, BAD, dtype, p, d, 1, out)
+
 def mahalanobis(n):
     return library.flawscope_mahalanobis(gaussians, BAD, n, 1, BAD)
 
@@ -261,6 +279,8 @@ CALLS = [
     *(f"kcenter(4, 4, {count}, {first})" for count, first in ((0, 0), (5, 0), (-1, 0), (1, 4), (1, -1), (LARGEST, 0))),
     *(f"gaussians_of({p}, {d})" for p, d in ((0, 4), (4, 0), (-1, 4), (4, -1), (2**31, 1), (2**16, 2**16), (1, 2**31))),
     *(f"gaussians_of({p}, {d})" for p, d in ((2**62, 2), (2**33, 2**33), (LARGEST, LARGEST), (1, LARGEST), (1, 2**32))),
+    *(f"triangles_of({p}, {d})" for p, d in ((0, 4), (4, -1), (2**31, 1), (2**16, 2**16), (2**62, 2), (1, LARGEST))),
+    *(f"triangles_of(1, 4, {dtype})" for dtype in (2, -1)),
     *(f"mahalanobis({n})" for n in (-1, LARGEST, 2**62, 2**60)),
 ]
 

@@ -81,7 +81,7 @@ def sound(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_of_the_header_is_there_with_its_arguments_in_order(name: str) -> None:
-    assert len(FUNCTIONS) == 10
+    assert len(FUNCTIONS) == 11
     assert list(inspect.signature(getattr(CudaKernels, name)).parameters) == ["self", *FUNCTIONS[name]]
 
 
@@ -134,7 +134,11 @@ def test_an_unknown_dtype_is_refused_by_both(kernels: CudaKernels) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bank_pack", "bank_check", "nearest", "windows_nearest", "mahalanobis", "kcenter_greedy"]
+    "name",
+    [
+        *("bank_pack", "bank_check", "nearest", "windows_nearest", "mahalanobis", "mahalanobis_triangles"),
+        "kcenter_greedy",
+    ],
 )
 def test_a_null_address_and_memory_off_its_alignment_are_errors_and_no_crash(kernels: CudaKernels, name: str) -> None:
     with pytest.raises(ArgumentError, match=rf"^CUDA kernels: {name}: "):
@@ -245,6 +249,26 @@ def test_mahalanobis_distances_are_those_of_the_cpu(kernels: CudaKernels) -> Non
         stream=0,
     )
     np.testing.assert_array_equal(squared, cpp_ext.mahalanobis(features, mean, whitening))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_mahalanobis_distances_by_triangles_are_those_of_the_cpu(kernels: CudaKernels, dtype: str) -> None:
+    rng = np.random.default_rng(2)
+    mean, features = (rng.integers(-5, 6, shape).astype(np.float32) for shape in ((P, D), (N, P, D)))
+    triangles = rng.integers(-5, 6, (P, D * (D + 1) // 2)).astype(dtype)
+    squared = np.empty((N, P), np.float32)
+    kernels.mahalanobis_triangles(
+        mean=address(mean),
+        triangles=address(triangles),
+        dtype=dtype,
+        p=P,
+        d=D,
+        features=address(features),
+        n=N,
+        squared=address(squared),
+        stream=0,
+    )
+    np.testing.assert_array_equal(squared, cpp_ext.Gaussians.of_triangles(mean, triangles).mahalanobis(features))
 
 
 def test_the_selection_is_that_of_the_cpu(kernels: CudaKernels) -> None:

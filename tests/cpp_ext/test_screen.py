@@ -151,6 +151,11 @@ def test_it_tells_how_much_it_could_not_prove(compiled):
     hard.nearest(rows, 1)
     assert 0.3 < hard.unproved_share <= 1
     assert compiled.bank(rows, screen=False).unproved_share == -1
+    # Wherever a bank has a screen unasked it serves several neighbours too.
+    unasked = compiled.bank(rows)
+    if unasked.unproved_share != -1:
+        unasked.nearest(rows, 9)
+        assert unasked.unproved_share > 0
     assert compiled.bank(rows, "int8").unproved_share == -1
 
 

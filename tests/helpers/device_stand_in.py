@@ -202,7 +202,7 @@ class KernelsOnStand:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.kernels, name)
-        if name not in ("nearest", "mahalanobis", "bank_pack"):
+        if name not in ("nearest", "mahalanobis", "mahalanobis_triangles", "bank_pack"):
             return function
 
         def call(*, stream: int, **arguments: Any) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import PadimHead
-from flawscope.config import PadimConfig, standardization
+from flawscope.config import Factors, PadimConfig, standardization
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.tiles import ImageSource
@@ -30,13 +33,15 @@ _BLOCK = 256
 """Positions factorised at once; bounds the float64 workspace."""
 _IMAGES = 48
 """Images whose products are summed at once."""
+MOST_ERROR = 0.01
+"""Largest share of a distance by which factors rounded to float16 may move it."""
 
 
 def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSource], progress: Progress) -> FitResult:
     """Fit PaDiM (arXiv:2011.08785, section III) on normal images.
 
     Mean and sample covariance of every position are accumulated in float64 around the first batch's mean, so the
-    memory needed does not grow with the number of images. Stored is W with W·Wᵀ = (Σ + λI)⁻¹.
+    memory needed does not grow with the number of images. Stored is W with W·Wᵀ = (Σ + λI)⁻¹, an upper triangle.
 
     Args:
         config: Settings.
@@ -81,18 +86,34 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     )
 
     batches = iterate_patches(features, paths, config, "reading patches", progress)
-    mean, whitening = fit_gaussians(batches, positions, channels, config.regularization, progress)
+    gaussians = fit_gaussians(batches, positions, channels, config.regularization, progress, config.factors)
     facts: dict[str, int | float | str] = {"positions": positions, "channels": channels, "of_channels": total}
+    facts |= {"factors": str(gaussians.whitening.dtype), "factor_error": float(f"{gaussians.error:.2g}")}
     if measured is not None:
         facts["alignment"] = measured.note
     return FitResult(
         grid=grid,
-        tensors={"mean": mean, "whitening": whitening},
+        tensors={"mean": gaussians.mean, "whitening": gaussians.whitening},
         transform=None if transform is None else transform.cpu().numpy(),
         channels=choice,
         facts=facts,
         places=places,
     )
+
+
+@dataclass(frozen=True)
+class FittedGaussians:
+    """The Gaussians of all positions.
+
+    Attributes:
+        mean: float32 [P, D].
+        whitening: float32 or float16 [P, D, D], upper triangles.
+        error: Largest share of a distance by which the rounding of `whitening` can move it; see `rounding_error`.
+    """
+
+    mean: Float32Array
+    whitening: npt.NDArray[np.floating[Any]]
+    error: float
 
 
 def fit_gaussians(
@@ -101,8 +122,9 @@ def fit_gaussians(
     channels: int,
     regularization: float,
     progress: Progress = no_progress,
-) -> tuple[Float32Array, Float32Array]:
-    """Return mean float32 [P, D] and whitening matrix float32 [P, D, D] of every position.
+    factors: Factors = "float32",
+) -> FittedGaussians:
+    """Return mean and whitening matrix of every position.
 
     Args:
         batches: Patches of at least two images, float32 [N, P, D] each.
@@ -110,9 +132,11 @@ def fit_gaussians(
         channels: D.
         regularization: Added to the diagonal of every covariance.
         progress: Receives progress.
+        factors: Numbers of the whitening matrices. `auto` takes `float16` where `MOST_ERROR` holds for it.
 
     Raises:
-        ArgumentError: If a covariance is singular.
+        ArgumentError: If a covariance is singular, or `float16` is asked for and moves distances by more than
+            `MOST_ERROR`.
         DataError: If there are fewer than two images.
     """
     moments = _Moments(positions, channels)
@@ -121,6 +145,7 @@ def fit_gaussians(
     mean, covariance = moments.finish()
     whitening = torch.empty((positions, channels, channels), dtype=torch.float32)
     identity = torch.eye(channels, dtype=torch.float64)
+    errors = dict.fromkeys((torch.float32, torch.float16), 0.0)
     for start in range(0, positions, _BLOCK):
         block = slice(start, start + _BLOCK)
         # With Σ + λI = L·Lᵀ, W = L⁻ᵀ: the Mahalanobis distance is |Wᵀ(x − μ)|, one product at run time. float64, since
@@ -133,8 +158,33 @@ def fit_gaussians(
             )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         whitening[block] = inverse.transpose(1, 2).float()
+        for dtype in errors:
+            errors[dtype] = max(errors[dtype], rounding_error(factor, whitening[block].to(dtype)))
         progress("inverting covariances", min(start + _BLOCK, positions), positions)
-    return mean.float().numpy(), whitening.numpy()
+    dtype = torch.float32 if factors == "float32" or errors[torch.float16] > MOST_ERROR else torch.float16
+    if factors == "float16" and dtype != torch.float16:
+        raise ArgumentError(
+            f"factors: expected float16 to move distances by at most {MOST_ERROR:.0%}, got up to "
+            f"{errors[torch.float16]:.2%} of these covariances. Take float32, or raise regularization."
+        )
+    return FittedGaussians(mean.float().numpy(), whitening.to(dtype).numpy(), errors[dtype])
+
+
+def rounding_error(factor: torch.Tensor, rounded: torch.Tensor) -> float:
+    """Return e with |d′ − d| ≤ e·d for the distance d of any patch, and d′ the one by rounded factors.
+
+    With z = x − μ, d = ‖z·W‖ and d′ = ‖z·V‖, d′ − d is at most ‖z·(V − W)‖ = ‖z·W·W⁻¹·(V − W)‖ ≤ d·‖W⁻¹·V − 1‖₂, and
+    this norm is at most the Frobenius norm, which is returned. A map is a mean of distances with weights of at least
+    0, and a score its maximum: they are off by no larger share.
+
+    Args:
+        factor: float64 [B, D, D], L with L·Lᵀ = Σ + λI, so that Lᵀ = W⁻¹.
+        rounded: [B, D, D], V. Infinite numbers give infinity.
+    """
+    deviation = factor.transpose(1, 2) @ rounded.double()
+    deviation.diagonal(dim1=1, dim2=2).sub_(1.0)
+    error = float(torch.linalg.matrix_norm(deviation).max())
+    return error if math.isfinite(error) else math.inf
 
 
 def _reduction(config: PadimConfig, total: int) -> tuple[tuple[int, ...] | None, torch.Tensor | None]:

@@ -154,6 +154,15 @@ typedef struct flawscope_gaussians flawscope_gaussians;
  * Zeros above or below a triangle are not stored. */
 FLAWSCOPE_API int flawscope_gaussians_create(const float* mean, const float* whitening, int64_t p, int64_t d,
                                              int threads, flawscope_gaussians** out);
+
+/* The same from upper triangles alone, row after row: [p, d * (d + 1) / 2] of `dtype`, a flawscope_dtype. They are kept
+ * and read in that type; sums are float32. With rounded factors V instead of W, d' instead of d, and any x,
+ *
+ *     |d' - d| <= e * d,   e the largest singular value of inverse(W) * V - 1 over all positions,
+ *
+ * as d' - d is at most |(x - mean) (V - W)| = |(x - mean) W * inverse(W) (V - W)|. */
+FLAWSCOPE_API int flawscope_gaussians_create_triangles(const float* mean, const void* triangles, int dtype, int64_t p,
+                                                       int64_t d, int threads, flawscope_gaussians** out);
 FLAWSCOPE_API void flawscope_gaussians_destroy(flawscope_gaussians* gaussians);
 FLAWSCOPE_API int64_t flawscope_gaussians_bytes(const flawscope_gaussians* gaussians);
 
@@ -234,6 +243,11 @@ FLAWSCOPE_API int flawscope_cuda_windows_nearest(const float* rows, int64_t m, i
  * squared [n, p]. NaN where a feature, mean or factor is NaN or infinite, or the distance is beyond float32. */
 FLAWSCOPE_API int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_t p, int64_t d,
                                              const float* features, int64_t n, float* squared, void* stream);
+
+/* The same from upper triangles, [p, d * (d + 1) / 2] of `dtype`; see flawscope_gaussians_create_triangles. */
+FLAWSCOPE_API int flawscope_cuda_mahalanobis_triangles(const float* mean, const void* triangles, int dtype, int64_t p,
+                                                       int64_t d, const float* features, int64_t n, float* squared,
+                                                       void* stream);
 
 FLAWSCOPE_API int flawscope_cuda_kcenter_bytes(int64_t n, int64_t count, int64_t* bytes);
 

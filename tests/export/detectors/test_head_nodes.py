@@ -30,8 +30,11 @@ from flawscope.export.detectors import head_nodes as head_module
 from flawscope.export.detectors.head_nodes import BankFile
 from flawscope.imaging.grid_places import GridPlaces
 from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.triangles import pack_triangles
 
 SIZE = (16, 12)
+FORMS = ["whole", "float32", "float16"]
+"""How bundles store the factors of PaDiM."""
 PLACES = [None, GridPlaces((-1.25, 0.5), (1.5, 2.0))]
 """A grid that is centred, and one that lies elsewhere."""
 
@@ -178,14 +181,24 @@ def spd_whitening(seed: int) -> Float32Array:
     return generator.integers(-2, 3, (POSITIONS, CHANNELS, CHANNELS)).astype(np.float32)
 
 
-def test_padim_distances_are_exact_on_integers(tmp_path: Path) -> None:
+def factors_as(form: str, whitening: Float32Array) -> tuple[dict[str, npt.NDArray[Any]], Float32Array]:
+    """Return the tensor of factors in a form that bundles have, and the matrices that it says."""
+    if form == "whole":  # as bundles had it before
+        return {"whitening": whitening}, whitening
+    upper = np.triu(whitening)
+    return {"triangles": pack_triangles(upper.astype(form))}, upper.astype(form).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padim_distances_are_exact_on_integers(tmp_path: Path, form: str) -> None:
     head = PadimHead(GRID, 0.0)
     mean = integer_bank(POSITIONS, 6)
-    tensors = {"mean": mean, "whitening": spd_whitening(7)}
+    factors, whitening = factors_as(form, spd_whitening(7))
+    tensors = {"mean": mean, **factors}
     build_graph(tmp_path, head, tensors, GRID, 4)
     images = random_images(3, 8)
     maps, scores = run_graph(tmp_path, images)
-    white = np.einsum("npd,pde->npe", patches_of(images) - mean, tensors["whitening"])
+    white = np.einsum("npd,pde->npe", patches_of(images) - mean, whitening)
     expected = np.sqrt((white**2).sum(axis=2))
     np.testing.assert_array_equal(maps, expected.reshape(3, *GRID))
     np.testing.assert_array_equal(scores, expected.max(axis=1))
@@ -196,13 +209,17 @@ def test_padim_distances_are_exact_on_integers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("places", PLACES)
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_padim_scores_are_the_maximum_of_the_smooth_map(tmp_path: Path, batch: int, places: GridPlaces | None) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_padim_scores_are_the_maximum_of_the_smooth_map(
+    tmp_path: Path, batch: int, places: GridPlaces | None, form: str
+) -> None:
     head = PadimHead(GRID, 3.0, places)
-    tensors = {"mean": integer_bank(POSITIONS, 6), "whitening": spd_whitening(7)}
+    factors, whitening = factors_as(form, spd_whitening(7) / np.float32(7))
+    tensors = {"mean": integer_bank(POSITIONS, 6), **factors}
     build_graph(tmp_path, head, tensors, SIZE, 3)
     images = random_images(batch, 9)
     maps, scores = run_graph(tmp_path, images)
-    white = np.einsum("npd,pde->npe", patches_of(images) - tensors["mean"], tensors["whitening"]).astype(np.float64)
+    white = np.einsum("npd,pde->npe", patches_of(images) - tensors["mean"], whitening).astype(np.float64)
     rows, columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 3.0, places))
     expected = rows @ np.sqrt((white**2).sum(axis=2)).reshape(batch, *GRID) @ columns
     np.testing.assert_allclose(maps, expected, rtol=1e-5)
@@ -235,7 +252,7 @@ def test_the_bank_is_stored_once(uncalibrated_bundles: dict[str, Path], method: 
     folder = uncalibrated_bundles[method]
     model = onnx.load(folder / "score.onnx", load_external_data=False)
     external = {proto.name for proto in model.graph.initializer if proto.data_location == TensorProto.EXTERNAL}
-    expected = {"bank", "norms", "neighbours"} if method == "patchcore" else {"mean", "whitening"}
+    expected = {"bank", "norms", "neighbours"} if method == "patchcore" else {"mean", "triangles"}
     assert external == expected
     assert (folder / "score.onnx").stat().st_size < 500_000
 

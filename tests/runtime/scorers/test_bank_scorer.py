@@ -15,6 +15,7 @@ from native_heads import build_head
 from flawscope.bundle import PadimHead, PatchcoreHead
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
+from flawscope.triangles import pack_triangles
 
 GRID, SIZE = (3, 2), (12, 10)
 
@@ -72,17 +73,48 @@ def test_more_neighbours_lower_no_distance_only_the_weight() -> None:
     assert 0 < results[1][1][0] < results[0][1][0]
 
 
-def test_padim_scores_are_the_maximum_of_the_map() -> None:
+@pytest.mark.parametrize("form", ["whole", "float32", "float16"])
+def test_padim_scores_are_the_maximum_of_the_map(form: str) -> None:
     mean = random_rows(6, 4, 0)
     whitening = np.random.default_rng(1).normal(size=(6, 4, 4)).astype(np.float32)
     patches = random_rows(18, 4, 2).reshape(3, 6, 4)
-    maps, scores = build_head(PadimHead(GRID, 1.0), {"mean": mean, "whitening": whitening}, SIZE)(patches)
+    tensors = {"mean": mean, "whitening": whitening}
+    if form != "whole":  # as bundles have it since
+        whitening = np.triu(whitening).astype(form).astype(np.float32)
+        tensors = {"mean": mean, "triangles": pack_triangles(whitening.astype(form))}
+    maps, scores = build_head(PadimHead(GRID, 1.0), tensors, SIZE)(patches)
     distances = np.array(
         [[np.linalg.norm((patches[i, p] - mean[p]) @ whitening[p]) for p in range(6)] for i in range(3)]
     )
     rows, columns = (matrix.astype(np.float64) for matrix in map_matrices(GRID, SIZE, 1.0))
     np.testing.assert_allclose(maps, rows @ distances.reshape(3, *GRID) @ columns, rtol=1e-5)
     np.testing.assert_array_equal(scores, maps.max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "match"),
+    [
+        ("whitening", (6, 4, 3), "float32", r"got \[6, 4\] and \[6, 4, 3\]\. Export"),
+        ("whitening", (5, 4, 4), "float32", r"got \[6, 4\] and \[5, 4, 4\]\. Export"),
+        ("whitening", (6, 4, 4), "float16", r"expected float32 with 3 dimensions in whitening, got float16"),
+        ("triangles", (6, 16), "float16", r"got \[6, 4\] and \[6, 16\]\. Export"),
+        ("triangles", (7, 10), "float32", r"got \[6, 4\] and \[7, 10\]\. Export"),
+        (
+            "triangles",
+            (6, 4, 4),
+            "float32",
+            r"expected float32 with 2 dimensions in triangles, got float32 \[6, 4, 4\]",
+        ),
+        ("triangles", (6, 10), "float64", r"expected float32 with 2 dimensions in triangles, got float64"),
+        ("triangles", (6, 10), "int64", r"expected float32 with 2 dimensions in triangles, got int64"),
+    ],
+)
+def test_factors_of_another_shape_or_type_are_refused(
+    name: str, shape: tuple[int, ...], dtype: str, match: str
+) -> None:
+    tensors = {"mean": random_rows(6, 4, 0), name: np.ones(shape, dtype)}
+    with pytest.raises(BundleError, match=match):
+        build_head(PadimHead(GRID, 1.0), tensors, SIZE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -100,7 +132,7 @@ def test_patches_that_are_no_numbers_stay_visible(value: float) -> None:
     [
         (PatchcoreHead(GRID, 5, "none", 1.0), {}, "bank"),
         (PatchcoreHead(GRID, 5, "paper", 1.0), {"bank": random_rows(3, 2, 0)}, "neighbours"),
-        (PadimHead(GRID, 1.0), {"mean": random_rows(6, 4, 0)}, "whitening"),
+        (PadimHead(GRID, 1.0), {"mean": random_rows(6, 4, 0)}, "triangles"),
         (PadimHead(GRID, 1.0), {"bank": random_rows(6, 4, 0)}, "mean"),
     ],
 )

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from native_heads import build_head, torch_scores
 from tiny_dataset import anomalous_images, normal_images, training_images
 
+from flawscope import runs
 from flawscope.bundle import PadimHead
 from flawscope.config import PadimConfig, build_config
 from flawscope.datasets import open_dataset
@@ -20,7 +23,7 @@ from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
 from flawscope.training.detectors.detector_run import read_run, write_run
 from flawscope.training.detectors.detector_training import train_detector
-from flawscope.training.detectors.padim import fit_padim
+from flawscope.training.detectors.padim import MOST_ERROR, fit_gaussians, fit_padim
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import PatchFeatures, build_features
@@ -28,7 +31,8 @@ from flawscope.training.loop.fit_result import FitResult
 
 
 def padim_config(**settings: object) -> PadimConfig:
-    config, _ = build_config("padim", {"resize": 64, "stages": [1, 2], "channels": 12, **settings})
+    fixed = {"resize": 64, "stages": [1, 2], "channels": 12, "factors": "float32"}
+    config, _ = build_config("padim", {**fixed, **settings})
     assert isinstance(config, PadimConfig)
     return config
 
@@ -49,13 +53,13 @@ def patches_of(features: PatchFeatures, config: PadimConfig, paths: list[Path]) 
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "changed",
     [{}, {"standardize": "none"}, {"regularization": 0.5}, {"upsample": "bilinear"}, {"reduction": "ortho"}],
 )
 def test_mean_and_covariance_are_numpys_on_all_patches(
-    tiny_root: Path, backbone: Backbone, settings: dict[str, object]
+    tiny_root: Path, backbone: Backbone, changed: dict[str, object]
 ) -> None:
-    config = padim_config(**settings)
+    config = padim_config(**changed)
     paths = training_images(tiny_root)
     fitted = fit(config, backbone, paths)
     patches = patches_of(build_features(config, backbone, fitted), config, paths)
@@ -209,3 +213,67 @@ def test_covariances_beyond_two_to_the_31_are_refused_before_they_are_allocated(
     monkeypatch.setattr(PatchFeatures, "layout", lambda self, size: ((512, 512), 150))
     with pytest.raises(ArgumentError, match=r"padim: expected fewer than 2³¹ covariance entries, got 262144 positions"):
         fit(padim_config(channels=100), backbone, training_images(tiny_root)[:2])
+
+
+# --- factors in float16
+
+
+def correlated(images: int, positions: int, channels: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    """Return patches float32 [N, P, D] whose channels are correlated and have sizes of their own."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(positions, channels, channels)) * rng.uniform(0.2, 3, (positions, 1, channels))
+    patches = np.einsum("npd,pde->npe", rng.normal(size=(images, positions, channels)), mixing)
+    return torch.from_numpy((scale * patches + rng.normal(size=(positions, channels))).astype(np.float32))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 60), st.integers(1, 24), st.integers(0, 10_000), st.sampled_from([1e-2, 1.0, 30.0]))
+def test_rounded_factors_move_no_distance_by_more_than_the_error_that_is_told(
+    images: int, channels: int, seed: int, scale: float
+) -> None:
+    patches = correlated(images, 3, channels, seed, scale)
+    added = 0.01 * max(1.0, scale) ** 2
+    exact, rounded = (fit_gaussians([patches], 3, channels, added, factors=kind) for kind in ("float32", "auto"))
+    assert rounded.error <= MOST_ERROR
+    np.testing.assert_array_equal(rounded.mean, exact.mean)
+    tested = correlated(40, 3, channels, seed + 1, 2 * scale).numpy().astype(np.float64) - exact.mean
+    true, moved = (
+        np.linalg.norm(np.einsum("npd,pde->npe", tested, fitted.whitening.astype(np.float64)), axis=2)
+        for fitted in (exact, rounded)
+    )
+    # The float32 factors have their own error, many times smaller.
+    assert (np.abs(moved - true) <= (rounded.error + exact.error) * (1 + 1e-6) * true).all()
+
+
+def ill_conditioned(images: int = 30, channels: int = 12) -> torch.Tensor:
+    """Return patches with a nearly constant sum of channels: their factors cancel nearly to nothing."""
+    rng = np.random.default_rng(5)
+    patches = 10 * rng.normal(size=(images, 2, 1)) + 1e-3 * rng.normal(size=(images, 2, channels))
+    return torch.from_numpy(patches.astype(np.float32))
+
+
+def test_factors_that_float16_would_spoil_stay_in_float32_or_are_refused() -> None:
+    kept = fit_gaussians([ill_conditioned()], 2, 12, 1e-3, factors="auto")
+    assert kept.whitening.dtype == np.float32
+    with pytest.raises(ArgumentError, match=r"^factors: expected float16 to move distances by at most 1%, got up to "):
+        fit_gaussians([ill_conditioned()], 2, 12, 1e-3, factors="float16")
+
+
+def test_factors_beyond_float16_stay_in_float32() -> None:
+    patches = 1e-8 * correlated(20, 2, 3, 0)
+    fitted = fit_gaussians([patches], 2, 3, 1e-20, factors="auto")
+    assert fitted.whitening.dtype == np.float32
+    assert fitted.whitening.max() > np.finfo(np.float16).max
+    with pytest.raises(ArgumentError, match=r"got up to inf%"):
+        fit_gaussians([patches], 2, 3, 1e-20, factors="float16")
+
+
+def test_a_run_says_how_its_factors_are_stored_and_older_ones_keep_their_meaning(
+    tiny_root: Path, backbone: Backbone
+) -> None:
+    fitted = fit(padim_config(factors="auto"), backbone, training_images(tiny_root))
+    assert fitted.tensors["whitening"].dtype == np.float16
+    assert fitted.facts["factors"] == "float16"
+    assert 0 < float(fitted.facts["factor_error"]) <= MOST_ERROR
+    assert fit(padim_config(), backbone, training_images(tiny_root)).facts["factors"] == "float32"
+    assert runs._OLDER["factors"] == "float32"
