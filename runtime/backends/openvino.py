@@ -1,7 +1,8 @@
 """Sessions of OpenVINO: every image of a batch is one inference, and its outputs are written where the caller has them.
 
 A graph is compiled for one image, its shapes fixed: with a batch that may vary, small networks took up to 1.4 times as
-long, and no batch was faster than its images one by one. A batch is spread over streams, each with a part of the cores.
+long, and a batch is hardly faster than its images one by one. They are spread over streams, each with a part of the
+cores.
 """
 
 from __future__ import annotations
