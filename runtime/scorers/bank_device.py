@@ -200,6 +200,7 @@ class PadimDevice:
         self._positions, self._channels = mean.shape
         self._mean = device.upload(mean)
         self._factors: dict[str, Any]
+        self._enqueue: Callable[..., None]
         if "whitening" in tensors:  # of a bundle from before they were stored as triangles
             whitening = np.ascontiguousarray(tensors["whitening"], np.float32)
             self._factors, self._enqueue = {"whitening": device.upload(whitening)}, self._kernels.mahalanobis

@@ -20,6 +20,7 @@ def check_tensors(head: PadimHead, tensors: Tensors) -> None:
     """Raise BundleError unless the bank has a Gaussian for every position of the grid."""
     mean = need(tensors, "mean", 2, np.float32)
     positions, channels = mean.shape
+    wanted: tuple[int, ...]
     if is_old(tensors):
         factors, wanted = need(tensors, "whitening", 3, np.float32), (positions, channels, channels)
     else:
