@@ -142,7 +142,8 @@ def dsad(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Made:
 
 def exported(made: Made, out: Path, precision: str, limits: Limits = LOOSE) -> Path:
     run, dataset = made
-    wanted = Wanted((precision,), dataset, dataset, limits={precision: limits})
+    # Networks of one epoch: how far two runtimes round them apart depends on the processor, and says nothing.
+    wanted = Wanted((precision,), dataset, dataset, limits={precision: limits}, backends=("cpu",))
     export_run(run, out, max_batch=2, wanted=wanted)
     return out
 
