@@ -28,7 +28,7 @@ from flawscope.calibration.quantization.operator_choice import Budget
 from flawscope.calibration.quantization.precision_gate import measure_gate
 from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, quantize_to_int8, reduce_to_fp16
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
-from flawscope.errors import ArgumentError, BundleError, DataError, GateError
+from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError
 from flawscope.export.exporter import Reducible, exporter_named
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.imaging.tiles import ImageSource, read_source
@@ -77,7 +77,7 @@ class Wanted:
 
         Raises:
             ArgumentError: If one that was named does not compute in it.
-            BackendError: If one that was named is not there.
+            BackendError: If one that was named is not there, or computes the precision wrong on this processor.
         """
         offered = GATE_BACKENDS[precision]
         named = tuple(name for name in offered if name in self.backends)
@@ -88,7 +88,13 @@ class Wanted:
             )
         for name in named:
             choose_backend(name)
-        return named or tuple(name for name in offered if is_there(name))
+            if not is_there(name, precision):
+                raise BackendError(
+                    f"--gate-backend: expected one that computes {precision} right here, got {name}. Leave it out, or "
+                    "export on a processor with VNNI: see flawscope doctor."
+                )
+        # One that is there and computes it wrong is left out: bundles in this precision are refused on it here.
+        return named or tuple(name for name in offered if is_there(name, precision))
 
     def check(self) -> None:
         """Raise ArgumentError if a precision is unknown, a limit out of range, or ModelOpt needed and missing.

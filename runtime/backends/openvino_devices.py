@@ -6,6 +6,8 @@ import functools
 import importlib
 from typing import Any
 
+import numpy as np
+
 from flawscope.errors import BackendError, MissingExtra
 
 # Of what a device says that it can do; the rest is no type of numbers.
@@ -61,8 +63,42 @@ def _problem(device: str) -> str | None:
     return f"this OpenVINO lists {', '.join(devices) or 'no device'}, no {device}; is its driver installed?"
 
 
+def cpu_precision_problem(precision: str) -> str | None:
+    """Return why OpenVINO cannot compute in a precision on this CPU, as a sentence, or None if it can."""
+    if precision != "int8" or not cuts_int8():
+        return None
+    return (
+        "INT8 in OpenVINO is wrong on this CPU: it adds two products in 16 bits and cuts what does not fit (AVX-512 "
+        "VNNI, AVX-VNNI and AMX do not, unless ONEDNN_MAX_CPU_ISA keeps it from them)."
+    )
+
+
+@functools.cache
+def cuts_int8() -> bool:
+    """Return whether sums of INT8 products are cut at 16 bits, by one convolution whose result is known.
+
+    Before VNNI, x86 multiplies unsigned by signed bytes with `pmaddubsw`, whose sums of two products saturate. What a
+    processor can do is not what is used: an environment variable may hold oneDNN back.
+
+    Raises:
+        MissingExtra: If OpenVINO is not installed.
+    """
+    openvino = import_openvino()
+    ops = importlib.import_module("openvino.opset13")
+    channels, largest, weight = 16, 255, 127
+    image = ops.parameter([1, channels, 4, 4], np.float32)
+    rounded = ops.fake_quantize(image, *(np.float32(edge) for edge in (0, largest, 0, largest)), largest + 1)
+    weights = ops.constant(np.full((channels, channels, 1, 1), weight, np.int8))
+    scaled = ops.multiply(ops.convert(weights, np.float32), np.float32(1 / weight))
+    result = ops.convolution(rounded, scaled, [1, 1], [0, 0], [0, 0], [1, 1])
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino_core().compile_model(openvino.Model([result], [image]), "CPU", config)
+    got = compiled(np.full((1, channels, 4, 4), largest, np.float32))[0]
+    return not np.allclose(got, channels * largest, rtol=0.01)
+
+
 def listed_devices() -> dict[str, dict[str, Any]]:
-    """Return OpenVINO's devices here: name -> what it is, and the precisions that it computes in.
+    """Return OpenVINO's devices here: name -> what it is, and the precisions that it computes in, and right.
 
     Raises:
         MissingExtra: If OpenVINO is not installed.
@@ -72,7 +108,9 @@ def listed_devices() -> dict[str, dict[str, Any]]:
         name: {
             "what": str(core.get_property(name, "FULL_DEVICE_NAME")),
             "precisions": [
-                word for word in core.get_property(name, "OPTIMIZATION_CAPABILITIES") if word in _PRECISIONS
+                word
+                for word in core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+                if word in _PRECISIONS and not (name == "CPU" and cpu_precision_problem(word.lower()))
             ],
         }
         for name in core.available_devices

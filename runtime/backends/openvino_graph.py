@@ -10,7 +10,13 @@ import numpy as np
 from flawscope.bundle import OnnxModel
 from flawscope.bundle.onnx_inputs import external_as_inputs
 from flawscope.errors import BackendError
-from flawscope.runtime.backends.openvino_devices import check_executed, import_openvino, openvino_core, reason_of
+from flawscope.runtime.backends.openvino_devices import (
+    check_executed,
+    cpu_precision_problem,
+    import_openvino,
+    openvino_core,
+    reason_of,
+)
 
 HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 """Precision -> that of the arithmetic, as OpenVINO calls it. It is always set: by itself OpenVINO computes a graph of
@@ -45,7 +51,8 @@ def compile_graph(model: OnnxModel, place: Place, purpose: str, *, profiled: boo
         profiled: Whether runs measure the time of every node, which slows them down.
 
     Raises:
-        BackendError: If OpenVINO cannot take the graph, or would run it elsewhere or in another precision.
+        BackendError: If OpenVINO cannot take the graph, would run it elsewhere or in another precision, or computes
+            that precision wrong on this processor.
         MissingExtra: If OpenVINO is not installed.
     """
     backend = place.backend
@@ -65,6 +72,8 @@ def compile_graph(model: OnnxModel, place: Place, purpose: str, *, profiled: boo
         # Pinned, the threads of two processes would share one core while others are idle.
         config["ENABLE_CPU_PINNING"] = False
     core = openvino_core()  # not below: that it is missing is another error
+    if place.device == "CPU" and (problem := cpu_precision_problem(place.precision)):
+        raise BackendError(f"backend {backend}: {problem} Use --precision fp32, or --backend cpu.")
     try:
         compiled = core.compile_model(_read(core, model), place.device, config)
     except Exception as err:  # OpenVINO's are RuntimeErrors

@@ -34,6 +34,8 @@ class Backend:
         tolerances: Precision -> largest relative difference of golden scores.
         alone: Why a session cannot serve several bundles at once, from several threads; None if it can.
         any_head: Whether kernels take every head, as on the CPU; those of a device lack some.
+        precision_problem: `(precision) -> str | None`: why it cannot compute in a precision here, as a sentence; None
+            if no precision needs a look before a graph is loaded.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Backend:
     tolerances: Mapping[str, float]
     alone: str | None = None
     any_head: bool = False
+    precision_problem: str | None = None
 
 
 def _openvino(name: str, device: str) -> Backend:
@@ -59,6 +62,9 @@ def _openvino(name: str, device: str) -> Backend:
         auto=None,
         tolerances=_DEVICE_TOLERANCES,
         any_head=True,
+        precision_problem="flawscope.runtime.backends.openvino_devices:cpu_precision_problem"
+        if device == "cpu"
+        else None,
     )
 
 
@@ -131,14 +137,17 @@ def backend_row(name: str) -> Backend:
     return ROWS[name]
 
 
-def is_there(name: str) -> bool:
-    """Return whether a backend can be used here.
+def is_there(name: str, precision: str = "fp32") -> bool:
+    """Return whether a backend can be used here, in a precision.
 
     Raises:
         ArgumentError: If the name is unknown.
         MissingExtra: If ONNX Runtime is not installed.
     """
-    return methods.load(backend_row(name).problem)() is None
+    row = backend_row(name)
+    if methods.load(row.problem)() is not None:
+        return False
+    return row.precision_problem is None or methods.load(row.precision_problem)(precision) is None
 
 
 def choose_backend(name: str) -> Choice:

@@ -50,7 +50,7 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
         assert precision.gate is not None
         assert precision.gate.images == 5
         assert precision.gate.labelled > 0
-        backends = ["cpu", *(["openvino"] if is_there("openvino") else [])]
+        backends = ["cpu", *(["openvino"] if is_there("openvino", "int8") else [])]
         assert [gate.backend for gate in precision.all_gates] == backends
         assert all(gate.score_max_relative <= LOOSE.score_error for gate in precision.all_gates)
         assert f"operators chosen for {' and '.join(backends)} in" in precision.method
@@ -183,7 +183,7 @@ def test_a_precision_outside_its_limits_leaves_no_bundle_and_shows_its_table(
     assert "rank correlation of scores" in output.out
     assert "of the time of FP32 on cpu" in output.out or "is not faster than FP32 on cpu" in output.out
     assert output.err.startswith("error: int8: expected figures within the limits of the gate, got on cpu: ")
-    assert ("gate of int8 on openvino: " in output.out) == is_there("openvino")
+    assert ("gate of int8 on openvino: " in output.out) == is_there("openvino", "int8")
     assert "rank correlation of the scores is" in output.err
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawscope.calibration.quantization.candidate_scores import CandidateScores, score_candidate
+from flawscope.runtime.backends.openvino_devices import cuts_int8
 
 
 def head(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -18,6 +19,8 @@ def head(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_both_backends_score_every_image() -> None:
     pytest.importorskip("openvino", reason='OpenVINO is not installed: pip install "flawscope[openvino]"')
+    if cuts_int8():
+        pytest.skip("OpenVINO cuts sums of INT8 products on this processor")
     model = int8_graphs.two_stages(np.random.default_rng(0))
     images = int8_graphs.images(3)
     first, second = (score_candidate(model, head, images, backend) for backend in ("cpu", "openvino"))

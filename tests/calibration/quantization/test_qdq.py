@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.calibration.quantization.int8 import Quantiser
 from flawscope.calibration.quantization.qdq import insert_qdq
+from flawscope.runtime.backends.openvino_devices import cuts_int8
 
 CONVOLUTIONS = ("stem", "first", "second")
 
@@ -27,6 +28,8 @@ def in_onnxruntime(model: onnx.ModelProto, images: np.ndarray, name: str = "imag
 
 def in_openvino(model: onnx.ModelProto, images: np.ndarray, folder: Path) -> np.ndarray:
     openvino = pytest.importorskip("openvino", reason='OpenVINO is not installed: pip install "flawscope[openvino]"')
+    if cuts_int8():
+        pytest.skip("OpenVINO cuts sums of INT8 products on this processor")
     onnx.save(model, folder / "graph.onnx")
     compiled = openvino.Core().compile_model(folder / "graph.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled({0: images})[0]

@@ -1,8 +1,12 @@
-"""A graph in INT8 that OpenVINO computes wrong, in silence: the golden images find it, and the bundle is refused."""
+"""INT8 that OpenVINO computes wrong, in silence: a graph that the golden images find, and processors that cut sums."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -18,10 +22,12 @@ from flawscope.files import sha256_file
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends.openvino import OpenvinoSession
+from flawscope.runtime.backends.openvino_devices import cuts_int8
 from flawscope.runtime.backends.openvino_graph import Place
 from flawscope.runtime.backends.ort import OrtSession
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
+right_in_int8 = pytest.mark.skipif(cuts_int8(), reason="OpenVINO cuts sums of INT8 products on this processor")
 
 CPU = Place("openvino", "CPU", "int8")
 SIZE = 64
@@ -106,6 +112,7 @@ def with_int8(bundle: Path, folder: Path, model: onnx.ModelProto) -> Path:
     return changed
 
 
+@right_in_int8
 def test_a_graph_that_is_computed_wrong_is_refused_by_its_golden_images(padim_bundle: Path, tmp_path: Path) -> None:
     model = pooled_model(is_read_twice=True)
     bundle = with_int8(padim_bundle, tmp_path, model)
@@ -123,7 +130,36 @@ def test_a_graph_that_is_computed_wrong_is_refused_by_its_golden_images(padim_bu
         Inspector.load(bundle, "openvino", "graph", "int8")
 
 
+@right_in_int8
 def test_a_graph_that_is_computed_right_is_taken(padim_bundle: Path, tmp_path: Path) -> None:
     bundle = with_int8(padim_bundle, tmp_path, pooled_model(is_read_twice=False))
     with Inspector.load(bundle, "openvino", "graph", "int8") as inspector:
         assert inspector.backend == "openvino"
+
+
+REFUSAL = """
+import sys
+from flawscope.errors import BackendError
+from flawscope.runtime.backends.openvino_devices import cuts_int8, listed_devices
+from flawscope.runtime.backends.table import is_there
+from flawscope.runtime import Inspector
+assert is_there("openvino") and is_there("openvino", "fp32")
+assert cuts_int8() and not is_there("openvino", "int8")
+assert "INT8" not in listed_devices()["CPU"]["precisions"]
+Inspector.load(sys.argv[1], "openvino", "graph").close()
+try:
+    Inspector.load(sys.argv[1], "openvino", "graph", "int8")
+except BackendError as err:
+    print(err)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="sums are cut on x86 alone")
+def test_a_processor_that_cuts_sums_of_products_runs_no_int8(padim_bundle: Path, tmp_path: Path) -> None:
+    bundle = with_int8(padim_bundle, tmp_path, pooled_model(is_read_twice=False))
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}  # as on a processor without VNNI
+    command = [sys.executable, "-c", REFUSAL, str(bundle)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("backend openvino: INT8 in OpenVINO is wrong on this CPU: ")
+    assert run.stdout.endswith("Use --precision fp32, or --backend cpu.\n")
+    assert run.stdout.count("\n") == 1
