@@ -100,7 +100,7 @@ def test_thousands_of_changed_images_are_decoded_or_refused(tmp_path: Path) -> N
     assert summary.succeeded["image"] >= 400
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_kind_of_fault_is_found_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
