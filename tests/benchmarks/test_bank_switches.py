@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from project_paths import ROOT
+from benchmark_scripts import load_script
 from tiny_dataset import CATEGORY
 
 from flawscope.config import build_config
@@ -16,14 +14,7 @@ from flawscope.config import build_config
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "benchmarks" / "bank_switches.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bank_switches")
 
 
 def test_a_part_has_so_many_of_each_kind(script: ModuleType, tiny_root: Path) -> None:

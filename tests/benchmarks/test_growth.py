@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import load_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project_paths import ROOT
@@ -22,13 +22,7 @@ SCRIPT = ROOT / "benchmarks" / "growth.py"
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
     sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script: it imports its cases
-    spec = importlib.util.spec_from_file_location("growth_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("growth")
     sys.path.remove(str(SCRIPT.parent))
 
 

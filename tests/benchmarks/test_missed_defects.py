@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import numpy as np
 import pytest
+from benchmark_scripts import load_script
 from hypothesis import given
 from hypothesis import strategies as st
-from project_paths import ROOT
 
-
-def _script() -> ModuleType:
-    path = ROOT / "benchmarks" / "missed_defects.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPT = _script()
+SCRIPT = load_script("missed_defects")
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.floats(0.01, 0.9))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from project_paths import ROOT
+from benchmark_scripts import load_script
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope.runtime import Inspector, Result
@@ -22,14 +20,7 @@ from flawscope.runtime import Inspector, Result
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "benchmarks" / "reading_ahead.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("reading_ahead")
 
 
 @pytest.fixture

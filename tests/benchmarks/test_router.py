@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import load_script
 from project_paths import ROOT
 
 from flawscope.errors import FlawscopeError
@@ -20,13 +20,7 @@ SCRIPT = ROOT / "benchmarks" / "router.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("router_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["router_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("router")
 
 
 def run(bundles: int, shares: bool, value: float, scores: tuple[str, ...] = ("0x1p+0",)) -> dict[str, Any]:
