@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -152,7 +153,7 @@ def run_case(case: dict[str, Any], files: tuple[Path, Path] | None, options: arg
 
 
 def run_rival(case: dict[str, Any], python: Path) -> dict[str, Any]:
-    """Return the milliseconds that anomalib's selection takes, without its projection."""
+    """Return the milliseconds that anomalib's selection takes without its projection, and the peak of its process."""
     with tempfile.TemporaryDirectory(prefix="flawscope-bench-") as folder:
         features, out = Path(folder) / "features.npy", Path(folder) / "result.json"
         np.save(features, synthetic(case["n"] * case["patches"], case["channels"], 1))
@@ -161,7 +162,9 @@ def run_rival(case: dict[str, Any], python: Path) -> dict[str, Any]:
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode != 0:
             return {"failed": (process.stderr.strip().splitlines() or [f"status {process.returncode}"])[-1]}
-        return {"ms": 1e3 * json.loads(out.read_text())["unprojected"]["seconds"], "calls": 1}
+        result = json.loads(out.read_text(encoding="utf-8"))
+        seconds = result["unprojected"]["seconds"]
+        return {"ms": 1e3 * statistics.median(seconds), "calls": len(seconds), "peak_kib": result["peak_kib"]}
 
 
 # ---- Exponents and the plot ------------------------------------------------------------------------------------------

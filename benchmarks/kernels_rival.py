@@ -1,4 +1,4 @@
-"""Time anomalib's KCenterGreedy on rows from a file, and write the seconds and the selection.
+"""Time anomalib's KCenterGreedy on rows from a file, and write the seconds, the selection and the peak memory.
 
 Stand-alone: it runs in an environment with anomalib (`anomalib_env.py` makes one) and imports nothing of flawscope.
 `shipped` is the call of anomalib's PatchCore: rows [N, D] go through its sparse random projection first. `unprojected`
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -69,6 +70,7 @@ def main() -> int:
             seconds, chosen, channels = select(embedding, options.count, options.seed)
             result[kind]["seconds"].append(seconds)
             result[kind] |= {"chosen": chosen, "channels": channels}
+    result["peak_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     return 0
 

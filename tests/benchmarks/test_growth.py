@@ -101,3 +101,32 @@ def test_every_case_runs_in_a_process_of_its_own(script: ModuleType, tmp_path: P
     text = plot.read_text(encoding="utf-8")
     assert all(title in text for title in script.TITLES.values())
     assert str(tmp_path) not in out.read_text(encoding="utf-8")
+
+
+STAND_IN = """
+import torch
+
+class KCenterGreedy:
+    def __init__(self, embedding, sampling_ratio):
+        self.features, self.count = embedding.reshape(len(embedding), -1), int(len(embedding) * sampling_ratio)
+
+    def select_coreset_idxs(self):
+        return list(range(self.count))
+"""
+
+
+def test_the_rivals_time_and_memory_are_read_as_its_script_writes_them(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "anomalib" / "models" / "components"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").write_text("__version__ = '0'\n")
+    (package / "sampling.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    case = {"n": 20, "patches": 4, "channels": 8, "bank_rows": 5, "threads": 1}
+    got = script.run_rival(case, Path(sys.executable))
+    assert got.get("failed") is None
+    assert got["ms"] > 0
+    assert got["calls"] == 1
+    assert got["peak_kib"] > 1000
