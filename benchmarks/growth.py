@@ -193,6 +193,19 @@ def exponents(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _label(axis: Any, across: str, up: str, measured: Sequence[int]) -> None:
+    """Name the axes; ticks stand at what was measured, and upwards a decade is shown at least."""
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.set_xticks(measured, [f"{n:,}" for n in measured])
+    axis.set_xticks([], minor=True)
+    low, high = axis.get_ylim()
+    if high < 10 * low:
+        middle = (low * high) ** 0.5
+        axis.set_ylim(middle / 10**0.5, middle * 10**0.5)
+    axis.grid(True, linewidth=0.4)
+
+
 def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw time and peak memory of all series, logarithms on both axes, to an SVG file."""
     import matplotlib
@@ -213,9 +226,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
                     points = sorted((r["n"], scale * r[field]) for r in mine if r["system"] == system and r.get(field))
                     if points:
                         axis.loglog(*zip(*points, strict=True), marker="o", label=system)
-                axis.set_xlabel(AXES[mine[0]["axis"]])
-                axis.set_ylabel(label)
-                axis.grid(True, linewidth=0.4)
+                _label(axis, AXES[mine[0]["axis"]], label, sorted({run["n"] for run in mine}))
             time_axis.set_title(TITLES[name], loc="left", fontsize=10)
             if time_axis.lines:
                 time_axis.legend(frameon=False, fontsize=8)
