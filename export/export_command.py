@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-from flawscope.bundle import Gate, Manifest, SynthHead
+from flawscope.bundle import COMPUTED, Gate, Manifest, SynthHead
 from flawscope.calibration.quantization.gate_limits import gate_rows, verdict
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
@@ -253,7 +253,8 @@ def show_export(manifest: Manifest, out: Path | None) -> None:
             echo(advice, err=True)
     for name, precision in sorted(manifest.precisions.items()):
         kept_out = f"{len(precision.kept)} operators kept out of it"
-        echo(f"{name}: {precision.quantised} convolutions and products in it, {kept_out}; {precision.method}")
+        share = f"{precision.quantised} convolutions and products in it, {kept_out}; "
+        echo(f"{name}: {'' if name in COMPUTED else share}{precision.method}")
         for node in precision.kept[:_KEPT_SHOWN]:
             echo(f"  kept {node.node} ({node.operator}): {node.reason}")
         if len(precision.kept) > _KEPT_SHOWN:

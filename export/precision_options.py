@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-_REDUCED = ("fp16", "int8")
+_REDUCED = ("fp16", "bf16", "int8")
+_FOR_ALL = ", ".join(_REDUCED)
 _GATED = ("cpu", "openvino")
 _PRECISIONS_OF = {
     "calibration_data": _REDUCED,
@@ -32,7 +33,7 @@ _PRECISIONS_OF = {
     "int8_rest": ("int8",),
     "int8_budget": ("int8",),
     "gate_backends": _REDUCED,
-    "modelopt_python": _REDUCED,
+    "modelopt_python": ("fp16", "int8"),
     "max_auroc_change": _REDUCED,
     "min_spearman": _REDUCED,
     "max_false_rejects": _REDUCED,
@@ -48,7 +49,7 @@ class PrecisionRequest:
     """Values of the options of this module.
 
     Attributes:
-        precisions: `fp16`, `int8` or both, beside FP32, each once and in the order given; often empty.
+        precisions: `fp16`, `bf16`, `int8` or several, beside FP32, each once and in the order given; often empty.
         calibration: Folder of the dataset for value ranges and the gate, or None.
         labelled: Folder of the dataset whose test images are gated too, or None.
         category: Category below both, or None.
@@ -191,9 +192,9 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
     folder = click.Path(path_type=Path)
     return (
         click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help=precision_help),
-        click.option("--calibration-data", type=folder, help="fp16, int8: dataset for value ranges and the gate."),
-        click.option("--labelled-data", type=folder, help="fp16, int8: dataset whose test images are gated too."),
-        click.option("--category", metavar="NAME", help="fp16, int8: category below the datasets' folders."),
+        click.option("--calibration-data", type=folder, help=f"{_FOR_ALL}: dataset for value ranges and the gate."),
+        click.option("--labelled-data", type=folder, help=f"{_FOR_ALL}: dataset whose test images are gated too."),
+        click.option("--category", metavar="NAME", help=f"{_FOR_ALL}: category below the datasets' folders."),
         click.option(
             "--calibration-method",
             type=click.Choice(METHODS),
@@ -219,7 +220,7 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
             "gate_backends",
             type=click.Choice(_GATED),
             multiple=True,
-            help="fp16, int8: backends of the gate.  [default: those that are here]",
+            help=f"{_FOR_ALL}: backends of the gate.  [default: those that are here]",
         ),
         click.option(
             "--modelopt-python",
@@ -236,7 +237,7 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
 
 def _limit_help(name: str) -> str:
     values = ", ".join(f"{getattr(limits, name):g} {precision}" for precision, limits in LIMITS.items())
-    return f"fp16, int8: gate.  [default: {values}]"
+    return f"{_FOR_ALL}: gate.  [default: {values}]"
 
 
 def _limits(

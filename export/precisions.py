@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from flawscope import methods
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
+    COMPUTED,
     Gate,
     Golden,
     Graph,
@@ -30,19 +32,20 @@ from flawscope.calibration.quantization.reduced_precision import FP16_IMAGES, qu
 from flawscope.datasets import Dataset, Sample, as_recorded, hash_contents
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError
 from flawscope.export.exporter import Reducible, exporter_named
-from flawscope.imaging.images import decode_image, prepare
+from flawscope.imaging.images import prepare
 from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends import choose_backend
-from flawscope.runtime.backends.table import is_there
+from flawscope.runtime.backends.table import backend_row, is_there, precision_problem
+from flawscope.runtime.scorers.golden import measured_golden
 from flawscope.training.loop.image_batches import image_sources
 
 _MOST_CALIBRATION, _MOST_NORMAL = 64, 128
 """Most images for value ranges, and most normal images for the gate."""
 
-GATE_BACKENDS = {"fp16": ("cpu",), "int8": ("cpu", "openvino")}
-"""Precision -> the backends that it is gated on, where they are there."""
+GATE_BACKENDS = {"fp16": ("cpu", "openvino"), "bf16": ("openvino",), "int8": ("cpu", "openvino")}
+"""Precision -> the backends that it is gated on, where they are there and compute in it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Wanted:
 
         Raises:
             ArgumentError: If one that was named does not compute in it.
-            BackendError: If one that was named is not there, or computes the precision wrong on this processor.
+            BackendError: If one that was named is not there, or does not compute the precision on this processor, or
+                computes it wrong; or if none is left.
         """
         offered = GATE_BACKENDS[precision]
         named = tuple(name for name in offered if name in self.backends)
@@ -88,13 +92,20 @@ class Wanted:
             )
         for name in named:
             choose_backend(name)
-            if not is_there(name, precision):
+            if problem := precision_problem(name, precision):
                 raise BackendError(
-                    f"--gate-backend: expected one that computes {precision} right here, got {name}. Leave it out, or "
-                    "export on a processor with VNNI: see flawscope doctor."
+                    f"--gate-backend: expected one that computes {precision} right here, got {name}: {problem} Leave "
+                    "it out, or export on another processor: see flawscope doctor."
                 )
         # One that is there and computes it wrong is left out: bundles in this precision are refused on it here.
-        return named or tuple(name for name in offered if is_there(name, precision))
+        taken = named or tuple(name for name in offered if is_there(name, precision))
+        if not taken:
+            problems = " ".join(f"{name}: {_why_not(name, precision)}" for name in offered)
+            raise BackendError(
+                f"--precision {precision}: expected a backend that computes it here, got none. {problems} Leave it "
+                "out, or export on another machine: see flawscope doctor."
+            )
+        return taken
 
     def check(self) -> None:
         """Raise ArgumentError if a precision is unknown, a limit out of range, or ModelOpt needed and missing.
@@ -110,6 +121,12 @@ class Wanted:
             self.backends_of(name)
         if "fp16" in self.precisions or ("int8" in self.precisions and self.int8_rest == "fp16"):
             find_python(self.modelopt_python)
+
+
+def _why_not(backend: str, precision: str) -> str:
+    """Return why a backend does not compute in a precision here, as a sentence."""
+    problem: str | None = methods.load(backend_row(backend).problem)()
+    return problem or precision_problem(backend, precision) or "it does."
 
 
 class PrecisionRefused(GateError):
@@ -213,7 +230,7 @@ def add_precision(
     """Convert to a reduced precision and run the acceptance gate.
 
     Args:
-        name: `fp16` or `int8`.
+        name: `fp16`, `bf16` or `int8`.
         manifest: The bundle's manifest in FP32, golden images included.
         sources: Files of the FP32 bundle, and of precisions added before.
         tensors: The tensors in the file of the memory bank.
@@ -229,10 +246,36 @@ def add_precision(
     Raises:
         PrecisionRefused: If it is outside its limits.
     """
+    limits, backends = wanted.limits.get(name, LIMITS[name]), wanted.backends_of(name)
+    added: dict[str, Path | bytes] = {}
+    if name in COMPUTED:
+        method = f"the graphs of FP32, computed in {name.upper()} by the backend"
+        precision = Precision(dict(manifest.graphs), (), method, calibration_images=0, quantised=0, kept=())
+    else:
+        precision, added = _converted(name, manifest, tensors, scratch, images, wanted, describe, progress)
+    files = {**sources, **added}
+    golden, gates = _run_gate(name, manifest, precision, files, scratch, images, backends, progress)
+    reasons = {gate.backend: failures(gate, limits) for gate in gates}
+    if any(reasons.values()):
+        raise PrecisionRefused(name, gates, reasons)
+    gated = msgspec.structs.replace(_with_golden(precision, golden), gate=gates[0], gates=gates[1:] or msgspec.UNSET)
+    return gated, added
+
+
+def _converted(
+    name: str,
+    manifest: Manifest,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    scratch: Path,
+    images: GateImages,
+    wanted: Wanted,
+    describe: Any,
+    progress: Progress,
+) -> tuple[Precision, dict[str, Path | bytes]]:
+    """Return the entry of a precision with graphs of its own, before its gate, and their files; see `add_precision`."""
     reducible = exporter_named(manifest.method).reducible
     assert reducible is not None, "export_run refuses such methods"
     assert name in reducible.precisions, "export_run refuses such precisions"
-    limits = wanted.limits.get(name, LIMITS[name])
     graph = scratch / f"{reducible.converted}.onnx"
     if name == "fp16":
         inputs = reducible.examples(scratch / "candidate", images.calibration[:FP16_IMAGES])
@@ -245,7 +288,7 @@ def add_precision(
             images.calibration,
             images.good,
             wanted.method,
-            limits,
+            wanted.limits.get(name, LIMITS[name]),
             wanted.int8_rest,
             wanted.modelopt_python,
             progress,
@@ -254,21 +297,14 @@ def add_precision(
             wanted.int8_minutes,
         )
     graphs, added = _write_graphs(name, converted.model, reducible, manifest, scratch, describe)
-    precision = Precision(
+    return Precision(
         graphs=graphs,
         golden=(),
         method=converted.method,
         calibration_images=min(len(images.calibration), FP16_IMAGES if name == "fp16" else _MOST_CALIBRATION),
         quantised=converted.lowered,
         kept=converted.kept,
-    )
-    files = {**sources, **added}
-    golden, gates = _run_gate(name, manifest, precision, files, scratch, images, wanted.backends_of(name), progress)
-    reasons = {gate.backend: failures(gate, limits) for gate in gates}
-    if any(reasons.values()):
-        raise PrecisionRefused(name, gates, reasons)
-    more = gates[1:] or msgspec.UNSET
-    return msgspec.structs.replace(precision, golden=golden, gate=gates[0], gates=more), added
+    ), added
 
 
 def _run_gate(
@@ -280,37 +316,47 @@ def _run_gate(
     images: GateImages,
     backends: Sequence[str],
     progress: Progress,
-) -> tuple[tuple[Golden, ...], tuple[Gate, ...]]:
-    """Measure the bundle as it would ship; return its golden scores and the figures of the gate on each backend."""
+) -> tuple[dict[str, tuple[Golden, ...]], tuple[Gate, ...]]:
+    """Measure the bundle as it would ship; return the golden scores of each backend, and the gate's figures on each.
+
+    The first of the golden scores are those that hold where a backend has none of its own.
+    """
     folder = scratch / f"candidate-{name}"
     write_bundle(folder, msgspec.structs.replace(manifest, precisions={name: precision}), sources)
-    gates = []
+    gates: list[Gate] = []
+    golden: dict[str, tuple[Golden, ...]] = {}
+    if is_there("cpu", name):
+        with open_bundle(folder) as bundle:
+            # The whole graph, as in FP32: the path that every backend has.
+            graph = Inspector(bundle, "cpu", "graph", name, is_candidate=True)
+            golden["cpu"] = measured_golden(bundle, graph.scorer, manifest.golden)
     for backend in backends:
         with open_bundle(folder) as bundle:
             # `auto`: the figures are those of the path that is used on a CPU. Each backend against itself in FP32.
             reference = Inspector(bundle, backend, "auto")
             candidate = Inspector(bundle, backend, "auto", name, is_candidate=True)
             gates.append(measure_gate(reference, candidate, images.good, images.labelled, progress))
-    with open_bundle(folder) as bundle:
-        # Golden scores are those of the whole graph, as in FP32: the path that every backend has.
-        graph = Inspector(bundle, "cpu", "graph", name, is_candidate=True)
-        golden = []
-        for entry in manifest.golden:
-            data = bundle.read(entry.file)
-            maps, scores = graph.infer(prepare(decode_image(data, entry.file), manifest.input)[None])
-            golden.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
-    checked = msgspec.structs.replace(precision, golden=tuple(golden))
-    write_bundle(scratch / f"golden-{name}", msgspec.structs.replace(manifest, precisions={name: checked}), sources)
+            if backend != "cpu":
+                golden[backend] = measured_golden(bundle, candidate.scorer, manifest.golden)
+    whole = _with_golden(precision, golden)
+    write_bundle(scratch / f"golden-{name}", msgspec.structs.replace(manifest, precisions={name: whole}), sources)
     for backend in backends:
         try:
-            # As it will be loaded: golden scores of one backend have to hold on the others, or none would take it.
+            # As it will be loaded.
             Inspector.load(scratch / f"golden-{name}", backend, "auto", name).close()
         except BundleError as err:
             raise GateError(
                 f"{name}: expected golden scores that {backend} reproduces, got another score: {err} Name the backends "
                 "that it is for (--gate-backend)."
             ) from err
-    return tuple(golden), tuple(gates)
+    return golden, tuple(gates)
+
+
+def _with_golden(precision: Precision, golden: Mapping[str, tuple[Golden, ...]]) -> Precision:
+    """Return the entry of a precision with its golden scores: the first for all that have none of their own."""
+    first, *others = golden
+    own = {backend: golden[backend] for backend in others}
+    return msgspec.structs.replace(precision, golden=golden[first], golden_on=own or msgspec.UNSET)
 
 
 def _write_graphs(

@@ -27,7 +27,7 @@ from flawscope.files import atomic_folder, check_replaceable, sha256_file, stora
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
-from flawscope.runtime.backends.table import GOLDEN_TOLERANCE
+from flawscope.runtime.backends.table import GOLDEN_TOLERANCE, precision_problem
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 from flawscope.text import NOT_JSON, encode_json
 
@@ -202,6 +202,7 @@ def write_triton(
     in_force = thresholds_in_force(bundle.path, manifest, options.precision)
     name = _checked_name(manifest.name if options.name is None else options.name)
     _check_options(options, manifest.max_batch)
+    check_precision(options.precision)
     _check_kind(bundle, options.precision)
     # Checked before anything is written below the repository, which a running Triton may be polling.
     folder = repository / name
@@ -333,6 +334,15 @@ def _copies(bundle: Bundle, precision: str) -> dict[str, str]:
         GRAPH: graph,
         **{golden.file: golden.file for golden in bundle.manifest.golden_of(precision)},
     }
+
+
+def check_precision(precision: str) -> None:
+    """Raise ArgumentError unless Triton's ONNX Runtime computes in a precision, as ours does on the CPU."""
+    if problem := precision_problem("cpu", precision):
+        raise ArgumentError(
+            f"--precision {precision}: expected one that ONNX Runtime computes, in which Triton runs the graph, got "
+            f"another: {problem} Take another --precision."
+        )
 
 
 def _check_kind(bundle: Bundle, precision: str) -> None:

@@ -12,7 +12,7 @@ from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
 from flawscope.export.precision_options import PrecisionRequest, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
-from flawscope.export.triton import RECORD, TritonOptions, TritonRecord, bundle_of, write_triton
+from flawscope.export.triton import RECORD, TritonOptions, TritonRecord, bundle_of, check_precision, write_triton
 from flawscope.files import check_replaceable
 from flawscope.given_options import is_given
 from flawscope.output_options import OVERWRITE
@@ -89,6 +89,8 @@ def _check(source: Path, request: PrecisionRequest) -> None:
             f"--precision: expected one that Triton serves, got {' and '.join(request.precisions)}. Export a model "
             "for each."
         )
+    if request.precisions:
+        check_precision(request.precisions[0])
     if is_run(source):
         request.check_run()
         return

@@ -192,7 +192,7 @@ def _reference(inspector: Inspector) -> float:
     if inspector.thresholds is not None:
         return inspector.thresholds.pixel.value
     # Without thresholds the scale is anchored at the largest map value of the golden images.
-    return max(golden.map_max for golden in inspector.manifest.golden_of(inspector.precision))
+    return max(golden.map_max for golden in inspector.manifest.golden_of(inspector.precision, inspector.backend))
 
 
 def _write_map(

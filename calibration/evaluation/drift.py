@@ -28,7 +28,7 @@ from flawscope.calibration.evaluation.intervals import (
 )
 from flawscope.calibration.evaluation.metrics import auroc, average_precision, spearman
 
-GOALS = {"fp32": 0.001, "fp16": 0.001, "int8": 0.003}
+GOALS = {"fp32": 0.001, "fp16": 0.001, "bf16": 0.002, "int8": 0.003}
 """Precision -> largest difference of image AUROC between two machines that it is meant to keep to."""
 
 _CONFIDENCE = 0.95

@@ -23,6 +23,7 @@ from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspec
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.expectation import expectation
+from flawscope.calibration.thresholds.gated_backend import backend_for, gate_notes
 from flawscope.calibration.thresholds.normal_quantile import f1_threshold
 from flawscope.calibration.thresholds.product_thresholds import check_product_request, product_notes, with_products
 from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
@@ -164,7 +165,8 @@ def calibrate_bundle(
         image_limits: Lowest and highest value that a threshold overlay may give the image threshold; None for half of
             its distance to the median of the normal images, to either side.
         pixel_limits: The same for the pixel threshold.
-        backend: The backend that will decide on the line: thresholds belong to it.
+        backend: The backend that will decide on the line: thresholds belong to it. `auto` takes one on which the
+            precision has passed its gate.
         precision: The precision whose thresholds are set: each has its own, because its scores differ.
         support: The support set whose images and near duplicates are left out of the test images; for the objective
             `f1` alone.
@@ -242,6 +244,7 @@ def propose_thresholds(
                 "Leave it out, or name images that the detector has not learned from with --data."
             )
         return _propose_from_cross(path, cross, None, dataset, claim)
+    backend = backend_for(path, precision, backend)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest
@@ -287,6 +290,7 @@ def propose_thresholds(
             *unlike_notes(manifest, dataset.category, scores.notes),
             *outlying_notes(names, scores.image[good], scores.map_max[good]),
             *zone_notes(image, new),
+            *gate_notes(manifest, precision, scored_on),
             *product_notes(manifest.thresholds_of(precision), new),
             *claim_notes(image, objective, has_zones=bool(new.of_zones)),
         ),

@@ -18,6 +18,7 @@ from flawscope.bundle.heads import (
 from flawscope.bundle.image_hashes import IMAGE_HASHES, ImageHashes, read_image_hashes
 from flawscope.bundle.lafite_head import LafiteHead
 from flawscope.bundle.manifest import (
+    COMPUTED,
     PRECISIONS,
     SCHEMA,
     Accuracy,
@@ -68,6 +69,7 @@ from flawscope.bundle.writing import (
 from flawscope.bundle.zones import Zones, make_zones, zone_numbers, zones_on_map
 
 __all__ = [
+    "COMPUTED",
     "IMAGE_HASHES",
     "MANIFEST",
     "PRECISIONS",

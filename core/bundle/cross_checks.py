@@ -101,7 +101,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
         named = [graph.file for graph in graphs.values()]
         if len(set(named)) != len(named):
             yield f"expected a file for every graph of {precision}, got one twice"
-        for name in itertools.chain(named, (golden.file for golden in manifest.golden_of(precision))):
+        own = {} if precision == "fp32" else manifest.precisions[precision].golden_by_backend
+        golden = itertools.chain(manifest.golden_of(precision), *own.values())
+        for name in itertools.chain(named, (entry.file for entry in golden)):
             if name not in manifest.files:
                 yield f"it names {name} but does not list it"
     record = None if manifest.upkeep is None else manifest.upkeep.record

@@ -36,8 +36,12 @@ _OLDER = (3, 4, 5, 6)
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest: it is read into memory before anything is verified, and none is written that is not read."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
-"""Precisions of a bundle's graphs; every bundle has fp32."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""Precisions of a bundle; every bundle has fp32."""
+
+COMPUTED = ("bf16",)
+"""Precisions without graphs of their own: a backend computes those of FP32 in them. One that takes its precision from
+the graph would run FP32 under another name, and has to refuse them."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -195,7 +199,8 @@ class Precision(_Struct, frozen=True):
 
     Attributes:
         graphs: As those of the manifest.
-        golden: The golden images with the scores of this precision.
+        golden: The golden images with the scores of this precision: by ONNX Runtime on the CPU or, where that does not
+            compute in it, by the first backend of the gate.
         method: How the graphs were quantized or converted.
         calibration_images: Normal images that value ranges were measured on.
         quantised: Number of convolutions and matrix products in this precision.
@@ -203,6 +208,8 @@ class Precision(_Struct, frozen=True):
         gate: Result of the acceptance gate on the first backend; null only until it has run.
         thresholds: The thresholds in force for this precision, once calibrated.
         gates: Results of the gate on further backends, in their order; unset where there was one.
+        golden_on: Backend -> the golden images with its scores, where it rounds otherwise than what `golden` is of;
+            unset where there is no such backend.
     """
 
     graphs: dict[str, Graph]
@@ -214,6 +221,12 @@ class Precision(_Struct, frozen=True):
     gate: Gate | None = None
     thresholds: Thresholds | None = None
     gates: tuple[Gate, ...] | msgspec.UnsetType = msgspec.UNSET
+    golden_on: dict[str, tuple[Golden, ...]] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def golden_by_backend(self) -> dict[str, tuple[Golden, ...]]:
+        """`golden_on`, empty where it is unset."""
+        return {} if self.golden_on is msgspec.UNSET else self.golden_on
 
     @property
     def all_gates(self) -> tuple[Gate, ...]:
@@ -367,9 +380,15 @@ class Manifest(_Struct, frozen=True):
         changed = msgspec.structs.replace(self._precision(precision), thresholds=thresholds)
         return msgspec.structs.replace(self, precisions={**self.precisions, precision: changed})
 
-    def golden_of(self, precision: str) -> tuple[Golden, ...]:
-        """Return the golden images with the scores of a precision; see `graphs_of`."""
-        return self.golden if precision == "fp32" else self._precision(precision).golden
+    def golden_of(self, precision: str, backend: str = "") -> tuple[Golden, ...]:
+        """Return the golden images with the scores of a precision on a backend; see `graphs_of`.
+
+        Of a backend that has none of its own, or none that is named, they are those of the precision.
+        """
+        if precision == "fp32":
+            return self.golden
+        own = self._precision(precision)
+        return own.golden_by_backend.get(backend, own.golden)
 
     def _precision(self, name: str) -> Precision:
         if name not in self.precisions:

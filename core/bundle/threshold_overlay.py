@@ -45,7 +45,7 @@ class Revision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     revision: PositiveCount
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
     image: float
     pixel: float
     by: _Text

@@ -13,7 +13,9 @@ import numpy as np
 import flawscope
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import (
+    COMPUTED,
     IMAGE_HASHES,
+    PRECISIONS,
     Bundle,
     Evidence,
     Golden,
@@ -103,7 +105,9 @@ def export_run(
 
 def _check_precisions(wanted: Wanted, exporter: Exporter, run: Run) -> None:
     """Raise ArgumentError if the method of a run has not all of the precisions that are wanted."""
-    offered = ("fp32",) if exporter.reducible is None else ("fp32", *exporter.reducible.precisions)
+    converted = () if exporter.reducible is None else exporter.reducible.precisions
+    # Every method may have a precision that needs no conversion; the gate says whether it should.
+    offered = tuple(name for name in PRECISIONS if name in ("fp32", *COMPUTED, *converted))
     for name in wanted.precisions:
         if name not in offered:
             method = tag_of(type(run.record.config))

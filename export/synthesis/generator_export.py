@@ -116,6 +116,7 @@ def export_synthesis(
     if max_batch is not None and not 2 <= max_batch <= 256:
         raise ArgumentError(f"max_batch: expected 2 to 256, since guidance takes two of it, got {max_batch}.")
     if foreign := [name for name in precisions if name != "fp16"]:
+        # bf16 has no gate on what is drawn, and each step of drawing would add to its rounding.
         raise ArgumentError(f"precision: expected fp32 or fp16 for a generator, got {foreign[0]}. Leave it out.")
     # Before any network is opened: without ModelOpt the FP16 export would fail after minutes of work.
     python = find_python(modelopt_python) if precisions else None

@@ -13,6 +13,9 @@ from flawscope.errors import BackendError, MissingExtra
 # Of what a device says that it can do; the rest is no type of numbers.
 _PRECISIONS = ("FP32", "FP16", "BF16", "INT8")
 
+_ROUNDED = {"fp16": "f16", "bf16": "bf16"}
+"""Precision that a processor may lack -> OpenVINO's word for it."""
+
 
 @functools.cache
 def import_openvino() -> Any:
@@ -65,11 +68,41 @@ def _problem(device: str) -> str | None:
 
 def cpu_precision_problem(precision: str) -> str | None:
     """Return why OpenVINO cannot compute in a precision on this CPU, as a sentence, or None if it can."""
+    if precision in _ROUNDED and not rounds_to(precision):
+        return (
+            f"OpenVINO does not compute in {precision.upper()} on this CPU (on x86 BF16 needs AVX-512 BF16 or AMX, "
+            "FP16 AVX-512 FP16 or AMX FP16, and ONEDNN_MAX_CPU_ISA must not keep it from them)."
+        )
     if precision != "int8" or not cuts_int8():
         return None
     return (
         "INT8 in OpenVINO is wrong on this CPU: it adds two products in 16 bits and cuts what does not fit (AVX-512 "
         "VNNI, AVX-VNNI and AMX do not, unless ONEDNN_MAX_CPU_ISA keeps it from them)."
+    )
+
+
+@functools.cache
+def rounds_to(precision: str) -> bool:
+    """Return whether OpenVINO runs a convolution in a precision on this CPU: one that it lists, and then tries."""
+    openvino, core = import_openvino(), openvino_core()
+    if precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return False
+    ops = importlib.import_module("openvino.opset13")
+    image = ops.parameter([1, 16, 4, 4], np.float32)
+    # Between two neighbours in both precisions: the result says whether it was rounded.
+    weights = ops.constant(np.eye(16, dtype=np.float32)[:, :, None, None])
+    result = ops.convolution(image, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    number = np.float32(1 + 2**-16)
+    try:
+        # What it lists is what the processor has. An environment variable may keep oneDNN from it, and then it fails.
+        config = {"INFERENCE_PRECISION_HINT": _ROUNDED[precision]}
+        compiled = core.compile_model(openvino.Model([result], [image]), "CPU", config)
+        got = compiled(np.full((1, 16, 4, 4), number, np.float32))[0]
+    except RuntimeError:
+        return False
+    return (
+        bool((got == 1.0).all())
+        and compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == (_ROUNDED[precision])
     )
 
 

@@ -18,7 +18,7 @@ from flawscope.runtime.backends.openvino_devices import (
     reason_of,
 )
 
-HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """Precision -> that of the arithmetic, as OpenVINO calls it. It is always set: by itself OpenVINO computes a graph of
 FP32 in BF16 where the processor can. Layers between QuantizeLinear and DequantizeLinear are INT8 beside it."""
 

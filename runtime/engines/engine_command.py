@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from flawscope.bundle import PRECISIONS, Bundle, open_bundle
+from flawscope.bundle import COMPUTED, PRECISIONS, Bundle, open_bundle
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.engines import (
@@ -67,6 +67,11 @@ def build(
     """Build the engine of BUNDLE, unless the cache has one that fits in every point."""
     if no_build and force:
         raise click.UsageError("--no-build and --force exclude each other. Leave one out.")
+    if precision in COMPUTED:  # networks are strongly typed: the engine would be that of FP32
+        raise ArgumentError(
+            f"--precision {precision}: expected one with graphs of its own, from which TensorRT takes it, got one that "
+            "is computed from those of FP32. Take another --precision."
+        )
     with open_bundle(bundle) as opened:
         tensorrt = import_tensorrt(runtime)
         device = _device(tensorrt, target)

@@ -5,10 +5,12 @@ It finds what no hash can: another resize in OpenCV, a driver or a processor tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flawscope.arrays import Float32Array
-from flawscope.bundle import Bundle
+from flawscope.bundle import Bundle, Golden
 from flawscope.errors import BundleError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends.table import golden_tolerance
@@ -21,7 +23,7 @@ def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None
     Differences are relative to the stored value, or to `Scorer.least_score` if that is larger.
     """
     tolerance = golden_tolerance(options.backend, options.precision)
-    for golden in bundle.manifest.golden_of(options.precision):
+    for golden in bundle.manifest.golden_of(options.precision, options.backend):
         # Golden images are stored as files, so that decoding and resizing are checked too.
         image = prepare(decode_image(bundle.read(golden.file), golden.file), bundle.manifest.input)
         maps, scores = scorer.score(image[None])
@@ -34,6 +36,22 @@ def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None
                     f"{float(got):.6g} on {options.backend}. This installation computes something else: see flawscope "
                     "doctor."
                 )
+
+
+def measured_golden(bundle: Bundle, scorer: Scorer, entries: Sequence[Golden]) -> tuple[Golden, ...]:
+    """Return golden images with the scores that a scorer gives them.
+
+    Args:
+        bundle: The bundle that has their files.
+        scorer: The scorer.
+        entries: The golden images; their scores are not read.
+    """
+    measured = []
+    for entry in entries:
+        image = prepare(decode_image(bundle.read(entry.file), entry.file), bundle.manifest.input)
+        maps, scores = scorer.score(image[None])
+        measured.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
+    return tuple(measured)
 
 
 def check_outputs(maps: Float32Array, scores: Float32Array, images: int, size: tuple[int, int]) -> None:

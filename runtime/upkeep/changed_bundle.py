@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +40,11 @@ from flawscope.bundle import (
     rewrite_manifest,
     write_bundle,
 )
-from flawscope.errors import ArgumentError, BundleError
+from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.files import storage_errors, temporary_folder
-from flawscope.imaging.images import decode_image, prepare
+from flawscope.runtime.backends.table import ROWS, is_there
 from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.scorers.golden import measured_golden
 from flawscope.runtime.upkeep.bank_rows import BankRows, rows_problem
 
 _FOLDER = "upkeep"
@@ -196,7 +196,9 @@ def write_changed(source: Source, change: Change, out: Path, *, overwrite: bool)
         provenance=msgspec.structs.replace(change.manifest.provenance, images=images),
         thresholds=None,
         precisions={
-            name: msgspec.structs.replace(precision, golden=(), gate=None, thresholds=None)
+            name: msgspec.structs.replace(
+                precision, golden=(), gate=None, thresholds=None, gates=msgspec.UNSET, golden_on=msgspec.UNSET
+            )
             for name, precision in change.manifest.precisions.items()
         },
         evidence=Evidence(),
@@ -216,9 +218,11 @@ def write_changed(source: Source, change: Change, out: Path, *, overwrite: bool)
         with open_bundle(scratch / "candidate") as candidate:
             manifest = _with_golden(candidate, bundle.manifest)
         rewrite_manifest(scratch / "candidate", manifest)
-        for precision, path in itertools.product(("fp32", *manifest.precisions), ("graph", "kernel")):
-            # Loading compares each with the golden scores, which are those of the graph.
-            Inspector.load(scratch / "candidate", "cpu", path, precision, use_overlay=False).close()
+        for precision in ("fp32", *manifest.precisions):
+            backend = _first_backend(precision)
+            for path in ("graph", "kernel") if backend == "cpu" else ("auto",):
+                # Loading compares each with the golden scores, which are those of the graph.
+                Inspector.load(scratch / "candidate", backend, path, precision, use_overlay=False).close()
         return write_bundle(out, manifest, sources, overwrite=overwrite)
 
 
@@ -283,23 +287,42 @@ def _with_golden(candidate: Bundle, before: Manifest) -> Manifest:
     manifest = candidate.manifest
     precisions = {}
     for name, precision in manifest.precisions.items():
-        golden = _measured(candidate, name, before.golden_of(name))
-        precisions[name] = msgspec.structs.replace(precision, golden=golden)
+        earlier = before.precisions[name]
+        # A backend that is not here has none of its own afterwards: it will be held against those of `golden`.
+        own = {
+            backend: _measured(candidate, name, backend, entries)
+            for backend, entries in earlier.golden_by_backend.items()
+            if is_there(backend, name)
+        }
+        first = _first_backend(name)
+        golden = _measured(candidate, name, first, earlier.golden)
+        precisions[name] = msgspec.structs.replace(precision, golden=golden, golden_on=own or msgspec.UNSET)
     return msgspec.structs.replace(
-        manifest, golden=_measured(candidate, "fp32", before.golden), precisions=precisions, digest=""
+        manifest, golden=_measured(candidate, "fp32", "cpu", before.golden), precisions=precisions, digest=""
     )
 
 
-def _measured(candidate: Bundle, precision: str, golden: tuple[Golden, ...]) -> tuple[Golden, ...]:
-    measured = []
-    # The whole graph: the path that every backend has.
-    scorer = Inspector(candidate, "cpu", "graph", precision, is_candidate=True).scorer
+def _first_backend(precision: str) -> str:
+    """Return the backend that golden scores of a precision come from: ONNX Runtime on the CPU if it computes in it.
+
+    Raises:
+        BackendError: If no backend here computes in it.
+    """
+    able = next((name for name in ("cpu", *ROWS) if is_there(name, precision)), None)
+    if able is None:
+        raise BackendError(
+            f"precision {precision}: expected a backend that computes it here, since golden scores are measured anew, "
+            "got none. Change the bank on a machine that has one: see flawscope doctor."
+        )
+    return able
+
+
+def _measured(candidate: Bundle, precision: str, backend: str, golden: tuple[Golden, ...]) -> tuple[Golden, ...]:
+    # On the CPU the whole graph: the path that every backend has.
+    path = "graph" if backend == "cpu" else "auto"
+    scorer = Inspector(candidate, backend, path, precision, is_candidate=True).scorer
     with contextlib.closing(scorer):
-        for entry in golden:
-            image = prepare(decode_image(candidate.read(entry.file), entry.file), candidate.manifest.input)
-            maps, scores = scorer.score(image[None])
-            measured.append(Golden(entry.file, float(scores[0]), float(maps[0].max())))
-    return tuple(measured)
+        return measured_golden(candidate, scorer, golden)
 
 
 @contextlib.contextmanager

@@ -238,6 +238,6 @@ def test_outside_its_limits_there_is_no_bundle(method: str, tmp_path: Path, requ
 def test_a_precision_that_a_method_lacks_is_refused_in_one_line(
     method: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    expected = rf"--precision int8: expected one that {method} has \(fp32, fp16\), got int8"
+    expected = rf"--precision int8: expected one that {method} has \(fp32, fp16, bf16\), got int8"
     with pytest.raises(ArgumentError, match=expected):
         exported(request.getfixturevalue(method), tmp_path / "part.flaw", "int8")

@@ -21,6 +21,7 @@ from flawscope.bundle import (
     Evidence,
     Parity,
     PatchcoreHead,
+    Precision,
     ThresholdChange,
     open_bundle,
 )
@@ -243,3 +244,26 @@ def older_manifest(fields):
         return msgspec.json.format(encoded, indent=1) + b"\n"
 
     return text(hashlib.sha256(text("")).hexdigest())
+
+
+def test_golden_scores_of_a_backend_are_its_own_and_others_keep_their_bytes():
+    base = tiny_manifest()
+    plain = Precision(dict(base.graphs), base.golden, "by hand", 0, 0, ())
+    assert b"golden_on" not in encode_manifest(msgspec.structs.replace(base, precisions={"bf16": plain}))
+    own = (msgspec.structs.replace(base.golden[0], score=7.0),)
+    manifest = msgspec.structs.replace(
+        base, precisions={"bf16": msgspec.structs.replace(plain, golden_on={"openvino": own})}
+    )
+    manifest = decode_manifest(encode_manifest(manifest), "m")
+    assert manifest.golden_of("bf16", "openvino") == own
+    assert manifest.golden_of("bf16", "cpu") == manifest.golden_of("bf16") == base.golden
+    assert manifest.golden_of("fp32", "openvino") == base.golden
+
+
+def test_a_golden_image_of_a_backend_has_to_be_there(tmp_path):
+    base = tiny_manifest()
+    lost = (msgspec.structs.replace(base.golden[0], file="golden/none.png"),)
+    precision = Precision(dict(base.graphs), base.golden, "by hand", 0, 0, (), golden_on={"openvino": lost})
+    write_tiny_bundle(tmp_path / "b", precisions={"bf16": precision})
+    with pytest.raises(BundleError, match=r"it names golden/none\.png but does not list it"):
+        open_bundle(tmp_path / "b")

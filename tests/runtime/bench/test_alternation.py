@@ -50,7 +50,7 @@ def test_a_configuration_is_read_part_by_part(text: str, expected: Configuration
         ("tpu:graph", r"backend one of auto, cpu, .*, got 'tpu' in 'tpu:graph'\."),
         ("cpu:magic", r"path one of auto, graph, kernel, got 'magic' in 'cpu:magic'\."),
         ("cpu:", r"path one of auto, graph, kernel, got '' in 'cpu:'\."),
-        ("cpu:graph:int4", r"precision one of fp32, fp16, int8, got 'int4' in 'cpu:graph:int4'\."),
+        ("cpu:graph:int4", r"precision one of fp32, fp16, bf16, int8, got 'int4' in 'cpu:graph:int4'\."),
         ("cpu:graph:fp32:1", r"BACKEND:PATH:PRECISION, got 'cpu:graph:fp32:1'\."),
     ],
 )
