@@ -1,4 +1,4 @@
-"""A bundle with BF16 beside FP32: gated on backends that compute in it, calibrated there, kept up; or refused, whole."""
+"""A bundle with BF16 beside FP32: gated where it is computed, calibrated there, kept up; or refused, whole."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_after_the_bank_was_changed_its_golden_scores_are_measured_anew(
     assert [entry.file for entry in new.golden] == [entry.file for entry in old.golden]
     Inspector.load(tmp_path / "more.flaw", "openvino", "auto", "bf16").close()
     monkeypatch.setattr(changed_bundle, "is_there", lambda name, precision="fp32": (name, precision) == ("cpu", "fp32"))
-    with pytest.raises(BackendError, match="precision bf16: expected a backend that computes it here, .* got none"):
+    with pytest.raises(BackendError, match=r"precision bf16: expected a backend that computes it here, .* got none"):
         add_images(with_bf16, images, tmp_path / "none.flaw", all_good=True)
     assert not (tmp_path / "none.flaw").exists()
 
