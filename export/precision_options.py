@@ -38,6 +38,7 @@ _PRECISIONS_OF = {
     "min_spearman": _REDUCED,
     "max_false_rejects": _REDUCED,
     "max_score_change": _REDUCED,
+    "max_map_change": _REDUCED,
     "min_gate_images": _REDUCED,
 }
 """Parameter -> the precisions that it is for. Every option of this module but --precision must be here, or it is
@@ -147,6 +148,7 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
             min_spearman: float | None,
             max_false_rejects: float | None,
             max_score_change: float | None,
+            max_map_change: float | None,
             min_gate_images: int | None,
             gate_backends: tuple[str, ...],
             int8_budget: float | None,
@@ -167,6 +169,7 @@ def precision_options(precision_help: str) -> Callable[[Callable[..., _Result]],
                         min_spearman,
                         max_false_rejects,
                         max_score_change,
+                        max_map_change,
                         min_gate_images,
                     )
                     for name in reduced
@@ -231,6 +234,7 @@ def _options(precision_help: str) -> tuple[Callable[..., Any], ...]:
         click.option("--min-spearman", type=float, help=_limit_help("spearman")),
         click.option("--max-false-rejects", type=float, help=_limit_help("false_rejects")),
         click.option("--max-score-change", type=float, help=_limit_help("score_error")),
+        click.option("--max-map-change", type=float, help=_limit_help("map_place")),
         click.option("--min-gate-images", type=int, help=_limit_help("images")),
     )
 
@@ -246,6 +250,7 @@ def _limits(
     spearman: float | None,
     false_rejects: float | None,
     score: float | None,
+    place: float | None,
     images: int | None,
 ) -> Limits:
     """Return the given limits, and the default where one is None."""
@@ -256,6 +261,7 @@ def _limits(
         default.spearman if spearman is None else spearman,
         default.false_rejects if false_rejects is None else false_rejects,
         default.score_error if score is None else score,
+        default.map_place if place is None else place,
         default.images if images is None else images,
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import UNSET
+
 from flawscope.bundle import Gate
 from flawscope.errors import ArgumentError
 
@@ -24,6 +26,7 @@ class Limits:
         spearman: Least rank correlation of the scores, -1 to 1.
         false_rejects: Largest share of normal images above the largest FP32 score of a normal image.
         score_error: Largest relative change of a normal image's score.
+        map_place: Largest change of the map at one place, mean over the normal images; see `place_change`.
         images: Fewest normal images, which the detector has not learned from: of 20 one is 5 %, and of fewer a share
             of false rejects says nothing.
     """
@@ -33,6 +36,7 @@ class Limits:
     spearman: float
     false_rejects: float
     score_error: float
+    map_place: float = 1.0
     images: int = 20
 
     def check(self) -> None:
@@ -48,9 +52,15 @@ class Limits:
 
 
 LIMITS = {
-    "fp16": Limits(image_auroc=0.001, pixel_auroc=0.001, spearman=0.999, false_rejects=0.02, score_error=0.01),
-    "bf16": Limits(image_auroc=0.002, pixel_auroc=0.002, spearman=0.995, false_rejects=0.03, score_error=0.03),
-    "int8": Limits(image_auroc=0.005, pixel_auroc=0.005, spearman=0.99, false_rejects=0.05, score_error=0.05),
+    "fp16": Limits(
+        image_auroc=0.001, pixel_auroc=0.001, spearman=0.999, false_rejects=0.02, score_error=0.01, map_place=0.01
+    ),
+    "bf16": Limits(
+        image_auroc=0.002, pixel_auroc=0.002, spearman=0.995, false_rejects=0.03, score_error=0.03, map_place=0.03
+    ),
+    "int8": Limits(
+        image_auroc=0.005, pixel_auroc=0.005, spearman=0.99, false_rejects=0.05, score_error=0.05, map_place=0.05
+    ),
 }
 """Defaults by precision."""
 
@@ -80,6 +90,11 @@ def failures(gate: Gate, limits: Limits) -> list[str]:
         phrases.append(
             f"the score of a normal image changes by {gate.score_max_relative:.1%}, limit {limits.score_error:.1%}"
         )
+    if gate.map_place_change is not UNSET and not gate.map_place_change <= limits.map_place:
+        phrases.append(
+            f"maps change by {gate.map_place_change:.1%} at one place in the mean of all normal images, limit "
+            f"{limits.map_place:.1%}"
+        )
     return phrases
 
 
@@ -100,6 +115,7 @@ def gate_rows(gate: Gate, precision: str) -> list[tuple[str, str, str]]:
         return "-" if value is None else format(value, form)
 
     name = precision.upper()
+    place = None if gate.map_place_change is UNSET else gate.map_place_change
     return [
         ("image AUROC", as_text(gate.image_auroc, ".4f"), as_text(gate.image_auroc_change, "+.4f")),
         ("pixel AUROC", as_text(gate.pixel_auroc, ".4f"), as_text(gate.pixel_auroc_change, "+.4f")),
@@ -107,5 +123,6 @@ def gate_rows(gate: Gate, precision: str) -> list[tuple[str, str, str]]:
         ("normal images above the largest FP32 score", "0.0%", f"{gate.false_reject_shift:+.1%}"),
         ("score of a normal image, largest change", "-", f"{gate.score_max_relative:.2%}"),
         ("map value, largest change", "-", f"{gate.map_max_relative:.2%}"),
+        ("map at one place, mean change", "-", as_text(place, ".2%")),
         ("images per second", f"{gate.images_per_second_fp32:.1f}", f"{gate.images_per_second:.1f} ({name})"),
     ]

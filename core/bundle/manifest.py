@@ -175,6 +175,8 @@ class Gate(_Struct, frozen=True):
         score_spearman: Rank correlation of the scores, over the labelled images if there are any.
         images_per_second: Inference alone, batch 1.
         images_per_second_fp32: The same of FP32, in alternation.
+        map_place_change: How far the map moves at one place, as the mean over these images, relative to the mean of
+            their map maxima: the largest of all places. Unset in gates that were measured without it.
     """
 
     backend: str
@@ -192,6 +194,7 @@ class Gate(_Struct, frozen=True):
     score_spearman: float | None
     images_per_second: float
     images_per_second_fp32: float
+    map_place_change: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Precision(_Struct, frozen=True):

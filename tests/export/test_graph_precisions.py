@@ -25,9 +25,13 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.exporter import exporter_named
 from flawscope.export.precisions import Wanted
 from flawscope.runtime import Inspector
+from flawscope.runtime.backends.table import is_there
 from flawscope.training.detectors.detector_training import train_detector
 
 pytestmark = pytest.mark.long
+needs_bf16 = pytest.mark.skipif(
+    not is_there("openvino", "bf16"), reason="OpenVINO is not installed, or does not compute in BF16 here"
+)
 
 LOOSE = Limits(1.0, 1.0, -1.0, 1.0, 1.0, images=3)
 """What a few tiny images can be held to: the figures are judged elsewhere, on real images."""
@@ -186,6 +190,31 @@ def test_one_graph_has_its_networks_reduced_and_its_head_in_fp32(
     exact, other = (scores_of(bundle, made[1], name) for name in ("fp32", precision))
     assert (exact != other).any()
     np.testing.assert_allclose(other, exact, rtol=0.5)
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    "method",
+    [
+        "segmenter",
+        "draem",
+        "ddad",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsad", "destseg", "stfpm")),
+    ],
+)
+def test_every_graph_of_a_method_may_be_computed_in_bf16(
+    method: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    made: Made = request.getfixturevalue(method)
+    wanted = Wanted(("bf16",), made[1], made[1], limits={"bf16": LOOSE})
+    manifest = export_run(made[0], tmp_path / "part.flaw", max_batch=2, wanted=wanted)
+    assert manifest.precisions["bf16"].graphs == manifest.graphs
+    scores = []
+    for precision in ("fp32", "bf16"):
+        with Inspector.load(tmp_path / "part.flaw", "openvino", precision=precision) as inspector:
+            scores.append(np.array([result.score for result in inspector([s.path for s in made[1].test[:4]])]))
+    assert (scores[0] != scores[1]).any()
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0.5)
 
 
 def test_a_segmenter_builds_as_an_engine(segmenter: Made, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_what_moves_is_measured(padim_bundle: Path, good, dataset) -> None:
         turned = measure_gate(inspector, Shifted(inspector, lambda x: 100 - x), good, dataset.test)
     assert larger.score_max_relative == pytest.approx(0.25, rel=1e-5)
     assert larger.map_max_relative == pytest.approx(0.25, rel=1e-5)
+    assert 0.1 < larger.map_place_change < 0.25  # of the places' means, which are below the mean of the maxima
     assert larger.score_spearman == pytest.approx(1)
     assert 0 < larger.false_reject_shift <= 1
     assert (larger.labelled, larger.image_auroc, larger.image_auroc_change) == (0, None, None)
@@ -135,6 +136,11 @@ def test_a_gate_without_normal_images_is_none(padim_bundle: Path) -> None:
             r"\(76 normal images alone, whose scores differ little: give",
         ),
         ({"false_reject_shift": 0.06}, r"6\.0% of normal images score above every one of FP32, limit 5\.0%"),
+        (
+            {"map_place_change": 0.07},
+            r"maps change by 7\.0% at one place in the mean of all normal images, limit 5\.0%",
+        ),
+        ({"map_place_change": float("nan")}, "maps change by nan%"),
         ({"score_max_relative": 0.2}, r"the score of a normal image changes by 20\.0%, limit 5\.0%"),
         ({"score_max_relative": float("nan")}, "changes by nan%"),
         ({"image_auroc_change": float("nan")}, "image AUROC changes by"),
@@ -150,6 +156,8 @@ def test_figures_that_are_undefined_fail_no_limit() -> None:
     bare = msgspec.structs.replace(GATE, image_auroc_change=None, pixel_auroc_change=None, score_spearman=None)
     assert failures(bare, LIMITS["int8"]) == []
     assert ("image AUROC", "0.9645", "-") in gate_rows(bare, "int8")
+    # Of a gate that was measured before there was this figure.
+    assert ("map at one place, mean change", "-", "-") in gate_rows(GATE, "int8")
 
 
 def test_the_verdict_says_when_a_precision_is_not_faster() -> None:
