@@ -6,6 +6,9 @@ from pathlib import Path
 
 from flawscope.bundle import Manifest, open_bundle
 
+_OWN = "cpu"
+"""The CPU's own backend, which is there everywhere and which `auto` takes, or something that it finds better."""
+
 
 def backend_for(path: Path, precision: str, asked: str) -> str:
     """Return the backend to score on: what was asked for or, in place of `auto`, one that has passed the gate.
@@ -16,7 +19,8 @@ def backend_for(path: Path, precision: str, asked: str) -> str:
         asked: A backend, or `auto`.
 
     Returns:
-        `auto` as it was for FP32, and where nothing is known that would be better.
+        `auto` as it was for FP32, where the CPU's own backend has passed, and where nothing is known that would be
+        better.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
@@ -24,14 +28,14 @@ def backend_for(path: Path, precision: str, asked: str) -> str:
     if asked != "auto" or precision == "fp32":
         return asked
     # Lazy: it loads ONNX Runtime, which thresholds set by hand do without.
-    from flawscope.runtime.backends.table import ROWS, choose_backend, is_there
+    from flawscope.runtime.backends.table import ROWS, is_there
 
-    usual = choose_backend("auto").name
     with open_bundle(path) as bundle:
         passed = _passed(bundle.manifest, precision)
     # Of a bundle whose bank was changed no gate is left: then one that computes in the precision has to do.
-    candidates = (usual, *passed) if usual in passed else (*passed, usual, *ROWS)
-    return next((name for name in candidates if is_there(name, precision)), asked)
+    candidates = () if _OWN in passed else (*passed, _OWN, *ROWS)
+    taken = next((name for name in candidates if is_there(name, precision)), _OWN)
+    return asked if taken == _OWN else taken
 
 
 def gate_notes(manifest: Manifest, precision: str, backend: str) -> tuple[str, ...]:
