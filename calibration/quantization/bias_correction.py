@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from flawscope.calibration.extras import require
+from flawscope.runtime.backends.ort import EXACT_INT8
 
 Means = dict[str, npt.NDArray[np.float64]]
 """Name of an operator -> mean of each of its output channels."""
@@ -143,4 +144,5 @@ def _session(model: onnx.ModelProto) -> Any:
     onnxruntime: Any = require("onnxruntime", "onnxruntime", "quantising a graph")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: warnings about Q/DQ nodes would fill the terminal
+    options.add_session_config_entry(*EXACT_INT8)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

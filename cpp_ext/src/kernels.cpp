@@ -227,6 +227,9 @@ bool centre(const float* x, const float* mean, int64_t d, float* z) {
 
 constexpr int kAhead = 8192;  // bytes asked for ahead: more than the processor's own prefetching, which a page ends
 
+// Beyond the last strip too: a prefetch of memory that is not there does nothing.
+FLAWSCOPE_INLINE void ask_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead, 0, 2); }
+
 FLAWSCOPE_INLINE Vec load_factors(const float* p) { return load(p); }
 FLAWSCOPE_INLINE Vec load_factors(const uint16_t* p) { return load_half(p); }
 
@@ -252,8 +255,7 @@ struct StripSums {
         int64_t i = first;
         for (; i + kChains <= last; i += kChains) {
             unrolled<kChains>(FLAWSCOPE_EACH(c) {
-                // Beyond the last strip too: a prefetch of memory that is not there does nothing.
-                __builtin_prefetch(reinterpret_cast<const char*>(strip + c * step) + kAhead, 0, 2);
+                ask_ahead(strip + c * step);
                 add_row<c>(z + i + c, load_row(strip + c * step));
             });
             strip += kChains * step;
@@ -287,29 +289,21 @@ FLAWSCOPE_INLINE void whiten(const float* strips, const int32_t* ranges, int64_t
 }
 
 // ‖z·W‖² of an upper triangle W. What lies below the diagonal is not stored: a row of the diagonal's block begins at the
-// diagonal, and a strip of fewer columns than lanes has rows of so many. A vector is read from where its first lane would
-// be; lanes that belong to another row count as zero.
+// diagonal, and its vector is read from where its first lane would be; lanes that belong to another row count as zero.
 template <int kSamples, class T>
 FLAWSCOPE_INLINE void whiten_triangle(const T* strips, int64_t d, const float* z, float* squared) {
     Vec total[kSamples];
     unrolled<kSamples>(FLAWSCOPE_EACH(n) { total[n] = zero(); });
-    for (int64_t first = 0; first < d; first += kLanes) {
-        const int width = static_cast<int>(d - first < kLanes ? d - first : kLanes);
-        const uint32_t columns = (1u << width) - 1;
+    int width = static_cast<int>(first_strip_width(kLanes, d));
+    for (int64_t first = 0; first < d; first += width, width = kLanes) {
         StripSums<kSamples> sums(d);
-        const T* next = strips;
-        if (width == kLanes) {
-            next = sums.add_rows(next, kLanes, z, 0, first,
-                                 [](const T* p) __attribute__((always_inline)) { return load_factors(p); });
-        } else {
-            const Mask inside = lanes_of(columns);
-            next = sums.add_rows(next, width, z, 0, first, [inside](const T* p) __attribute__((always_inline)) {
-                return select(inside, load_factors(p), zero());
-            });
-        }
+        const T* next = sums.add_rows(strips, kLanes, z, 0, first,
+                                      [](const T* p) __attribute__((always_inline)) { return load_factors(p); });
         constexpr int kChains = StripSums<kSamples>::kChains;
+        const uint32_t columns = (1u << width) - 1;
         const auto add_diagonal = [&](int row, auto chain) __attribute__((always_inline)) {
             const Mask inside = lanes_of(columns & ~((1u << row) - 1));
+            ask_ahead(next);
             sums.template add_row<chain>(z + first + row, select(inside, load_factors(next - row), zero()));
             next += width - row;
         };

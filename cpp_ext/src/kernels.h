@@ -95,6 +95,10 @@ inline int sample_group(const Kernels& kernels, int64_t left) {
     return kernels.lanes == 16 && left >= 16 ? 16 : left >= 8 ? 8 : left >= 4 ? 4 : 1;
 }
 
+// An upper triangle is cut into strips of `lanes` columns, of which the first has what is left over: there a strip that
+// does not fill its lanes has the fewest rows.
+constexpr int64_t first_strip_width(int64_t lanes, int64_t d) { return (d - 1) % lanes + 1; }
+
 // Factors that a strip of an upper triangle takes: `width` columns from `first` on, row after row. The rows above the
 // diagonal's block have `width` factors each, those of the block begin at the diagonal. Strips begin at a vector.
 constexpr int64_t triangle_strip(int64_t lanes, int64_t first, int64_t width) {

@@ -80,17 +80,19 @@ template <class T, class Row>
 void Gaussians::pack_triangles(int workers, const Row& row) {
     const int64_t lanes = kernels.lanes;
     triangles_ = true;
-    for (int64_t first = 0; first < d; first += lanes) {
-        stride_ += triangle_strip(lanes, first, std::min(lanes, d - first));
-    }
+    const auto each_strip = [this, lanes](const auto& visit) {
+        for (int64_t first = 0, width = first_strip_width(lanes, d); first < d; first += width, width = lanes) {
+            visit(first, width);
+        }
+    };
+    each_strip([&](int64_t first, int64_t width) { stride_ += triangle_strip(lanes, first, width); });
     // The kernel reads whole vectors, also the last one.
     strips_ = Buffer<char>((p * stride_ + lanes) * static_cast<int64_t>(sizeof(T)));
     T* const strips = reinterpret_cast<T*>(strips_.data());
     std::fill(strips + p * stride_, strips + p * stride_ + lanes, T{});
     run_tasks(workers, p, [&](int64_t i) {
         T* out = strips + i * stride_;
-        for (int64_t first = 0; first < d; first += lanes) {
-            const int64_t width = std::min(lanes, d - first);
+        each_strip([&](int64_t first, int64_t width) {
             T* const end = out + triangle_strip(lanes, first, width);
             for (int64_t r = 0; r < first + width; ++r) {
                 const int64_t column = std::max(first, r);
@@ -99,7 +101,7 @@ void Gaussians::pack_triangles(int workers, const Row& row) {
             }
             std::fill(out, end, T{});
             out = end;
-        }
+        });
     });
 }
 

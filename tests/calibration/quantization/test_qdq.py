@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from flawscope.calibration.quantization.int8 import Quantiser
 from flawscope.calibration.quantization.qdq import insert_qdq
 from flawscope.runtime.backends.openvino_devices import cuts_int8
+from flawscope.runtime.backends.ort import EXACT_INT8
 
 CONVOLUTIONS = ("stem", "first", "second")
 
@@ -23,6 +24,7 @@ CONVOLUTIONS = ("stem", "first", "second")
 def in_onnxruntime(model: onnx.ModelProto, images: np.ndarray, name: str = "image") -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_INT8)
     return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {name: images})[0]
 
 
