@@ -16,12 +16,17 @@ from tiny_bundle import SIDE, golden_image, tiny_manifest, tiny_sources, tiny_th
 from flawscope.bundle import BankHead, Golden, Graph, PadimHead, PatchcoreHead, head_tag, open_bundle, write_bundle
 from flawscope.imaging.images import prepare
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
+from flawscope.triangles import pack_triangles
 
 GRID, CHANNELS = 4, 48
 
 
 def write_bundle_seeds(folder: Path) -> None:
-    """Write bundles with a graph alone, with the kernels of PatchCore, plain and with all switches, and of PaDiM."""
+    """Write bundles with a graph alone, with the kernels of PatchCore, plain and with all switches, and of PaDiM.
+
+    Those of PaDiM have its factors as triangles in float32 and in float16, and as whole matrices, which bundles had
+    before: they are read still.
+    """
     write_tiny_bundle(folder / "brightness", thresholds=tiny_thresholds())
     rng = np.random.default_rng(0)
     rows = rng.uniform(0, 255, (12, CHANNELS)).astype(np.float32)
@@ -42,8 +47,14 @@ def write_bundle_seeds(folder: Path) -> None:
     switched = PatchcoreHead((GRID, GRID), 1, "none", 1.0, metric="cosine", top=2, banks=2, foreground=True, window=1)
     _write_kernel_seed(folder / "switches", switched, {**parts, **norms, **foreground, **places})
     mean = rng.uniform(0, 255, (GRID * GRID, CHANNELS)).astype(np.float32)
-    padim = {"mean": mean, "whitening": np.repeat(0.02 * np.eye(CHANNELS, dtype=np.float32)[None], GRID * GRID, 0)}
-    _write_kernel_seed(folder / "padim", PadimHead((GRID, GRID), 1.0), padim)
+    whitening = np.triu(rng.uniform(-0.002, 0.002, (GRID * GRID, CHANNELS, CHANNELS)) + 0.02 * np.eye(CHANNELS))
+    factors = {
+        "padim": {"triangles": pack_triangles(whitening.astype(np.float32))},
+        "padim_half": {"triangles": pack_triangles(whitening.astype(np.float16))},
+        "padim_matrices": {"whitening": whitening.astype(np.float32)},
+    }
+    for name, tensors in factors.items():
+        _write_kernel_seed(folder / name, PadimHead((GRID, GRID), 1.0), {"mean": mean, **tensors})
 
 
 def _features() -> onnx.ModelProto:
