@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import toy_method
 from method_bundles import MAX_BATCH, MethodBundles, paths_of
 from tiny_base import tiny_images
 from tiny_dataset import DEFECTS, anomalous_images, normal_images
-from tiny_drawers import write_drawers
+from tiny_drawers import traced_once, write_drawers
 
 from flawscope import methods
 from flawscope.export.synthesis.generator_export import export_synthesis
@@ -70,9 +71,10 @@ def test_a_method_that_is_new_needs_nothing_here(
 
 
 @pytest.fixture(scope="module")
-def drawers(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> dict[str, Path]:
+def drawers(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Iterator[dict[str, Path]]:
     """Method -> a run of what draws."""
-    return write_drawers(tmp_path_factory.mktemp("drawers"), tiny_root)
+    with traced_once():
+        yield write_drawers(tmp_path_factory.mktemp("drawers"), tiny_root)
 
 
 @pytest.mark.parametrize("method", DRAWING)
