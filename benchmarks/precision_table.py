@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from flawscope import methods
-from flawscope.bundle import PRECISIONS
+from flawscope.bundle import COMPUTED, PRECISIONS
 from flawscope.calibration.quantization.gate_limits import LIMITS, failures
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.errors import FlawscopeError
@@ -95,7 +95,8 @@ def train(method: str, options: argparse.Namespace) -> Path:
 def refusal(method: str, precision: str, backend: str) -> str | None:
     """Return why there is nothing to measure, or None."""
     reducible = exporter_named(method).reducible
-    if reducible is None or precision not in reducible.precisions:
+    converted = () if reducible is None else reducible.precisions
+    if precision not in (*COMPUTED, *converted):
         return "the method does not offer it"
     if backend not in GATE_BACKENDS[precision]:
         return "not gated on this backend"
