@@ -10,6 +10,7 @@ from kernels_measure import Elsewhere, Float32Array, copy_contestants, fastest, 
 
 from flawscope.cpp_ext import Gaussians, reference
 from flawscope.errors import FlawscopeError
+from flawscope.triangles import pack_triangles
 
 COPY_SHARE = 0.7
 TOLERANCE = 1e-4
@@ -17,21 +18,33 @@ TOLERANCE = 1e-4
 
 SHAPES = ((784, 100), (3136, 100), (784, 550))
 BATCHES = (1, 8, 32)
-FACTORS = ("triangular", "full")
+FACTORS = ("triangular", "triangular float16", "full")
+"""Upper triangles as PaDiM's bundles have them, in float32 and float16, and whole matrices. Rivals multiply whole
+float32 matrices of the same values in all three."""
 
 
 def matrices(positions: int, channels: int, factor: str, seed: int) -> Float32Array:
-    """Return float32 [P, D, D]: upper triangular, as PaDiM's inverse Cholesky factors are, or full."""
+    """Return float32 [P, D, D]: upper triangular, as PaDiM's inverse Cholesky factors are, rounded or not, or full."""
     generator = np.random.default_rng([seed, positions, channels])
     whitening = np.empty((positions, channels, channels), np.float32)
     diagonal = np.arange(channels)
     for matrix in whitening:
         generator.standard_normal(out=matrix, dtype=np.float32)
         matrix /= np.float32(channels)  # well conditioned with the ones on the diagonal, at any number of channels
-        if factor == "triangular":
+        if factor != "full":
             matrix[:] = np.triu(matrix)
         matrix[diagonal, diagonal] += 1
+        if factor == "triangular float16":
+            matrix[:] = matrix.astype(np.float16)
     return whitening
+
+
+def packed(mean: Float32Array, whitening: Float32Array, factor: str, threads: int) -> Gaussians:
+    """Return the Gaussians whose calls are timed."""
+    if factor == "full":
+        return Gaussians(mean, whitening, threads=threads)
+    dtype = np.float16 if factor == "triangular float16" else np.float32
+    return Gaussians.of_triangles(mean, pack_triangles(whitening).astype(dtype), threads=threads)
 
 
 def measure_shape(
@@ -48,7 +61,7 @@ def measure_shape(
     whitening = matrices(positions, channels, factor, seed)
     generator = np.random.default_rng([seed, channels])
     mean = generator.standard_normal((positions, channels), dtype=np.float32)
-    gaussians = Gaussians(mean, whitening, threads=threads)
+    gaussians = packed(mean, whitening, factor, threads)
     torch_mean, torch_whitening = torch.from_numpy(mean), torch.from_numpy(whitening)
     traffic = copy_contestants(whitening, threads) | read_contestants(whitening, threads)
     rows = []
