@@ -64,7 +64,7 @@ class Bank:
             raise ArgumentError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}.")
         if screen and storage != "float32":
             raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
-        check_threads(threads)
+        threads = check_threads(threads)
         self.storage = storage
         # `screen=None` is decided in the kernels, which leave the screen out for so many channels.
         narrow = storage == "int8" or bool(screen)
@@ -126,7 +126,7 @@ class Bank:
             ArgumentError: If shape, dtype, device or an option does not fit.
         """
         check_count(k, "k", min(len(self), MAX_NEIGHBOURS), "rows of the bank, at most 64")
-        check_threads(threads)
+        threads = check_threads(threads)
         if rerank:
             check_count(rerank, "rerank", MAX_NEIGHBOURS, "candidates")
             if rerank < k:
@@ -162,7 +162,7 @@ def nearest(
     """
     if isinstance(bank, Bank):
         return bank.nearest(queries, k, threads=threads)
-    check_threads(threads)
+    threads = check_threads(threads)
     rows = as_native(bank, "bank")
     if rows.ndim == 2 and len(rows):  # otherwise the array is at fault, not k, and the kernels raise about it
         check_count(k, "k", min(len(rows), MAX_NEIGHBOURS), "rows of the bank, at most 64")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from flawscope.errors import ArgumentError
 
+_DEFAULT: ContextVar[int] = ContextVar("threads", default=0)
 _CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
 
 
@@ -23,10 +27,32 @@ def check_seed(seed: int) -> None:
         raise ArgumentError(f"seed: expected an integer of at least 0, got {seed!r}.")
 
 
-def check_threads(threads: int) -> None:
-    """Raise ArgumentError unless `threads` is an integer of at least 0."""
+def check_threads(threads: int) -> int:
+    """Return how many threads to take: `threads`, or where that is 0, what `default_threads` says, 0 for all.
+
+    Raises:
+        ArgumentError: Unless it is an integer of at least 0.
+    """
     if not is_integer(threads) or not 0 <= threads <= 1024:
         raise ArgumentError(f"threads: expected an integer from 0 (all) to 1024, got {threads!r}.")
+    return threads or _DEFAULT.get()
+
+
+@contextmanager
+def default_threads(threads: int | None) -> Iterator[None]:
+    """Let the kernels that are called within, by this thread, take so many threads where nothing else is said.
+
+    Args:
+        threads: Their number; None changes nothing.
+    """
+    if threads is None:
+        yield
+        return
+    token = _DEFAULT.set(check_threads(threads))
+    try:
+        yield
+    finally:
+        _DEFAULT.reset(token)
 
 
 def is_integer(value: object) -> bool:

@@ -36,7 +36,7 @@ class Gaussians:
     _packed: Any
 
     def __init__(self, mean: Float32Array, whitening: Float32Array, *, threads: int = 0) -> None:
-        check_threads(threads)
+        threads = check_threads(threads)
         if native.HAVE_NATIVE:
             self._take(native.MODULE.Gaussians(as_native(mean, "mean"), as_native(whitening, "whitening"), threads))
             return
@@ -62,7 +62,7 @@ class Gaussians:
         Raises:
             ArgumentError: As for the class.
         """
-        check_threads(threads)
+        threads = check_threads(threads)
         self = cls.__new__(cls)
         if native.HAVE_NATIVE:
             self._take(
@@ -99,7 +99,7 @@ class Gaussians:
         Raises:
             ArgumentError: If shape, dtype or device does not fit.
         """
-        check_threads(threads)
+        threads = check_threads(threads)
         if self._packed is None:
             return reference.mahalanobis(features, self._mean, self._whitening)
         features = as_native(features, "features")

@@ -39,7 +39,7 @@ def kcenter_greedy(
     Raises:
         ArgumentError: If shape, dtype, count or seed does not fit, or a feature is NaN or infinite.
     """
-    check_threads(threads)
+    threads = check_threads(threads)
     if not native.HAVE_NATIVE:
         return reference.kcenter_greedy(features, count, seed, progress)
     features = as_native(features, "features")

@@ -27,7 +27,7 @@ def separable_maps(grids: Float32Array, rows: Float32Array, columns: Float32Arra
     Raises:
         ArgumentError: If shapes, dtypes or devices do not fit.
     """
-    check_threads(threads)
+    threads = check_threads(threads)
     if not native.HAVE_NATIVE:
         return reference.separable_maps(grids, rows, columns)
     grids, rows, columns = as_native(grids, "grids"), as_native(rows, "rows"), as_native(columns, "columns")

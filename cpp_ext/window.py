@@ -44,7 +44,7 @@ class WindowBank:
     def __init__(
         self, rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int, *, threads: int = 0
     ) -> None:
-        check_threads(threads)
+        threads = check_threads(threads)
         starts = place_starts(places, grid)
         self.reach = window_reach(starts, grid, radius)
         self.grid = grid
@@ -88,7 +88,7 @@ class WindowBank:
         Raises:
             ArgumentError: If shape, dtype, device or an option does not fit.
         """
-        check_threads(threads)
+        threads = check_threads(threads)
         if self._packed is None:
             return reference.nearest_within(queries, self._rows, self._places, self.reach)
         queries = as_native(queries, "queries")

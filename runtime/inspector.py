@@ -33,7 +33,7 @@ from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.imaging.images import grey_as_rgb, prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
-from flawscope.runtime.backends import OpenSession, choose_backend, open_session
+from flawscope.runtime.backends import Cores, OpenSession, check_cores, choose_backend, open_session
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
@@ -61,6 +61,8 @@ class Inspector:
         threshold_overlay: As in `load`.
         use_overlay: As in `load`.
         product: As in `load`.
+        threads: As in `load`.
+        streams: As in `load`.
         open_session: As in `load`.
 
     Attributes:
@@ -94,6 +96,8 @@ class Inspector:
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
         product: str | None = None,
+        threads: int | None = None,
+        streams: int | None = None,
         open_session: OpenSession = open_session,
     ) -> None:
         if bundle.manifest.kind != "score":
@@ -113,12 +117,14 @@ class Inspector:
         self.bundle = bundle
         self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
         choice = choose_backend(backend)
+        cores = Cores(threads, streams)
+        check_cores(choice.name, cores)
         self.precision = precision
         self._is_closed = False
         self._strict = strict
         self._ready = ReadyScorer(
             bundle,
-            ScorerOptions(choice.name, path, precision, open_session),
+            ScorerOptions(choice.name, path, precision, open_session, cores),
             choice,
             may_fall_back=backend == "auto",
             limit_s=load_limit(timeout_s),
@@ -138,6 +144,8 @@ class Inspector:
         threshold_overlay: Path | str | None = None,
         use_overlay: bool = True,
         product: str | None = None,
+        threads: int | None = None,
+        streams: int | None = None,
         open_session: OpenSession = open_session,
     ) -> Inspector:
         """Open and verify a bundle and make it ready; its golden images must reproduce their stored scores.
@@ -158,11 +166,15 @@ class Inspector:
             threshold_overlay: Threshold overlay in place of the one beside the bundle (`NAME.flaw.thresholds.json`).
             use_overlay: Whether an overlay counts; False decides by the bundle's own thresholds.
             product: Product whose own thresholds hold, of a bundle that has them by product; None for the common ones.
+            threads: Threads of graph and kernels, for the backends `cpu` and `openvino`; None for all cores that the
+                process may use. `flawscope bench --find-settings` measures which number is best.
+            streams: Images of a batch that `openvino` infers at once, each on its part of the threads; None lets it
+                choose.
             open_session: Opens the sessions of its graphs; a `Router` gives that of its pool.
 
         Raises:
             ArgumentError: If backend or path is unknown, the bundle lacks the precision or thresholds of the product,
-                or trusted keys are set and cannot be used.
+                the backend has no such threads or streams, or trusted keys are set and cannot be used.
             BundleError: If the bundle is broken, does not reproduce its golden scores, or is not signed by a trusted
                 key where there are any; if its overlay is broken, of another bundle, or outside of its limits.
             BackendError: If the backend is not available or cannot run the graph.
@@ -180,6 +192,8 @@ class Inspector:
                 threshold_overlay=threshold_overlay,
                 use_overlay=use_overlay,
                 product=product,
+                threads=threads,
+                streams=streams,
                 open_session=open_session,
             )
         except BaseException as err:
@@ -228,6 +242,11 @@ class Inspector:
     def backend(self) -> str:
         """Name of the backend in use."""
         return self._ready.options.backend
+
+    @property
+    def cores(self) -> Cores:
+        """Threads and streams that were set."""
+        return self._ready.options.cores
 
     @property
     def backend_reason(self) -> str:

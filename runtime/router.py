@@ -48,6 +48,8 @@ class Router:
         timeout_s: As in `Inspector.load`, for each bundle.
         trusted_keys: As in `Inspector.load`.
         use_overlay: As in `Inspector.load`.
+        threads: As in `Inspector.load`.
+        streams: As in `Inspector.load`.
 
     Raises:
         ArgumentError: If two bundles have one name; and as `Inspector.load`.
@@ -66,6 +68,8 @@ class Router:
         timeout_s: float | None = None,
         trusted_keys: Path | str | None = None,
         use_overlay: bool = True,
+        threads: int | None = None,
+        streams: int | None = None,
     ) -> None:
         # A text or a bundle alone would be taken apart.
         if isinstance(bundles, str | Path | Bundle) or not isinstance(bundles, Iterable):
@@ -81,6 +85,8 @@ class Router:
             timeout_s=timeout_s,
             trusted_keys=trusted_keys,
             use_overlay=use_overlay,
+            threads=threads,
+            streams=streams,
         )
         self._lock = threading.Lock()  # never held while a bundle is loaded, run or closed
         self._pool = SessionPool()

@@ -21,6 +21,7 @@ from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.reconstruction_strip import write_reconstruction
@@ -40,6 +41,7 @@ _AHEAD = 2
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--product", metavar="NAME", help="Product whose own thresholds hold.  [default: the common ones]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
+@cores_options
 @click.option(
     "--strict",
     is_flag=True,
@@ -63,6 +65,8 @@ def score(
     precision: str,
     product: str | None,
     batch: int,
+    threads: int | None,
+    streams: int | None,
     strict: bool,
     as_json: bool,
     maps: Path | None,
@@ -97,6 +101,8 @@ def score(
         threshold_overlay=threshold_overlay,
         use_overlay=not no_overlay,
         product=product,
+        threads=threads,
+        streams=streams,
     ) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:

@@ -7,6 +7,7 @@ import weakref
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.device import device_problem
 from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
@@ -31,7 +32,13 @@ def tensorrt_problem() -> str | None:
     return device_problem()
 
 
-def open_engine(bundle: Bundle, graph: str, precision: str, make_head: MakeDeviceHead | None = None) -> TensorrtSession:
+def open_engine(
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    make_head: MakeDeviceHead | None = None,
+    cores: Cores = OWN_CHOICE,  # its row has none to choose
+) -> TensorrtSession:
     """Open a session for the engine of a graph on this machine's GPU; see `flawscope.runtime.backends.open_session`.
 
     Raises:

@@ -17,25 +17,32 @@ import numpy.typing as npt
 
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.openvino_devices import import_openvino, reason_of
 from flawscope.runtime.backends.openvino_graph import MANY, ONE, Place, compile_graph, graph_name
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def open_on_cpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OpenvinoSession:
+def open_on_cpu(
+    bundle: Bundle, graph: str, precision: str, make_head: object = None, cores: Cores = OWN_CHOICE
+) -> OpenvinoSession:
     """Open a session of a graph on the CPU; `make_head` is not used, distances are computed by the CPU's kernels."""
-    return OpenvinoSession(bundle.model(graph, precision), Place("openvino", "CPU", precision))
+    return OpenvinoSession(bundle.model(graph, precision), Place("openvino", "CPU", precision, cores))
 
 
-def open_on_gpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OpenvinoSession:
+def open_on_gpu(
+    bundle: Bundle, graph: str, precision: str, make_head: object = None, cores: Cores = OWN_CHOICE
+) -> OpenvinoSession:
     """Open a session of a graph on Intel's GPU; `make_head` is not used."""
-    return OpenvinoSession(bundle.model(graph, precision), Place("openvino:gpu", "GPU", precision))
+    return OpenvinoSession(bundle.model(graph, precision), Place("openvino:gpu", "GPU", precision, cores))
 
 
-def open_on_npu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OpenvinoSession:
+def open_on_npu(
+    bundle: Bundle, graph: str, precision: str, make_head: object = None, cores: Cores = OWN_CHOICE
+) -> OpenvinoSession:
     """Open a session of a graph on Intel's NPU; `make_head` is not used."""
-    return OpenvinoSession(bundle.model(graph, precision), Place("openvino:npu", "NPU", precision))
+    return OpenvinoSession(bundle.model(graph, precision), Place("openvino:npu", "NPU", precision, cores))
 
 
 class OpenvinoSession:
@@ -71,7 +78,8 @@ class OpenvinoSession:
         one = self._open_pool(ONE)
         count = self._check(inputs, one)
         group = one.group
-        pool = one if count == group else self._open_pool(MANY)
+        # In one stream images come one by one, as a single one does: the same model serves both.
+        pool = one if count == group or self.place.cores.streams == 1 else self._open_pool(MANY)
         outputs = {
             name: np.empty((count // group * shape[0], *shape[1:]), dtype)
             for name, (shape, dtype) in one.outputs.items()

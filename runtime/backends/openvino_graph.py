@@ -10,6 +10,7 @@ import numpy as np
 from flawscope.bundle import OnnxModel
 from flawscope.bundle.onnx_inputs import external_as_inputs
 from flawscope.errors import BackendError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.openvino_devices import (
     check_executed,
     cpu_precision_problem,
@@ -34,11 +35,13 @@ class Place:
         backend: Name of the backend; messages name it.
         device: OpenVINO's name of the device, such as `CPU`.
         precision: Precision of the graph, one of `HINTS`.
+        cores: Threads and streams.
     """
 
     backend: str
     device: str
     precision: str
+    cores: Cores = OWN_CHOICE
 
 
 def compile_graph(model: OnnxModel, place: Place, purpose: str, *, profiled: bool = False) -> Any:
@@ -71,6 +74,10 @@ def compile_graph(model: OnnxModel, place: Place, purpose: str, *, profiled: boo
     if place.device == "CPU":
         # Pinned, the threads of two processes would share one core while others are idle.
         config["ENABLE_CPU_PINNING"] = False
+    if place.cores.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = place.cores.threads
+    if place.cores.streams is not None:
+        config["NUM_STREAMS"] = place.cores.streams if purpose == MANY else 1
     core = openvino_core()  # not below: that it is missing is another error
     if place.device == "CPU" and (problem := cpu_precision_problem(place.precision)):
         raise BackendError(f"backend {backend}: {problem} Use --precision fp32, or --backend cpu.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError, MissingExtra
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores, usable_cores
 from flawscope.runtime.backends.table import backend_row
 
 EXACT_INT8 = ("session.x64quantprecision", "1")
@@ -55,9 +57,16 @@ def cuda_problem() -> str | None:
     return f'this ONNX Runtime offers {names}; CUDA comes with pip install "flawscope[cuda]" in place of [cpu].'
 
 
-def session_options() -> Any:
+def session_options(cores: Cores = OWN_CHOICE) -> Any:
     """Return the options of every session: deterministic, quiet, no sum cut, no threads that spin between runs."""
     options = import_onnxruntime().SessionOptions()
+    usable = usable_cores()
+    if cores.threads is not None:
+        options.intra_op_num_threads = cores.threads
+    elif usable != os.cpu_count():
+        # By itself it takes all cores of the machine, and ties a thread to each: also to those that `taskset` has given
+        # to others (seen with 1.31). With a number set it ties none.
+        options.intra_op_num_threads = usable
     options.use_deterministic_compute = True
     options.log_severity_level = 4
     options.add_session_config_entry(*EXACT_INT8)
@@ -73,12 +82,16 @@ def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
     return [(backend_row(backend).provider, {"use_tf32": "0"} if backend == "cuda" else {})]
 
 
-def open_on_cpu(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
+def open_on_cpu(
+    bundle: Bundle, graph: str, precision: str, make_head: object = None, cores: Cores = OWN_CHOICE
+) -> OrtSession:
     """Open a session of a graph on the CPU; `make_head` is not used, distances are computed by the CPU's kernels."""
-    return OrtSession(bundle.model(graph, precision), "cpu")
+    return OrtSession(bundle.model(graph, precision), "cpu", cores)
 
 
-def open_on_cuda(bundle: Bundle, graph: str, precision: str, make_head: object = None) -> OrtSession:
+def open_on_cuda(
+    bundle: Bundle, graph: str, precision: str, make_head: object = None, cores: Cores = OWN_CHOICE
+) -> OrtSession:
     """Open a session of a graph on CUDA; `make_head` is not used, distances are computed by the CPU's kernels."""
     return OrtSession(bundle.model(graph, precision), "cuda")
 
@@ -109,12 +122,12 @@ class OrtSession:
         outputs: Names of what `infer` returns.
     """
 
-    def __init__(self, model: OnnxModel, backend: str) -> None:
+    def __init__(self, model: OnnxModel, backend: str, cores: Cores = OWN_CHOICE) -> None:
         provider = backend_row(backend).provider
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a provider is missing: an error below
-                self._session: Any = make_session(model, session_options(), backend)
+                self._session: Any = make_session(model, session_options(cores), backend)
         except Exception as err:
             # ONNX Runtime's exceptions share no base class of their own.
             raise BackendError(f"backend {backend}: could not load {model.file}: {_first_line(err)}") from err

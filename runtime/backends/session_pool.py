@@ -16,6 +16,7 @@ import numpy.typing as npt
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import Bundle
 from flawscope.errors import DeviceError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.session import MakeDeviceHead, Session
 from flawscope.runtime.backends.table import backend_row, open_session
 
@@ -31,12 +32,14 @@ class SessionKey:
         backend: Name of the backend.
         precision: Precision of the graph.
         max_batch: Largest batch.
+        cores: Threads and streams.
     """
 
     files: tuple[tuple[str, str], ...]
     backend: str
     precision: str
     max_batch: int
+    cores: Cores = OWN_CHOICE
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class SessionPool:
         precision: str,
         backend: str,
         make_head: MakeDeviceHead | None = None,
+        cores: Cores = OWN_CHOICE,
     ) -> PooledSession:
         """Return a session of a graph, one that is open already if it is of an equal graph.
 
@@ -96,17 +100,18 @@ class SessionPool:
             precision: Precision of the graph.
             backend: Name of a backend, not `auto`.
             make_head: Used only where the backend's sessions serve one bundle each.
+            cores: Threads and streams.
 
         Raises:
             ArgumentError: If the bundle lacks the precision.
             BackendError: If the backend cannot run the graph.
             BundleError: If the bundle has no such graph, or it is broken.
         """
-        held = self._join(user, self._key(bundle, graph, precision, backend))
+        held = self._join(user, self._key(bundle, graph, precision, backend, cores))
         try:
             with held.opening:
                 if held.session is None:
-                    held.session = open_session(bundle, graph, precision, backend, make_head)
+                    held.session = open_session(bundle, graph, precision, backend, make_head, cores)
                     if backend_row(backend).alone is None:
                         held.data = {name: bundle.read(name) for name, _ in held.key.files}
                 # A device that is opened anew takes these bytes, and not what lies on disk by then.
@@ -129,7 +134,7 @@ class SessionPool:
             for held, users in ready
         )
 
-    def _key(self, bundle: Bundle, graph: str, precision: str, backend: str) -> SessionKey:
+    def _key(self, bundle: Bundle, graph: str, precision: str, backend: str, cores: Cores) -> SessionKey:
         listed = bundle.manifest.files
         file = bundle.graph_file(graph, precision)
         place = (file, listed[file].sha256)
@@ -138,7 +143,7 @@ class SessionPool:
             self._external[place] = bundle.graph_files(graph, precision)[1:]
         # A file that is not listed is an error of `open_session`, which finds it with another reason to give.
         files = tuple((name, listed[name].sha256) for name in self._external[place] if name in listed)
-        return SessionKey((place, *files), backend, precision, bundle.manifest.max_batch)
+        return SessionKey((place, *files), backend, precision, bundle.manifest.max_batch, cores)
 
     def _join(self, user: str, key: SessionKey) -> _Held:
         with self._lock:
@@ -222,7 +227,7 @@ def _why_alone(held: _Held, everyone: Sequence[_Held]) -> str:
     if any(other.key == key for other in alike):
         return "the device of one of the bundles with this graph failed and was opened anew"
     if same := [other.key for other in alike if other.key.files == key.files]:
-        names = ("backend", "precision", "max_batch")
+        names = ("backend", "precision", "max_batch", "cores")
         other = {name: getattr(same[0], name) for name in names if getattr(same[0], name) != getattr(key, name)}
         return f"others have this graph with {', '.join(f'{name} {value}' for name, value in other.items())}"
     if alike:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flawscope import methods
 from flawscope.bundle import Bundle
 from flawscope.errors import ArgumentError, BackendError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.session import MakeDeviceHead, Session
 
 GOLDEN_TOLERANCE = 1e-3
@@ -28,8 +29,8 @@ class Backend:
     Attributes:
         name: Name on the command line.
         problem: `() -> str | None`: why it is not available, as a sentence; None if it is.
-        open: `(bundle, graph, precision, make_head) -> Session`; `make_head` puts a bank beside the graph. Backends
-            without device kernels do not use it.
+        open: `(bundle, graph, precision, make_head, cores) -> Session`; `make_head` puts a bank beside the graph.
+            Backends without device kernels do not use it.
         place: `(session, model, inputs) -> list[ProfiledNode]`: what computes which node; for `doctor`.
         provider: The execution provider that should compute all nodes.
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
@@ -40,6 +41,7 @@ class Backend:
         any_head: Whether kernels take every head, as on the CPU; those of a device lack some.
         precision_problem: `(precision) -> str | None`: why it cannot compute in a precision here, as a sentence; None
             if no precision needs a look before a graph is loaded.
+        cores: What of `Cores` can be set.
     """
 
     name: str
@@ -53,6 +55,10 @@ class Backend:
     alone: str | None = None
     any_head: bool = False
     precision_problem: str | None = None
+    cores: tuple[str, ...] = ()
+
+
+_OPENVINO_CORES = {"cpu": ("threads", "streams"), "gpu": ("streams",), "npu": ()}
 
 
 def _openvino(name: str, device: str) -> Backend:
@@ -70,6 +76,7 @@ def _openvino(name: str, device: str) -> Backend:
         precision_problem="flawscope.runtime.backends.openvino_devices:cpu_precision_problem"
         if device == "cpu"
         else None,
+        cores=_OPENVINO_CORES[device],
     )
 
 
@@ -84,6 +91,7 @@ _ROWS = (
         auto="no CUDA",
         tolerances=dict.fromkeys(_DEVICE_TOLERANCES, GOLDEN_TOLERANCE),
         any_head=True,
+        cores=("threads",),
     ),
     Backend(
         "cuda",
@@ -194,7 +202,12 @@ def _choose_auto() -> Choice:
 
 
 def open_session(
-    bundle: Bundle, graph: str, precision: str, backend: str, make_head: MakeDeviceHead | None = None
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    backend: str,
+    make_head: MakeDeviceHead | None = None,
+    cores: Cores = OWN_CHOICE,
 ) -> Session:
     """Open a session of a graph on a resolved backend.
 
@@ -205,9 +218,10 @@ def open_session(
         backend: Name of a backend, not `auto`.
         make_head: Puts the bank beside `features` on the device if the backend has CUDA kernels; the outputs of the
             session are then `anomaly_map` and `score`. None: the outputs of the graph.
+        cores: Threads and streams.
 
     Raises:
-        ArgumentError: If the bundle lacks the precision.
+        ArgumentError: If the bundle lacks the precision, or the backend has no such threads or streams.
         BackendError: If the backend cannot run the graph, or does not compute in the precision.
     """
     # Before the graph is asked for: one of FP32 under the name of another precision would run, and be called so.
@@ -216,11 +230,24 @@ def open_session(
         raise BackendError(
             f"backend {backend}: {precision_problem(backend, precision)} Name that --backend, or another --precision."
         )
-    session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head)
+    check_cores(backend, cores)
+    session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head, cores)
     return session
 
 
-OpenSession = Callable[[Bundle, str, str, str, MakeDeviceHead | None], Session]
+def check_cores(backend: str, cores: Cores) -> None:
+    """Raise ArgumentError if threads or streams are out of range, or a resolved backend has none to choose."""
+    row = backend_row(backend)
+    for name in cores.given():
+        if name not in row.cores:
+            having = ", ".join(other.name for other in ROWS.values() if name in other.cores)
+            raise ArgumentError(
+                f"{name}: backend {row.name} has none to choose. Leave it out, or use one that has: {having}."
+            )
+    cores.check()
+
+
+OpenSession = Callable[[Bundle, str, str, str, MakeDeviceHead | None, Cores], Session]
 """`open_session`, or what takes its place, such as that of a pool of sessions."""
 
 

@@ -18,11 +18,14 @@ from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
 from flawscope.rich_console import PlainConsole
 from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.bench.alternation import compare, parse_configuration
 from flawscope.runtime.bench.bench_plot import check_plot, write_plot
 from flawscope.runtime.bench.bench_tables import (
     compare_lines,
     compare_table,
+    settings_lines,
+    settings_table,
     soak_lines,
     soak_table,
     stage_table,
@@ -31,6 +34,7 @@ from flawscope.runtime.bench.bench_tables import (
 )
 from flawscope.runtime.bench.cold_start import cold_start
 from flawscope.runtime.bench.measurement import sweep
+from flawscope.runtime.bench.settings_search import find_settings
 from flawscope.runtime.bench.soak import soak
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.scorers.scorer import PATHS
@@ -47,11 +51,16 @@ from flawscope.text import encode_json
     "--batch", "batches", multiple=True, default=["1"], show_default=True,
     help="Images per inference; several as 1,2,4,8 or by giving the option again.",
 )  # fmt: skip
+@cores_options
 @click.option("--seconds", type=float, default=10.0, show_default=True, help="Measuring time after warm-up, per batch.")
 @click.option("--no-cold-start", is_flag=True, help="Do not start new processes to measure the cold start.")
 @click.option(
     "--compare", "configurations", multiple=True, metavar="BACKEND[:PATH[:PRECISION]]",
     help="Measure this configuration in alternation with the others; give it twice or more.",
+)  # fmt: skip
+@click.option(
+    "--find-settings", "finds_settings", is_flag=True,
+    help="Measure threads, streams and batches in turns; print the best options for one image and for many.",
 )  # fmt: skip
 @click.option("--soak", "scorings", type=int, metavar="N", help="Score N images; fit slopes of memory and latency.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
@@ -66,9 +75,12 @@ def bench_command(
     path: str,
     precision: str,
     batches: tuple[str, ...],
+    threads: int | None,
+    streams: int | None,
     seconds: float,
     no_cold_start: bool,
     configurations: tuple[str, ...],
+    finds_settings: bool,
     scorings: int | None,
     json_file: Path | None,
     plot_file: Path | None,
@@ -85,18 +97,28 @@ def bench_command(
     check_new_file(plot_file, overwrite=overwrite, kind="svg")
     if plot_file is not None:
         check_plot(plot_file)
-    if configurations:
-        _refuse_options(context, "--compare", "backend", "path", "precision", "no_cold_start", "scorings")
+    chosen = {"backend": backend, "path": path, "precision": precision}
+    if finds_settings:
+        _refuse_options(
+            context, "--find-settings", "threads", "streams", "no_cold_start", "configurations", "scorings", "plot_file"
+        )
+        figures = _find_settings(bundle, chosen, numbers if _is_given(context, "batches") else None, seconds)
+        _show([settings_table(figures)], settings_lines(figures))
+    elif configurations:
+        _refuse_options(
+            context, "--compare", "backend", "path", "precision", "threads", "streams", "no_cold_start", "scorings"
+        )
         _check_single_batch("--compare", numbers)
         figures = _compare(bundle, configurations, numbers[0], seconds)
         _show([compare_table(figures)], compare_lines(figures))
     elif scorings is not None:
         _refuse_options(context, "--soak", "seconds", "no_cold_start")
         _check_single_batch("--soak", numbers)
-        figures = _soak(bundle, (backend, path, precision), numbers[0], scorings)
+        figures = _soak(bundle, {**chosen, "threads": threads, "streams": streams}, numbers[0], scorings)
         _show([soak_table(figures)], soak_lines(figures))
     else:
-        figures = _sweep(bundle, (backend, path, precision), numbers, seconds, not no_cold_start)
+        loaded = {**chosen, "threads": threads, "streams": streams}
+        figures = _sweep(bundle, loaded, numbers, seconds, not no_cold_start)
         _show([stage_table(figures) if len(numbers) == 1 else sweep_table(figures)], summary(figures))
     figures["command"] = command_line()
     if json_file is not None:
@@ -127,9 +149,9 @@ def parse_batches(texts: Iterable[str]) -> tuple[int, ...]:
 
 
 def _sweep(
-    bundle: Path, chosen: tuple[str, str, str], batches: tuple[int, ...], seconds: float, has_cold_start: bool
+    bundle: Path, chosen: dict[str, Any], batches: tuple[int, ...], seconds: float, has_cold_start: bool
 ) -> dict[str, Any]:
-    with Inspector.load(bundle, *chosen) as inspector, progress_bars() as report:
+    with Inspector.load(bundle, **chosen) as inspector, progress_bars() as report:
         figures = sweep(
             inspector,
             batches=batches,
@@ -138,6 +160,19 @@ def _sweep(
         )
         figures["cold_start"] = cold_start(inspector, bundle) if has_cold_start else None
     return figures
+
+
+def _find_settings(
+    bundle: Path, chosen: dict[str, str], batches: tuple[int, ...] | None, seconds: float
+) -> dict[str, Any]:
+    with progress_bars() as report:
+        return find_settings(
+            bundle,
+            **chosen,
+            batches=batches,
+            seconds=seconds,
+            progress=lambda share: report("measuring", round(100 * share), 100),
+        )
 
 
 def _compare(bundle: Path, texts: tuple[str, ...], batch: int, seconds: float) -> dict[str, Any]:
@@ -152,8 +187,8 @@ def _compare(bundle: Path, texts: tuple[str, ...], batch: int, seconds: float) -
         )
 
 
-def _soak(bundle: Path, chosen: tuple[str, str, str], batch: int, scorings: int) -> dict[str, Any]:
-    with Inspector.load(bundle, *chosen) as inspector, progress_bars() as report:
+def _soak(bundle: Path, chosen: dict[str, Any], batch: int, scorings: int) -> dict[str, Any]:
+    with Inspector.load(bundle, **chosen) as inspector, progress_bars() as report:
         return soak(inspector, scorings, batch=batch, progress=lambda count: report("scoring", count, scorings))
 
 
@@ -167,10 +202,14 @@ def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
 def _refuse_options(context: click.Context, mode: str, *parameters: str) -> None:
     """Raise ArgumentError if an option was given that has no effect in a mode."""
     for parameter in context.command.params:
-        # By source and not by value: `--seconds 10`, which is the default, was meant to have an effect, too.
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in parameters and source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+        if parameter.name in parameters and _is_given(context, parameter.name or ""):
             raise ArgumentError(f"bench: {parameter.opts[0]} has no effect with {mode}. Leave one of the two out.")
+
+
+def _is_given(context: click.Context, parameter: str) -> bool:
+    # By source and not by value: `--seconds 10`, which is the default, was meant to have an effect, too.
+    source = context.get_parameter_source(parameter)
+    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def _check_single_batch(mode: str, batches: tuple[int, ...]) -> None:

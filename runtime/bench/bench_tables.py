@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from flawscope.runtime.bench.rounds import STAGES, configuration_name
+from flawscope.runtime.bench.settings_search import arguments_text, options_text
 
 
 def stage_table(figures: Mapping[str, Any]) -> Table:
@@ -66,6 +67,38 @@ def compare_table(figures: Mapping[str, Any]) -> Table:
             "{:.2f} to {:.2f}".format(*ratio["total_quartiles"]),
         )
     return table
+
+
+_BEST_FOR = {"one_image": "latency", "images_per_second": "images/s"}
+
+
+def settings_table(figures: Mapping[str, Any]) -> Table:
+    """Return one row for each setting and batch; `-` is what the backend chooses by itself."""
+    name = configuration_name(figures)
+    table = _table(f"{figures['bundle']} on {name}, {figures['usable_cores']} cores, image to decision", "threads")
+    for column in ("streams", "batch", "p50 ms", "p99 ms", "images/s", "best for"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for number, row in enumerate(figures["settings"]):
+        best = [_BEST_FOR[what] for what, place in figures["best"].items() if place == number]
+        table.add_row(
+            *("-" if row[column] is None else str(row[column]) for column in ("threads", "streams")),
+            str(row["batch"]),
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['images_per_second']:.1f}",
+            ", ".join(best),
+        )
+    return table
+
+
+def settings_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table of settings: the options of the best ones."""
+    lines = []
+    for what, place in figures["best"].items():
+        if place is not None:
+            row = figures["settings"][place]
+            lines.append(f"best for {_BEST_FOR[what]}: {options_text(figures, row)}; {arguments_text(figures, row)}")
+    return [*lines, *state_lines(figures)]
 
 
 def soak_table(figures: Mapping[str, Any]) -> Table:

@@ -30,7 +30,7 @@ sys.path[:] = [place for place in sys.path if place]
 marks = [time.perf_counter()]
 from flawscope.runtime import Inspector
 marks.append(time.perf_counter())
-inspector = Inspector.load(*sys.argv[1:5])
+inspector = Inspector.load(*sys.argv[1:5], **{name: int(value) for name, value in map(str.split, sys.argv[6:])})
 marks.append(time.perf_counter())
 result = inspector(sys.argv[5])
 marks.append(time.perf_counter())
@@ -67,7 +67,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
         image = folder / Path(golden).name
         with storage_errors(image):
             image.write_bytes(inspector.bundle.read(golden))
-        arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image)]
+        cores = [f"{name} {value}" for name, value in inspector.cores.given().items()]
+        arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image), *cores]
         runs = [_run(arguments) for _ in range(REPEATS)]
         without_engine = _without_engine(arguments) if inspector.backend == "tensorrt" else None
     memory = [run.pop("memory") for run in runs]

@@ -103,7 +103,9 @@ def sweep(
     # A method without patches has no features that could be taken alone.
     has_features = "features" in inspector.manifest.graphs
     backbone = (
-        open_session(inspector.bundle, "features", inspector.precision, inspector.backend) if has_features else None
+        open_session(inspector.bundle, "features", inspector.precision, inspector.backend, cores=inspector.cores)
+        if has_features
+        else None
     )
     try:
         for index, batch in enumerate(batches):
@@ -140,6 +142,8 @@ def identity(inspector: Inspector) -> dict[str, Any]:
         "backend": inspector.backend,
         "backend_reason": inspector.backend_reason,
         "path": inspector.path,
+        "threads": inspector.cores.threads,
+        "streams": inspector.cores.streams,
     }
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, Bundle, Head, Manifest
-from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
+from flawscope.cpp_ext import HAVE_NATIVE, default_threads, implementation, separable_maps
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.backends import Session
@@ -92,7 +92,9 @@ class BankMethod:
             return GraphScorer(bundle, "features", session, path, options.precision, least, "CUDA kernels")
         try:
             # Packs the bank, which can fail (a tensor is missing, memory is short) when the session is open already.
-            return BankScorer(bundle, session, self.head(manifest.head, tensors, size), options.precision, least)
+            with default_threads(options.cores.threads):
+                head = self.head(manifest.head, tensors, size)
+            return BankScorer(bundle, session, head, options, least)
         except BaseException:
             session.close()
             raise
@@ -133,16 +135,19 @@ class BankScorer:
         bundle: The opened bundle.
         session: Session of the graph `features`.
         head: Patches -> maps and scores.
-        precision: Precision of the graph.
+        options: Precision of the graph, and threads of the head.
         least_score: Value of `Scorer.least_score`.
     """
 
     path = "kernel"
     reconstructor: Reconstructor | None = None
 
-    def __init__(self, bundle: Bundle, session: Session, head: NativeHead, precision: str, least_score: float) -> None:
+    def __init__(
+        self, bundle: Bundle, session: Session, head: NativeHead, options: ScorerOptions, least_score: float
+    ) -> None:
         self.least_score = least_score
-        self._model = partial(bundle.model, "features", precision)
+        self._threads = options.cores.threads
+        self._model = partial(bundle.model, "features", options.precision)
         self._session, self._head = session, head
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
@@ -153,7 +158,8 @@ class BankScorer:
         """Return maps and scores; see `TimedScorer`."""
         patches = self._session.infer(images)["patches"]
         mark("graph")
-        return self._head(patches, mark)
+        with default_threads(self._threads):
+            return self._head(patches, mark)
 
     def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
         """Return the patches: map and score are computed from them outside the session."""

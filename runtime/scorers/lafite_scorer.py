@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, LafiteHead
-from flawscope.cpp_ext import Bank, implementation, separable_maps
+from flawscope.cpp_ext import Bank, default_threads, implementation, separable_maps
 from flawscope.diffusion.feature_editing import row_weights
 from flawscope.diffusion.schedule import noises_needed, plan_steps, reconstruct
 from flawscope.errors import BundleError
@@ -81,7 +81,7 @@ class LafiteScorer:
 
     Args:
         bundle: The opened bundle.
-        options: Precision of the graphs, and what opens their sessions.
+        options: Precision of the graphs, threads, and what opens their sessions.
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
@@ -99,7 +99,7 @@ class LafiteScorer:
         tensors = bundle.tensors()
         check_tensors(head, tensors)
         self._bundle, self._precision, self._head = bundle, options.precision, head
-        self._size = bundle.manifest.input.size
+        self._size, self._threads = bundle.manifest.input.size, options.cores.threads
         self._noise = tensors.get("noise")
         self._edit = FeatureEditor(tensors["bank"], head) if head.neighbors else None
         wanted = ("encode", "denoise") if head.sampling is not None else ("encode",)
@@ -114,6 +114,10 @@ class LafiteScorer:
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores."""
+        with default_threads(self._threads):
+            return self._score(images)
+
+    def _score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
         features = self._features(images)
         changed = features if self._edit is None else self._edit(features)
         sampling = self._head.sampling

@@ -17,7 +17,7 @@ from flawscope.bundle import Bundle, OnnxModel, head_tag
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError
-from flawscope.runtime.backends import OpenSession, Session, open_session
+from flawscope.runtime.backends import OWN_CHOICE, Cores, OpenSession, Session, open_session
 from flawscope.runtime.backends.session import MakeDeviceHead
 
 PATHS = ("auto", "graph", "kernel")
@@ -42,16 +42,18 @@ class ScorerOptions:
         path: One of `PATHS`, or `MEMBERS`.
         precision: Precision of the graphs.
         open_session: Opens the sessions; that of a pool gives bundles with an equal graph the same one.
+        cores: Threads and streams of the sessions; so many threads have the kernels behind them.
     """
 
     backend: str
     path: str = "auto"
     precision: str = "fp32"
     open_session: OpenSession = open_session
+    cores: Cores = OWN_CHOICE
 
     def session(self, bundle: Bundle, graph: str, make_head: MakeDeviceHead | None = None) -> Session:
         """Open the session of a graph; see `flawscope.runtime.backends.open_session`."""
-        return self.open_session(bundle, graph, self.precision, self.backend, make_head)
+        return self.open_session(bundle, graph, self.precision, self.backend, make_head, self.cores)
 
 
 @dataclass(frozen=True)

@@ -554,10 +554,10 @@ def test_a_backend_that_fails_under_auto_is_the_cpu_for_all(
     monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: providers)
     real = open_session
 
-    def without_cuda(bundle: Any, graph: str, precision: str, backend: str, make_head: Any = None) -> Any:
+    def without_cuda(bundle: Any, graph: str, precision: str, backend: str, *rest: Any) -> Any:
         if backend == "cuda":
             raise BackendError("backend cuda: no cuDNN")
-        return real(bundle, graph, precision, backend, make_head)
+        return real(bundle, graph, precision, backend, *rest)
 
     monkeypatch.setattr(session_pool, "open_session", without_cuda)
     with Router({name: paths[name] for name in SAME}, "auto", "kernel") as router:

@@ -23,6 +23,7 @@ FIGURES = {
     "bundle", "digest", "method", "precision", "backend", "backend_reason", "path", "batch", "rounds", "seconds",
     "warm_up_rounds", "latency_ms", "backbone_ms", "images_per_second", "ratio_infer_to_backbone",
     "ratio_total_to_backbone", "input", "machine", "transfers", "memory", "sweep", "state", "infer_parts_ms",
+    "threads", "streams",
 }  # fmt: skip
 PERCENTILES = ["p50", "p90", "p99", "p99.9"]
 
