@@ -20,6 +20,11 @@ PINS = (
     "lightning==2.6.6",
     'torch==2.15.0; python_version >= "3.11"',  # has no build for 3.10, where pip takes the newest that has
     'torchvision==0.29.2; python_version >= "3.11"',
+    # For detectors that anomalib exports to OpenVINO: its extra `openvino`, pinned.
+    "openvino==2026.4.1",
+    "nncf==3.4.0",
+    "onnx==1.23.2",
+    "onnxscript==0.7.2",
 )
 """Requirements for pip; the result of each run records all versions that were used."""
 

@@ -6,6 +6,8 @@ metric code measures the scores and maps of both. flawscope is measured on its e
 
     python benchmarks/end_to_end.py --data CATEGORY_FOLDER --weights FILE [options] --out results/NAME.json
 
+With `--rivals anomalib,openvino` exported detectors are compared in their runtimes, by `edge_rivals.py`.
+
 See README.md beside this file for the method.
 """
 
@@ -228,6 +230,8 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rivals = "anomalib,openvino: exported detectors in their runtimes, with options of its own (edge_rivals.py --help)"
+    parser.add_argument("--rivals", default="anomalib", help=f"anomalib: in torch; {rivals}")
     parser.add_argument("--data", type=Path, required=True, help="category folder in MVTec AD layout")
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file with timm's names")
     parser.add_argument("--backbone", default="mobilenetv2_100")
@@ -249,8 +253,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def rivals_of(arguments: Sequence[str]) -> list[str]:
+    """Return the names after --rivals; anomalib alone, in torch, where there are none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--rivals", default="anomalib")
+    return str(parser.parse_known_args(arguments)[0].rivals).split(",")
+
+
 def main() -> None:
     """Run everything and write the results."""
+    if rivals_of(sys.argv[1:]) != ["anomalib"]:
+        # Another comparison, with options of its own: exported detectors, in their runtimes.
+        import edge_rivals
+
+        edge_rivals.main(sys.argv[1:])
+        return
     options = parse_arguments()
     options.data, options.weights = options.data.resolve(), options.weights.resolve()
     python = options.rival_python or ensure_environment()
@@ -277,7 +294,7 @@ def main() -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, str]:
     """Return the options that decide the figures, for the record and for --resume."""
-    without = ("out", "rival_python", "resume", "methods", "seeds")
+    without = ("out", "rival_python", "resume", "methods", "seeds", "rivals")
     names = {"data": options.data.name, "weights": options.weights.name}
     return {key: str(value) for key, value in vars(options).items() if key not in without} | names
 
