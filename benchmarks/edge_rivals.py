@@ -239,7 +239,12 @@ def measure_accuracies(case: Case, options: argparse.Namespace, pythons: dict[st
 
 def measure_starts(case: Case, options: argparse.Namespace, pythons: dict[str, str]) -> list[dict[str, Any]]:
     """Return seconds from the start of a fresh process to its first decision, and its memory; medians."""
-    requests = [r for r in contestants_of(case, 1, options, pythons) if r["system"] in ("flawscope", "anomalib")]
+    requests = [
+        request
+        for request in contestants_of(case, 1, options, pythons)
+        # A start of anomalib takes seconds; precisions change little of it.
+        if request["system"] == "flawscope" or (request["system"], request.get("precision")) == ("anomalib", "default")
+    ]
     if "anomalib" in pythons:
         torch = {"server": "anomalib", "kind": "torch", "folder": str(case.folder / "anomalib")}
         requests.append({**torch, "system": "anomalib", "variant": "torch"})
