@@ -15,6 +15,7 @@ PUBLIC = {
         "BankChange",
         "BankHead",
         "Bundle",
+        "COMPUTED",
         "DdadHead",
         "DestsegHead",
         "DraemHead",

@@ -141,7 +141,7 @@ def test_it_runs_in_bf16_and_says_so(padim_bundle: Path, tmp_path: Path, capsys:
     compiled = openvino_graph.compile_graph(model, place, openvino_graph.ONE)
     kinds = {node.get_rt_info()["runtimePrecision"].astype(str) for node in compiled.get_runtime_model().get_ops()}
     assert "bf16" in kinds
-    bundle = with_bf16(padim_bundle, tmp_path / "padim.flaw")
+    bundle = with_bf16(padim_bundle, tmp_path / "padim.flaw", golden=())
     with (
         Inspector.load(padim_bundle, "openvino") as exact,
         Inspector(open_bundle(bundle), "openvino", "auto", "bf16", is_candidate=True) as rounded,
@@ -155,7 +155,7 @@ def test_golden_scores_may_belong_to_a_backend(padim_bundle: Path, tmp_path: Pat
     from flawscope.bundle import rewrite_manifest
     from flawscope.runtime.scorers.golden import measured_golden
 
-    bundle = with_bf16(padim_bundle, tmp_path / "padim.flaw")
+    bundle = with_bf16(padim_bundle, tmp_path / "padim.flaw", golden=())
     with open_bundle(bundle) as opened, Inspector(opened, "openvino", "auto", "bf16", is_candidate=True) as inspector:
         manifest = opened.manifest
         own = measured_golden(opened, inspector.scorer, manifest.golden)
