@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tiny_banks import part_images, write_bank_bundle
 
-from flawscope.cpp_ext import default_threads, separable_maps
-from flawscope.cpp_ext.checks import check_threads
+from flawscope.cpp_ext import separable_maps
+from flawscope.cpp_ext.checks import check_threads, default_threads
 from flawscope.errors import ArgumentError
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends import Cores, check_cores, cores, open_session, session_pool
