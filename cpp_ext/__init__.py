@@ -5,7 +5,6 @@ rounding.
 """
 
 from flawscope.cpp_ext.bank import Bank, nearest
-from flawscope.cpp_ext.checks import default_threads
 from flawscope.cpp_ext.gaussians import Gaussians, mahalanobis
 from flawscope.cpp_ext.kcenter import kcenter_greedy
 from flawscope.cpp_ext.maps import separable_maps
@@ -19,7 +18,6 @@ __all__ = [
     "Bank",
     "Gaussians",
     "WindowBank",
-    "default_threads",
     "implementation",
     "kcenter_greedy",
     "mahalanobis",

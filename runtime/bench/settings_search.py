@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,14 +185,14 @@ def best_settings(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
     }
 
 
-def options_text(figures: dict[str, Any], row: dict[str, Any]) -> str:
+def options_text(figures: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return a row as options of `flawscope score`."""
     words = [f"--backend {figures['backend']}"]
     words += [f"--{name} {row[name]}" for name in ("threads", "streams") if row[name] is not None]
     return " ".join(words + ([f"--batch {row['batch']}"] if row["batch"] > 1 else []))
 
 
-def arguments_text(figures: dict[str, Any], row: dict[str, Any]) -> str:
+def arguments_text(figures: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return a row as a call of `Inspector.load`."""
     words = [f'"{figures["backend"]}"']
     words += [f"{name}={row[name]}" for name in ("threads", "streams") if row[name] is not None]

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, Bundle, Head, Manifest
-from flawscope.cpp_ext import HAVE_NATIVE, default_threads, implementation, separable_maps
+from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
+from flawscope.cpp_ext.checks import default_threads
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.backends import Session

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, LafiteHead
-from flawscope.cpp_ext import Bank, default_threads, implementation, separable_maps
+from flawscope.cpp_ext import Bank, implementation, separable_maps
+from flawscope.cpp_ext.checks import default_threads
 from flawscope.diffusion.feature_editing import row_weights
 from flawscope.diffusion.schedule import noises_needed, plan_steps, reconstruct
 from flawscope.errors import BundleError

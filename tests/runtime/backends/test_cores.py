@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_banks import part_images, write_bank_bundle
 
-from flawscope.cpp_ext import default_threads
-from flawscope.cpp_ext.checks import check_threads
+from flawscope.cpp_ext import separable_maps
+from flawscope.cpp_ext.checks import check_threads, default_threads
 from flawscope.errors import ArgumentError
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends import Cores, check_cores, cores, open_session, session_pool
@@ -77,10 +78,13 @@ def test_kernels_take_the_default_of_their_own_thread_and_block() -> None:
 def test_graph_and_kernels_get_the_threads(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert session_options(Cores(threads=1)).intra_op_num_threads == 1
     seen: list[int] = []
-    real = bank_scorer.separable_maps
-    monkeypatch.setattr(
-        bank_scorer, "separable_maps", lambda *arrays: (seen.append(check_threads(0)), real(*arrays))[1]
-    )
+    real = separable_maps
+
+    def watched(*arrays: Any) -> Any:
+        seen.append(check_threads(0))
+        return real(*arrays)
+
+    monkeypatch.setattr(bank_scorer, "separable_maps", watched)
     with Inspector.load(bundle, "cpu", "kernel", threads=1) as inspector, Inspector.load(bundle, "cpu") as free:
         seen.clear()
         one, whole = inspector(part_images(1, 5)[0]), free(part_images(1, 5)[0])
@@ -118,7 +122,7 @@ def test_sessions_of_one_process_have_threads_and_streams_of_their_own(bundle: P
         Inspector.load(bundle, "openvino") as free,
     ):
         got, expected = one(images), free(images)
-        sessions = [inspector.scorer.parts(np.stack(images))[0].session for inspector in (one, free)]
+        sessions: list[Any] = [inspector.scorer.parts(np.stack(images))[0].session for inspector in (one, free)]
         threads = [session._pools["LATENCY"]._compiled.get_property("INFERENCE_NUM_THREADS") for session in sessions]
         assert threads[0] == 1
         assert threads[1] == 1 if cores.usable_cores() == 1 else threads[1] > 1
