@@ -169,8 +169,8 @@ def _without_allowed(allowed: Allowed, problem: str, *, may_fall_back: bool) -> 
     if may_fall_back:
         return Choice(REFERENCE, f"auto: {allowed.why}; {REFERENCE} takes its place: {problem}")
     raise BackendError(
-        f"backend auto: expected a backend that may be taken, got none: {allowed.why}; {problem} To run it elsewhere all "
-        f"the same, name a backend (--backend {REFERENCE}), and set thresholds there first (flawscope calibrate)."
+        f"backend auto: expected a backend that may be taken, got none: {allowed.why}; {problem} To run it elsewhere "
+        f"all the same, name a backend (--backend {REFERENCE}), and set thresholds there first (flawscope calibrate)."
     )
 
 
