@@ -141,7 +141,7 @@ def _choose_auto(allowed: Allowed, precision: str) -> Choice:
     methods.load(ROWS[REFERENCE].problem)()  # raises where ONNX Runtime is missing, which everything needs
     no_cuda = f"{AUTO_VARIABLE} leaves CUDA out"
     if _FIRST in may:
-        problem = methods.load(ROWS[_FIRST].problem)()
+        problem = backend_problem(_FIRST, precision)
         if problem is None:
             elsewhere = "" if allowed.has(_FIRST) else f"; {allowed.why}"
             return Choice(_FIRST, f"auto: {ROWS[_FIRST].auto}{elsewhere}", may_fall_back=REFERENCE in may)
