@@ -63,7 +63,7 @@ def settle(bundle: Bundle, options: ScorerOptions, choice: Choice) -> Settled:
         BackendError: If the first of them cannot run the bundle.
         BundleError: If the first of them does not reproduce the golden scores.
     """
-    kept = KeptTimes(times_key(bundle.manifest, options.precision, options.path, choice.rivals))
+    kept = KeptTimes(times_key(bundle.manifest, options.precision, options.path, choice.rivals, options.cores))
     times = kept.read()
     if times is not None:
         return Settled(_decided(choice, times, kept), None)

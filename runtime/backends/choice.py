@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from flawscope import methods
 from flawscope.bundle import Manifest, Thresholds
 from flawscope.errors import ArgumentError, BackendError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.table import ALIASES, ROWS, backend_problem, backend_row
 
 AUTO_VARIABLE = "FLAWSCOPE_AUTO"
@@ -82,13 +83,14 @@ def offered_by_auto() -> Choice:
     return _choose_auto(Allowed(None, "no thresholds are set"), "fp32")
 
 
-def choose_for_bundle(name: str, manifest: Manifest, precision: str) -> Choice:
+def choose_for_bundle(name: str, manifest: Manifest, precision: str, cores: Cores = OWN_CHOICE) -> Choice:
     """Resolve a backend name for a bundle.
 
     Args:
         name: The name; `auto` takes CUDA where ONNX Runtime has it, else what is allowed and there on the CPU.
         manifest: The bundle's manifest; its thresholds and gates say what `auto` may take.
         precision: Precision of the graphs.
+        cores: Threads and streams; of rivals only those that have what is set are left.
 
     Raises:
         ArgumentError: As `choose_backend`, and if the bundle lacks the precision.
@@ -98,6 +100,10 @@ def choose_for_bundle(name: str, manifest: Manifest, precision: str) -> Choice:
     if name != "auto":
         return choose_backend(name)
     choice = _choose_auto(allowed_backends(manifest, precision), precision)
+    able = tuple(rival for rival in choice.rivals if cores.given().keys() <= set(ROWS[rival].cores))
+    if len(able) == 1 and able != choice.rivals:
+        reason = f"auto: the only one with {' and '.join(cores.given())} to choose; {choice.reason[6:]}"
+        return Choice(able[0], reason, (), choice.may_fall_back and able[0] == REFERENCE)
     # A bundle that is being made: nothing to measure with, and nothing that would refuse wrong scores.
     if choice.rivals and not manifest.golden_of(precision):
         return Choice(choice.name, "auto: no golden images to measure with", (), choice.may_fall_back)

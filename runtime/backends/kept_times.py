@@ -25,6 +25,7 @@ from flawscope.bundle.model_identity import model_identity
 from flawscope.errors import BackendError, StorageError
 from flawscope.files import locked, storage_errors, temporary_folder
 from flawscope.private_files import Kept, PrivateRoot, private_file
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores, usable_cores
 from flawscope.text import NOT_JSON, encode_json
 from flawscope.user_folders import cache_folder
 from flawscope.versions import cpu_name
@@ -45,6 +46,8 @@ class TimesKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model: SHA-256 of what is computed; other thresholds or evidence in the bundle do not change it.
         precision: Precision of the graphs.
         path: How maps are made, as it was asked for.
+        threads: Threads that were asked for, or None.
+        streams: Streams that were asked for, or None.
         rivals: The backends, the one that is kept in doubt first.
         cpu: Name of the processor.
         cores: Cores that this process may use.
@@ -56,6 +59,8 @@ class TimesKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     precision: str
     path: str
+    threads: int | None
+    streams: int | None
     rivals: tuple[str, ...]
     cpu: str
     cores: int
@@ -88,7 +93,9 @@ class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Literal[1] = 1
 
 
-def times_key(manifest: Manifest, precision: str, path: str, rivals: tuple[str, ...]) -> TimesKey:
+def times_key(
+    manifest: Manifest, precision: str, path: str, rivals: tuple[str, ...], cores: Cores = OWN_CHOICE
+) -> TimesKey:
     """Return the key of a bundle on this machine, in this environment."""
     graphs = manifest.graphs_of(precision).values()
     files = {name for graph in graphs for name in (graph.file, external_data(graph.file)) if name in manifest.files}
@@ -97,9 +104,11 @@ def times_key(manifest: Manifest, precision: str, path: str, rivals: tuple[str, 
         model=hashlib.sha256(encode_json(model, order="sorted")).hexdigest(),
         precision=precision,
         path=path,
+        threads=cores.threads,
+        streams=cores.streams,
         rivals=rivals,
         cpu=cpu_name(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         system=f"{platform.system()} {platform.machine()}",
         versions={"flawscope": flawscope.__version__, **dict(_versions())},
         settings={name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)},
@@ -185,11 +194,6 @@ class KeptTimes:
         if self.path is not None:
             with storage_errors(self.path):
                 self.path.unlink(missing_ok=True)
-
-
-def _usable_cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 def _versions() -> Iterator[tuple[str, str]]:

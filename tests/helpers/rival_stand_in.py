@@ -53,7 +53,7 @@ def why_not() -> str | None:
     return problem
 
 
-def open_rival(bundle: Any, graph: str, precision: str, make_head: object = None) -> RivalSession:
+def open_rival(bundle: Any, graph: str, precision: str, make_head: object = None, cores: object = None) -> RivalSession:
     """Open a session, as the row says."""
     if refusal:
         raise BackendError(refusal)

@@ -15,6 +15,7 @@ from flawscope.bundle.manifest import Gate, Precision
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.backends import choose_backend, ort, table
 from flawscope.runtime.backends.choice import Choice, allowed_backends, choose_for_bundle, offered_by_auto
+from flawscope.runtime.backends.cores import Cores
 
 GATE = Gate("cpu", 9, 0.0, 0.0, 1.0, 0.0, 0, 0, None, None, None, None, 1.0, 1.0, 1.0)
 
@@ -222,3 +223,11 @@ def test_without_golden_images_nothing_is_measured(monkeypatch: pytest.MonkeyPat
     assert (drawing.name, drawing.rivals) == ("cpu", ())
     assert "; not openvino: only bundles with golden scores are measured" in drawing.reason
     assert offered_by_auto().rivals == ("cpu", "openvino")
+
+
+def test_threads_and_streams_leave_the_rivals_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rival_stand_in.put_in_place(monkeypatch)
+    assert choose_for_bundle("auto", tiny_manifest(), "fp32", Cores(threads=1)).rivals == ("cpu", "openvino")
+    choice = choose_for_bundle("auto", tiny_manifest(), "fp32", Cores(streams=1))
+    assert (choice.name, choice.rivals, choice.may_fall_back) == ("openvino", (), False)
+    assert choice.reason.startswith("auto: the only one with streams to choose; ")
