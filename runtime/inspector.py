@@ -33,7 +33,8 @@ from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.imaging.images import grey_as_rgb, prepare
 from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
-from flawscope.runtime.backends import Cores, OpenSession, check_cores, choose_backend, open_session
+from flawscope.runtime.backends import Cores, OpenSession, check_cores, open_session
+from flawscope.runtime.backends.choice import choose_for_bundle
 from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
@@ -116,8 +117,8 @@ class Inspector:
         )
         self.bundle = bundle
         self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
-        choice = choose_backend(backend)
         cores = Cores(threads, streams)
+        choice = choose_for_bundle(backend, bundle.manifest, precision, cores)
         check_cores(choice.name, cores)
         self.precision = precision
         self._is_closed = False
@@ -126,7 +127,6 @@ class Inspector:
             bundle,
             ScorerOptions(choice.name, path, precision, open_session, cores),
             choice,
-            may_fall_back=backend == "auto",
             limit_s=load_limit(timeout_s),
         )
 
@@ -153,7 +153,9 @@ class Inspector:
         Args:
             bundle: A bundle, which the inspector then owns and closes, or the path of one.
             backend: `auto`, `cpu`, `cuda`, `tensorrt` or `openvino` (also `openvino:gpu`, `openvino:npu`). A
-                backend that is named but not available is an error.
+                backend that is named but not available is an error. `auto` takes CUDA where it is there, else of those
+                that the bundle's thresholds and gates allow the one that is measured to be faster; `backend_reason`
+                says why. `FLAWSCOPE_AUTO` limits it.
             path: `graph` runs `score.onnx`; `kernel` runs `features.onnx` and the kernels of `cpp_ext`; `auto` takes
                 the faster of the two, see `PATHS`.
             precision: Precision of the graphs, one that the bundle has.

@@ -9,7 +9,7 @@ from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import BackendError, DeviceError
-from flawscope.runtime.backends import Choice
+from flawscope.runtime.backends.choice import REFERENCE, Choice
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import within
@@ -21,8 +21,7 @@ class ReadyScorer:
     Args:
         bundle: The opened bundle.
         options: Backend, path and precision.
-        choice: The backend that was chosen, and why.
-        may_fall_back: Whether the CPU may take the place of a backend that does not start.
+        choice: The backend that was chosen, or those that a measurement decides between.
         limit_s: Seconds until it must be ready, when it is opened and when it is opened again; 0 for no limit.
 
     Attributes:
@@ -36,33 +35,37 @@ class ReadyScorer:
         LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
     """
 
-    __slots__ = ("_bundle", "_device_failed", "_limit_s", "_sampling", "options", "reason", "scorer")
+    __slots__ = ("_bundle", "_choice", "_device_failed", "_limit_s", "_sampling", "options", "reason", "scorer")
 
-    def __init__(
-        self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, may_fall_back: bool, limit_s: float
-    ) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, limit_s: float) -> None:
+        self._bundle, self._choice = bundle, choice
         self.options, self.reason = options, choice.reason
         self._device_failed = False
         self._sampling: Sampling | None = None
         self._limit_s = limit_s
-        self.scorer = self._within_limit(lambda: self._open(may_fall_back))
+        self.scorer = self._within_limit(self._open)
 
     def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
         return within(self._limit_s, work, lambda scorer: scorer.close(), str(self._bundle.path))
 
-    def _open(self, may_fall_back: bool) -> Scorer:
+    def _open(self) -> Scorer:
         """Return a scorer that reproduces the golden scores; of the CPU if it may be and no other works."""
+        choice, measured = self._choice, None
+        if choice.rivals:
+            choice, measured = self._settled()
+        self.options, self.reason = replace(self.options, backend=choice.name), choice.reason
+        if measured is not None:
+            return measured
         try:
             scorer = open_scorer(self._bundle, self.options)
         except BackendError as err:
             # A backend that was asked for by name must not turn into another one: speed and rounding would differ.
-            if not may_fall_back or self.options.backend == "cpu":
+            if not choice.may_fall_back or choice.name == REFERENCE:
                 raise
             # ONNX Runtime can list CUDA and still fail to start it (cuDNN missing, for one). `path` is passed on as it
             # was asked for and not as it was resolved: `auto` is `graph` on CUDA, but `kernel` on the CPU.
             self.reason = f"auto: {err}"
-            self.options = replace(self.options, backend="cpu")
+            self.options = replace(self.options, backend=REFERENCE)
             scorer = open_scorer(self._bundle, self.options)
         # Not part of the fall-back: a device that computes wrong scores must be noticed, also under `auto`.
         try:
@@ -71,6 +74,12 @@ class ReadyScorer:
             scorer.close()
             raise
         return scorer
+
+    def _settled(self) -> tuple[Choice, Scorer | None]:
+        from flawscope.runtime.faster_backend import settle  # most bundles are loaded without a measurement
+
+        settled = settle(self._bundle, self.options, self._choice)
+        return settled.choice, settled.scorer
 
     def score(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores as `Inspector.infer`, which says what happens after the device failed.

@@ -111,7 +111,9 @@ def combine_bundles(
         bundles = [stack.enter_context(open_bundle(path)) for path in paths]
         _check_together(bundles)
         chosen = _choose(dataset, [read_image_hashes(bundle) for bundle in bundles], progress)
-        inspectors = [stack.enter_context(_loaded(bundle, backend)) for bundle in bundles]
+        inspectors = [stack.enter_context(_loaded(bundles[0], backend))]
+        # All on one backend, as they will be in the ensemble: `auto` might take another one for each.
+        inspectors += [stack.enter_context(_loaded(bundle, inspectors[0].backend)) for bundle in bundles[1:]]
         scales = measure_member_scales(inspectors, chosen.samples, progress)
         members = _members(bundles, shares, scales)
         measured_on = inspectors[0].backend

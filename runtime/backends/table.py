@@ -1,4 +1,4 @@
-"""The table of backends, and the choice among them. A backend that was asked for but is not available is an error."""
+"""The table of backends: what runs the graphs, where, and how near to the golden scores it comes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Backend:
         place: `(session, model, inputs) -> list[ProfiledNode]`: what computes which node; for `doctor`.
         provider: The execution provider that should compute all nodes.
         kernels: Whether the path `auto` takes the kernels of `cpp_ext` here.
-        auto: Reason that `auto` gives when it takes this backend, or None if it never does; the order is `_AUTO`.
+        auto: Reason that `auto` gives when it takes this backend unmeasured, or None if it never does.
         tolerances: Precision -> largest relative difference of golden scores. A precision that is missing is none that
             it computes in: it is refused there.
         alone: Why a session cannot serve several bundles at once, from several threads; None if it can.
@@ -43,6 +43,8 @@ class Backend:
         precision_problem: `(precision) -> str | None`: why it cannot compute in a precision here, as a sentence; None
             if no precision needs a look before a graph is loaded.
         cores: What of `Cores` can be set.
+        rival: The package that brings it, where `auto` may take it in place of the CPU's own, if it is measured to be
+            faster: found and never imported, as most bundles do not need it. None where `auto` does not.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Backend:
     any_head: bool = False
     precision_problem: str | None = None
     cores: tuple[str, ...] = ()
+    rival: str | None = None
 
 
 _OPENVINO_CORES = {"cpu": ("threads", "streams"), "gpu": ("streams",), "npu": ()}
@@ -78,6 +81,7 @@ def _openvino(name: str, device: str) -> Backend:
         if device == "cpu"
         else None,
         cores=_OPENVINO_CORES[device],
+        rival="openvino" if device == "cpu" else None,
     )
 
 
@@ -127,17 +131,6 @@ ALIASES = {"openvino:cpu": "openvino"}
 BACKENDS = ("auto", *ROWS, *ALIASES)
 """Names that `choose_backend` accepts."""
 
-_AUTO = ("cuda", "cpu")
-"""The order in which `auto` tries backends. The CPU comes with every ONNX Runtime."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen backend, and why."""
-
-    name: str
-    reason: str
-
 
 def backend_row(name: str) -> Backend:
     """Return the row of a backend, not of `auto`.
@@ -151,14 +144,20 @@ def backend_row(name: str) -> Backend:
     return ROWS[name]
 
 
-def is_there(name: str, precision: str = "fp32") -> bool:
-    """Return whether a backend can be used here, in a precision.
+def backend_problem(name: str, precision: str = "fp32") -> str | None:
+    """Return why a backend cannot be used here, or not in a precision, as a sentence; None if it can.
 
     Raises:
         ArgumentError: If the name is unknown.
         MissingExtra: If ONNX Runtime is not installed.
     """
-    return methods.load(backend_row(name).problem)() is None and precision_problem(name, precision) is None
+    problem: str | None = methods.load(backend_row(name).problem)()
+    return precision_problem(name, precision) if problem is None else problem
+
+
+def is_there(name: str, precision: str = "fp32") -> bool:
+    """Return whether a backend can be used here, in a precision; see `backend_problem`."""
+    return backend_problem(name, precision) is None
 
 
 def precision_problem(name: str, precision: str) -> str | None:
@@ -172,34 +171,6 @@ def precision_problem(name: str, precision: str) -> str | None:
         able = [other.name for other in ROWS.values() if precision in other.tolerances]
         return f"it does not compute in {precision}, which {' and '.join(able) or 'no backend'} can do."
     return None if row.precision_problem is None else methods.load(row.precision_problem)(precision)
-
-
-def choose_backend(name: str) -> Choice:
-    """Resolve a backend name; `auto` takes CUDA where ONNX Runtime has it, else the CPU, and says why.
-
-    Raises:
-        ArgumentError: If the name is unknown.
-        BackendError: If the backend was asked for by name and is not available.
-        MissingExtra: If ONNX Runtime is not installed.
-    """
-    if name == "auto":
-        return _choose_auto()
-    row = backend_row(name)
-    problem = methods.load(row.problem)()
-    if problem:
-        raise BackendError(f"backend {name}: is not there: {problem} There is no fall-back; use --backend cpu or auto.")
-    return Choice(row.name, "asked for")
-
-
-def _choose_auto() -> Choice:
-    first_problem = ""  # what the user would like to know: why the faster backend was not taken
-    for name in _AUTO:
-        row = ROWS[name]
-        problem = methods.load(row.problem)()
-        if problem is None:
-            return Choice(name, f"auto: {row.auto}{f': {first_problem}' if first_problem else ''}")
-        first_problem = first_problem or problem
-    raise BackendError(f"backend auto: none of {', '.join(_AUTO)} is there: {first_problem} See flawscope doctor.")
 
 
 def open_session(

@@ -13,16 +13,18 @@ import msgspec
 
 import flawscope
 from flawscope import cpp_ext, methods
-from flawscope.bundle import PRECISIONS
+from flawscope.bundle import PRECISIONS, Bundle, trusted_bundle
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError, FlawscopeError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends import BACKENDS, choose_backend
+from flawscope.runtime.backends.choice import allowed_backends, choose_for_bundle, offered_by_auto
 from flawscope.runtime.backends.openvino_devices import listed_devices
 from flawscope.runtime.backends.table import ROWS, backend_row
 from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import elsewhere
 from flawscope.runtime.engines import RUNTIMES, EngineCache, current_target, import_tensorrt
+from flawscope.runtime.faster_backend import forget_times
 from flawscope.runtime.inspector import Inspector
 from flawscope.terminal import echo, echo_json
 from flawscope.versions import cpu_name, package_versions
@@ -47,7 +49,7 @@ def diagnose() -> dict[str, Any]:
     backends = {}
     for name in ("auto", *ROWS):  # without other names of the same
         try:
-            choice = choose_backend(name)
+            choice = offered_by_auto() if name == "auto" else choose_backend(name)
             backends[name] = {"available": True, "takes": choice.name, "reason": choice.reason}
         except FlawscopeError as err:
             backends[name] = {"available": False, "takes": None, "reason": str(err)}
@@ -129,19 +131,24 @@ def _kernels() -> dict[str, Any]:
     }
 
 
-def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
+def examine(bundle: Path, backend: str, precision: str, *, measure: bool = False) -> dict[str, Any]:
     """Load a bundle, run it, and return what computes each of its nodes, as plain values.
 
     Args:
         bundle: The bundle.
         backend: Name of a backend, `auto` included.
         precision: Precision of the graphs.
+        measure: Whether `auto` measures again, whatever was kept.
 
     Raises:
+        ArgumentError: If it shall measure, and there is nothing to choose from.
         BundleError: If the bundle is broken or does not reproduce its golden scores.
         BackendError: If the backend is not available or cannot run the graph.
     """
-    with Inspector.load(bundle, backend, precision=precision) as inspector:
+    opened = trusted_bundle(bundle)
+    if measure:
+        _forget(opened, precision)
+    with Inspector.load(opened, backend, precision=precision) as inspector:
         # The one image that comes with every bundle.
         golden = inspector.manifest.golden_of(precision)[0]
         image = prepare(decode_image(inspector.bundle.read(golden.file), golden.file), inspector.manifest.input)
@@ -162,6 +169,7 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
             "bundle": inspector.manifest.name,
             "backend": inspector.backend,
             "reason": inspector.backend_reason,
+            "auto": msgspec.to_builtins(allowed_backends(inspector.manifest, precision)),
             "precision": precision,
             "path": inspector.path,
             "graph": ", ".join(part.model.file for part in parts),
@@ -174,11 +182,28 @@ def examine(bundle: Path, backend: str, precision: str) -> dict[str, Any]:
         }
 
 
+def _forget(bundle: Bundle, precision: str) -> None:
+    """Forget what `auto` has measured of a bundle; close it where there is nothing to measure."""
+    try:
+        choice = choose_for_bundle("auto", bundle.manifest, precision)
+        if not choice.rivals:
+            raise ArgumentError(
+                f"--measure: expected several backends that auto may take, got {choice.name} alone: "
+                f"{choice.reason.removeprefix('auto: ').rstrip('.')}. Leave it out."
+            )
+        forget_times(bundle, precision, choice.rivals)
+    except BaseException:
+        bundle.close()
+        raise
+
+
 def _show_bundle(report: dict[str, Any]) -> None:
     echo(
         f"path      {report['bundle']} in {report['precision']}: backend {report['backend']} ({report['reason']}), "
         f"{report['graph']}, head: {report['head']}"
     )
+    names = report["auto"]["names"]
+    echo(f"auto      may take {'any backend' if names is None else ' or '.join(names)}: {report['auto']['why']}")
     for provider, share in report["providers"].items():
         fraction = share["milliseconds"] / report["milliseconds"]
         time = f"{share['milliseconds']:.2f} ms, {fraction:.0%} of the time" if fraction else "times not known"
@@ -200,18 +225,21 @@ def _show_bundle(report: dict[str, Any]) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="BUNDLE: runs there.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="BUNDLE: graphs.")
+@click.option("--measure", is_flag=True, help="BUNDLE: --backend auto measures again which backend is faster.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @trusted_keys_option
-def doctor(bundle: Path | None, backend: str, precision: str, as_json: bool) -> int:
+def doctor(bundle: Path | None, backend: str, precision: str, measure: bool, as_json: bool) -> int:
     """Show devices, backends, versions and kernels; with BUNDLE also the provider of each of its nodes.
 
     Exit status 1 when nothing here can run a bundle, or the driver is too old for the installed libraries.
     """
+    if measure and backend != "auto":
+        raise click.UsageError("--measure is for --backend auto. Leave one out.")
     report = diagnose()
     if bundle is not None:
-        report["bundle"] = examine(bundle, backend, precision)
-    elif backend != "auto" or precision != "fp32":
-        raise click.UsageError("--backend and --precision are for a BUNDLE. Name one, or leave them out.")
+        report["bundle"] = examine(bundle, backend, precision, measure=measure)
+    elif backend != "auto" or precision != "fp32" or measure:
+        raise click.UsageError("--backend, --precision and --measure are for a BUNDLE. Name one, or leave them out.")
     # `auto` and not `cuda`: a machine without a GPU is healthy as long as the CPU can run bundles.
     status = 0 if report["backends"]["auto"]["available"] and not report["driver"]["problems"] else 1
     if as_json:

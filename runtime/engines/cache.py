@@ -2,7 +2,8 @@
 
 An engine is never shipped and never trusted by its name. Beside it lies an entry: what it was built from and for, and
 the SHA-256 of its file. An engine that does not match in every point is built again, or refused with the reason. What
-somebody else could have put there (`private_files`) is neither used nor replaced: that is for its owner to look at.
+somebody else could have put there (`flawscope.private_files`) is neither used nor replaced: that is for its owner to
+look at.
 
 An engine is read once; the bytes that were hashed are the bytes that run.
 """
@@ -23,9 +24,10 @@ import msgspec
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.files import atomic_folder, locked, storage_errors, temporary_folder
 from flawscope.open_files import walk_folder
+from flawscope.private_files import PrivateRoot, private_folder
 from flawscope.runtime.engines.build import BuildOptions, Built
-from flawscope.runtime.engines.private_files import private_folder
 from flawscope.runtime.engines.stored_engine import (
+    ENGINES,
     ENTRY,
     LAYERS,
     PLAN,
@@ -58,6 +60,7 @@ class EngineCache:
     def __init__(self, root: Path | None = None) -> None:
         # Absolute: a service that changes its working folder must find its engines again.
         self.root = (root if root is not None else _default_root()).absolute()
+        self._root = PrivateRoot(self.root, ENGINES)
 
     def folder(self, key: Key) -> Path:
         """Return the folder of a key's engine, whether it exists or not."""
@@ -69,7 +72,7 @@ class EngineCache:
         Raises:
             BackendError: If somebody else could have changed it, or the folder of the engines.
         """
-        with self._opened() as root:
+        with self._root.opened() as root:
             return None if root is None else read_stored(self.folder(key), root, keep=True, is_strict=True)
 
     def all(self) -> Iterator[Stored]:
@@ -78,7 +81,7 @@ class EngineCache:
         Raises:
             BackendError: If others may write to the folder of the engines.
         """
-        with self._opened() as root:
+        with self._root.opened() as root:
             if root is None:
                 return
             for name in sorted(found.name for found in os.scandir(root)):
@@ -111,7 +114,7 @@ class EngineCache:
             layers_missing=built.layers_missing,
         )
         layers = None if built.layers is None else built.layers.encode()
-        with self._made() as root, locked(folder):
+        with self._root.made() as root, locked(folder):
             # An engine that somebody else could have laid there is kept as it is: it shows what happened.
             earlier = read_stored(folder, root, is_strict=True)
             if earlier is not None and earlier.entry is None:
@@ -135,7 +138,7 @@ class EngineCache:
             BackendError: If others may write to the folder of the engines.
             StorageError: If the system refuses.
         """
-        with self._opened() as root:
+        with self._root.opened() as root:
             if root is None:
                 return None
             with locked(stored.folder):
@@ -150,7 +153,7 @@ class EngineCache:
             StorageError: If the lock cannot be made.
         """
         # Another name than that of the engine: `put` takes that one, within this one.
-        with self._made(), locked(self.root / f"{self.folder(key).name}.build"):
+        with self._root.made(), locked(self.root / f"{self.folder(key).name}.build"):
             yield
 
     def timing_cache(self, key: Key) -> bytes:
@@ -164,37 +167,11 @@ class EngineCache:
             if (entry.key.target, entry.key.runtime, entry.key.version) != (key.target, key.runtime, key.version):
                 continue
             # What another process removes meanwhile is no timing cache any more.
-            with contextlib.suppress(FileNotFoundError), self._opened() as root:
+            with contextlib.suppress(FileNotFoundError), self._root.opened() as root:
                 if root is not None:
-                    with private_folder(stored.folder, root) as inside:
+                    with private_folder(stored.folder, ENGINES, root) as inside:
                         newest = (entry.created, small_file(stored.folder / TIMING, inside))
         return newest[1]
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int | None]:
-        """Yield the descriptor of the folder of the engines, judged, or None if there is none."""
-        with contextlib.ExitStack() as stack:
-            try:
-                root = stack.enter_context(private_folder(self.root))
-            except FileNotFoundError:
-                root = None
-            except OSError as err:
-                raise BackendError(
-                    f"engine: {self.root}: cannot be read: {err.strerror or err}. Name a folder with FLAWSCOPE_ENGINES."
-                ) from err
-            yield root
-
-    @contextlib.contextmanager
-    def _made(self) -> Iterator[int]:
-        """Yield the descriptor of the folder of the engines, judged; it is made if it is missing."""
-        with storage_errors(self.root):
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                self.root.mkdir(mode=0o700)
-        with self._opened() as root:
-            if root is None:
-                raise BackendError(f"engine: {self.root}: was removed meanwhile. Do it again.")
-            yield root
 
     def _set_aside(self, folder: Path) -> int | None:
         """Remove an engine's folder, or the link in its place: whole first, so that no reader meets half of it."""

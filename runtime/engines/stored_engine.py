@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 
 from flawscope.errors import BackendError
+from flawscope.private_files import Kept, UntrustedFile, private_file, private_folder
 from flawscope.runtime.engines.build import BuildOptions
-from flawscope.runtime.engines.private_files import UntrustedFile, private_file, private_folder
 from flawscope.runtime.engines.target import Target
 from flawscope.text import NOT_JSON, encode_json
 
+ENGINES = Kept("engine", "FLAWSCOPE_ENGINES")
+"""What the cache keeps, for messages."""
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
 SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
 _BLOCK = 1 << 20
@@ -129,7 +131,7 @@ def read_stored(folder: Path, root: int, *, keep: bool = False, is_strict: bool 
     """
     while True:
         try:
-            with private_folder(folder, root) as inside:
+            with private_folder(folder, ENGINES, root) as inside:
                 stored = _read_files(folder, inside, keep=keep)
                 # One that is replaced or removed meanwhile loses its files one by one: that is no damage.
                 if stored.problem is None or _is_at(folder, inside, root):
@@ -177,7 +179,7 @@ def _read_plan(plan: Path, inside: int, entry: Entry, *, keep: bool) -> tuple[st
     """Return why an engine's file must not be used, or None, and the engine if it is to be kept."""
     if entry.schema != SCHEMA:
         return f"its entry is of schema {entry.schema}, expected {SCHEMA}", None
-    with private_file(plan, inside) as file:
+    with private_file(plan, ENGINES, inside) as file:
         size = os.fstat(file.fileno()).st_size  # first, because hashing hundreds of megabytes takes seconds
         if size != entry.size:
             return f"its file has {size} bytes, expected {entry.size}", None
@@ -202,7 +204,7 @@ def small_file(path: Path, inside: int) -> bytes:
         OSError: If it cannot be read, or is too large.
     """
     most = _MOST_BYTES[path.name]
-    with private_file(path, inside) as file:
+    with private_file(path, ENGINES, inside) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"has more than {most >> 20} MiB")

@@ -408,7 +408,8 @@ def test_auto_that_falls_back_to_the_cpu_resolves_the_path_again(
         raise BackendError("backend cuda: could not load score.onnx: no device")
 
     monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
-    monkeypatch.setattr(inspector_module, "choose_backend", lambda name: Choice("cuda", "auto: offered"))
+    offered = Choice("cuda", "auto: offered", may_fall_back=True)
+    monkeypatch.setattr(inspector_module, "choose_for_bundle", lambda *asked: offered)
     monkeypatch.setattr(ort, "open_on_cuda", broken)
     with Inspector.load(padim_bundle) as inspector:
         assert (inspector.backend, inspector.path) == ("cpu", "kernel")

@@ -72,7 +72,7 @@ def test_doctor_of_a_bundle_names_path_nodes_and_head(
     [
         (("nowhere.flaw",), "error: nowhere.flaw: expected a bundle"),
         (("{bundle}", "--precision", "int8"), "error: precision: expected one the bundle has (fp32), got 'int8'."),
-        (("--precision", "int8"), "error: --backend and --precision are for a BUNDLE."),
+        (("--precision", "int8"), "error: --backend, --precision and --measure are for a BUNDLE."),
     ],
 )
 def test_a_wrong_request_is_one_line(

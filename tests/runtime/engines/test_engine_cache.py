@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from flawscope import cli, scratch
+from flawscope import cli, private_files, scratch
 from flawscope.errors import BackendError, StorageError
 from flawscope.runtime.doctor.doctor_command import diagnose
-from flawscope.runtime.engines import BuildOptions, Built, EngineCache, Key, Stored, Target, ensure, private_files
+from flawscope.runtime.engines import BuildOptions, Built, EngineCache, Key, Stored, Target, ensure
 from flawscope.runtime.engines.stored_engine import ENTRY, LAYERS, PLAN, TIMING
 
 PLACES = (".", "engine", PLAN, ENTRY, LAYERS, TIMING)
