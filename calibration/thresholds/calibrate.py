@@ -23,7 +23,6 @@ from flawscope.calibration.evaluation.bundle_scores import fault_of, load_inspec
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.expectation import expectation
-from flawscope.calibration.thresholds.gated_backend import backend_for, gate_notes
 from flawscope.calibration.thresholds.normal_quantile import f1_threshold
 from flawscope.calibration.thresholds.product_thresholds import check_product_request, product_notes, with_products
 from flawscope.calibration.thresholds.threshold_images import ChosenImages, Objective, check_images, choose_images
@@ -31,6 +30,7 @@ from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_h
 from flawscope.calibration.thresholds.threshold_notes import (
     claim_notes,
     cross_note,
+    gate_notes,
     highest_first,
     outlying_notes,
     zone_notes,
@@ -244,7 +244,6 @@ def propose_thresholds(
                 "Leave it out, or name images that the detector has not learned from with --data."
             )
         return _propose_from_cross(path, cross, None, dataset, claim)
-    backend = backend_for(path, precision, backend)
     # Without an overlay: thresholds do not matter here, and one that is broken must not keep new ones from being set.
     with load_inspector(path, backend, precision=precision, use_overlay=False) as inspector:
         manifest = inspector.manifest

@@ -81,3 +81,21 @@ def cross_note(cross: CrossScores, manifest: Manifest) -> str:
         f"The rate is estimated and no bound: scores are of {cross.folds} fits, each of images that it has not seen, "
         f"while the detector has learned from all {len(cross.images)}. They were computed by torch in FP32{agree}."
     )
+
+
+def gate_notes(manifest: Manifest, precision: str, backend: str) -> tuple[str, ...]:
+    """Return a sentence if a precision has passed its gate on other backends than the one it was scored on.
+
+    Raises:
+        ArgumentError: If the bundle lacks the precision.
+    """
+    if precision == "fp32":
+        return ()
+    manifest.graphs_of(precision)  # raises where the bundle lacks it
+    passed = tuple(gate.backend for gate in manifest.precisions[precision].all_gates)
+    if not passed or backend in passed:
+        return ()
+    return (
+        f"{precision.upper()} has passed its gate on {' and '.join(passed)}, not on {backend}: how far its scores "
+        "there are from those of FP32 was not measured.",
+    )

@@ -127,7 +127,9 @@ def allowed_backends(manifest: Manifest, precision: str) -> Allowed:
         return Allowed(gated, passed)
     if precision == "fp32":
         return Allowed(None, "no thresholds are set")
-    return Allowed((REFERENCE,), "its gate has not run")
+    # Gates go when a bank is changed. Then one that computes in the precision has to do.
+    able = (REFERENCE,) if precision in ROWS[REFERENCE].tolerances else _on_cpus(precision)
+    return Allowed(able, f"the gate of {precision.upper()} has not run")
 
 
 def _set_on(thresholds: Thresholds) -> tuple[str, str]:
@@ -193,9 +195,10 @@ def _why_none(allowed: Allowed, may: tuple[str, ...]) -> str:
     return "auto takes no such backend here."
 
 
-def _on_cpus() -> tuple[str, ...]:
-    """Return the backends that `auto` may take on a CPU, the reference first."""
-    return REFERENCE, *(row.name for row in ROWS.values() if row.rival is not None)
+def _on_cpus(precision: str = "fp32") -> tuple[str, ...]:
+    """Return the backends that `auto` may take on a CPU and that compute in a precision, the reference first."""
+    names = (REFERENCE, *(row.name for row in ROWS.values() if row.rival is not None))
+    return tuple(name for name in names if precision in ROWS[name].tolerances)
 
 
 def _is_installed(name: str) -> bool:

@@ -54,10 +54,17 @@ def test_it_has_the_graphs_of_fp32_and_scores_of_its_own(with_bf16: Path) -> Non
 @needs_bf16
 @pytest.mark.long
 def test_each_precision_is_calibrated_where_it_has_passed_its_gate(
-    with_bf16: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    with_bf16: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = Path(shutil.copytree(with_bf16, tmp_path / "patchcore.flaw"))
-    assert cli.run(["calibrate", str(bundle), "--data", str(tiny_root), "--category", "steel"]) == 0
+    calibrate = ["calibrate", str(bundle), "--data", str(tiny_root), "--category", "steel"]
+    assert cli.run([*calibrate, "--precision", "fp32", "--backend", "cpu"]) == 0
+    monkeypatch.setenv("FLAWSCOPE_AUTO", "cpu,openvino")
+    assert cli.run([*calibrate, "--precision", "bf16"]) == 0
     printed = capsys.readouterr().out
     assert "precision bf16:" in printed
     assert "backend openvino)" in printed
