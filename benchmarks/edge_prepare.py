@@ -112,6 +112,25 @@ def image_sets(options: argparse.Namespace, count: int | None) -> tuple[Path, Pa
     return learn, held
 
 
+def labelled_set(options: argparse.Namespace) -> Path:
+    """Return a category folder with labelled test images for the gate, spread over all; without masks.
+
+    Scores of normal images alone lie so close together that rounding changes their order, and the gate would refuse
+    what no decision depends on.
+    """
+    target: Path = options.work / f"labelled-{options.gate_images}"
+    if not target.is_dir():
+        dataset = open_dataset(options.data)
+        step = max(1, len(dataset.test) // options.gate_images)
+        with atomic_folder(target) as folder:
+            for part, samples in (("train", dataset.train_good[:1]), ("test", dataset.test[::step])):
+                for sample in samples:
+                    place = folder / part / sample.path.parent.name
+                    place.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(sample.path, place / sample.path.name)
+    return target
+
+
 def random_weights(options: argparse.Namespace, backbone: str) -> Path:
     """Return a file with random weights of a backbone, the same for all contestants."""
     path: Path = options.work / f"{backbone}-seed{options.seed}.safetensors"
@@ -161,6 +180,7 @@ def export_command(case: Case, options: argparse.Namespace, precisions: list[str
     command += ["--precision", "fp32"] + [part for name in precisions for part in ("--precision", name)]
     if precisions:
         command += ["--calibration-data", str(case.held), "--min-gate-images", "2"]
+        command += ["--labelled-data", str(labelled_set(options))]
     if "int8" in precisions:
         command += ["--int8-budget", str(options.int8_budget)]
     return command

@@ -283,6 +283,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--channels", type=int, default=100, help="padim")
     parser.add_argument("--images", type=int, default=60, help="normal images to learn from, with random weights")
     parser.add_argument("--held", type=int, default=60, help="normal images kept back, for thresholds and the gate")
+    parser.add_argument("--gate-images", type=int, default=120, help="labelled test images of the gate")
     parser.add_argument("--coreset", type=float, default=0.01, help="share of the patches, with random weights")
     parser.add_argument("--full-coreset", type=float, default=0.0015, help="the same with given ones and all images")
     parser.add_argument("--int8-budget", type=float, default=2, help="minutes of the search for operators in INT8")
