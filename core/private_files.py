@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -123,7 +123,7 @@ def private_file(path: Path, kept: Kept, inside: int) -> Iterator[IO[bytes]]:
         inside: Descriptor of the folder around it, which was judged itself.
 
     Raises:
-        UntrustedFile: If it is a link, a pipe or a device, of another user, or others may write to it.
+        UntrustedFile: If it is a link, a folder, a pipe or a device, of another user, or others may write to it.
         OSError: If it cannot be opened.
     """
     with (
@@ -144,16 +144,17 @@ def _opened(path: Path, kept: Kept, flags: int, inside: int | None, kind: str) -
             ) from err
         raise
     try:
-        _judge(path, kept, os.fstat(handle), kind)
+        _judge(path, kept, os.fstat(handle), kind, stat.S_ISDIR if flags & os.O_DIRECTORY else stat.S_ISREG)
         yield handle
     finally:
         os.close(handle)
 
 
-def _judge(path: Path, kept: Kept, found: os.stat_result, kind: str) -> None:
-    """Raise UntrustedFile for what this user alone did not make and alone may change."""
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise UntrustedFile(f"{kept.name}: {path}: expected {kind}, got a pipe or device. {kept.mend}")
+def _judge(path: Path, kept: Kept, found: os.stat_result, kind: str, is_kind: Callable[[int], bool]) -> None:
+    """Raise UntrustedFile for what is of another kind, or what this user alone did not make and alone may change."""
+    if not is_kind(found.st_mode):
+        got = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+        raise UntrustedFile(f"{kept.name}: {path}: expected {kind}, got {got}. {kept.mend}")
     user = os.geteuid()
     if found.st_uid != user:
         raise UntrustedFile(

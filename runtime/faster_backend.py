@@ -18,7 +18,7 @@ from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends.choice import Choice
 from flawscope.runtime.backends.kept_times import KeptTimes, Times, times_key
-from flawscope.runtime.backends.table import backend_problem
+from flawscope.runtime.backends.table import backend_problem, is_there
 from flawscope.runtime.scorers.golden import check_golden
 from flawscope.runtime.scorers.scorer import PATHS, Scorer, ScorerOptions, open_scorer
 
@@ -78,10 +78,13 @@ def settle(bundle: Bundle, options: ScorerOptions, choice: Choice) -> Settled:
             measured = _measure(bundle, rivals, left_out)
             milliseconds = {name: statistics.median(values) for name, values in measured.items()}
             times = Times(kept.key, bundle.manifest.name, _now(), milliseconds, left_out)
-            if is_steady(measured):
+            absent = [name for name in left_out if not is_there(name)]
+            if absent:  # installed or mended, it has the same version
+                kept.problem = kept.problem or f"{' and '.join(absent)} may be there by the next load"
+            elif is_steady(measured):
                 kept.write(times)
             else:
-                kept.problem = "the machine was busy"
+                kept.problem = kept.problem or "the machine was busy"
             decided = _decided(choice, times, kept)
             taken = rivals[decided.name]
         finally:  # KeyboardInterrupt too: memory must not stay behind

@@ -112,11 +112,11 @@ def score(
             if folder is not None:
                 with storage_errors(folder):
                     folder.mkdir(parents=True, exist_ok=True)
-        if not as_json:
-            # To stderr: stdout carries one line per image and nothing else.
+        # To stderr: stdout carries one line per image and nothing else.
+        if not as_json or backend == "auto":  # what runs is said, unless it was named
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
-            if inspector.in_force.revision:
-                echo(f"thresholds: {inspector.in_force.source}", err=True)
+        if not as_json and inspector.in_force.revision:
+            echo(f"thresholds: {inspector.in_force.source}", err=True)
         scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch, ahead=_AHEAD)
         for source in sources:
             result = next(scored) if isinstance(source, Path) else source

@@ -102,7 +102,8 @@ def choose_for_bundle(name: str, manifest: Manifest, precision: str, cores: Core
     choice = _choose_auto(allowed_backends(manifest, precision), precision)
     able = tuple(rival for rival in choice.rivals if cores.given().keys() <= set(ROWS[rival].cores))
     if len(able) == 1 and able != choice.rivals:
-        reason = f"auto: the only one with {' and '.join(cores.given())} to choose; {choice.reason[6:]}"
+        # Without the reason of the choice: it says that a measurement decides.
+        reason = f"auto: of {' and '.join(choice.rivals)} the only one with {' and '.join(cores.given())} to choose"
         return Choice(able[0], reason, (), choice.may_fall_back and able[0] == REFERENCE)
     # A bundle that is being made: nothing to measure with, and nothing that would refuse wrong scores.
     if choice.rivals and not manifest.golden_of(precision):
@@ -164,26 +165,33 @@ def _choose_auto(allowed: Allowed, precision: str) -> Choice:
         others = [name for name in here if name != REFERENCE]
         kept = f"; not {' or '.join(others)}: {allowed.why}" if others else ""
         return Choice(REFERENCE, f"auto: {no_cuda}{kept}")
-    problem = backend_problem(fitting[0], precision) if fitting else _why_none(allowed, may)
+    problem = backend_problem(fitting[0], precision) if fitting else _why_none(allowed, may, no_cuda)
     if problem is None:
         return Choice(fitting[0], f"auto: {allowed.why}", may_fall_back=may_fall_back)
-    return _without_allowed(allowed, problem, may_fall_back=may_fall_back)
+    return _without_allowed(allowed, problem, precision, may_fall_back=may_fall_back)
 
 
-def _without_allowed(allowed: Allowed, problem: str, *, may_fall_back: bool) -> Choice:
+def _without_allowed(allowed: Allowed, problem: str, precision: str, *, may_fall_back: bool) -> Choice:
     """Return what is taken where no backend that is allowed is there, or raise BackendError."""
     # In FP32 backends on CPUs differ by rounding, as two processors do, and golden images hold them to it. What a
     # reduced precision does on a backend where it never passed a gate is not known.
     if may_fall_back:
         return Choice(REFERENCE, f"auto: {allowed.why}; {REFERENCE} takes its place: {problem}")
+    advice = "Use --precision fp32."  # the reference would refuse it too
+    if precision in ROWS[REFERENCE].tolerances:
+        advice = (
+            f"To run it elsewhere all the same, name a backend (--backend {REFERENCE}), and set thresholds there first "
+            "(flawscope calibrate)."
+        )
     raise BackendError(
-        f"backend auto: expected a backend that may be taken, got none: {allowed.why}; {problem} To run it elsewhere "
-        f"all the same, name a backend (--backend {REFERENCE}), and set thresholds there first (flawscope calibrate)."
+        f"backend auto: expected a backend that may be taken, got none: {allowed.why}; {problem} {advice}"
     )
 
 
-def _why_none(allowed: Allowed, may: tuple[str, ...]) -> str:
+def _why_none(allowed: Allowed, may: tuple[str, ...], no_cuda: str) -> str:
     """Return why no backend that is allowed is there, a sentence."""
+    if may == (_FIRST,):
+        return f"{AUTO_VARIABLE} leaves all but {_FIRST} out, and there is {no_cuda}."
     known = [name for name in _on_cpus() if allowed.has(name)]
     out = [name for name in known if name not in may]
     if out:

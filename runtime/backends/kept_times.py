@@ -150,8 +150,11 @@ class KeptTimes:
             times = msgspec.json.decode(data, type=Times)
         except (FileNotFoundError, *NOT_JSON):
             return None
-        except (BackendError, OSError) as err:
+        except BackendError as err:
             self.problem = _clause(err)
+            return None
+        except OSError as err:
+            self.problem = f"{self.path}: cannot be read: {err.strerror or err}"
             return None
         # Its name is not proof enough: it may have been copied by hand.
         whole = times.milliseconds.keys() | times.left_out.keys() == set(self.key.rivals)

@@ -26,12 +26,15 @@ def import_openvino() -> Any:
 
     Raises:
         MissingExtra: If it is not installed.
+        BackendError: If it is and cannot be loaded.
     """
     try:
         with _without(_CONVERTER):
             module = importlib.import_module("openvino")
-    except ImportError as err:
-        raise MissingExtra("the backend openvino", "openvino", "openvino") from err
+    except Exception as err:
+        if isinstance(err, ModuleNotFoundError) and err.name == "openvino":
+            raise MissingExtra("the backend openvino", "openvino", "openvino") from err
+        raise _broken(err) from err  # a library of it is missing, or what it runs when it is imported fails
     if not hasattr(module, "convert_model") and not hasattr(module, "__getattr__"):
         module.__getattr__ = _convert_model  # type: ignore[method-assign]
     return module
@@ -70,8 +73,20 @@ def openvino_core() -> Any:
 
     Raises:
         MissingExtra: If OpenVINO is not installed.
+        BackendError: If it is and cannot be loaded.
     """
-    return import_openvino().Core()
+    module = import_openvino()
+    try:
+        return module.Core()
+    except Exception as err:  # AttributeError too: an empty folder of that name can be imported
+        raise _broken(err) from err
+
+
+def _broken(err: Exception) -> BackendError:
+    return BackendError(
+        f"OpenVINO is there and cannot be loaded: {reason_of(err).rstrip('.')}. Install it again: pip install "
+        "--force-reinstall openvino"
+    )
 
 
 def cpu_problem() -> str | None:
@@ -92,8 +107,8 @@ def npu_problem() -> str | None:
 def _problem(device: str) -> str | None:
     try:
         devices = openvino_core().available_devices
-    except MissingExtra as err:
-        return str(err)
+    except (BackendError, MissingExtra) as err:
+        return f"{err}."  # a sentence: others follow it
     # Several GPUs are GPU.0, GPU.1; the name without a number is the first of them.
     if any(name.partition(".")[0] == device for name in devices):
         return None

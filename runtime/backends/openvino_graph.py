@@ -18,6 +18,7 @@ from flawscope.runtime.backends.openvino_devices import (
     openvino_core,
     reason_of,
 )
+from flawscope.runtime.backends.table import backend_row
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """Precision -> that of the arithmetic, as OpenVINO calls it. It is always set: by itself OpenVINO computes a graph of
@@ -80,7 +81,9 @@ def compile_graph(model: OnnxModel, place: Place, purpose: str, *, profiled: boo
         config["NUM_STREAMS"] = place.cores.streams if purpose == MANY else 1
     core = openvino_core()  # not below: that it is missing is another error
     if place.device == "CPU" and (problem := cpu_precision_problem(place.precision)):
-        raise BackendError(f"backend {backend}: {problem} Use --precision fp32, or --backend cpu.")
+        # ONNX Runtime would refuse some precisions as well.
+        other = ", or --backend cpu" if place.precision in backend_row("cpu").tolerances else ""
+        raise BackendError(f"backend {backend}: {problem} Use --precision fp32{other}.")
     try:
         compiled = core.compile_model(_read(core, model), place.device, config)
     except Exception as err:  # OpenVINO's are RuntimeErrors

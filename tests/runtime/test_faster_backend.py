@@ -227,7 +227,7 @@ def test_what_is_broken_or_of_something_else_is_measured_anew(
     assert json.loads(file.read_bytes())["milliseconds"] == {"cpu": 7.0, "openvino": 8.0}
 
 
-@pytest.mark.parametrize("what", ["folder", "file", "link", "pipe"])
+@pytest.mark.parametrize("what", ["folder", "file", "link", "pipe", "folder in its place"])
 def test_what_somebody_else_could_have_written_is_neither_used_nor_replaced(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, what: str
 ) -> None:
@@ -242,6 +242,9 @@ def test_what_somebody_else_could_have_written_is_neither_used_nor_replaced(
     elif what == "pipe":
         file.unlink()
         os.mkfifo(file)
+    elif what == "folder in its place":
+        file.unlink()
+        file.mkdir()
     else:
         (cache if what == "folder" else file).chmod(0o777)
     asked: list[list[str]] = []
@@ -252,7 +255,7 @@ def test_what_somebody_else_could_have_written_is_neither_used_nor_replaced(
         assert f", not kept: {cache}" in reason
         assert "expected a" in reason
     assert len(asked) == 2
-    if what != "pipe":
+    if file.is_file():
         assert file.read_bytes() == kept
     assert [path.name for path in cache.iterdir()] == [file.name]
 
@@ -307,7 +310,6 @@ def test_what_is_kept_is_believed_whatever_the_umask(bundle: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"problem": "it lists no CPU."}, "openvino is left out: it lists no CPU;"),
         (
             {"refusal": "backend openvino: no such operator."},
             "openvino is left out: backend openvino: no such operator;",
@@ -327,6 +329,18 @@ def test_one_that_cannot_run_the_bundle_is_left_out_and_not_tried_again(
     assert taken(bundle) == (backend, reason)
     assert len(rival_stand_in.opened) == opened
     assert all(session.is_closed for session in rival_stand_in.opened)
+
+
+def test_one_that_is_not_there_is_looked_for_again(bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    rival_stand_in.put_in_place(monkeypatch, problem="it lists no CPU.")
+    backend, reason = taken(bundle)
+    assert backend == "cpu"
+    assert "openvino is left out: it lists no CPU; measured " in reason
+    assert reason.endswith(", not kept: openvino may be there by the next load")
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(rival_stand_in, "problem", None)  # repaired, with the same version
+    measured_as(monkeypatch)
+    assert taken(bundle)[0] == "openvino"
 
 
 def test_the_first_must_give_the_golden_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -466,6 +480,11 @@ def test_commands_say_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     measured_as(monkeypatch)
     assert cli.run(["score", str(bundle), str(bundle / "golden" / "0.png")]) == 1  # no thresholds yet
     assert "backend openvino (auto: openvino takes 0.50 of the time of cpu (10 and 20 ms, " in capsys.readouterr().err
+    # Also where stdout is for a program: what runs may be another backend tomorrow.
+    assert cli.run(["score", str(bundle), str(bundle / "golden" / "0.png"), "--json"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("backend openvino (auto: ")
+    assert json.loads(shown.out)["score"] == 200.0
 
 
 @pytest.fixture

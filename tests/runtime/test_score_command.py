@@ -248,9 +248,9 @@ def test_names_that_look_like_numbered_ones_do_not_overwrite_each_other(
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(good, tmp_path / name)
-    assert score(padim_bundle, *(tmp_path / name for name in names), "--maps", tmp_path / "maps", "--json") == 0
+    assert score(padim_bundle, *(tmp_path / name for name in names), "--maps", tmp_path / "maps") == 0
     assert len(list((tmp_path / "maps").iterdir())) == 4
-    assert capsys.readouterr().err == ""
+    assert "error" not in capsys.readouterr().err
 
 
 def test_a_map_that_cannot_be_written_leaves_no_part_without_a_decision(

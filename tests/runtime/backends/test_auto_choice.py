@@ -168,6 +168,9 @@ def test_a_reduced_precision_never_runs_where_it_has_not_passed_its_gate(
     with pytest.raises(BackendError, match=r"none: .*INT8 has passed its gate on openvino; it lists no CPU\. To run"):
         choose_for_bundle("auto", manifest, "int8")
     assert choose_for_bundle("cpu", manifest, "int8") == Choice("cpu", "asked for")
+    # BF16 is refused by the CPU's own backend too: nobody is sent there.
+    with pytest.raises(BackendError, match=r"it lists no CPU\. Use --precision fp32\.$"):
+        choose_for_bundle("auto", manifest_of("bf16", thresholds, ("openvino",)), "bf16")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,10 @@ def test_limits_that_leave_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FLAWSCOPE_AUTO", "openvino")
     with pytest.raises(BackendError, match=r"thresholds were set on cpu; FLAWSCOPE_AUTO leaves cpu out\."):
         choose_for_bundle("auto", tiny_manifest(thresholds=set_on("cpu")), "fp32")
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setenv("FLAWSCOPE_AUTO", "cuda")
+    with pytest.raises(BackendError, match=r"leaves all but cuda out, and there is no CUDA: this ONNX Runtime offers"):
+        choose_for_bundle("auto", tiny_manifest(), "fp32")
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cpu,fast")
     with pytest.raises(ArgumentError, match=r"FLAWSCOPE_AUTO: expected some of cuda, cpu, openvino .*, got 'cpu,fast'"):
         choose_for_bundle("auto", tiny_manifest(), "fp32")
@@ -231,4 +238,5 @@ def test_threads_and_streams_leave_the_rivals_that_have_them(monkeypatch: pytest
     assert choose_for_bundle("auto", tiny_manifest(), "fp32", Cores(threads=1)).rivals == ("cpu", "openvino")
     choice = choose_for_bundle("auto", tiny_manifest(), "fp32", Cores(streams=1))
     assert (choice.name, choice.rivals, choice.may_fall_back) == ("openvino", (), False)
-    assert choice.reason.startswith("auto: the only one with streams to choose; ")
+    # And nothing of a measurement, which there is none of.
+    assert choice.reason == "auto: of cpu and openvino the only one with streams to choose"
