@@ -108,7 +108,8 @@ def find_settings(
 
     Returns:
         A row for each setting and batch: median and p99 in milliseconds from encoded images in memory to decisions,
-        images per second. `best` names the row for the latency of one image (None unless it was measured), and that
+        images per second. `asked_path` is `path` as it was given. `best` names the row for the latency of one image
+        (None unless it was measured), and that
         for images per second.
 
     Raises:
@@ -144,6 +145,7 @@ def find_settings(
     figures = [row.figures() for of_setting in rows for row in of_setting]
     return {
         **about,
+        "asked_path": path,
         "settings": figures,
         "best": best_settings(figures),
         "usable_cores": usable_cores(),
@@ -188,6 +190,7 @@ def best_settings(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
 def options_text(figures: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return a row as options of `flawscope score`."""
     words = [f"--backend {figures['backend']}"]
+    words += [f"--{name} {value}" for name, value in _not_usual(figures).items()]
     words += [f"--{name} {row[name]}" for name in ("threads", "streams") if row[name] is not None]
     return " ".join(words + ([f"--batch {row['batch']}"] if row["batch"] > 1 else []))
 
@@ -195,6 +198,13 @@ def options_text(figures: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def arguments_text(figures: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """Return a row as a call of `Inspector.load`."""
     words = [f'"{figures["backend"]}"']
+    words += [f'{name}="{value}"' for name, value in _not_usual(figures).items()]
     words += [f"{name}={row[name]}" for name in ("threads", "streams") if row[name] is not None]
     stream = f".stream(images, {row['batch']})" if row["batch"] > 1 else ""
     return f"Inspector.load(bundle, {', '.join(words)}){stream}"
+
+
+def _not_usual(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return path and precision, as options are called, where they are not those that are taken without an option."""
+    named = {"path": (figures["asked_path"], "auto"), "precision": (figures["precision"], "fp32")}
+    return {name: value for name, (value, usual) in named.items() if value != usual}

@@ -57,12 +57,16 @@ def test_noise_recommends_no_option() -> None:
 
 
 def test_a_row_is_said_as_options_and_as_a_call() -> None:
-    figures = {"backend": "openvino"}
+    figures = {"backend": "openvino", "asked_path": "auto", "precision": "fp32"}
     assert options_text(figures, row(8, 1.0, 4, 2)) == "--backend openvino --threads 4 --streams 2 --batch 8"
     assert arguments_text(figures, row(8, 1.0, None, 2)) == (
         'Inspector.load(bundle, "openvino", streams=2).stream(images, 8)'
     )
     assert arguments_text(figures, row(1, 1.0, 4)) == 'Inspector.load(bundle, "openvino", threads=4)'
+    # What was measured in another precision or on another path holds there alone.
+    other = {"backend": "openvino", "asked_path": "graph", "precision": "int8"}
+    assert options_text(other, row(1, 1.0, 4)) == "--backend openvino --path graph --precision int8 --threads 4"
+    assert arguments_text(other, row(1, 1.0)) == 'Inspector.load(bundle, "openvino", path="graph", precision="int8")'
 
 
 def test_every_setting_is_measured_in_both_directions(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
