@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from result_file import machine
 
 from flawscope import methods
 from flawscope.bundle import COMPUTED, PRECISIONS
@@ -36,7 +37,7 @@ from flawscope.export.precisions import GATE_BACKENDS, PrecisionRefused, Wanted
 from flawscope.files import write_text
 from flawscope.runtime.backends.table import ROWS, is_there, precision_problem
 from flawscope.runtime.bench.alternation import Configuration, compare
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 HALF = [0.502, 0.502, 0.502]
 NETWORK: dict[str, Any] = {
@@ -207,7 +208,7 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]], trained: dict
     document = {
         "suite": "precision_table",
         "settings": {"data": options.data.name, "weights": options.weights.name, "methods": trained},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }
