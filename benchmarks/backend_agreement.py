@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import machine
 
 from flawscope.datasets import open_dataset
 from flawscope.files import write_text
@@ -24,7 +24,7 @@ from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
 from flawscope.runtime.bench.alternation import parse_configuration
 from flawscope.runtime.decision import decide
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 WAYS = ("cpu:auto", "cpu:graph", "openvino:auto", "openvino:graph")
 """The first is what the others are compared with."""
@@ -91,7 +91,7 @@ def main() -> None:
     document = {
         "suite": "backend_agreement",
         "settings": {"data": options.data.name, "ways": options.ways},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -41,10 +39,11 @@ from edge_prepare import (
 )
 from edge_tables import summarise, tables
 from end_to_end import measure_accuracy, without_folders
+from result_file import earlier_result, machine
 
 from flawscope.datasets import open_dataset
 from flawscope.files import write_text
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = {"flawscope": "edge_contestants.py", "anomalib": "rival_inferencer.py", "anomavision": "rival_anomavision.py"}
@@ -340,12 +339,8 @@ def earlier(options: argparse.Namespace) -> dict[str, Any]:
         SystemExit: If it had other settings.
     """
     nothing: dict[str, Any] = {"runs": [], "accuracy": [], "starts": [], "prepared": {}}
-    if not options.resume or not options.out.is_file():
-        return nothing
-    document = json.loads(options.out.read_text(encoding="utf-8"))
-    if document["settings"] != settings_of(options):
-        raise SystemExit(f"{options.out}: expected the same settings to resume, got others. Choose another --out.")
-    return {key: document[key] for key in nothing}
+    found = earlier_result(options.out if options.resume else None, settings_of(options))
+    return nothing if found is None else {key: found[key] for key in nothing}
 
 
 def versions_of(pythons: dict[str, str]) -> dict[str, Any]:
@@ -373,12 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document = {
             "suite": "edge_rivals",
             "settings": settings_of(options),
-            "machine": {
-                "cpu": cpu_name(),
-                "cores": os.cpu_count(),
-                "system": f"{platform.system()} {platform.machine()}",
-                "load_average": os.getloadavg(),
-            },
+            "machine": machine(),
             "versions": versions,
             "goals": summarise(kept["runs"], kept["accuracy"]),
             **kept,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 from anomalib_env import ensure_environment
+from result_file import earlier_result, machine
 
 from flawscope.calibration.evaluation.metrics import (
     aupro,
@@ -44,7 +44,7 @@ from flawscope.datasets import Dataset, open_dataset
 from flawscope.files import write_text
 from flawscope.imaging.images import Preprocessing, prepare_mask
 from flawscope.runtime import Inspector
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_IMAGES = 20
@@ -301,12 +301,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, str]:
 
 def earlier_runs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the runs of an interrupted benchmark of the same settings, or none."""
-    if not options.resume or not options.out.is_file():
-        return []
-    document = json.loads(options.out.read_text())
-    if document["settings"] != settings_of(options):
-        raise SystemExit(f"{options.out}: expected the same settings to resume, got others. Choose another --out.")
-    return list(document["runs"])
+    found = earlier_result(options.out if options.resume else None, settings_of(options))
+    return [] if found is None else list(found["runs"])
 
 
 def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
@@ -314,12 +310,7 @@ def write_results(options: argparse.Namespace, runs: list[dict[str, Any]]) -> No
     document = {
         "suite": "end_to_end",
         "settings": settings_of(options),
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "load_average": os.getloadavg(),
-        },
+        "machine": machine(),
         "versions": package_versions(),
         "summary": summarise(runs),
         "runs": runs,

@@ -29,9 +29,10 @@ import msgspec
 import numpy as np
 import safetensors.numpy
 from growth_cases import measure_case, synthetic
+from result_file import earlier_result, machine
 
 from flawscope.files import write_bytes, write_text
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 HERE = Path(__file__).resolve().parent
 TITLES = {
@@ -274,12 +275,8 @@ def earlier_runs(options: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         SystemExit: If the file is of other settings.
     """
-    if options.out is None or not options.out.is_file():
-        return []
-    document = json.loads(options.out.read_text(encoding="utf-8"))
-    if document["settings"] != settings_of(options):
-        raise SystemExit(f"{options.out}: expected the same settings to go on, got others. Choose another --out.")
-    return list(document["runs"])
+    found = earlier_result(options.out, settings_of(options))
+    return [] if found is None else list(found["runs"])
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -296,7 +293,7 @@ def write_results(options: argparse.Namespace, runs: Sequence[dict[str, Any]]) -
     document = {
         "suite": "growth",
         "settings": settings_of(options),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "machine": machine(),
         "versions": package_versions(),
         "exponents": exponents(runs),
         "runs": runs,

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from result_file import machine
 
 from flawscope import methods
 from flawscope.bundle import COMPUTED, PRECISIONS
@@ -34,9 +35,9 @@ from flawscope.export.detectors.detector_export import export_run
 from flawscope.export.exporter import exporter_named
 from flawscope.export.precisions import GATE_BACKENDS, PrecisionRefused, Wanted
 from flawscope.files import write_text
-from flawscope.runtime.backends.table import ROWS, is_there
+from flawscope.runtime.backends.table import ROWS, is_there, precision_problem
 from flawscope.runtime.bench.alternation import Configuration, compare
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 HALF = [0.502, 0.502, 0.502]
 NETWORK: dict[str, Any] = {
@@ -100,9 +101,7 @@ def refusal(method: str, precision: str, backend: str) -> str | None:
         return "the method does not offer it"
     if backend not in GATE_BACKENDS[precision]:
         return "not gated on this backend"
-    row = ROWS[backend]
-    problem = None if row.precision_problem is None else methods.load(row.precision_problem)(precision)
-    return None if problem is None else str(problem)
+    return precision_problem(backend, precision)
 
 
 def measure(method: str, precision: str, backend: str, dataset: Dataset, options: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def write(options: argparse.Namespace, rows: list[dict[str, Any]], trained: dict
     document = {
         "suite": "precision_table",
         "settings": {"data": options.data.name, "weights": options.weights.name, "methods": trained},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

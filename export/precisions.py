@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from flawscope import methods
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import (
     COMPUTED,
@@ -37,7 +36,7 @@ from flawscope.imaging.tiles import ImageSource, read_source
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime import Inspector
 from flawscope.runtime.backends import choose_backend
-from flawscope.runtime.backends.table import backend_row, is_there, precision_problem
+from flawscope.runtime.backends.table import backend_problem, is_there, precision_problem
 from flawscope.runtime.scorers.golden import measured_golden
 from flawscope.training.loop.image_batches import image_sources
 
@@ -100,7 +99,7 @@ class Wanted:
         # One that is there and computes it wrong is left out: bundles in this precision are refused on it here.
         taken = named or tuple(name for name in offered if is_there(name, precision))
         if not taken:
-            problems = " ".join(f"{name}: {_why_not(name, precision)}" for name in offered)
+            problems = " ".join(f"{name}: {backend_problem(name, precision)}" for name in offered)
             raise BackendError(
                 f"--precision {precision}: expected a backend that computes it here, got none. {problems} Leave it "
                 "out, or export on another machine: see flawscope doctor."
@@ -121,12 +120,6 @@ class Wanted:
             self.backends_of(name)
         if "fp16" in self.precisions or ("int8" in self.precisions and self.int8_rest == "fp16"):
             find_python(self.modelopt_python)
-
-
-def _why_not(backend: str, precision: str) -> str:
-    """Return why a backend does not compute in a precision here, as a sentence."""
-    problem: str | None = methods.load(backend_row(backend).problem)()
-    return problem or precision_problem(backend, precision) or "it does."
 
 
 class PrecisionRefused(GateError):

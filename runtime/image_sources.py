@@ -6,7 +6,8 @@ the rule of the bundle. Grey stays one channel: `prepare` makes three equal ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -70,6 +71,13 @@ def split_batch(source: Any) -> Sequence[Source] | None:
     # By attribute and not by type: arrays on a device have a shape, too, and a path has none.
     shape = getattr(source, "shape", None)
     return [source[row] for row in range(shape[0])] if isinstance(shape, tuple) and len(shape) == 4 else None
+
+
+def in_groups(sources: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
+    """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
+    numbered = enumerate(sources)
+    while group := list(islice(numbered, size)):
+        yield group
 
 
 def read_source_image(source: Source, name: str, color: Color, bits: int | None) -> SourceImage:

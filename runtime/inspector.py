@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -19,14 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.bundle import (
-    Bundle,
-    InForce,
-    Manifest,
-    Thresholds,
-    thresholds_in_force,
-    trusted_bundle,
-)
+from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
@@ -35,7 +27,15 @@ from flawscope.imaging.learned_images import differences, look_of
 from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import Cores, OpenSession, check_cores, open_session
 from flawscope.runtime.backends.choice import choose_for_bundle
-from flawscope.runtime.image_sources import Color, Source, check_color, name_of, read_source_image, split_batch
+from flawscope.runtime.image_sources import (
+    Color,
+    Source,
+    check_color,
+    in_groups,
+    name_of,
+    read_source_image,
+    split_batch,
+)
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
 from flawscope.runtime.reading_ahead import load_ahead
@@ -53,18 +53,9 @@ class Inspector:
 
     Args:
         bundle: The opened bundle.
-        backend: As in `load`.
-        path: As in `load`.
-        precision: As in `load`.
-        strict: As in `load`.
         is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
-        timeout_s: As in `load`.
-        threshold_overlay: As in `load`.
-        use_overlay: As in `load`.
-        product: As in `load`.
-        threads: As in `load`.
-        streams: As in `load`.
-        open_session: As in `load`.
+
+    All other arguments are those of `load`.
 
     Attributes:
         bundle: The opened bundle.
@@ -323,7 +314,7 @@ class Inspector:
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         tiling = self.manifest.tiling
         # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-        groups = _groups(sources, batch if tiling is None else 1)
+        groups = in_groups(sources, batch if tiling is None else 1)
 
         def load(group: list[tuple[int, Source]]) -> list[LoadedImage | Result]:
             return [self._load(source, position, color, product) for position, source in group]
@@ -492,13 +483,6 @@ class Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _groups(sources: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
-    """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
-    numbered = enumerate(sources)
-    while group := list(islice(numbered, size)):
-        yield group
 
 
 def _fault_reason(err: Exception, prefix: str = "") -> str:

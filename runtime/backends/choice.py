@@ -15,7 +15,7 @@ from flawscope import methods
 from flawscope.bundle import Manifest, Thresholds
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
-from flawscope.runtime.backends.table import ALIASES, ROWS, backend_problem, backend_row
+from flawscope.runtime.backends.table import ALIASES, ROWS, backend_problem
 
 AUTO_VARIABLE = "FLAWSCOPE_AUTO"
 """Environment variable with the names of the backends that `auto` may take, commas between them."""
@@ -71,11 +71,9 @@ def choose_backend(name: str) -> Choice:
     """
     if name == "auto":
         return _choose_auto(Allowed((_FIRST, REFERENCE), "only bundles with golden scores are measured"), "fp32")
-    row = backend_row(name)
-    problem = methods.load(row.problem)()
-    if problem:
+    if problem := backend_problem(name):
         raise BackendError(f"backend {name}: is not there: {problem} There is no fall-back; use --backend cpu or auto.")
-    return Choice(row.name, "asked for")
+    return Choice(ALIASES.get(name, name), "asked for")
 
 
 def offered_by_auto() -> Choice:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.backends import OWN_CHOICE, Cores, check_cores, choose_backend
+from flawscope.runtime.backends import OWN_CHOICE, Cores
 from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.bench.machine_state import machine_state
@@ -117,10 +117,9 @@ def find_settings(
         BackendError: If the backend is not available.
     """
     check_seconds(seconds)
-    name = choose_backend(backend).name
     before = machine_state()
     with Inspector.load(bundle, backend, path, precision) as inspector:
-        name = inspector.backend  # where `auto` had to take another one
+        name = inspector.backend
         manifest, about = inspector.manifest, identity(inspector)
         wanted = sorted(set(batches or (1, min(MANY, manifest.max_batch))))
         for batch in wanted:
@@ -133,7 +132,6 @@ def find_settings(
     for turn in range(_PASSES):
         for of_setting in rows if turn % 2 == 0 else reversed(rows):
             cores = of_setting[0].cores
-            check_cores(name, cores)
             with Inspector.load(
                 bundle, name, path, precision, threads=cores.threads, streams=cores.streams
             ) as inspector:

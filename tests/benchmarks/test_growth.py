@@ -79,7 +79,7 @@ def test_a_broken_off_run_goes_on_and_tries_again_what_failed(
     measured.clear()
     script.main(["--quick", "--out", str(out)])
     assert measured == []
-    with pytest.raises(SystemExit, match="expected the same settings to go on, got others"):
+    with pytest.raises(SystemExit, match="expected the same settings to resume, got others"):
         script.main(["--quick", "--threads", "77", "--out", str(out)])
 
 
