@@ -227,6 +227,7 @@ def _decided(choice: Choice, times: Times, kept: KeptTimes) -> Choice:
             f"{rival} takes {mine / its:.2f} of the time of {first} ({mine:.3g} and {its:.3g} ms, below "
             f"{MOST_OF_FIRST:.2f} is taken)"
         )
+    told.append(choice.why_rivals)
     place = f"not kept: {kept.problem}" if kept.problem else f"kept in {kept.path}"
     return Choice(name, f"auto: {'; '.join(told)}; measured {times.measured}, {place}", (), choice.may_fall_back)
 

@@ -78,7 +78,14 @@ class ReadyScorer:
     def _settled(self) -> tuple[Choice, Scorer | None]:
         from flawscope.runtime.faster_backend import settle  # most bundles are loaded without a measurement
 
-        settled = settle(self._bundle, self.options, self._choice)
+        choice = self._choice
+        try:
+            settled = settle(self._bundle, self.options, choice)
+        except BackendError as err:
+            # The one that thresholds were set on is not there, or does not start; where the other has passed its gate.
+            if not choice.may_fall_back or choice.name == REFERENCE:
+                raise
+            return Choice(REFERENCE, f"auto: {choice.why_rivals}; {REFERENCE} takes its place: {err}"), None
         return settled.choice, settled.scorer
 
     def score(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:

@@ -34,12 +34,14 @@ class Choice:
         reason: Why.
         rivals: All that may be taken, `name` first, where a measurement has to decide; else empty.
         may_fall_back: Whether `REFERENCE` may take its place if it does not start.
+        why_rivals: With rivals: why those, a clause.
     """
 
     name: str
     reason: str
     rivals: tuple[str, ...] = ()
     may_fall_back: bool = False
+    why_rivals: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Allowed:
     """The backends that may compute a bundle's scores in a precision unless one is asked for by name.
 
     Attributes:
-        names: Their names; None for all.
+        names: Their names, that which thresholds were set on first; None for all.
         why: Why, a clause.
     """
 
@@ -155,10 +157,12 @@ def _choose_auto(allowed: Allowed, precision: str) -> Choice:
         no_cuda = f"{ROWS[REFERENCE].auto}: {problem.rstrip('.')}"
     here = [name for name in _on_cpus() if name in may and _is_installed(name)]
     fitting = [name for name in here if allowed.has(name)]
+    if allowed.names is not None:  # where thresholds were set comes first, and is kept in doubt
+        fitting.sort(key=allowed.names.index)
     may_fall_back = REFERENCE in may and (precision == "fp32" or allowed.has(REFERENCE))
     if len(fitting) > 1:
         reason = f"auto: {no_cuda}; of {' and '.join(fitting)} the one that is measured to be faster with the bundle"
-        return Choice(fitting[0], reason, tuple(fitting), may_fall_back)
+        return Choice(fitting[0], reason, tuple(fitting), may_fall_back, allowed.why)
     if fitting == [REFERENCE]:
         others = [name for name in here if name != REFERENCE]
         kept = f"; not {' or '.join(others)}: {allowed.why}" if others else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime import faster_backend
 from flawscope.runtime.backends import table
 from flawscope.runtime.backends.ort import OrtSession
 
@@ -74,3 +76,22 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     )
     monkeypatch.setitem(table.ROWS, "openvino", row)
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cpu,openvino")
+
+
+STEADY = {"cpu": [20.0, 20.0, 20.0], "openvino": [10.0, 10.0, 10.0]}
+"""Milliseconds of a measurement that finds the rival faster."""
+
+
+def measured_as(
+    monkeypatch: pytest.MonkeyPatch, times: Mapping[str, list[float]] = STEADY, asked: list[list[str]] | None = None
+) -> None:
+    """Let a measurement give these milliseconds; `asked` gets the names of what each one was of."""
+
+    def stand_in(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        for run in runs.values():
+            run()
+        if asked is not None:
+            asked.append(list(runs))
+        return {name: times[name] for name in runs}
+
+    monkeypatch.setattr(faster_backend, "in_turns", stand_in)

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import rival_stand_in
+from rival_stand_in import STEADY, measured_as
 from tiny_bundle import SIDE, golden_image, tiny_sources, tiny_thresholds, write_tiny_bundle
 from tiny_ensemble import member_of, write_member, write_tiny_ensemble
 
@@ -25,7 +26,6 @@ from flawscope.runtime.backends import kept_times, ort
 from flawscope.runtime.backends.kept_times import times_key
 
 RIVALS = ("cpu", "openvino")
-STEADY = {"cpu": [20.0, 20.0, 20.0], "openvino": [10.0, 10.0, 10.0]}
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +40,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bundle(tmp_path: Path) -> Path:
     write_tiny_bundle(tmp_path / "tiny.flaw")
     return tmp_path / "tiny.flaw"
-
-
-def measured_as(
-    monkeypatch: pytest.MonkeyPatch, times: Mapping[str, list[float]] = STEADY, asked: list[list[str]] | None = None
-) -> None:
-    """Let a measurement give these milliseconds; `asked` gets the names of what each one was of."""
-
-    def stand_in(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        for run in runs.values():
-            run()
-        if asked is not None:
-            asked.append(list(runs))
-        return {name: times[name] for name in runs}
-
-    monkeypatch.setattr(faster_backend, "in_turns", stand_in)
 
 
 def never_measured(monkeypatch: pytest.MonkeyPatch) -> None:

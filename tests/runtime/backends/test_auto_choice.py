@@ -106,7 +106,9 @@ def test_thresholds_of_one_precision_say_nothing_of_another() -> None:
         ("int8", None, ("cpu",), "cpu", ()),
         ("int8", None, ("cpu", "openvino"), "cpu", ("cpu", "openvino")),
         ("int8", None, ("openvino",), "openvino", ()),
-        ("int8", set_on("openvino"), ("cpu",), "cpu", ("cpu", "openvino")),
+        ("int8", set_on("openvino"), ("cpu",), "openvino", ("openvino", "cpu")),
+        ("int8", set_on("openvino"), ("cpu", "openvino"), "openvino", ("openvino", "cpu")),
+        ("int8", set_on("cpu"), ("openvino", "cpu"), "cpu", ("cpu", "openvino")),
     ],
 )
 def test_only_where_several_may_be_taken_is_there_something_to_measure(
