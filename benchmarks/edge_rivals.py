@@ -68,11 +68,7 @@ class Server:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Return the answer to a request.
-
-        Raises:
-            SystemExit: If the process has ended.
-        """
+        """Return the answer to a request; `failed` if the process has ended, of which the system may say no reason."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -81,7 +77,8 @@ class Server:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise SystemExit(f"{self.process.args}: expected an answer, got none; see {self.log.name}.")
+            # What takes more memory than there is ends whatever shares its process, and is a row like others.
+            return {"failed": f"its process ended with status {self.process.wait()}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
