@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+"""Environment variable with the folder for what can be made again."""
+
+
 def home_folder() -> Path | None:
     """Return the home folder of the user, absolute, or None where there is none."""
     try:
@@ -18,7 +22,7 @@ def home_folder() -> Path | None:
 
 def cache_folder() -> Path | None:
     """Return the folder for what can be made again: `XDG_CACHE_HOME`, or `.cache` in the home folder, or None."""
-    return _xdg("XDG_CACHE_HOME", ".cache")
+    return _xdg(CACHE_VARIABLE, ".cache")
 
 
 def config_folder() -> Path | None:

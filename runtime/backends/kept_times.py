@@ -27,10 +27,10 @@ from flawscope.files import locked, storage_errors, temporary_folder
 from flawscope.private_files import Kept, PrivateRoot, private_file
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores, usable_cores
 from flawscope.text import NOT_JSON, encode_json
-from flawscope.user_folders import cache_folder
+from flawscope.user_folders import CACHE_VARIABLE, cache_folder
 from flawscope.versions import cpu_name
 
-TIMES = Kept("auto", "XDG_CACHE_HOME")
+TIMES = Kept("auto", CACHE_VARIABLE)
 """What is kept, for messages."""
 
 _MOST_BYTES = 1 << 16

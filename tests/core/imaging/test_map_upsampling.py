@@ -210,4 +210,5 @@ def test_places_move_by_whole_pixels_what_is_drawn():
     for start in ((4, 7), (6, 4)):
         rows, columns = map_matrices((6, 9), (80, 80), 0.0, GridPlaces(start, (5, 7)))
         drawn.append(rows @ source @ columns)
-    np.testing.assert_array_equal(drawn[1][2:, :-3], drawn[0][:-2, 3:])
+    # Not to the last bit: a matrix product may sum the last columns of a matrix in another order than the others.
+    np.testing.assert_allclose(drawn[1][2:, :-3], drawn[0][:-2, 3:], rtol=0, atol=1e-6)

@@ -387,7 +387,7 @@ def read_held_out(bundle: Path) -> list[str]:
         ),
         (
             ["export", "{run}", "--out", "{out}", "--precision", "int8", "--calibration-data", "{data}"],
-            r"expected one that ddad has (fp32, fp16), got int8",
+            r"expected one that ddad has (fp32, fp16, bf16), got int8",
         ),
         (["export-triton", "{bundle}", "--out", "{out}"], "expected a graph called score"),
         (["explain", "{run}"], "whose score is one graph"),
