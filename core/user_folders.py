@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 """Environment variable with the folder for what can be made again."""
 
