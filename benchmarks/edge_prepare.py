@@ -295,12 +295,16 @@ def rival_exports(case: Case, options: argparse.Namespace, python: Path) -> dict
             "out": str(out),
             "batch": max(options.batches),
         }
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        script = str(HERE / "rival_inferencer.py")
-        run([str(python), script, "--prepare", json.dumps(request)], case.folder / "anomalib.txt")
+        _prepare(out, python, "rival_inferencer.py", request)
     answer: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return answer
+
+
+def _prepare(out: Path, python: Path, script: str, request: dict[str, Any]) -> None:
+    """Let a rival's script make all files of an empty folder, its output beside it; `done.json` is the last of them."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    run([str(python), str(HERE / script), "--prepare", json.dumps(request)], out.with_suffix(".txt"))
 
 
 def anomavision_exports(case: Case, options: argparse.Namespace, python: Path) -> dict[str, str]:
@@ -314,9 +318,6 @@ def anomavision_exports(case: Case, options: argparse.Namespace, python: Path) -
             **{name: getattr(options, name) for name in fields},
             **{"coreset": case.coreset, "out": str(out)},
         }
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        script = str(HERE / "rival_anomavision.py")
-        run([str(python), script, "--prepare", json.dumps(request)], case.folder / "anomavision.txt")
+        _prepare(out, python, "rival_anomavision.py", request)
     answer: dict[str, str] = json.loads(done.read_text(encoding="utf-8"))
     return answer

@@ -45,7 +45,10 @@ OWN_CHOICE = Cores()
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: those that `taskset` or a container leaves it."""
+    """Return how many cores this process may use: those that `taskset` or a container's set of cores leaves it.
+
+    A container's quota of processor time is no set of cores, and not seen.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
