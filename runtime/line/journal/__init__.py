@@ -1,0 +1,1 @@
+"""The record of truth: a SQLite file with parts, events and cursors, chained by hashes."""

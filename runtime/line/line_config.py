@@ -1,0 +1,142 @@
+"""The configuration of a line: one YAML file of the operator's. Its hash is in the journal at each start.
+
+Unknown keys are errors, secrets are only named (`env:`, `file:`), and paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from flawscope.ranges import PositiveCount, Share
+from flawscope.runtime.line.options import Milliseconds, Name, Options, Seconds, Text
+from flawscope.runtime.line.outputs.table import OutputOptions
+from flawscope.runtime.line.sinks.table import SinkOptions, Tls
+from flawscope.runtime.line.sources.table import SourceOptions
+
+Grey = Annotated[float, msgspec.Meta(ge=0.0, le=255.0)]
+
+
+class LineOptions(Options, kw_only=True):
+    """The line itself.
+
+    Attributes:
+        name: Its name, in every message to others.
+        state: Folder of its journal, images, keys and bundles.
+        timezone: Where it stands: times are stored in UTC and shown in this one.
+    """
+
+    name: Name
+    state: Path
+    timezone: Text = "UTC"
+
+
+class SceneLimits(Options, kw_only=True):
+    """What an image must be like before it is scored; an image that is not is a fault, one near a limit a note.
+
+    Attributes:
+        brightness: Least and largest median of the grey values, 0 to 255.
+        saturated_max: Largest share of pixels at 0 or 255.
+        sharpness_min: Least variance of the Laplacian of the grey values.
+        frozen: What an image is that is equal, bit for bit, to the one before it.
+        warn_share: Share of the way to a limit at which a note begins.
+    """
+
+    brightness: tuple[Grey, Grey] | None = None
+    saturated_max: Share | None = None
+    sharpness_min: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
+    frozen: Literal["fault", "note", "allow"] = "fault"
+    warn_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.9
+
+
+class ViewOptions(Options, kw_only=True):
+    """One image of each part, and the bundle that decides on it.
+
+    Attributes:
+        name: Its name.
+        source: Where its images come from.
+        bundle: The bundle.
+        crop: Left, top, width and height of what is inspected, in pixels of the image; None for all of it.
+        backend: As for `flawscope score`.
+        precision: As for `flawscope score`.
+        product: As for `flawscope score`.
+        threads: As for `flawscope score`.
+        strict: Whether an image unlike those that the bundle learned from is a fault; otherwise that is a note.
+        scene: What an image must be like before it is scored.
+        slot_mb: Largest image of the source, in MiB; four of them are kept in shared memory.
+    """
+
+    name: Name
+    source: SourceOptions
+    bundle: Path
+    crop: (
+        tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)], PositiveCount, PositiveCount]
+        | None
+    ) = None
+    backend: Text = "auto"
+    precision: Text = "fp32"
+    product: Text | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    strict: bool = False
+    scene: SceneLimits = SceneLimits()
+    slot_mb: Annotated[float, msgspec.Meta(ge=0.1, le=1024.0)] = 64.0
+
+
+class StationOptions(Options, kw_only=True):
+    """One decision point: views, outputs, and how much time there is.
+
+    Attributes:
+        name: Its name.
+        views: Its views; a part has one image of each.
+        deadline_ms: Milliseconds from the trigger until the verdict must be out; then it is a fault.
+        collect_ms: Milliseconds from the trigger until all images must be there; half of the deadline by default.
+        depth: Most parts that are open at once; one more is a fault at once.
+        outputs: Who is told in time.
+        record: Whether an accept is recorded before it is given out, or after (then a power cut may lose its record).
+        strict_alignment: Whether an image without a trigger, or lost by the camera, stops the station.
+        allow_skip: Whether images may be left out (`latest`) although an output is there.
+    """
+
+    name: Name
+    views: Annotated[tuple[ViewOptions, ...], msgspec.Meta(min_length=1, max_length=64)]
+    deadline_ms: Milliseconds = 1000.0
+    collect_ms: Milliseconds | None = None
+    depth: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    outputs: tuple[OutputOptions, ...] = ()
+    record: Literal["before_accept", "after"] = "before_accept"
+    strict_alignment: bool = False
+    allow_skip: bool = False
+
+
+class HttpOptions(Options, kw_only=True):
+    """The line's own HTTP server.
+
+    Attributes:
+        listen: Address and port; another address than that of this machine needs `tls` and at least one user.
+        tls: Certificate and key.
+    """
+
+    listen: Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}$")] = "127.0.0.1:8710"
+    tls: Tls | None = None
+
+
+class LineConfig(Options, kw_only=True):
+    """All of a line.
+
+    Attributes:
+        line: The line itself.
+        stations: Its stations.
+        sinks: Who is told afterwards.
+        http: Its HTTP server; None for none.
+        trusted_keys: Public keys; with them, bundles that none of them has signed are refused.
+        selftest_s: Seconds between two scorings of a golden image on an idle line.
+    """
+
+    line: LineOptions
+    stations: Annotated[tuple[StationOptions, ...], msgspec.Meta(min_length=1, max_length=64)]
+    sinks: tuple[SinkOptions, ...] = ()
+    http: HttpOptions | None = HttpOptions()
+    trusted_keys: tuple[Path, ...] = ()
+    selftest_s: Seconds = 30.0
