@@ -47,6 +47,9 @@ from flawscope.time_limit import load_limit
 _MOST_AHEAD = 64
 """Batches that are read ahead: more would only fill the memory."""
 
+UNLIKE = "unlike the images that the bundle learned from"
+"""How the reason begins of an image that is a fault for what it looks like, with `strict`."""
+
 
 class Inspector:
     """A bundle made ready on one backend. Close it, or use it in `with`.
@@ -447,7 +450,7 @@ class Inspector:
             if manifest.learned is not None:
                 notes = differences(look_of(image, bits), manifest.learned)
                 if notes and self._strict:
-                    reason = f"unlike the images that the bundle learned from: {'; '.join(notes)}"
+                    reason = f"{UNLIKE}: {'; '.join(notes)}"
                     return Result(name, "fault", reason=reason, notes=notes)
             shift = None if self.region is None else self.region.shift_of(image)
             # Tiles are cut from the pixels of the source and prepared one by one.

@@ -19,7 +19,7 @@ from flawscope.runtime.line.sources.table import SourceOptions
 Grey = Annotated[float, msgspec.Meta(ge=0.0, le=255.0)]
 
 
-class LineOptions(Options, kw_only=True):
+class LineOptions(Options, frozen=True, kw_only=True):
     """The line itself.
 
     Attributes:
@@ -33,7 +33,7 @@ class LineOptions(Options, kw_only=True):
     timezone: Text = "UTC"
 
 
-class SceneLimits(Options, kw_only=True):
+class SceneLimits(Options, frozen=True, kw_only=True):
     """What an image must be like before it is scored; an image that is not is a fault, one near a limit a note.
 
     Attributes:
@@ -51,7 +51,7 @@ class SceneLimits(Options, kw_only=True):
     warn_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.9
 
 
-class ViewOptions(Options, kw_only=True):
+class ViewOptions(Options, frozen=True, kw_only=True):
     """One image of each part, and the bundle that decides on it.
 
     Attributes:
@@ -84,7 +84,7 @@ class ViewOptions(Options, kw_only=True):
     slot_mb: Annotated[float, msgspec.Meta(ge=0.1, le=1024.0)] = 64.0
 
 
-class StationOptions(Options, kw_only=True):
+class StationOptions(Options, frozen=True, kw_only=True):
     """One decision point: views, outputs, and how much time there is.
 
     Attributes:
@@ -110,7 +110,7 @@ class StationOptions(Options, kw_only=True):
     allow_skip: bool = False
 
 
-class HttpOptions(Options, kw_only=True):
+class HttpOptions(Options, frozen=True, kw_only=True):
     """The line's own HTTP server.
 
     Attributes:
@@ -122,7 +122,7 @@ class HttpOptions(Options, kw_only=True):
     tls: Tls | None = None
 
 
-class LineConfig(Options, kw_only=True):
+class LineConfig(Options, frozen=True, kw_only=True):
     """All of a line.
 
     Attributes:

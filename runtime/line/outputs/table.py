@@ -12,7 +12,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Line = Annotated[int, msgspec.Meta(ge=0, le=1023)]
 
 
-class ModbusOutput(Options, kw_only=True, tag="modbus", tag_field="kind"):
+class ModbusOutput(Options, frozen=True, kw_only=True, tag="modbus", tag_field="kind"):
     """A Modbus TCP server, which the PLC reads; the registers are in docs/line-outputs.md.
 
     Attributes:
@@ -24,7 +24,7 @@ class ModbusOutput(Options, kw_only=True, tag="modbus", tag_field="kind"):
     plc_s: Seconds | None = None
 
 
-class GpioOutput(Options, kw_only=True, tag="gpio", tag_field="kind"):
+class GpioOutput(Options, frozen=True, kw_only=True, tag="gpio", tag_field="kind"):
     """Lines of a GPIO chip.
 
     Attributes:

@@ -11,7 +11,7 @@ from flawscope.runtime.line.options import Options, Seconds, Secret, Text
 from flawscope.runtime.line.outputs.table import Port
 
 
-class SinkBase(Options, kw_only=True):
+class SinkBase(Options, frozen=True, kw_only=True):
     """What all sinks have.
 
     Attributes:
@@ -23,7 +23,7 @@ class SinkBase(Options, kw_only=True):
     max_behind: Annotated[int, msgspec.Meta(ge=1)] = 10_000
 
 
-class JsonlSink(SinkBase, kw_only=True, tag="jsonl", tag_field="kind"):
+class JsonlSink(SinkBase, frozen=True, kw_only=True, tag="jsonl", tag_field="kind"):
     """Files of JSON lines.
 
     Attributes:
@@ -35,7 +35,7 @@ class JsonlSink(SinkBase, kw_only=True, tag="jsonl", tag_field="kind"):
     rotate: Literal["hourly", "daily", "never"] = "daily"
 
 
-class WebhookSink(SinkBase, kw_only=True, tag="webhook", tag_field="kind"):
+class WebhookSink(SinkBase, frozen=True, kw_only=True, tag="webhook", tag_field="kind"):
     """Entries as a JSON array, sent by HTTP POST.
 
     Attributes:
@@ -53,7 +53,7 @@ class WebhookSink(SinkBase, kw_only=True, tag="webhook", tag_field="kind"):
     batch: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
-class Tls(Options, kw_only=True):
+class Tls(Options, frozen=True, kw_only=True):
     """TLS of a connection.
 
     Attributes:
@@ -67,7 +67,7 @@ class Tls(Options, kw_only=True):
     key: Path | None = None
 
 
-class MqttSink(SinkBase, kw_only=True, tag="mqtt", tag_field="kind"):
+class MqttSink(SinkBase, frozen=True, kw_only=True, tag="mqtt", tag_field="kind"):
     """Messages of an MQTT broker: `TOPIC/STATION/result`, `TOPIC/event`, `TOPIC/head`, and `TOPIC/state` (retained).
 
     Attributes:

@@ -14,7 +14,7 @@ from flawscope.runtime.line.options import Options, Seconds, Secret, Text
 from flawscope.runtime.line.sources.source import Policy
 
 
-class FolderSource(Options, kw_only=True, tag="folder", tag_field="kind"):
+class FolderSource(Options, frozen=True, kw_only=True, tag="folder", tag_field="kind"):
     """Image files of a folder, in the order of their names; those that are there at the start, and those that come.
 
     Attributes:
@@ -36,7 +36,7 @@ class FolderSource(Options, kw_only=True, tag="folder", tag_field="kind"):
     on_full: Policy = "wait"
 
 
-class PushSource(Options, kw_only=True, tag="push", tag_field="kind"):
+class PushSource(Options, frozen=True, kw_only=True, tag="push", tag_field="kind"):
     """Images that are sent to the line over HTTP, one part a request.
 
     Attributes:
@@ -46,7 +46,7 @@ class PushSource(Options, kw_only=True, tag="push", tag_field="kind"):
     on_full: Policy = "every"
 
 
-class VideoSource(Options, kw_only=True, tag="video", tag_field="kind"):
+class VideoSource(Options, frozen=True, kw_only=True, tag="video", tag_field="kind"):
     """Images of a video file.
 
     Attributes:
@@ -60,7 +60,7 @@ class VideoSource(Options, kw_only=True, tag="video", tag_field="kind"):
     on_full: Policy = "wait"
 
 
-class RtspSource(Options, kw_only=True, tag="rtsp", tag_field="kind"):
+class RtspSource(Options, frozen=True, kw_only=True, tag="rtsp", tag_field="kind"):
     """Images of a network camera (RTSP).
 
     Attributes:
@@ -82,7 +82,7 @@ class RtspSource(Options, kw_only=True, tag="rtsp", tag_field="kind"):
     on_full: Policy = "latest"
 
 
-class V4l2Source(Options, kw_only=True, tag="v4l2", tag_field="kind"):
+class V4l2Source(Options, frozen=True, kw_only=True, tag="v4l2", tag_field="kind"):
     """Images of a USB camera (Video4Linux).
 
     Attributes:
@@ -100,7 +100,7 @@ class V4l2Source(Options, kw_only=True, tag="v4l2", tag_field="kind"):
     on_full: Policy = "latest"
 
 
-class GenicamSource(Options, kw_only=True, tag="genicam", tag_field="kind"):
+class GenicamSource(Options, frozen=True, kw_only=True, tag="genicam", tag_field="kind"):
     """Images of a GigE or USB3 Vision camera, through Aravis.
 
     Attributes:

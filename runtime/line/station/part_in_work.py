@@ -1,0 +1,104 @@
+"""A part between its trigger and its verdict: exactly one of those that want to settle it does."""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+from flawscope.runtime.line.sources.source import Frame
+
+Phase = Literal["open", "accepting", "settled"]
+
+
+class PartInWork:
+    """A part that has no verdict out.
+
+    An accept is recorded before it is given out, and the deadline may come in between. Then the part is a fault: the
+    phase `accepting` says that a record of an accept is on its way, which must be followed by one of the fault.
+
+    Args:
+        seq: Its number.
+        part_id: What the trigger called it.
+        utc_ns: When it was triggered, in UTC.
+        mono_ns: The same by the monotonic clock.
+        deadline_ns: When its verdict must be out.
+        collect_ns: When all of its images must be there.
+        generation: Number of the set of bundles that decides on it.
+
+    Attributes:
+        frames: View -> its image.
+        is_collected: Set when all images are there.
+        collected_ns: When they were there, or were waited for no longer; None before.
+        scored_ns: When the last of them was scored; None before.
+    """
+
+    __slots__ = (
+        "_lock",
+        "_phase",
+        "collect_ns",
+        "collected_ns",
+        "deadline_ns",
+        "frames",
+        "generation",
+        "is_collected",
+        "mono_ns",
+        "part_id",
+        "scored_ns",
+        "seq",
+        "utc_ns",
+    )
+
+    def __init__(
+        self,
+        seq: int,
+        part_id: str,
+        utc_ns: int,
+        mono_ns: int,
+        *,
+        deadline_ns: int,
+        collect_ns: int,
+        generation: int,
+    ) -> None:
+        self.seq, self.part_id, self.utc_ns, self.mono_ns = seq, part_id, utc_ns, mono_ns
+        self.deadline_ns, self.collect_ns, self.generation = deadline_ns, collect_ns, generation
+        self.frames: dict[str, Frame] = {}
+        self.is_collected = threading.Event()
+        self.collected_ns: int | None = None
+        self.scored_ns: int | None = None
+        self._lock = threading.Lock()
+        self._phase: Phase = "open"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has its verdict."""
+        return self._phase == "settled"
+
+    def settle(self) -> bool:
+        """Take the part for a reject or a fault; False if somebody was quicker, or its accept is being recorded."""
+        with self._lock:
+            if self._phase != "open":
+                return False
+            self._phase = "settled"
+            return True
+
+    def begin_accept(self) -> bool:
+        """Take the part for an accept that is recorded first; False if somebody was quicker."""
+        with self._lock:
+            if self._phase != "open":
+                return False
+            self._phase = "accepting"
+            return True
+
+    def finish_accept(self) -> bool:
+        """Take the part whose accept is on record, to give it out; False if its deadline came first."""
+        with self._lock:
+            if self._phase != "accepting":
+                return False
+            self._phase = "settled"
+            return True
+
+    def miss_deadline(self) -> Phase:
+        """Take the part for the fault of a missed deadline; returns the phase before, `settled` if it has a verdict."""
+        with self._lock:
+            before, self._phase = self._phase, "settled"
+            return before

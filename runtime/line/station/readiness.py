@@ -1,0 +1,87 @@
+"""Whether a station may score parts: the causes that forbid it, each with its reason, and who may take it away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from flawscope.runtime.line.outputs.output import State
+
+Change = Callable[[State, State, str], None]
+"""Called with the state before, the state now, and the reason in words."""
+
+
+class Readiness:
+    """The state of a station, from the causes against `ready`.
+
+    A cause of `error` goes when what caused it works again; one that is held stays until somebody acknowledges it, for
+    nobody can know whether the parts since then are in their order.
+
+    Args:
+        change: Called after each change of the state, one call at a time.
+    """
+
+    def __init__(self, change: Change) -> None:
+        self._change = change
+        self._lock = threading.RLock()
+        self._causes: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._phase: State | None = "starting"
+        self._last: State = "starting"
+        # A copy that is read without the lock: whoever triggers a part must not wait for outputs that are being told.
+        self._reason = "starting"
+
+    @property
+    def state(self) -> State:
+        """The state now."""
+        return self._last
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether parts may be scored."""
+        return self._last == "ready"
+
+    @property
+    def reason(self) -> str:
+        """The causes in words, the first one first; empty while it is ready."""
+        return self._reason
+
+    def set_phase(self, phase: State | None) -> None:
+        """Set `starting`, `halted` or `stopped`, which come before all causes; None: the causes decide."""
+        with self._lock:
+            if self._phase != "stopped":
+                self._phase = phase
+            self._tell()
+
+    def forbid(self, cause: str, reason: str, *, hold: bool = False) -> None:
+        """Add a cause, such as `source cam0`; with `hold` it stays until it is acknowledged."""
+        with self._lock:
+            self._causes[cause] = reason
+            if hold:
+                self._held.add(cause)
+            self._tell()
+
+    def allow(self, cause: str) -> None:
+        """Take a cause away, if it is not held."""
+        with self._lock:
+            if cause not in self._held:
+                self._causes.pop(cause, None)
+            self._tell()
+
+    def acknowledge(self) -> tuple[str, ...]:
+        """Take all held causes away and return their names."""
+        with self._lock:
+            held = tuple(self._held)
+            for cause in held:
+                del self._causes[cause]
+            self._held.clear()
+            self._tell()
+            return held
+
+    def _tell(self) -> None:
+        state: State = self._phase or ("error" if self._causes else "ready")
+        causes = "; ".join(f"{cause}: {reason}" if reason else cause for cause, reason in self._causes.items())
+        self._reason = causes if state in ("error", "ready") else "; ".join(filter(None, (state, causes)))
+        before, self._last = self._last, state
+        if state != before:
+            self._change(before, state, self.reason)

@@ -1,0 +1,175 @@
+"""Stations that use one bundle on one device share its inspector: a queue by deadline, and batches where they pay.
+
+An image waits for nobody: what is in the queue when the inspector is free is what can be scored together, and only as
+many images as will be done before the earliest deadline among them. Whoever asked waits no longer than his deadline; an
+inspector that hangs then holds up nobody but itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flawscope.runtime.image_sources import Source
+from flawscope.runtime.results import Result
+
+_GAIN = 0.9
+"""A batch is used where an image in it takes at most this share of the time that it takes alone."""
+_WEIGHT = 0.1
+"""Weight of the last time in the running mean of times."""
+
+
+class ScoresImages(Protocol):
+    """What an `Inspector` does, as far as it is used here."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most images of one inference."""
+
+    def score(self, sources: list[Source], color: str) -> list[Result]:
+        """Return the results of images, in their order."""
+
+
+@dataclass(order=True)
+class _Request:
+    """An image that waits, first by its deadline and then by its arrival."""
+
+    deadline_ns: int
+    order: int
+    source: Source = field(compare=False)
+    color: str = field(compare=False)
+    future: Future[Result] = field(compare=False)
+
+
+class SharedScoring:
+    """One inspector and the thread that uses it.
+
+    Args:
+        inspector: The inspector.
+        name: Name of the thread.
+
+    Attributes:
+        batches: Inferences so far.
+        images: Images so far.
+    """
+
+    def __init__(self, inspector: ScoresImages, name: str) -> None:
+        self._inspector = inspector
+        self._ready = threading.Condition()
+        self._waiting: list[_Request] = []
+        self._numbers = itertools.count()
+        self._is_closed = False
+        self._took_ms: dict[int, float] = {}
+        self._busy_since: int | None = None
+        self.batches = self.images = 0
+        self._thread = threading.Thread(target=self._run, name=f"scoring {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, source: Source, deadline_ns: int, color: str = "rgb") -> Future[Result]:
+        """Queue an image; its result is a fault where the inspector fails, and never late without being asked for.
+
+        Args:
+            source: The image.
+            deadline_ns: When its part must have a verdict, by the monotonic clock.
+            color: Order of the channels of an array.
+        """
+        future: Future[Result] = Future()
+        with self._ready:
+            if self._is_closed:
+                future.set_result(_fault("the inspector was closed"))
+                return future
+            heapq.heappush(self._waiting, _Request(deadline_ns, next(self._numbers), source, color, future))
+            self._ready.notify()
+        return future
+
+    def measure(self, image: Any) -> None:
+        """Score an image alone and in batches of 2, 4, ... and keep the times; before the first part, not during one.
+
+        Args:
+            image: An image of the size that will come, uint8 [H, W] or [H, W, 3].
+        """
+        size = 1
+        while size <= self._inspector.max_batch:
+            for repeat in range(3):  # the first is slower: memory is taken, kernels are chosen
+                started = time.perf_counter()
+                self._inspector.score([image] * size, "rgb")
+                if repeat:
+                    self._note(size, 1e3 * (time.perf_counter() - started))
+            size *= 2
+
+    def stuck_s(self) -> float:
+        """Return for how many seconds the inspector has been at one batch; 0 while it waits for images."""
+        with self._ready:
+            return 0.0 if self._busy_since is None else (time.monotonic_ns() - self._busy_since) / 1e9
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """End the thread; images that wait become faults. Returns whether it ended in time: foreign code may hang."""
+        with self._ready:
+            self._is_closed = True
+            self._ready.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            started = time.perf_counter()
+            try:
+                results = self._inspector.score([request.source for request in batch], batch[0].color)
+                if len(results) != len(batch):
+                    raise RuntimeError(f"expected {len(batch)} results, got {len(results)}")
+            except Exception as err:  # whatever it is, these images have no verdict, and the next ones must get theirs
+                results = [_fault(f"unexpected {type(err).__name__}: {err}")] * len(batch)
+            self._note(len(batch), 1e3 * (time.perf_counter() - started))
+            self.batches, self.images = self.batches + 1, self.images + len(batch)
+            with self._ready:
+                self._busy_since = None
+            for request, result in zip(batch, results, strict=True):
+                with contextlib.suppress(Exception):  # a callback of the caller's, which must not end this thread
+                    request.future.set_result(result)
+
+    def _next(self) -> list[_Request] | None:
+        """Return the images to be scored together, or None when it is closed."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                waiting, self._waiting = self._waiting, []
+                for request in waiting:
+                    request.future.set_result(_fault("the inspector was closed"))
+                return None
+            first = heapq.heappop(self._waiting)
+            batch = [first]
+            wanted = self._batch_size(first.deadline_ns, first.color)
+            while len(batch) < wanted:
+                batch.append(heapq.heappop(self._waiting))
+            self._busy_since = time.monotonic_ns()
+            return batch
+
+    def _batch_size(self, deadline_ns: int, color: str) -> int:
+        """Return how many of those that wait are scored together, the first counted."""
+        there = 1
+        for request in heapq.nsmallest(self._inspector.max_batch - 1, self._waiting):
+            if request.color != color:
+                break
+            there += 1
+        left_ms, best, alone = (deadline_ns - time.monotonic_ns()) / 1e6, 1, self._took_ms.get(1)
+        if alone is None:
+            return 1
+        for size, took in self._took_ms.items():
+            # The earliest deadline is the first image's own.
+            if best < size <= there and took <= left_ms and took <= _GAIN * size * alone:
+                best = size
+        return best
+
+    def _note(self, size: int, took_ms: float) -> None:
+        before = self._took_ms.get(size)
+        self._took_ms[size] = took_ms if before is None else before + _WEIGHT * (took_ms - before)
+
+
+def _fault(reason: str) -> Result:
+    return Result("image", "fault", reason=reason)

@@ -1,0 +1,484 @@
+"""One decision point: parts are opened, their images collected and scored, and each gets exactly one verdict in time.
+
+A part is opened by a trigger (HTTP, PLC, software trigger of its cameras), or by the first of its images. One thread
+takes the parts in their order; another keeps the deadlines of all, and makes a fault of whatever has no verdict by
+then. No exception ends in silence: it becomes a fault, or the state `error`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from functools import partial
+
+from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.journal.recorder import Recorder
+from flawscope.runtime.line.outputs.output import Output, State
+from flawscope.runtime.line.parts import Reason, ViewRecord
+from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.station.counters import Counters
+from flawscope.runtime.line.station.deadlines import Deadlines
+from flawscope.runtime.line.station.open_parts import OpenParts
+from flawscope.runtime.line.station.part_in_work import PartInWork
+from flawscope.runtime.line.station.readiness import Readiness
+from flawscope.runtime.line.station.verdicts import Verdicts
+from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.results import Result
+
+_MOST_LOST = 1000
+"""Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
+_STUCK_S = 10.0
+"""Seconds at one image after which an inspector counts as stuck."""
+_TURN_S = 1.0
+"""Longest wait of the thread, so that whoever watches it sees it turn."""
+
+
+@dataclass(frozen=True)
+class StationLimits:
+    """What the configuration of a station allows; times in nanoseconds.
+
+    Attributes:
+        deadline_ns: From the trigger until the verdict.
+        collect_ns: From the trigger until all images are there.
+        depth: Most open parts.
+        records_first: Whether an accept is recorded before it is given out.
+        is_strict: Whether an image that belongs to no part stops the station.
+    """
+
+    deadline_ns: int
+    collect_ns: int
+    depth: int
+    records_first: bool = True
+    is_strict: bool = False
+
+
+@dataclass(frozen=True)
+class LineServices:
+    """What all stations of a line share."""
+
+    journal: Recorder
+    numbers: OpenParts
+    deadlines: Deadlines
+    clock: Clock
+
+
+class Station:
+    """A station, from `start` to `stop`. Calls come from any thread.
+
+    Args:
+        name: Its name.
+        limits: What its configuration allows.
+        services: What all stations share.
+        views: Its views.
+        outputs: Who is told in time.
+
+    Attributes:
+        counters: The account of its parts.
+        readiness: Its state and why.
+        generation: Number of the set of bundles and thresholds in force; parts keep the one they were opened with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limits: StationLimits,
+        services: LineServices,
+        views: Sequence[View],
+        outputs: Sequence[Output] = (),
+    ) -> None:
+        self.name, self._limits, self._services = name, limits, services
+        self._views = {view.name: view for view in views}
+        self._outputs = tuple(outputs)
+        self.counters = Counters()
+        self.readiness = Readiness(self._state_changed)
+        self.generation = 1
+        self._verdicts = Verdicts(
+            name,
+            services.journal,
+            services.numbers,
+            services.clock,
+            self._outputs,
+            self.counters,
+            self._closed,
+            self._recorded,
+            # Held: whether the parts since then were told to the PLC, only somebody who looks can say.
+            partial(self.readiness.forbid, hold=True),
+            records_first=limits.records_first,
+        )
+        # Images of several views belong together by their order alone; parts that still lack some, the oldest first.
+        self._room = threading.Condition()
+        self._collecting: deque[PartInWork] = deque()
+        self._queue: deque[PartInWork] = deque()
+        self._open = 0
+        self._ended: set[str] = set()
+        self._offsets: tuple[int, ...] | None = None
+        self._is_stopping = False
+        self._turned_ns = services.clock.mono_ns()
+        self._thread = threading.Thread(target=self._run, name=f"station {name}", daemon=True)
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether its parts begin with a trigger, and not with their first image."""
+        return any(view.source.is_triggered for view in self._views.values())
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """Name -> view."""
+        return self._views
+
+    def start(self) -> None:
+        """Open outputs, then sources. It is ready when all of them are.
+
+        Raises:
+            ArgumentError: If an output cannot be opened.
+        """
+        for view in self._views.values():
+            self.readiness.forbid(f"source {view.name}", "is being opened")
+        for output in self._outputs:
+            output.start(self)
+        self._thread.start()
+        for view in self._views.values():
+            view.source.start(self)
+        self._phase(None)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End: READY falls, sources end, open parts get their verdict up to their deadline, then outputs end."""
+        self._phase("stopped")
+        for view in self._views.values():
+            view.source.stop(timeout_s)
+        with self._room:
+            # Deadlines bound this: the part that was opened last has its verdict by then.
+            self._room.wait_for(lambda: self._open == 0, self._limits.deadline_ns / 1e9 + timeout_s)
+            self._is_stopping = True
+            self._room.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        for output in self._outputs:
+            self._guarded("output", output.stop)
+
+    def trigger(self, part_id: str = "") -> int:
+        """Open a part and ask its cameras for images; returns its number. A full or unready station gives a fault."""
+        with self._room:
+            refusal = self._refusal()
+            part = self._open_part(part_id, self._services.clock.mono_ns(), {}, refusal)
+        if refusal is not None:
+            self._verdicts.fault(part, *refusal)
+            return part.seq
+        for view in self._views.values():
+            if view.source.is_triggered:
+                # A trigger that fails is a view that does not come, and so a fault.
+                self._guarded(f"source {view.name}", partial(view.source.trigger, part.seq))
+        return part.seq
+
+    def push(self, images: Mapping[str, bytes], part_id: str = "") -> int:
+        """Open a part whose images are all there, as files; returns its number.
+
+        Args:
+            images: View -> the bytes of an image file. A view without one is a fault of the part.
+            part_id: What the sender calls it.
+        """
+        now = self._services.clock.mono_ns()
+        frames = {name: Frame(data, now) for name, data in images.items()}
+        with self._room:
+            refusal = self._refusal()
+            part = self._open_part(part_id, now, frames, refusal, is_whole=True)
+        if refusal is not None:
+            self._verdicts.fault(part, *refusal)
+        return part.seq
+
+    def frame(self, view: str, frame: Frame) -> None:
+        """Take an image; see `FrameSink`."""
+        count = min(frame.lost, _MOST_LOST)
+        detail = "the camera took it, and it never came"
+        if frame.lost > count:
+            detail = f"the camera counts {frame.lost} images that never came; only the first {count} are on record"
+        for _ in range(count):
+            self._assign(view, Frame(None, frame.mono_ns, problem="lost_frame", detail=detail))
+        if count and self._limits.is_strict:
+            self.readiness.forbid("alignment", f"{view} lost {frame.lost} images", hold=True)
+        if frame.is_last:
+            with self._room:
+                self._ended.add(view)
+                self._room.notify_all()
+        else:
+            self._assign(view, replace(frame, lost=0))
+
+    def source_up(self, view: str, detail: str = "") -> None:
+        """Take note that a source works."""
+        self.readiness.allow(f"source {view}")
+        self._notify()
+
+    def source_down(self, view: str, reason: str) -> None:
+        """Take note that a source does not work."""
+        self.readiness.forbid(f"source {view}", reason)
+
+    def skipped(self, view: str, count: int) -> None:
+        """Count images that were left out."""
+        self.counters.skipped(count)
+
+    def acknowledge(self, actor: str) -> None:
+        """Leave the state `error`, where its cause is gone, and `halted`."""
+        self._services.journal.event("acknowledged", actor=actor, object=self._label, old=self.readiness.reason)
+        with self._room:
+            self._offsets = None
+        self.readiness.acknowledge()
+        if self.readiness.state == "halted":
+            self._phase(None)
+        self._notify()
+
+    def halt(self, actor: str) -> None:
+        """Score no more parts until it is acknowledged: those that are triggered are faults."""
+        self._services.journal.event("halted", actor=actor, object=self._label)
+        self._phase("halted")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of its sources have ended and every part has its verdict, as for a folder that is not watched."""
+        with self._room:
+            return self._ended == set(self._views) and self._open == 0
+
+    def turns(self, period_s: float) -> bool:
+        """Whether its thread has turned within a period; it turns at least once a second while nothing hangs."""
+        return self._services.clock.mono_ns() - self._turned_ns <= period_s * 1e9
+
+    def beat(self) -> None:
+        """Show outputs that it is alive, and look whether its inspectors are stuck; called once a second."""
+        stuck_s = max(view.measure.scoring.stuck_s() for view in self._views.values())
+        if stuck_s > _STUCK_S:
+            self.readiness.forbid("inspector", f"has been at one image for {stuck_s:.0f} s")
+        else:
+            self.readiness.allow("inspector")
+        if self.turns(3 * _TURN_S):
+            self._verdicts.beat()
+
+    @property
+    def _label(self) -> str:
+        return f"station {self.name}"
+
+    def _open_part(
+        self,
+        part_id: str,
+        mono_ns: int,
+        frames: Mapping[str, Frame],
+        refusal: tuple[Reason, str] | None,
+        *,
+        is_whole: bool = False,
+    ) -> PartInWork:
+        """Open a part; one that is refused is given out as a fault by the caller, without the lock, which is held here.
+
+        Args:
+            part_id: What the trigger called it.
+            mono_ns: When it was triggered.
+            frames: Those of its images that are there.
+            refusal: Why it is a fault at once, or None.
+            is_whole: Whether no more images will come.
+        """
+        limits, utc_ns = self._limits, self._services.clock.utc_ns()
+        seq = self._services.numbers.begin(self.name, part_id, mono_ns, utc_ns)
+        self.counters.opened()
+        part = PartInWork(
+            seq,
+            part_id,
+            utc_ns,
+            mono_ns,
+            deadline_ns=mono_ns + limits.deadline_ns,
+            collect_ns=mono_ns + limits.collect_ns,
+            generation=self.generation,
+        )
+        part.frames.update(frames)
+        self._open += 1
+        if refusal is None:
+            if is_whole or len(part.frames) == len(self._views):
+                part.is_collected.set()
+            else:
+                self._collecting.append(part)
+            self._queue.append(part)
+            self._services.deadlines.at(part.deadline_ns, partial(self._verdicts.deadline, part))
+            self._room.notify_all()
+        return part
+
+    def _refusal(self) -> tuple[Reason, str] | None:
+        """Return why no part can be scored now, or None."""
+        if not self.readiness.is_ready:
+            return ("stopped" if self.readiness.state == "stopped" else "not_ready"), self.readiness.reason
+        if self._open >= self._limits.depth:
+            return "overrun", f"{self._open} parts were open, the most that `depth` allows"
+        return None
+
+    def _assign(self, view: str, frame: Frame) -> None:
+        """Give an image to the oldest part that lacks it, or open a part for it."""
+        policy = self._views[view].source.policy
+        with self._room:
+            while not self._attach(view, frame):
+                refusal = self._refusal()
+                if policy == "latest" and refusal is not None:
+                    self.counters.skipped(1)
+                    return
+                if policy != "wait" or refusal is None:
+                    break
+                # A folder waits for room, and for a station that is ready: nothing of it is lost.
+                if self.readiness.state == "stopped":
+                    return
+                self._room.wait(_TURN_S)
+            else:
+                return
+            now = self._services.clock.mono_ns()
+            # An image that waited in a folder has all its time from now on; a camera's had its trigger when it came.
+            begun = now if policy == "wait" else min(frame.mono_ns, now)
+            if self.is_triggered:
+                refusal = ("unexpected_image", f"{view} sent an image that nobody had asked for")
+            part = self._open_part(frame.source, begun, {view: frame}, refusal)
+        if refusal is not None:
+            self._verdicts.fault(part, *refusal)
+        if self.is_triggered and self._limits.is_strict:
+            self.readiness.forbid("alignment", f"{view} sent an image that nobody had asked for", hold=True)
+
+    def _attach(self, view: str, frame: Frame) -> bool:
+        """Give an image to the oldest part that lacks it and still waits. Holds the lock."""
+        now = self._services.clock.mono_ns()
+        for part in self._collecting:
+            if view not in part.frames and now < part.collect_ns:
+                part.frames[view] = frame
+                if len(part.frames) == len(self._views):
+                    self._collecting.remove(part)
+                    part.is_collected.set()
+                return True
+        return False
+
+    def _run(self) -> None:
+        """Take the parts in their order, until the station stops."""
+        while True:
+            self._turned_ns = self._services.clock.mono_ns()
+            with self._room:
+                if not self._queue:
+                    if self._is_stopping:
+                        return
+                    self._room.wait(_TURN_S)
+                    continue
+                part = self._queue.popleft()
+            try:
+                self._inspect(part)
+            except Exception as err:  # a fault of ours must cost one part, not the line
+                self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
+
+    def _inspect(self, part: PartInWork) -> None:
+        clock = self._services.clock
+        while not part.is_collected.is_set() and (left_ns := part.collect_ns - clock.mono_ns()) > 0:
+            part.is_collected.wait(min(left_ns / 1e9, _TURN_S))
+            self._turned_ns = clock.mono_ns()
+        with self._room:
+            if part in self._collecting:
+                self._collecting.remove(part)
+            frames = dict(part.frames)
+            problem = self._misaligned(frames)
+        part.collected_ns = clock.mono_ns()
+        if part.is_settled:
+            return  # its deadline came before its turn: nothing is gained by scoring it
+        if problem:
+            if self._limits.is_strict:
+                self.readiness.forbid("alignment", problem, hold=True)
+            self._verdicts.fault(part, "unexpected_image", problem)
+            return
+        works = [
+            view.begin(frames[view.name], part.deadline_ns)
+            if view.name in frames
+            else view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms")
+            for view in self._views.values()
+        ]
+        pending = [work.result for work in works if isinstance(work, InWork)]
+        if self._wait(pending, part):
+            part.scored_ns = clock.mono_ns()
+            self._verdicts.decide(part, self._finished(works))
+        else:
+            _when_all(pending, lambda: self._verdicts.decide(part, self._finished(works)))
+
+    def _wait(self, pending: Sequence[Future[Result]], part: PartInWork) -> bool:
+        """Wait for results until the part's deadline; returns whether all are there."""
+        for future in pending:
+            while not future.done():
+                left_ns = part.deadline_ns - self._services.clock.mono_ns()
+                if left_ns <= 0:
+                    return False
+                try:
+                    future.result(min(left_ns / 1e9, _TURN_S))
+                except FutureTimeout:
+                    self._turned_ns = self._services.clock.mono_ns()
+        return True
+
+    def _finished(self, works: Sequence[InWork | ViewRecord]) -> tuple[ViewRecord, ...]:
+        views = self._views.values()
+        return tuple(
+            view.finish(work, work.result.result()) if isinstance(work, InWork) else work
+            for view, work in zip(views, works, strict=True)
+        )
+
+    def _misaligned(self, frames: Mapping[str, Frame]) -> str:
+        """Return in what the images of a part do not belong together, or nothing. Holds the lock.
+
+        Cameras that count their images keep their distance from each other for ever, where each saw each part.
+        """
+        numbers = [frames[name].frame_id for name in self._views if name in frames]
+        if len(self._views) < 2 or len(numbers) < len(self._views):
+            return ""
+        known = [number for number in numbers if number is not None]
+        if len(known) < len(numbers):
+            return ""
+        offsets = tuple(number - known[0] for number in known)
+        if self._offsets is None:
+            self._offsets = offsets
+        if offsets == self._offsets:
+            return ""
+        return (
+            f"its images are of different triggers: the cameras' numbers differ by {list(offsets)}, before by "
+            f"{list(self._offsets)}. Acknowledge when the belt is empty."
+        )
+
+    def _closed(self, part: PartInWork) -> None:
+        """Take note that a part has its verdict out."""
+        with self._room:
+            self._open -= 1
+            self._room.notify_all()
+
+    def _recorded(self, part: PartInWork) -> None:
+        """Take note that the verdict of a part is on record."""
+        for name, frame in list(part.frames.items()):
+            if frame.source:
+                self._guarded(f"source {name}", partial(self._views[name].source.done, frame.source))
+
+    def _phase(self, phase: State | None) -> None:
+        self.readiness.set_phase(phase)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._room:
+            self._room.notify_all()
+
+    def _state_changed(self, before: State, now: State, reason: str) -> None:
+        self._services.journal.event("state", object=self._label, old=before, new=now, reason=reason)
+        self._verdicts.show_state(now)
+
+    def _guarded(self, what: str, call: Callable[[], None]) -> None:
+        """Call something that must not end this thread; what it raises becomes the reason of an error."""
+        try:
+            call()
+        except Exception as err:
+            self.readiness.forbid(what, f"{type(err).__name__}: {err}")
+
+
+def _when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:
+    """Call a function when all results are there, in the thread that brings the last one."""
+    lock, left = threading.Lock(), [len(futures)]
+
+    def done(future: Future[Result]) -> None:
+        with lock:
+            left[0] -= 1
+            is_last = left[0] == 0
+        if is_last:
+            call()
+
+    for future in futures:
+        future.add_done_callback(done)

@@ -1,0 +1,165 @@
+"""One view of a station: an image becomes what is on record of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flawscope.errors import FlawscopeError
+from flawscope.imaging.images import decode_stored, to_8_bit
+from flawscope.runtime.inspector import UNLIKE
+from flawscope.runtime.line.parts import Reason, ViewRecord
+from flawscope.runtime.line.sources.source import Frame, Source
+from flawscope.runtime.line.station.scoring import SharedScoring
+from flawscope.runtime.results import Result
+
+Crop = tuple[int, int, int, int]
+"""Left, top, width and height in pixels."""
+
+
+class SceneVerdict(Protocol):
+    """What a check of the scene says of an image."""
+
+    @property
+    def problem(self) -> Reason:
+        """Why it must not be scored; empty where it may."""
+
+    @property
+    def detail(self) -> str:
+        """The problem in words."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is near a limit."""
+
+
+class ChecksScene(Protocol):
+    """Says of an image whether it may be scored."""
+
+    def check(self, image: npt.NDArray[np.uint8]) -> SceneVerdict:
+        """Check an image uint8 [H, W] or [H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """By what a view decides: one bundle with its thresholds.
+
+    Attributes:
+        scoring: Scores images, together with other views of the same bundle.
+        bundle: Digest of the bundle.
+        bits: Bits in use of 16-bit images, as the bundle was trained.
+    """
+
+    scoring: SharedScoring
+    bundle: str
+    bits: int | None
+
+
+@dataclass(frozen=True)
+class InWork:
+    """An image that is being scored.
+
+    Attributes:
+        frame: The image as it came.
+        result: Its result, later.
+        notes: What the scene was near to.
+    """
+
+    frame: Frame
+    result: Future[Result]
+    notes: tuple[str, ...]
+
+
+class View:
+    """One view: its source, what its images must be like, and the measure in force.
+
+    Args:
+        name: Its name.
+        source: Brings its images.
+        measure: By what it decides.
+        scene: Checks images before they are scored; None for no check.
+        crop: What of an image is inspected; None for all of it.
+
+    Attributes:
+        measure: As above; replaced between two parts.
+    """
+
+    def __init__(
+        self, name: str, source: Source, measure: Measure, scene: ChecksScene | None = None, crop: Crop | None = None
+    ) -> None:
+        self.name, self.source, self.measure = name, source, measure
+        self._scene, self._crop = scene, crop
+
+    def begin(self, frame: Frame, deadline_ns: int) -> InWork | ViewRecord:
+        """Check an image and have it scored; what must not be scored is on record at once.
+
+        Args:
+            frame: The image as it came.
+            deadline_ns: When its part must have a verdict.
+        """
+        if frame.problem or frame.image is None:
+            return self._fault(frame, frame.problem or "incomplete_image", frame.detail or "there is no image")
+        try:
+            image, color = self._pixels(frame)
+            notes: tuple[str, ...] = ()
+            if self._scene is not None:
+                seen = to_8_bit(image, frame.source or self.name, self.measure.bits)
+                scene = self._scene.check(seen[..., ::-1] if color == "bgr" and seen.ndim == 3 else seen)
+                if scene.problem:
+                    return self._fault(frame, scene.problem, scene.detail, scene.notes)
+                notes = scene.notes
+        except FlawscopeError as err:
+            return self._fault(frame, "unreadable_image", str(err))
+        except (
+            Exception
+        ) as err:  # a decoder or a check that fails in a way that nobody foresaw: no verdict is an accept
+            return self._fault(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
+        return InWork(frame, self.measure.scoring.submit(image, deadline_ns, color), notes)
+
+    def finish(self, work: InWork, result: Result) -> ViewRecord:
+        """Return what is on record of an image that was scored."""
+        notes = work.notes + result.notes
+        if result.decision == "fault":
+            text = result.reason or "the inspector gave no reason"
+            return self._fault(work.frame, "unlike_images" if text.startswith(UNLIKE) else "inference", text, notes)
+        if result.decision == "accept" and (result.score is None or result.threshold is None):
+            return self._fault(work.frame, "inference", "accepted without a score and a threshold", notes)
+        return ViewRecord(
+            self.name,
+            result.decision,
+            score=result.score,
+            threshold=result.threshold,
+            threshold_revision=result.threshold_revision,
+            bundle=self.measure.bundle,
+            frame_id=work.frame.frame_id,
+            source=work.frame.source,
+            notes=notes,
+        )
+
+    def missing(self, reason: Reason, detail: str) -> ViewRecord:
+        """Return what is on record of an image that did not come, or has no result in time."""
+        return ViewRecord(self.name, "fault", reason, detail)
+
+    def _fault(self, frame: Frame, reason: Reason, detail: str, notes: tuple[str, ...] = ()) -> ViewRecord:
+        return ViewRecord(self.name, "fault", reason, detail, frame_id=frame.frame_id, source=frame.source, notes=notes)
+
+    def _pixels(self, frame: Frame) -> tuple[npt.NDArray[Any], str]:
+        """Return the pixels that are inspected, and the order of their colours."""
+        if isinstance(frame.image, bytes):
+            # As `flawscope score` decodes a file, once: OpenCV's order stays, the inspector turns it.
+            image, color = decode_stored(frame.image, frame.source or self.name), "bgr"
+        else:
+            image, color = np.asarray(frame.image), "rgb"
+        if self._crop is None:
+            return image, color
+        left, top, width, height = self._crop
+        if left + width > image.shape[1] or top + height > image.shape[0]:
+            raise FlawscopeError(
+                f"{self.name}: expected an image that holds the crop {list(self._crop)}, got {image.shape[1]}x"
+                f"{image.shape[0]} pixels. Check the camera, or crop in the configuration."
+            )
+        return np.ascontiguousarray(image[top : top + height, left : left + width]), color
