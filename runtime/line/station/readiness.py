@@ -26,6 +26,7 @@ class Readiness:
         self._lock = threading.RLock()
         self._causes: dict[str, str] = {}
         self._held: set[str] = set()
+        self._beginning: set[str] = set()
         self._phase: State | None = "starting"
         self._last: State = "starting"
         # A copy that is read without the lock: whoever triggers a part must not wait for outputs that are being told.
@@ -53,10 +54,18 @@ class Readiness:
                 self._phase = phase
             self._tell()
 
+    def begin(self, cause: str, reason: str) -> None:
+        """Add a cause that is none of an error yet: what is being opened has not failed."""
+        with self._lock:
+            self._causes[cause] = reason
+            self._beginning.add(cause)
+            self._tell()
+
     def forbid(self, cause: str, reason: str, *, hold: bool = False) -> None:
         """Add a cause, such as `source cam0`; with `hold` it stays until it is acknowledged."""
         with self._lock:
             self._causes[cause] = reason
+            self._beginning.discard(cause)
             if hold:
                 self._held.add(cause)
             self._tell()
@@ -66,6 +75,7 @@ class Readiness:
         with self._lock:
             if cause not in self._held:
                 self._causes.pop(cause, None)
+                self._beginning.discard(cause)
             self._tell()
 
     def acknowledge(self) -> tuple[str, ...]:
@@ -79,7 +89,10 @@ class Readiness:
             return held
 
     def _tell(self) -> None:
-        state: State = self._phase or ("error" if self._causes else "ready")
+        from_causes: State = "ready" if not self._causes else "error"
+        if self._causes and self._causes.keys() <= self._beginning:
+            from_causes = "starting"
+        state = self._phase or from_causes
         causes = "; ".join(f"{cause}: {reason}" if reason else cause for cause, reason in self._causes.items())
         self._reason = causes if state in ("error", "ready") else "; ".join(filter(None, (state, causes)))
         before, self._last = self._last, state

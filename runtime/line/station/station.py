@@ -137,7 +137,7 @@ class Station:
             ArgumentError: If an output cannot be opened.
         """
         for view in self._views.values():
-            self.readiness.forbid(f"source {view.name}", "is being opened")
+            self.readiness.begin(f"source {view.name}", "is being opened")
         for output in self._outputs:
             output.start(self)
         self._thread.start()
@@ -164,7 +164,8 @@ class Station:
         """Open a part and ask its cameras for images; returns its number. A full or unready station gives a fault."""
         with self._room:
             refusal = self._refusal()
-            part = self._open_part(part_id, self._services.clock.mono_ns(), {}, refusal)
+            # No camera is asked for images of a part that is refused.
+            part = self._open_part(part_id, self._services.clock.mono_ns(), {}, refusal, is_whole=refusal is not None)
         if refusal is not None:
             self._verdicts.fault(part, *refusal)
             return part.seq
@@ -291,11 +292,12 @@ class Station:
         )
         part.frames.update(frames)
         self._open += 1
+        if is_whole or len(part.frames) == len(self._views):
+            part.is_collected.set()
+        else:
+            # One that is refused, too: its other images belong to it, and must not open parts of their own.
+            self._collecting.append(part)
         if refusal is None:
-            if is_whole or len(part.frames) == len(self._views):
-                part.is_collected.set()
-            else:
-                self._collecting.append(part)
             self._queue.append(part)
             self._services.deadlines.at(part.deadline_ns, partial(self._verdicts.deadline, part))
             self._room.notify_all()
@@ -340,6 +342,8 @@ class Station:
     def _attach(self, view: str, frame: Frame) -> bool:
         """Give an image to the oldest part that lacks it and still waits. Holds the lock."""
         now = self._services.clock.mono_ns()
+        while self._collecting and self._collecting[0].is_settled and now >= self._collecting[0].collect_ns:
+            self._collecting.popleft()
         for part in self._collecting:
             if view not in part.frames and now < part.collect_ns:
                 part.frames[view] = frame
