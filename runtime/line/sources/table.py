@@ -37,13 +37,7 @@ class FolderSource(Options, frozen=True, kw_only=True, tag="folder", tag_field="
 
 
 class PushSource(Options, frozen=True, kw_only=True, tag="push", tag_field="kind"):
-    """Images that are sent to the line over HTTP, one part a request.
-
-    Attributes:
-        on_full: What happens when the station is full.
-    """
-
-    on_full: Policy = "every"
+    """Images that are sent to the line over HTTP, one part a request; where the station is full, it is a fault."""
 
 
 class VideoSource(Options, frozen=True, kw_only=True, tag="video", tag_field="kind"):
