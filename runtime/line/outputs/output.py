@@ -37,6 +37,9 @@ class Control(Protocol):
     def acknowledge(self, actor: str) -> None:
         """Leave the state `error`, where its cause is gone."""
 
+    def plc_reads(self, is_reading: bool) -> None:
+        """Take note that the PLC no longer reads, which takes READY away, or reads again; it never raises or blocks."""
+
 
 class Output(Protocol):
     """Signals of one station on one wire. Calls come from several threads, one at a time, and must return at once."""

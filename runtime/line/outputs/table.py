@@ -33,7 +33,8 @@ class GpioOutput(Options, frozen=True, kw_only=True, tag="gpio", tag_field="kind
         accept: Number of the line that pulses for an accept.
         reject: Number of the line that pulses for a reject.
         fault: Number of the line that pulses for a fault.
-        pulse_ms: Length of a pulse.
+        pulse_ms: Length of a pulse; the line of an accept is low for as long before the next one.
+        alive: Number of the line that changes its level each second while the station works; None for none.
     """
 
     chip: Text
@@ -42,6 +43,7 @@ class GpioOutput(Options, frozen=True, kw_only=True, tag="gpio", tag_field="kind
     reject: Line
     fault: Line
     pulse_ms: Milliseconds = 50.0
+    alive: Line | None = None
 
 
 OutputOptions = ModbusOutput | GpioOutput
