@@ -51,7 +51,7 @@ def _text_of(place: str, path: Path) -> str:
         return read_regular(path, SETTINGS_BYTES).decode().rstrip("\r\n")
     except OSError as err:
         raise ArgumentError(
-            f"{printable(place)}: expected a file with a secret that can be read, got: {err.strerror or err}. Check its "
+            f"{printable(place)}: expected a file with a secret, got: {err.strerror or err}. Check its "
             "name and permissions."
         ) from None
     except UnicodeDecodeError:

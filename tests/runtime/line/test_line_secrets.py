@@ -63,8 +63,6 @@ def test_a_secret_in_the_place_of_its_place_is_not_repeated(place: str) -> None:
 
 
 def test_messages_of_libraries_lose_the_secrets() -> None:
-    text = "no route to rtsp://us%40er:p%2Fw@host, p/w and us@er were refused"
-    assert (
-        without_secrets(text, "us@er", "p/w", None, "") == "no route to rtsp://***:***@host, *** and *** were refused"
-    )
+    text = "no way to rtsp://us%40er:p%2Fw@host, p/w and us@er refused"
+    assert without_secrets(text, "us@er", "p/w", None, "") == "no way to rtsp://***:***@host, *** and *** refused"
     assert without_secrets("abc abcd", "abc", "abcd") == "*** ***"
