@@ -6,7 +6,6 @@ they come with every bundle, and both must give their scores before a time of th
 
 from __future__ import annotations
 
-import datetime
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from flawscope.bundle import Bundle
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends.choice import Choice
-from flawscope.runtime.backends.kept_times import KeptTimes, Times, times_key
+from flawscope.runtime.backends.kept_times import KeptTimes, Times, forget_model, now, times_key
 from flawscope.runtime.backends.table import backend_problem, is_there
 from flawscope.runtime.scorers.golden import check_golden
 from flawscope.runtime.scorers.scorer import PATHS, Scorer, ScorerOptions, open_scorer
@@ -77,7 +76,7 @@ def settle(bundle: Bundle, options: ScorerOptions, choice: Choice) -> Settled:
             left_out = _open_all(bundle, options, choice.rivals, rivals)
             measured = _measure(bundle, rivals, left_out)
             milliseconds = {name: statistics.median(values) for name, values in measured.items()}
-            times = Times(kept.key, bundle.manifest.name, _now(), milliseconds, left_out)
+            times = Times(kept.key, bundle.manifest.name, now(), milliseconds, left_out)
             absent = [name for name in left_out if not is_there(name)]
             if absent:  # installed or mended, it has the same version
                 kept.problem = kept.problem or f"{' and '.join(absent)} may be there by the next load"
@@ -95,12 +94,13 @@ def settle(bundle: Bundle, options: ScorerOptions, choice: Choice) -> Settled:
 
 
 def forget_times(bundle: Bundle, precision: str, rivals: tuple[str, ...]) -> None:
-    """Remove the times that are kept of a bundle, so that the next `auto` measures.
+    """Remove the times that are kept of a bundle, with any number of threads, so that the next `auto` measures.
 
     Raises:
         StorageError: If the system refuses.
     """
-    for path in PATHS:
+    forget_model(bundle.manifest, precision)
+    for path in PATHS:  # by name too: a file in that place that nobody believes would never be replaced
         KeptTimes(times_key(bundle.manifest, precision, path, rivals)).forget()
 
 
@@ -228,9 +228,8 @@ def _decided(choice: Choice, times: Times, kept: KeptTimes) -> Choice:
             f"{MOST_OF_FIRST:.2f} is taken)"
         )
     told.append(choice.why_rivals)
-    place = f"not kept: {kept.problem}" if kept.problem else f"kept in {kept.path}"
-    return Choice(name, f"auto: {'; '.join(told)}; measured {times.measured}, {place}", (), choice.may_fall_back)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    place = f"{'kept for a day' if times.left_out else 'kept'} in {kept.path}"
+    if kept.problem:
+        place = f"not kept: {kept.problem}"
+    when = times.measured.isoformat(timespec="seconds")
+    return Choice(name, f"auto: {'; '.join(told)}; measured {when}, {place}", (), choice.may_fall_back)

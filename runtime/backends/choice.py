@@ -87,7 +87,8 @@ def choose_for_bundle(name: str, manifest: Manifest, precision: str, cores: Core
     """Resolve a backend name for a bundle.
 
     Args:
-        name: The name; `auto` takes CUDA where ONNX Runtime has it, else what is allowed and there on the CPU.
+        name: The name; `auto` takes CUDA where ONNX Runtime has it and no threads or streams are set, which CUDA lacks,
+            else what is allowed and there on the CPU.
         manifest: The bundle's manifest; its thresholds and gates say what `auto` may take.
         precision: Precision of the graphs.
         cores: Threads and streams; of rivals only those that have what is set are left.
@@ -99,7 +100,7 @@ def choose_for_bundle(name: str, manifest: Manifest, precision: str, cores: Core
     """
     if name != "auto":
         return choose_backend(name)
-    choice = _choose_auto(allowed_backends(manifest, precision), precision)
+    choice = _choose_auto(allowed_backends(manifest, precision), precision, cores)
     able = tuple(rival for rival in choice.rivals if cores.given().keys() <= set(ROWS[rival].cores))
     if len(able) == 1 and able != choice.rivals:
         # Without the reason of the choice: it says that a measurement decides.
@@ -145,16 +146,21 @@ def _set_on(thresholds: Thresholds) -> tuple[str, str]:
     return place, f"thresholds were set on {place}"
 
 
-def _choose_auto(allowed: Allowed, precision: str) -> Choice:
+def _choose_auto(allowed: Allowed, precision: str, cores: Cores = OWN_CHOICE) -> Choice:
     may = _may_take()
     methods.load(ROWS[REFERENCE].problem)()  # raises where ONNX Runtime is missing, which everything needs
-    no_cuda = f"{AUTO_VARIABLE} leaves CUDA out"
+    no_cuda, why_rivals = f"{AUTO_VARIABLE} leaves CUDA out", allowed.why
     if _FIRST in may:
         problem = backend_problem(_FIRST, precision)
-        if problem is None:
+        lacks = [name for name in cores.given() if name not in ROWS[_FIRST].cores]
+        if problem is not None:
+            no_cuda = f"{ROWS[REFERENCE].auto}: {problem.rstrip('.')}"
+        elif lacks:
+            no_cuda = f"not CUDA, which has no {' and no '.join(lacks)} to choose"
+            why_rivals += f"; {no_cuda}"
+        else:
             elsewhere = "" if allowed.has(_FIRST) else f"; {allowed.why}"
             return Choice(_FIRST, f"auto: {ROWS[_FIRST].auto}{elsewhere}", may_fall_back=REFERENCE in may)
-        no_cuda = f"{ROWS[REFERENCE].auto}: {problem.rstrip('.')}"
     here = [name for name in _on_cpus() if name in may and _is_installed(name)]
     fitting = [name for name in here if allowed.has(name)]
     if allowed.names is not None:  # where thresholds were set comes first, and is kept in doubt
@@ -162,7 +168,7 @@ def _choose_auto(allowed: Allowed, precision: str) -> Choice:
     may_fall_back = REFERENCE in may and (precision == "fp32" or allowed.has(REFERENCE))
     if len(fitting) > 1:
         reason = f"auto: {no_cuda}; of {' and '.join(fitting)} the one that is measured to be faster with the bundle"
-        return Choice(fitting[0], reason, tuple(fitting), may_fall_back, allowed.why)
+        return Choice(fitting[0], reason, tuple(fitting), may_fall_back, why_rivals)
     if fitting == [REFERENCE]:
         others = [name for name in here if name != REFERENCE]
         kept = f"; not {' or '.join(others)}: {allowed.why}" if others else ""
@@ -193,7 +199,7 @@ def _without_allowed(allowed: Allowed, problem: str, precision: str, *, may_fall
 def _why_none(allowed: Allowed, may: tuple[str, ...], no_cuda: str) -> str:
     """Return why no backend that is allowed is there, a sentence."""
     if may == (_FIRST,):
-        return f"{AUTO_VARIABLE} leaves all but {_FIRST} out, and there is {no_cuda}."
+        return f"{AUTO_VARIABLE} leaves all but {_FIRST} out; {no_cuda}."
     known = [name for name in _on_cpus() if allowed.has(name)]
     out = [name for name in known if name not in may]
     if out:

@@ -3,11 +3,15 @@
 Each measurement is a small file, named after all that it depends on: the model, how it is run, the machine and the
 versions. A file that is broken, or of something else, is as good as none. One that somebody else could have changed is
 neither used nor replaced. Whatever a file says, only backends that the bundle allows are ever taken.
+
+Times hold for as long as what they depend on. That a backend was left out because it failed may be over by tomorrow,
+whatever the versions (memory, say, that another program had taken): such a file holds for `LEFT_OUT_FOR`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import os
 import platform
@@ -32,6 +36,9 @@ from flawscope.versions import cpu_name
 
 TIMES = Kept("auto", CACHE_VARIABLE)
 """What is kept, for messages."""
+
+LEFT_OUT_FOR = datetime.timedelta(days=1)
+"""How long a measurement holds that left a backend out."""
 
 _MOST_BYTES = 1 << 16
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
@@ -79,7 +86,7 @@ class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         key: What it was of.
         bundle: Name of the bundle, for whoever reads the file.
-        measured: UTC time of it, ISO 8601.
+        measured: UTC time of it.
         milliseconds: Backend -> median time of one image.
         left_out: Backend -> why it was not measured: it is not there, or cannot run the bundle.
         schema: Version of this struct.
@@ -87,21 +94,27 @@ class Times(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key: TimesKey
     bundle: str
-    measured: str
+    measured: Annotated[datetime.datetime, msgspec.Meta(tz=True)]
     milliseconds: dict[str, Annotated[float, msgspec.Meta(gt=0, le=1e9)]]
     left_out: dict[str, str]
     schema: Literal[1] = 1
+
+    def is_over(self) -> bool:
+        """Return whether it left a backend out too long ago, or in what is the future by this clock."""
+        return bool(self.left_out) and not datetime.timedelta() <= now() - self.measured < LEFT_OUT_FOR
+
+
+def now() -> datetime.datetime:
+    """Return the UTC time, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
 
 
 def times_key(
     manifest: Manifest, precision: str, path: str, rivals: tuple[str, ...], cores: Cores = OWN_CHOICE
 ) -> TimesKey:
     """Return the key of a bundle on this machine, in this environment."""
-    graphs = manifest.graphs_of(precision).values()
-    files = {name for graph in graphs for name in (graph.file, external_data(graph.file)) if name in manifest.files}
-    model = {name: manifest.files[name].sha256 for name in files} | {"": model_identity(manifest)}
     return TimesKey(
-        model=hashlib.sha256(encode_json(model, order="sorted")).hexdigest(),
+        model=_model(manifest, precision),
         precision=precision,
         path=path,
         threads=cores.threads,
@@ -134,20 +147,18 @@ class KeptTimes:
         if base is None:
             self.problem = f"the user has no home folder, and {TIMES.variable} names none"
         else:
-            self._root = PrivateRoot(base.absolute() / "flawscope" / "auto", TIMES)
+            self._root = _root_in(base)
             self.path = self._root.path / f"{key.digest()}.json"
 
     def read(self) -> Times | None:
-        """Return the times that are kept, or None."""
+        """Return the times that are kept and hold, or None."""
         if self.path is None:
             return None
         try:
             with self._root.opened() as root:
                 if root is None:
                     return None
-                with private_file(self.path, TIMES, root) as file:
-                    data = file.read(_MOST_BYTES)
-            times = msgspec.json.decode(data, type=Times)
+                times = _read(self.path, root)
         except (FileNotFoundError, *NOT_JSON):
             return None
         except BackendError as err:
@@ -158,7 +169,8 @@ class KeptTimes:
             return None
         # Its name is not proof enough: it may have been copied by hand.
         whole = times.milliseconds.keys() | times.left_out.keys() == set(self.key.rivals)
-        return times if times.key == self.key and whole and self.key.rivals[0] in times.milliseconds else None
+        holds = whole and self.key.rivals[0] in times.milliseconds and not times.is_over()
+        return times if times.key == self.key and holds else None
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
@@ -197,6 +209,47 @@ class KeptTimes:
         if self.path is not None:
             with storage_errors(self.path):
                 self.path.unlink(missing_ok=True)
+
+
+def forget_model(manifest: Manifest, precision: str) -> None:
+    """Remove all times of a model in a precision, whatever else they depend on; those that nobody would believe stay.
+
+    Raises:
+        StorageError: If the system refuses.
+    """
+    base = cache_folder()
+    if base is None:
+        return
+    folder, model = _root_in(base), _model(manifest, precision)
+    with contextlib.suppress(BackendError), folder.opened() as root:
+        if root is None:
+            return
+        # Of the open folder: its path could name another one by now.
+        for name in [found.name for found in os.scandir(root)]:
+            path = folder.path / name
+            try:
+                key = _read(path, root).key
+            except (OSError, BackendError, *NOT_JSON):
+                continue
+            if (key.model, key.precision) == (model, precision):
+                with storage_errors(path):
+                    path.unlink(missing_ok=True)
+
+
+def _root_in(base: Path) -> PrivateRoot:
+    return PrivateRoot(base.absolute() / "flawscope" / "auto", TIMES)
+
+
+def _model(manifest: Manifest, precision: str) -> str:
+    graphs = manifest.graphs_of(precision).values()
+    files = {name for graph in graphs for name in (graph.file, external_data(graph.file)) if name in manifest.files}
+    model = {name: manifest.files[name].sha256 for name in files} | {"": model_identity(manifest)}
+    return hashlib.sha256(encode_json(model, order="sorted")).hexdigest()
+
+
+def _read(path: Path, root: int) -> Times:
+    with private_file(path, TIMES, root) as file:
+        return msgspec.json.decode(file.read(_MOST_BYTES), type=Times)
 
 
 def _versions() -> Iterator[tuple[str, str]]:

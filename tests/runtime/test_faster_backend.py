@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import rival_stand_in
+import safetensors.numpy
 from rival_stand_in import STEADY, measured_as
 from tiny_bundle import SIDE, golden_image, tiny_sources, tiny_thresholds, write_tiny_bundle
 from tiny_ensemble import member_of, write_member, write_tiny_ensemble
@@ -54,6 +57,12 @@ def taken(bundle: Path | str) -> tuple[str, str]:
     with Inspector.load(bundle) as inspector:
         assert inspector(golden_image()).score == pytest.approx(200.0)
         return inspector.backend, inspector.backend_reason
+
+
+def made_at(file: Path, apart: timedelta) -> None:
+    """Let a file of times say that they were measured that long after now."""
+    when = (datetime.now(timezone.utc) + apart).isoformat()
+    file.write_bytes(msgspec.json.encode(json.loads(file.read_bytes()) | {"measured": when}))
 
 
 @pytest.mark.parametrize(("rival", "expected"), [(10.0, "openvino"), (19.0, "cpu"), (40.0, "cpu")])
@@ -127,6 +136,8 @@ BROKEN = {
     "another schema": lambda data: data.replace(b'"schema": 1', b'"schema": 2'),
     "an unknown field": lambda data: data.replace(b'"schema": 1', b'"schema": 1, "more": 2'),
     "another machine": lambda data: data.replace(b'"cores": ', b'"cores": 1'),
+    "no date": lambda data: re.sub(rb'"measured": "[^"]*"', b'"measured": "once"', data),
+    "a date of no time zone": lambda data: re.sub(rb'("measured": "[^"]*)Z"', rb'\1"', data),
     "a time of zero": lambda data: data.replace(b'"cpu": 20.0', b'"cpu": 0.0'),
     "no time of the first": lambda data: data.replace(b'"cpu": 20.0,', b"").replace(b"{}", b'{"cpu": "gone"}', 1),
     "one backend too few": lambda data: data.replace(b',\n  "openvino": 10.0', b""),
@@ -244,17 +255,50 @@ def test_what_is_kept_is_believed_whatever_the_umask(bundle: Path, monkeypatch: 
         ({"failing_after": 1}, "openvino is left out: backend openvino: the device failed: it is gone;"),
     ],
 )
-def test_one_that_cannot_run_the_bundle_is_left_out_and_not_tried_again(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+def test_one_that_cannot_run_the_bundle_is_left_out_and_tried_again_after_a_day(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, changes: dict[str, Any], said: str
 ) -> None:
     rival_stand_in.put_in_place(monkeypatch, **changes)
     backend, reason = taken(bundle)
     assert backend == "cpu"
     assert said in reason
+    (file,) = cache.iterdir()
+    assert reason.endswith(f", kept for a day in {file}")
     opened = len(rival_stand_in.opened)
     assert taken(bundle) == (backend, reason)
     assert len(rival_stand_in.opened) == opened
     assert all(session.is_closed for session in rival_stand_in.opened)
+    rival_stand_in.put_in_place(monkeypatch)  # it works again
+    measured_as(monkeypatch)
+    made_at(file, -timedelta(hours=23))
+    assert taken(bundle)[0] == "cpu"
+    made_at(file, -timedelta(hours=25))
+    assert taken(bundle)[0] == "openvino"
+
+
+@pytest.mark.parametrize("apart", [timedelta(days=-1000), timedelta(days=1000)])
+def test_times_of_all_backends_hold_whatever_the_clock_says(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, apart: timedelta
+) -> None:
+    rival_stand_in.put_in_place(monkeypatch)
+    measured_as(monkeypatch)
+    assert taken(bundle)[0] == "openvino"
+    (file,) = cache.iterdir()
+    made_at(file, apart)
+    never_measured(monkeypatch)
+    assert taken(bundle)[0] == "openvino"
+
+
+def test_one_that_was_left_out_in_the_future_is_tried_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    rival_stand_in.put_in_place(monkeypatch, failing_after=1)
+    assert taken(bundle)[0] == "cpu"
+    (file,) = cache.iterdir()
+    made_at(file, timedelta(days=1000))  # the clock was wrong, and has been set since
+    rival_stand_in.put_in_place(monkeypatch)
+    measured_as(monkeypatch)
+    assert taken(bundle)[0] == "openvino"
 
 
 def test_one_that_is_not_there_is_looked_for_again(bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -441,6 +485,34 @@ def test_doctor_says_what_may_be_taken_and_measures_again(
     assert report(bundle, "--measure")["backend"] == "cpu"
     never_measured(monkeypatch)
     assert report(bundle)["backend"] == "cpu"
+
+
+@pytest.mark.parametrize("is_believed", [True, False])
+def test_doctor_forgets_times_with_any_number_of_threads_of_this_model_and_precision_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, report: Callable[..., dict[str, Any]], is_believed: bool
+) -> None:
+    rival_stand_in.put_in_place(monkeypatch)
+    measured_as(monkeypatch)
+    other = bundle.with_name("other.flaw")
+    tensors = safetensors.numpy.load(tiny_sources()["bank.safetensors"])
+    write_tiny_bundle(other, {"bank.safetensors": safetensors.numpy.save(tensors, {"another": "file"})})
+    taken(other)
+    (of_other,) = cache.iterdir()
+    for path in ("auto", "graph"):
+        for threads in (None, 1):
+            Inspector.load(bundle, path=path, threads=threads).close()
+    kept = {file.name: file.read_bytes() for file in cache.iterdir()}
+    assert len(kept) == 5
+    (cache / "no times.json").write_bytes(b"{")
+    cache.chmod(0o700 if is_believed else 0o777)
+    measured_as(monkeypatch, {"cpu": [1.0], "openvino": [2.0]})
+    assert report(bundle, "--measure")["backend"] == "cpu"
+    left = {file.name: file.read_bytes() for file in cache.iterdir()}
+    assert left.pop("no times.json") == b"{"
+    assert left.pop(of_other.name) == kept[of_other.name]
+    # Either what was measured again, with the path `auto`, or the two with threads, which nobody reads.
+    assert len(left) == (1 if is_believed else 2)
+    assert all(kept[name] == data for name, data in left.items()) == (not is_believed)
 
 
 def test_doctor_shows_why_a_calibrated_bundle_stays(

@@ -201,7 +201,7 @@ def test_limits_that_leave_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch)
         choose_for_bundle("auto", tiny_manifest(thresholds=set_on("cpu")), "fp32")
     monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cuda")
-    with pytest.raises(BackendError, match=r"leaves all but cuda out, and there is no CUDA: this ONNX Runtime offers"):
+    with pytest.raises(BackendError, match=r"leaves all but cuda out; no CUDA: this ONNX Runtime offers"):
         choose_for_bundle("auto", tiny_manifest(), "fp32")
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cpu,fast")
     with pytest.raises(ArgumentError, match=r"FLAWSCOPE_AUTO: expected some of cuda, cpu, openvino .*, got 'cpu,fast'"):
@@ -242,3 +242,25 @@ def test_threads_and_streams_leave_the_rivals_that_have_them(monkeypatch: pytest
     assert (choice.name, choice.rivals, choice.may_fall_back) == ("openvino", (), False)
     # And nothing of a measurement, which there is none of.
     assert choice.reason == "auto: of cpu and openvino the only one with streams to choose"
+
+
+def test_with_threads_to_choose_cuda_is_passed_over_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rival_stand_in.put_in_place(monkeypatch)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: providers)
+    monkeypatch.delenv("FLAWSCOPE_AUTO")
+    one, passed_over = Cores(threads=1), "not CUDA, which has no threads to choose"
+    choice = choose_for_bundle("auto", tiny_manifest(), "fp32", one)
+    assert choice.rivals == ("cpu", "openvino")
+    assert choice.reason.startswith(f"auto: {passed_over}; of cpu and openvino the one that is measured")
+    assert choice.why_rivals == f"no thresholds are set; {passed_over}"
+    choice = choose_for_bundle("auto", tiny_manifest(thresholds=set_on("cpu")), "fp32", one)
+    assert (choice.name, choice.reason) == ("cpu", f"auto: {passed_over}; not openvino: thresholds were set on cpu")
+    choice = choose_for_bundle("auto", tiny_manifest(), "fp32", Cores(threads=1, streams=1))
+    assert (choice.name, choice.rivals) == ("openvino", ())
+    assert choose_for_bundle("auto", tiny_manifest(), "fp32").name == "cuda"
+    with pytest.raises(ArgumentError, match=r"threads: backend cuda has none to choose"):
+        table.check_cores("cuda", one)
+    monkeypatch.setenv("FLAWSCOPE_AUTO", "cuda")
+    with pytest.raises(BackendError, match=r"leaves all but cuda out; not CUDA, which has no threads to choose\."):
+        choose_for_bundle("auto", tiny_manifest(), "fp32", one)
