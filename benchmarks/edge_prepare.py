@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 
 from flawscope.bundle import open_bundle
 from flawscope.bundle.manifest import PRECISIONS
 from flawscope.datasets import open_dataset
 from flawscope.files import atomic_file, atomic_folder, write_bytes, write_text
+from flawscope.imaging.images import Preprocessing, prepare, read_image
 
 HERE = Path(__file__).resolve().parent
 STAGES = {"patchcore": "2,3", "padim": "1,2,3"}
 HALF, IMAGENET = ([0.5019607843137255] * 3,) * 2, ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 GIVEN = "mobilenetv2_100"
 """The backbone that `--weights` are of."""
+_STATISTICS, _BATCH = 32, 8
+"""Images from which random weights get the statistics of their normalizations, and how many at a time."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,12 @@ def labelled_set(options: argparse.Namespace) -> Path:
 
 
 def random_weights(options: argparse.Namespace, backbone: str) -> Path:
-    """Return a file with random weights of a backbone, the same for all contestants."""
+    """Return a file with random weights of a backbone, the same for all contestants.
+
+    Every layer reaches the scores, so that a gate judges what is rounded in it: timm starts the last normalization of
+    a residual branch at zero, here it is one. Means and variances of normalizations are those of `_STATISTICS` normal
+    images, as after training. These weights still have learned nothing: accuracy with them is no figure.
+    """
     path: Path = options.work / f"{backbone}-seed{options.seed}.safetensors"
     if not path.is_file():
         import timm
@@ -140,6 +149,18 @@ def random_weights(options: argparse.Namespace, backbone: str) -> Path:
 
         torch.manual_seed(options.seed)
         network = timm.create_model(backbone, pretrained=False)
+        norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            torch.nn.init.ones_(norm.weight)
+            norm.momentum = None  # the mean over all batches, not a moving one that forgets the first
+        spec = Preprocessing((options.size, options.size))
+        paths = [sample.path for sample in open_dataset(options.data).train_good]
+        mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+        chosen = [paths[int(place)] for place in np.linspace(0, len(paths) - 1, _STATISTICS)]
+        with torch.inference_mode():
+            for start in range(0, _STATISTICS, _BATCH):
+                images = np.stack([prepare(read_image(one), spec) for one in chosen[start : start + _BATCH]])
+                network.train()((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
         with atomic_file(path) as part:
             safetensors.torch.save_file(network.state_dict(), str(part))
     return path

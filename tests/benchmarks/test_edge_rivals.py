@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -189,6 +190,36 @@ def draw(path: Path, draw_from: np.random.Generator, *, has_scratch: bool = Fals
     if has_scratch:
         image[30:34, 10:60] = 255
     cv2.imwrite(str(path), image)
+
+
+@pytest.mark.long  # imports torch and timm
+def test_random_weights_reach_the_scores_through_every_layer(scripts: None, tmp_path: Path) -> None:
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    prepare = importlib.import_module("edge_prepare")
+    draw_from, data = np.random.default_rng(0), tmp_path / "parts"
+    for n in range(3):
+        draw(data / "train" / "good" / f"{n}.png", draw_from)
+    draw(data / "test" / "scratch" / "0.png", draw_from, has_scratch=True)
+    options = argparse.Namespace(work=tmp_path, seed=0, size=64, data=data)
+    state = prepare.safetensors.torch.load_file(prepare.random_weights(options, "resnet18"))
+    network = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(2, 3)).eval()
+    network.load_state_dict(state, strict=False)
+    image = (torch.tensor(np.stack([prepare.read_image(data / "train" / "good" / "0.png")])) / 255).movedim(-1, 1)
+    with torch.inference_mode():
+        before = network(image)[1]
+        for name, values in network.named_parameters():
+            # Layer 4 and what stands beside stages 2 and 3 is not in them.
+            if "conv" in name:
+                kept = values.clone()
+                values.mul_(torch.rand_like(values))
+                assert not torch.allclose(network(image)[1], before, rtol=1e-3), name
+                values.copy_(kept)
+    assert torch.equal(network(image)[1], before)
+    # Statistics are those of the images, not the 0 and 1 of the start.
+    moved = [value for name, value in state.items() if name.endswith("running_var")]
+    assert len(moved) == 20
+    assert all((value - 1).abs().median() > 0.1 for value in moved)
+    assert all(torch.isfinite(value).all() for value in state.values())
 
 
 @pytest.mark.slow
