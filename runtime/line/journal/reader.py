@@ -1,0 +1,191 @@
+"""Reading a journal, in the process that writes it and in others, while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flawscope.errors import ArgumentError, StorageError
+from flawscope.runtime.line.journal.chain import Kind
+from flawscope.runtime.line.journal.ledger import counts_of, unrecorded
+from flawscope.runtime.line.journal.rows import Row, entry_of, part_of
+from flawscope.runtime.line.journal.schema import (
+    APPLICATION,
+    CHAIN_COLUMNS,
+    COLUMNS,
+    FILE,
+    PART_COLUMNS,
+    SCHEMA,
+    TABLES,
+    open_reader,
+    snapshot,
+)
+from flawscope.runtime.line.parts import PartRecord
+
+MOST_IDLE = 8
+"""Connections that are kept for the next reader."""
+
+
+class JournalReader:
+    """Reads the journal of a state folder. Calls may come from any thread; each sees the last commit.
+
+    Args:
+        folder: State folder of the line.
+
+    Attributes:
+        line: Name of the line.
+
+    Raises:
+        ArgumentError: If there is no journal that this version can read.
+        StorageError: If it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+        if not self._path.is_file():
+            raise ArgumentError(f"{folder}: expected a state folder with {FILE}, got none. Name that of a line.")
+        with self.connection() as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (schema,) = connection.execute("PRAGMA user_version").fetchone()
+            if application != APPLICATION or schema != SCHEMA:
+                raise ArgumentError(
+                    f"{self._path}: expected a journal of schema {SCHEMA}, got another file or version. Name the "
+                    "state folder of a line, or install the flawscope that wrote it."
+                )
+            self.line: str = connection.execute("SELECT line FROM journal").fetchone()[0]
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection of its own to a block. Raises StorageError."""
+        with self._lock:
+            if self._is_closed:
+                raise StorageError(f"{self._path}: expected an open journal, got one that was closed.")
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None:
+                connection = open_reader(self._path)
+            yield connection
+        except sqlite3.Error as err:
+            raise StorageError(f"{self._path}: could not be read: {err}. See to the disk.") from err
+        finally:
+            with self._lock:
+                if connection is not None and not self._is_closed and len(self._idle) < MOST_IDLE:
+                    self._idle.append(connection)
+                    connection = None
+            if connection is not None:
+                connection.close()
+
+    def entries(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Return entries in the order of the chain.
+
+        Args:
+            after: Place after which they begin; 0 for all.
+            limit: Most entries.
+
+        Returns:
+            Entries as `rows.entry_of` makes them.
+
+        Raises:
+            DataError: If a row is no record, as after a change by hand.
+            StorageError: If the file cannot be read.
+        """
+        with self.connection() as connection:
+            return [entry_of(self.line, kind, row) for kind, row in rows_after(connection, after, limit)]
+
+    def parts(
+        self,
+        after_seq: int = 0,
+        limit: int = 100,
+        station: str | None = None,
+        verdict: str | None = None,
+        newest_first: bool = False,
+        before_seq: int | None = None,
+    ) -> list[PartRecord]:
+        """Return parts, each by its last revision, in the order of their numbers.
+
+        Args:
+            after_seq: Only those with a larger number.
+            limit: Most parts.
+            station: Only those of this station.
+            verdict: Only those with this verdict.
+            newest_first: Whether the order is from the largest number on.
+            before_seq: Only those with a smaller number: the page that follows, where the newest come first.
+
+        Raises:
+            DataError: If a row is no record, as after a change by hand.
+            StorageError: If the file cannot be read.
+        """
+        conditions: list[str] = ["seq > ?"]
+        values: list[int | str] = [after_seq]
+        for text, value in (("station = ?", station), ("verdict = ?", verdict), ("seq < ?", before_seq)):
+            if value is not None:
+                conditions.append(text)
+                values.append(value)
+        order = "DESC" if newest_first else "ASC"
+        query = (
+            f"SELECT {', '.join(PART_COLUMNS)} FROM part WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?"
+        )
+        with self.connection() as connection:
+            rows = connection.execute(query, (*values, limit)).fetchall()
+        return [part_of(dict(zip(PART_COLUMNS, row, strict=True))) for row in rows]
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Return station and verdict -> number of parts, each by its last revision. Raises StorageError."""
+        with self.connection() as connection:
+            return counts_of(connection)
+
+    def part_of(self, seq: int) -> PartRecord | None:
+        """Return a part by its last revision; None where it has no record.
+
+        Raises:
+            DataError: If the row is no record, as after a change by hand.
+            StorageError: If the file cannot be read.
+        """
+        return next(iter(self.parts(after_seq=seq - 1, before_seq=seq + 1)), None)
+
+    def missing(self, first: int, last: int) -> list[int]:
+        """Return the numbers from `first` to `last`, both included, that no part has: open parts, and lost ones.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        with self.connection() as connection:
+            return unrecorded(connection, first, last)
+
+    def close(self) -> None:
+        """Close the connections; those that are lent are closed when they come back."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+def rows_after(connection: sqlite3.Connection, after: int, limit: int) -> list[tuple[Kind, Row]]:
+    """Return kind and row of entries in the order of the chain.
+
+    Args:
+        connection: A connection that is in no transaction.
+        after: Place after which they begin.
+        limit: Most entries.
+
+    Raises:
+        sqlite3.Error: If the file cannot be read.
+    """
+    found: list[list[tuple[Kind, Row]]] = []
+    # All tables at one moment: an entry that comes in between would leave a gap.
+    with snapshot(connection):
+        for kind, table in TABLES.items():
+            names = (*COLUMNS[kind], *CHAIN_COLUMNS)
+            query = f"SELECT {', '.join(names)} FROM {table} WHERE link > ? ORDER BY link LIMIT ?"
+            rows = connection.execute(query, (after, limit)).fetchall()
+            found.append([(kind, dict(zip(names, row, strict=True))) for row in rows])
+    return sorted(itertools.chain(*found), key=lambda entry: entry[1]["link"])[:limit]

@@ -1,0 +1,303 @@
+"""Verifying a journal: whether its chain is whole, and whether it is the one that was signed before."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flawscope.bundle.ed25519 import PublicKey
+from flawscope.errors import MissingExtra
+from flawscope.runtime.line.journal.chain import Kind, beginning_hash, entry_hash
+from flawscope.runtime.line.journal.heads import HEADS, PUBLIC_KEY, Head, public_key, read_heads
+from flawscope.runtime.line.journal.reader import JournalReader, rows_after
+from flawscope.runtime.line.journal.rows import Row
+from flawscope.runtime.line.journal.schema import BEGINNING, COLUMNS, expected_schema, stored_schema
+
+_BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        line: Name of the line.
+        first_link: Place of the first entry.
+        last_link: Place of the last entry that is whole.
+        parts: Records of parts, earlier revisions included.
+        events: Events.
+        heads: Heads that were compared, each place once.
+        signed: How many of them have the signature of the key.
+        wrong_link: Place of the first entry that is wrong or missing; None where none is.
+        wrong: What is wrong, a sentence; empty where nothing is.
+        missing: Numbers of parts below the last one that have no record: open ones, or lost at a power cut.
+        notes: What could not be checked, and what else an auditor should know.
+    """
+
+    line: str
+    first_link: int
+    last_link: int
+    parts: int
+    events: int
+    heads: int
+    signed: int
+    wrong_link: int | None
+    wrong: str
+    missing: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.wrong
+
+    def lines(self) -> list[str]:
+        """Return what a person should read."""
+        entries = max(0, self.last_link - self.first_link + 1)
+        found = [
+            f"line {self.line}: {entries:,} entries from {self.first_link:,} on: {self.parts:,} records of parts, "
+            f"{self.events:,} events; compared with {self.heads:,} heads, {self.signed:,} of them signed"
+        ]
+        found.append(f"WRONG at entry {self.wrong_link:,}: {self.wrong}" if self.wrong else "The chain is whole.")
+        if self.missing:
+            found.append(f"parts without a record: {', '.join(map(str, self.missing))}")
+        return found + [f"note: {note}" for note in self.notes]
+
+
+@dataclass
+class _Walk:
+    """What is known while the chain is followed."""
+
+    link: int
+    hash: str
+    numbers: dict[str, int] = field(default_factory=lambda: {"part": 0, "event": 0, "head": 0})
+    wrong: tuple[int, str] | None = None
+    hashes: dict[int, str] = field(default_factory=dict)
+    heads: list[Head] = field(default_factory=list)
+
+
+def verify(folder: Path, heads: Path | Sequence[Head] | None = None, *, key: Path | None = None) -> Verification:
+    """Verify the journal of a state folder, while it is written or not.
+
+    The chain alone shows changed, deleted and inserted rows. The heads beside the journal show a cut-off end. Who
+    computes all hashes anew, and has the device's key, can make a chain and heads that agree: only heads that were
+    kept elsewhere (`heads`) show that.
+
+    Args:
+        folder: State folder of the line.
+        heads: Heads that were kept elsewhere: a file such as `heads.jsonl`, or the heads themselves.
+        key: Public key of the device, kept elsewhere: heads must be signed by it. By default that of the folder is
+            taken, and heads of another key are a note.
+
+    Raises:
+        ArgumentError: If there is no journal that this version can read, or heads or key cannot be read.
+        StorageError: If the file cannot be opened.
+    """
+    notes: list[str] = []
+    # Before the journal: what is appended meanwhile is then in the journal at least.
+    known = _known_heads(folder, heads, notes)
+    trusted = _trusted(folder, key, notes)
+    reader = JournalReader(folder)
+    try:
+        with reader.connection() as connection:
+            return _verified(connection, reader.line, known, trusted, is_strict=key is not None, notes=notes)
+    finally:
+        reader.close()
+
+
+def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[str]) -> list[Head]:
+    known, problems = read_heads(folder / HEADS)
+    if isinstance(heads, Path):
+        elsewhere, more = read_heads(heads)
+        problems = problems + more
+        if not elsewhere:
+            notes.append(f"{heads} holds no head")
+    else:
+        elsewhere = list(heads or ())
+    notes.extend(problems)
+    if heads is None:
+        notes.append("no heads kept elsewhere: a chain that was computed anew, by whoever has the key, is not noticed")
+    return known + elsewhere
+
+
+def _trusted(folder: Path, key: Path | None, notes: list[str]) -> PublicKey | None:
+    try:
+        if key is not None:
+            return public_key(key)
+        if (folder / PUBLIC_KEY).is_file():
+            return public_key(folder / PUBLIC_KEY)
+    except MissingExtra:
+        if key is not None:
+            raise
+        notes.append("the package cryptography is not installed: signatures were not checked")
+        return None
+    notes.append("no public key of the device: signatures were not checked")
+    return None
+
+
+def _verified(
+    connection: sqlite3.Connection,
+    line: str,
+    known: list[Head],
+    key: PublicKey | None,
+    *,
+    is_strict: bool,
+    notes: list[str],
+) -> Verification:
+    beginning = connection.execute(f"SELECT {', '.join(BEGINNING)}, beginning_hash FROM journal").fetchone()
+    says: dict[str, Any] = dict(zip(BEGINNING, beginning, strict=False))
+    first_link, first_seq = says["first_link"], says["first_seq"]
+    if says["before_json"] != "null":
+        notes.append(f"the journal goes on after an earlier one that was broken or lost: {says['before_json']}")
+    walk = _Walk(first_link - 1, beginning[-1])
+    if beginning_hash(says) != beginning[-1]:
+        walk.wrong = (first_link, "what the journal says of its beginning was changed.")
+    elif stored_schema(connection) != expected_schema():
+        walk.wrong = (first_link, "tables, indexes or views were changed: queries may say what no entry says.")
+    wanted = {head.link for head in known}
+    seqs = _Seqs(first_seq)
+    try:
+        _follow(connection, walk, wanted, seqs)
+    except sqlite3.DatabaseError as err:
+        walk.wrong = walk.wrong or (walk.link + 1, f"the file is broken: {err}.")
+    checked = _check_heads(walk, known, line, first_link, notes)
+    signed = _check_signatures(walk, checked, key, is_strict=is_strict, notes=notes)
+    wrong_link, wrong = walk.wrong or (None, "")
+    return Verification(
+        line,
+        first_link,
+        walk.link,
+        walk.numbers["part"],
+        walk.numbers["event"],
+        len({head.link for head in checked}),
+        signed,
+        wrong_link,
+        wrong,
+        tuple(seqs.missing()),
+        tuple(notes),
+    )
+
+
+def _follow(connection: sqlite3.Connection, walk: _Walk, wanted: set[int], seqs: _Seqs) -> None:
+    """Follow the chain until its end, or the first entry that is wrong."""
+    while walk.wrong is None and (rows := rows_after(connection, walk.link, _BATCH)):
+        for kind, row in rows:
+            problem = _problem(walk, kind, row)
+            if problem:
+                walk.wrong = (walk.link + 1, problem)
+                return
+            walk.link, walk.hash = row["link"], row["hash"]
+            walk.numbers[kind] += 1
+            if walk.link in wanted or kind == "head":
+                walk.hashes[walk.link] = walk.hash
+            if kind == "part":
+                seqs.add(row["seq"])
+            elif kind == "head":
+                walk.heads.append(_head_of(row))
+
+
+def _problem(walk: _Walk, kind: Kind, row: Row) -> str:
+    if row["link"] != walk.link + 1:
+        return "it was deleted: the next entry is " + format(row["link"], ",") + "."
+    if row["prev_hash"] != walk.hash:
+        return f"it is not chained to the entry before it ({kind})."
+    record = {name: row[name] for name in COLUMNS[kind]}
+    try:
+        value = entry_hash(row["prev_hash"], kind, row["link"], record)
+    except (TypeError, ValueError):
+        # Bytes, or a number that is infinite: no writer of ours stores them.
+        value = ""
+    if value != row["hash"]:
+        return f"it was changed: its hash belongs to another {kind}."
+    if kind == "head" and (row["head_link"], row["head_hash"]) != (walk.link, walk.hash):
+        return "it is the head of another chain."
+    return ""
+
+
+def _head_of(row: Row) -> Head:
+    names = ("line", "head_link", "head_hash", "seq", "utc", "key", "signature")
+    return Head(*(row[name] for name in names))
+
+
+def _check_heads(walk: _Walk, known: Iterable[Head], line: str, first_link: int, notes: list[str]) -> list[Head]:
+    """Compare the chain with heads, of which the first that differs is what is wrong; return those that agree."""
+    agree = {(head.link, head.hash, head.key, head.signature): head for head in walk.heads}
+    other = earlier = 0
+    sound = first_link
+    for head in sorted(known, key=lambda head: head.link):
+        if head.line != line:
+            other += 1
+        elif head.link < first_link:
+            earlier += 1
+        elif head.link > walk.link:
+            if walk.wrong is None:
+                walk.wrong = (walk.link + 1, f"the end was cut off: a head of entry {head.link:,} was signed.")
+        elif walk.hashes.get(head.link) != head.hash:
+            if walk.wrong is None or walk.wrong[0] > head.link:
+                walk.wrong = (
+                    sound,
+                    f"the chain was computed anew from here on, or from an entry until {head.link:,}: a head of entry "
+                    f"{head.link:,} says another hash.",
+                )
+            break
+        else:
+            sound = head.link + 1
+            agree[head.link, head.hash, head.key, head.signature] = head
+    if other:
+        notes.append(f"{other:,} heads are of another line")
+    if earlier:
+        notes.append(f"{earlier:,} heads are of an earlier journal of this line, and were not compared")
+    return list(agree.values())
+
+
+def _check_signatures(
+    walk: _Walk, heads: Sequence[Head], key: PublicKey | None, *, is_strict: bool, notes: list[str]
+) -> int:
+    """Check the signatures of heads; return how many are good."""
+    unsigned = foreign = good = 0
+    for head in heads:
+        if not head.signature:
+            unsigned += 1
+        elif key is None:
+            continue
+        elif head.key != key.id and not is_strict:
+            foreign += 1
+        elif head.key == key.id and head.is_signed_by(key):
+            good += 1
+        elif walk.wrong is None or walk.wrong[0] > head.link:
+            walk.wrong = (head.link, f"the head of this entry has no signature of the key {key.id}.")
+    if unsigned:
+        notes.append(f"{unsigned:,} heads are not signed")
+    if foreign:
+        notes.append(f"{foreign:,} heads are signed by another key than that of the folder")
+    return good
+
+
+class _Seqs:
+    """Which numbers of parts have not come, in little memory: parts come almost in order."""
+
+    MOST_SHOWN = 20
+
+    def __init__(self, first: int) -> None:
+        self._first, self._next, self._ahead = first, first, set[int]()
+
+    def add(self, seq: int) -> None:
+        """Note a number; numbers below the first are of parts that were open before this journal."""
+        if seq >= self._next:
+            self._ahead.add(seq)
+            while self._next in self._ahead:
+                self._ahead.remove(self._next)
+                self._next += 1
+
+    def missing(self) -> list[int]:
+        """Return the first numbers that have not come although a larger one has."""
+        found: list[int] = []
+        for seq in range(self._next, max(self._ahead, default=0)):
+            if seq not in self._ahead:
+                found.append(seq)
+                if len(found) >= self.MOST_SHOWN:
+                    break
+        return found
