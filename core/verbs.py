@@ -156,6 +156,21 @@ _BUNDLE = Group(
         ),
     },
 )
+_LINE = Group(
+    "Run a production line: parts, cameras, verdicts in time.",
+    {
+        "check": Verb(
+            "flawscope.runtime.line.check_command:check", "Check a line: sources, bundles, times, outputs, sinks."
+        ),
+        "run": Verb("flawscope.runtime.line.line_command:run", "Run a line until it is stopped."),
+        "status": Verb("flawscope.runtime.line.line_command:status", "Show the state and the account of a line."),
+    },
+    """Run a production line from one configuration file; see docs/line.md.
+
+    Every trigger is a part, and every part gets exactly one verdict before its deadline, which is on record:
+    parts = accept + reject + fault + open, without a gap, and a fault is never an accept.
+    """,
+)
 # In the order of `--help`. A verb that is renamed leaves an Alias behind, so that scripts go on working.
 VERBS: Mapping[str, Row] = {
     "demo": Verb(
@@ -188,6 +203,7 @@ VERBS: Mapping[str, Row] = {
     "bench": Verb(
         "flawscope.runtime.bench.bench_command:bench_command", "Measure latency, throughput and memory of a bundle."
     ),
+    "line": _LINE,
     "synth": _SYNTH,
     "bundle": _BUNDLE,
 }

@@ -40,14 +40,15 @@ class SceneLimits(Options, frozen=True, kw_only=True):
         brightness: Least and largest median of the grey values, 0 to 255.
         saturated_max: Largest share of pixels at 0 or 255.
         sharpness_min: Least variance of the Laplacian of the grey values.
-        frozen: What an image is that is equal, bit for bit, to the one before it.
+        frozen: What an image is that is equal, bit for bit, to the one before it; by default a fault from a camera,
+            whose images always have noise, and a note from files.
         warn_share: Share of the way to a limit at which a note begins.
     """
 
     brightness: tuple[Grey, Grey] | None = None
     saturated_max: Share | None = None
     sharpness_min: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
-    frozen: Literal["fault", "note", "allow"] = "fault"
+    frozen: Literal["fault", "note", "allow"] | None = None
     warn_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.9
 
 
@@ -130,7 +131,7 @@ class LineConfig(Options, frozen=True, kw_only=True):
         stations: Its stations.
         sinks: Who is told afterwards.
         http: Its HTTP server; None for none.
-        trusted_keys: Public keys; with them, bundles that none of them has signed are refused.
+        trusted_keys: File or folder of public keys; with it, bundles that none of them has signed are refused.
         selftest_s: Seconds between two scorings of a golden image on an idle line.
     """
 
@@ -138,5 +139,5 @@ class LineConfig(Options, frozen=True, kw_only=True):
     stations: Annotated[tuple[StationOptions, ...], msgspec.Meta(min_length=1, max_length=64)]
     sinks: tuple[SinkOptions, ...] = ()
     http: HttpOptions | None = HttpOptions()
-    trusted_keys: tuple[Path, ...] = ()
+    trusted_keys: Path | None = None
     selftest_s: Seconds = 30.0

@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.results import Result
@@ -34,6 +34,9 @@ class ScoresImages(Protocol):
 
     def score(self, sources: list[Source], color: str) -> list[Result]:
         """Return the results of images, in their order."""
+
+    def warm(self, batch: int) -> None:
+        """Run the graphs once on so many blank images."""
 
 
 @dataclass(order=True)
@@ -88,17 +91,13 @@ class SharedScoring:
             self._ready.notify()
         return future
 
-    def measure(self, image: Any) -> None:
-        """Score an image alone and in batches of 2, 4, ... and keep the times; before the first part, not during one.
-
-        Args:
-            image: An image of the size that will come, uint8 [H, W] or [H, W, 3].
-        """
+    def measure(self) -> None:
+        """Run the graphs alone and in batches of 2, 4, ... and keep the times; before the first part."""
         size = 1
         while size <= self._inspector.max_batch:
             for repeat in range(3):  # the first is slower: memory is taken, kernels are chosen
                 started = time.perf_counter()
-                self._inspector.score([image] * size, "rgb")
+                self._inspector.warm(size)
                 if repeat:
                     self._note(size, 1e3 * (time.perf_counter() - started))
             size *= 2

@@ -147,6 +147,8 @@ class Station:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End: READY falls, sources end, open parts get their verdict up to their deadline, then outputs end."""
+        if self._is_stopping:
+            return
         self._phase("stopped")
         for view in self._views.values():
             view.source.stop(timeout_s)
@@ -229,6 +231,14 @@ class Station:
         self.readiness.acknowledge()
         if self.readiness.state == "halted":
             self._phase(None)
+        self._notify()
+
+    def plc_reads(self, is_read: bool) -> None:
+        """Take note that the PLC reads its registers, or no longer does: then nobody hears the verdicts."""
+        if is_read:
+            self.readiness.allow("plc")
+        else:
+            self.readiness.forbid("plc", "does not read its registers")
         self._notify()
 
     def halt(self, actor: str) -> None:
@@ -317,12 +327,13 @@ class Station:
         with self._room:
             while not self._attach(view, frame):
                 refusal = self._refusal()
-                if policy == "latest" and refusal is not None:
+                if policy == "every" or refusal is None:
+                    break
+                # A folder waits for room, and for a station that is ready: nothing of it is lost. Of a camera's images
+                # the source keeps the latest meanwhile; while nobody can score them, they are no parts.
+                if policy == "latest" and refusal[0] != "overrun":
                     self.counters.skipped(1)
                     return
-                if policy != "wait" or refusal is None:
-                    break
-                # A folder waits for room, and for a station that is ready: nothing of it is lost.
                 if self.readiness.state == "stopped":
                     return
                 self._room.wait(_TURN_S)

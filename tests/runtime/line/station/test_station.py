@@ -253,7 +253,6 @@ class TestTwoViews:
             line.station.frame("right", frame(50, frame_id=10))
             assert line.settled(5)[5].verdict == "accept"
 
-
     def test_images_of_a_part_that_was_refused_are_one_part(self, tmp_path: Path) -> None:
         with bench(tmp_path, ["left", "right"]) as line:
             for number in range(3):
@@ -290,15 +289,15 @@ class TestTriggered:
 
 
 class TestPolicies:
-    def test_latest_skips_and_opens_no_part(self, tmp_path: Path) -> None:
+    def test_latest_waits_for_room_and_skips_while_nobody_scores(self, tmp_path: Path) -> None:
         with bench(tmp_path, policy="latest", depth=1) as line:
+            for _ in range(3):
+                line.station.frame("cam0", frame(50))
             line.ready()
-            line.inspector.gate.clear()
             for _ in range(5):
                 line.station.frame("cam0", frame(50))
-            line.inspector.gate.set()
-            line.settled(1)
-            assert (line.station.counters.now().parts, line.station.counters.now().skipped) == (1, 4)
+            line.settled(5)
+            assert (line.station.counters.now().parts, line.station.counters.now().skipped) == (5, 3)
 
     def test_wait_waits_for_room_and_for_a_ready_station(self, tmp_path: Path) -> None:
         import threading

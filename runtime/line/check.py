@@ -1,0 +1,251 @@
+"""`flawscope line check`: everything is opened once, one image of each source is shown, and the times are added up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flawscope.errors import FlawscopeError
+from flawscope.files import temporary_folder
+from flawscope.runtime.line.clock import SystemClock, iso
+from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.line import open_output, scene_of
+from flawscope.runtime.line.line_config import StationOptions, ViewOptions
+from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.outputs.output import Output
+from flawscope.runtime.line.parts import PartRecord, ViewRecord
+from flawscope.runtime.line.scene.limits import SceneCheck
+from flawscope.runtime.line.sinks.runner import open_sink, sink_names
+from flawscope.runtime.line.sources.opening import open_source
+from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.station.view import InWork, View
+
+SHARE = 0.8
+"""Share of the deadline that the stages may take together."""
+_REPEATS = 20
+_RECORDS = 50
+_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        what: What was checked: `top/cam0 source`, `top times`.
+        is_good: Whether it is as it must be.
+        text: What was found, in one sentence.
+    """
+
+    what: str
+    is_good: bool
+    text: str
+
+
+class _FirstImage:
+    """A sink of frames that keeps the first one."""
+
+    def __init__(self) -> None:
+        self.image: Frame | None = None
+        self.problem = ""
+        self.has_come = threading.Event()
+
+    def frame(self, view: str, frame: Frame) -> None:
+        """Keep the first image."""
+        if self.image is None:
+            self.image = frame
+            self.has_come.set()
+
+    def source_up(self, view: str, detail: str = "") -> None:
+        """Forget why it did not work before."""
+        self.problem = ""
+
+    def source_down(self, view: str, reason: str) -> None:
+        """Keep why it does not work."""
+        self.problem = reason
+
+    def skipped(self, view: str, count: int) -> None:
+        """Nothing is missed by a check."""
+
+
+class _NoControl:
+    """A station that takes no triggers: outputs are opened and closed again."""
+
+    def trigger(self, part_id: str = "") -> int:
+        """Open no part."""
+        return 0
+
+    def acknowledge(self, actor: str) -> None:
+        """Do nothing."""
+
+    def plc_reads(self, is_read: bool) -> None:
+        """Do nothing."""
+
+
+def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[str, Frame], None]) -> Iterator[Finding]:
+    """Check a line that does not run, and yield what is found.
+
+    Nothing is kept: sources, journal and outputs work in a temporary folder, and files stay where they are.
+
+    Args:
+        read: The configuration.
+        say: Told what is being done.
+        images: Given the first image of each view.
+    """
+    config = read.config
+    with ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder(_existing(config.line.state)))
+        measures = Measures(config.trusted_keys, say)
+        stack.callback(measures.close)
+        record_ms = _record_ms(folder)
+        for station in config.stations:
+            scored_ms = []
+            for view in station.views:
+                finding, frame = _source(view, station.name, folder)
+                if finding is not None:
+                    yield finding
+                if frame is not None:
+                    images(f"{station.name}-{view.name}", frame)
+                try:
+                    measure = View(
+                        view.name,
+                        open_source(view, station.name, folder),
+                        measures.measure_of(view),
+                        SceneCheck(scene_of(view)),
+                        view.crop,
+                    )
+                    inspector = measures.inspector_of(view)
+                except FlawscopeError as err:
+                    yield Finding(f"{station.name}/{view.name} bundle", False, str(err))
+                    continue
+                text = f"{view.bundle.name} on {inspector.backend}: {inspector.backend_reason}"
+                yield Finding(f"{station.name}/{view.name} bundle", True, text)
+                if frame is not None and frame.image is not None:
+                    took_ms, record = _inspect(measure, frame)
+                    scored_ms.append(took_ms)
+                    yield Finding(f"{station.name}/{view.name} image", record.verdict != "fault", _said(record))
+            yield _times(station, scored_ms, record_ms)
+            yield from _outputs(station)
+        yield from _sinks(read)
+
+
+def _source(view: ViewOptions, station: str, folder: Path) -> tuple[Finding | None, Frame | None]:
+    """Open a source and wait for one image."""
+    what = f"{station}/{view.name} source"
+    if view.source.__struct_config__.tag == "push":
+        return None, None
+    source, sink = open_source(view, station, folder), _FirstImage()
+    source.start(sink)
+    try:
+        end = time.monotonic() + _WAIT_S
+        while not sink.has_come.is_set() and time.monotonic() < end:
+            if source.is_triggered and not sink.problem:
+                source.trigger(0)
+            sink.has_come.wait(0.5)
+    finally:
+        source.stop(5.0)
+    if sink.image is None or (sink.image.is_last and sink.image.image is None):
+        reason = sink.problem or "it works, but sent none: a trigger or a file is needed for one"
+        return Finding(what, not sink.problem, f"no image within {_WAIT_S:g} s: {reason}"), None
+    frame = sink.image
+    if frame.problem:
+        return Finding(what, False, f"{frame.problem}: {frame.detail}"), None
+    return Finding(what, True, f"one image: {_size(frame)}"), frame
+
+
+def _inspect(view: View, frame: Frame) -> tuple[float, ViewRecord]:
+    """Score an image several times; returns the longest time in milliseconds, and what is on record of it."""
+    longest, record = 0.0, None
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work = view.begin(frame, time.monotonic_ns() + 60 * 10**9)
+        found = view.finish(work, work.result.result()) if isinstance(work, InWork) else work
+        longest = max(longest, 1e3 * (time.perf_counter() - started))
+        record = record or found  # all others are equal to the one before: frozen
+    assert record is not None
+    return longest, record
+
+
+def _record_ms(folder: Path) -> float:
+    """Return the longest time in milliseconds that a record took to be on the disk."""
+    journal, longest = Journal.open(folder / "journal", "check", SystemClock()), 0.0
+    try:
+        for seq in range(1, _RECORDS + 1):
+            done, started = threading.Event(), time.perf_counter()
+            clock = SystemClock()
+            part = PartRecord(
+                seq, "check", "", iso(clock.utc_ns()), clock.mono_ns(), "", 1, "fault", "stopped", "a check"
+            )
+            journal.record(part, lambda error, done=done: done.set())  # type: ignore[misc]
+            done.wait(_WAIT_S)
+            longest = max(longest, 1e3 * (time.perf_counter() - started))
+    finally:
+        journal.close()
+    return longest
+
+
+def _times(station: StationOptions, scored_ms: list[float], record_ms: float) -> Finding:
+    """Compare the longest times with the deadline."""
+    what, allowed = f"{station.name} times", SHARE * station.deadline_ms
+    if not scored_ms:
+        return Finding(what, True, f"record {record_ms:.1f} ms; nothing was scored, so times are not known")
+    waits_ms = record_ms if station.record == "before_accept" else 0.0
+    total = sum(scored_ms) + waits_ms
+    text = (
+        f"decode, scene and score {sum(scored_ms):.1f} ms + record {waits_ms:.1f} ms = {total:.1f} ms, the longest of "
+        f"{_REPEATS} and {_RECORDS}; allowed {allowed:.1f} ms ({SHARE:.0%} of deadline_ms {station.deadline_ms:g})"
+    )
+    if total > allowed:
+        text += ". Raise deadline_ms, use a faster backend or precision (flawscope bench), or a faster disk"
+    return Finding(what, total <= allowed, text)
+
+
+def _outputs(station: StationOptions) -> Iterator[Finding]:
+    for options in station.outputs:
+        what = f"{station.name} output {options.__struct_config__.tag}"
+        try:
+            output: Output = open_output(options, station.name)
+            output.start(_NoControl())
+        except FlawscopeError as err:
+            yield Finding(what, False, str(err))
+            continue
+        output.stop()
+        yield Finding(what, True, "opened and closed")
+
+
+def _sinks(read: ReadConfig) -> Iterator[Finding]:
+    for name, options in zip(sink_names(read.config.sinks), read.config.sinks, strict=True):
+        try:
+            open_sink(options, read.config.line.name).close()
+        except FlawscopeError as err:
+            yield Finding(f"sink {name}", False, str(err))
+            continue
+        yield Finding(f"sink {name}", True, "made; nothing was sent")
+
+
+def _existing(path: Path) -> Path:
+    """Return the folder, or the nearest one around it that is there: what is measured is the disk of the state."""
+    return path if path.is_dir() else _existing(path.parent)
+
+
+def _size(frame: Frame) -> str:
+    if isinstance(frame.image, bytes):
+        return f"{frame.source}, {len(frame.image):,} bytes"
+    image = np.asarray(frame.image)
+    return f"{image.shape[1]}x{image.shape[0]} {'grey' if image.ndim == 2 else 'RGB'}, median {np.median(image):.0f}"
+
+
+def _said(record: ViewRecord) -> str:
+    text = (
+        f"{record.verdict}, score {record.score:.4g} of {record.threshold:.4g}"
+        if record.score is not None and (record.threshold is not None)
+        else f"{record.verdict}: {record.reason}: {record.detail}"
+    )
+    return "; ".join([text, *record.notes])

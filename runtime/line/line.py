@@ -1,0 +1,257 @@
+"""A line, from its start to its end: journal, bundles, stations, sinks, and the account that is checked each second."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+
+from flawscope import __version__
+from flawscope.files import storage_errors, write_bytes
+from flawscope.runtime.line.clock import Clock, SystemClock, iso
+from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.line_config import StationOptions, ViewOptions
+from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.outputs.output import Output
+from flawscope.runtime.line.outputs.table import OUTPUTS
+from flawscope.runtime.line.recovery import record_open_parts
+from flawscope.runtime.line.scene.limits import SceneCheck
+from flawscope.runtime.line.sinks.runner import SinkRunner, sink_runners
+from flawscope.runtime.line.sources.opening import open_source
+from flawscope.runtime.line.station.deadlines import Deadlines
+from flawscope.runtime.line.station.open_parts import OpenParts
+from flawscope.runtime.line.station.station import LineServices, Station, StationLimits
+from flawscope.runtime.line.station.view import View
+from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus
+
+_JUMP_NS = 10**9
+"""Difference between the clocks that counts as a jump of the wall clock."""
+_MOST_DOUBTS = 3
+"""Times in a row that numbers and parts may differ: between two reads of them a part may come."""
+
+
+class Line:
+    """A line. `start` it, call `turn` once a second, `stop` it.
+
+    Args:
+        read: Its configuration.
+        say: Told what happens at the start, a sentence at a time.
+        clock: Its clock.
+
+    Attributes:
+        stations: Name -> station, after `start`.
+        journal: The journal, after `start`.
+    """
+
+    def __init__(self, read: ReadConfig, say: Callable[[str], None], clock: Clock | None = None) -> None:
+        self._read, self._config, self._say = read, read.config, say
+        self._clock: Clock = SystemClock() if clock is None else clock
+        self._stack = ExitStack()
+        self.stations: dict[str, Station] = {}
+        self._sinks: list[SinkRunner] = []
+        self._journal: Journal | None = None
+        self._numbers: OpenParts | None = None
+        self._first = 0
+        self._drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
+        self._is_wrong = False
+        self._doubts = 0
+        self._before: dict[tuple[str, str], int] = {}
+
+    @property
+    def journal(self) -> Journal:
+        """The journal."""
+        assert self._journal is not None
+        return self._journal
+
+    def start(self) -> None:
+        """Start: the journal first, then what was left open, then bundles, stations, and sinks.
+
+        Raises:
+            FlawscopeError: If anything cannot be opened; what was opened before is closed.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        config, stack = self._config, self._stack
+        state = config.line.state
+        with storage_errors(state):
+            state.mkdir(parents=True, exist_ok=True)
+        journal = self._journal = Journal.open(state, config.line.name, self._clock)
+        stack.callback(journal.close)
+        numbers = self._numbers = OpenParts(state / "open_parts.bin", journal.last_seq)
+        stack.callback(numbers.close)
+        journal.event(
+            "started", object=f"line {config.line.name}", new=self._read.sha256, reason=f"flawscope {__version__}"
+        )
+        if faults := record_open_parts(journal, numbers, self._clock):
+            self._say(f"{faults} parts were open when the line ended last; they are on record as faults")
+        self._first, self._before = numbers.last, journal.counts()
+        measures = Measures(config.trusted_keys, self._say)
+        stack.callback(measures.close)
+        deadlines = Deadlines(self._clock)
+        stack.callback(deadlines.close)
+        services = LineServices(journal, numbers, deadlines, self._clock)
+        built = [self._station(options, measures, services) for options in config.stations]
+        for station in built:
+            # Before it starts: what was opened when another output cannot be is closed again.
+            stack.callback(station.stop)
+            if journal.problem:
+                station.readiness.forbid("journal", journal.problem, hold=True)
+            station.start()
+            self.stations[station.name] = station
+        for runner in sink_runners(config.sinks, config.line.name, journal):
+            runner.start()
+            # Last in, first out: sinks get what the end of the stations brings, as far as the time allows.
+            self._sinks.append(runner)
+
+    def _station(self, options: StationOptions, measures: Measures, services: LineServices) -> Station:
+        deadline_ns = round(options.deadline_ms * 1e6)
+        collect_ms = options.deadline_ms / 2 if options.collect_ms is None else options.collect_ms
+        limits = StationLimits(
+            deadline_ns,
+            round(collect_ms * 1e6),
+            options.depth,
+            options.record == "before_accept",
+            options.strict_alignment,
+        )
+        views = [self._view(options.name, view, measures) for view in options.views]
+        outputs = [open_output(output, options.name) for output in options.outputs]
+        for view in options.views:
+            measure = measures.measure_of(view)
+            services.journal.event(
+                "generation", object=f"station {options.name}", new=f"1: {view.name} by bundle {measure.bundle}"
+            )
+        return Station(options.name, limits, services, views, outputs)
+
+    def _view(self, station: str, options: ViewOptions, measures: Measures) -> View:
+        source = open_source(options, station, self._config.line.state)
+        return View(options.name, source, measures.measure_of(options), SceneCheck(scene_of(options)), options.crop)
+
+    def turn(self) -> None:
+        """Do what is done once a second: the account, the clocks, the heartbeat, the file of the state."""
+        for station in self.stations.values():
+            station.beat()
+        self._check_account()
+        drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
+        if abs(drift_ns - self._drift_ns) > _JUMP_NS:
+            self.journal.event(
+                "clock_jump",
+                object="clock",
+                old=iso(self._drift_ns + self._clock.mono_ns()),
+                new=iso(self._clock.utc_ns()),
+                reason=f"the wall clock jumped by {(drift_ns - self._drift_ns) / 1e9:+.3f} s; nothing depends on it",
+            )
+            self._drift_ns = drift_ns
+        self.write_status()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all sources of all stations have ended, as for folders that are not watched."""
+        return all(station.has_ended for station in self.stations.values())
+
+    def status(self, *, is_running: bool = True) -> LineStatus:
+        """Return what is known now."""
+        journal = self.journal
+        return LineStatus(
+            line=self._config.line.name,
+            utc=iso(self._clock.utc_ns()),
+            pid=os.getpid(),
+            is_running=is_running,
+            last_seq=journal.last_seq,
+            journal=journal.problem,
+            account_holds=not self._is_wrong,
+            stations=tuple(StationStatus.of(station) for station in self.stations.values()),
+            sinks=tuple(
+                SinkStatus(runner.name, runner.sent, runner.behind, runner.errors, runner.last_error)
+                for runner in self._sinks
+            ),
+        )
+
+    def write_status(self, *, is_running: bool = True) -> None:
+        """Write the state for `flawscope line status`; a disk that refuses it stops nothing."""
+        path = self._config.line.state / STATUS
+        try:
+            write_bytes(path, msgspec.json.format(msgspec.json.encode(self.status(is_running=is_running))))
+        except Exception:  # whoever asks sees that it is old
+            return
+
+    def stop(self) -> None:
+        """End: stations first, each up to its deadline, then sinks, bundles and the journal. Twice is harmless."""
+        for station in self.stations.values():
+            station.readiness.set_phase("stopped")
+        for station in self.stations.values():
+            station.stop()
+        if self._journal is not None and self.stations:
+            self._journal.event("stopped", object=f"line {self._config.line.name}")
+            self._journal.flush()
+            self._check_account(is_over=True)
+            self.write_status(is_running=False)
+        for runner in self._sinks:
+            runner.stop()
+        self._sinks = []
+        self._stack.close()
+
+    def _check_account(self, *, is_over: bool = False) -> None:
+        """Check that parts = accept + reject + fault + open, that no number is missing, and at the end the journal."""
+        numbers = self._numbers
+        if numbers is None or not self.stations:
+            return
+        last = numbers.last
+        counts = {name: station.counters.now() for name, station in self.stations.items()}
+        wrong = [f"station {name}: {count}" for name, count in counts.items() if not count.holds]
+        # A part gets its number a moment before it is counted, in other threads: only what stays different is wrong.
+        parts = sum(count.parts for count in counts.values())
+        self._doubts = self._doubts + 1 if parts != last - self._first and last == numbers.last else 0
+        if self._doubts >= _MOST_DOUBTS or (is_over and self._doubts):
+            wrong.append(f"{parts} parts were counted since number {self._first}, the last number is {last}")
+        if is_over and not self.journal.problem:
+            recorded = self.journal.counts()
+            for name, count in counts.items():
+                for verdict in ("accept", "reject", "fault"):
+                    there = recorded.get((name, verdict), 0) - self._before.get((name, verdict), 0)
+                    if there != getattr(count, verdict):
+                        wrong.append(f"station {name}: {getattr(count, verdict)} {verdict}, on record are {there}")
+        if wrong and not self._is_wrong:
+            self._is_wrong = True
+            self.journal.event("account_wrong", object=f"line {self._config.line.name}", reason="; ".join(wrong))
+            for station in self.stations.values():
+                station.readiness.forbid("account", "parts are not accept + reject + fault + open", hold=True)
+
+
+def run(line: Line, should_stop: Callable[[], bool], *, wait: Callable[[float], Any] = time.sleep) -> None:
+    """Turn a line that was started once a second, until it is asked to stop or all of its sources have ended."""
+    next_turn = time.monotonic()
+    while not should_stop() and not line.has_ended:
+        if time.monotonic() >= next_turn:
+            line.turn()
+            next_turn = time.monotonic() + 1.0
+        wait(0.05)
+
+
+def open_output(options: Any, station: str) -> Output:
+    """Return an output, which is not started yet.
+
+    Raises:
+        MissingExtra: If what it needs is not installed.
+    """
+    module, _, attribute = OUTPUTS[type(options)].place.partition(":")
+    output: Output = getattr(importlib.import_module(module), attribute)(options, station)
+    return output
+
+
+def scene_of(options: ViewOptions) -> Any:
+    """Return the limits of a view's scene; where it does not say, equal images are a fault from cameras alone."""
+    if options.scene.frozen is not None:
+        return options.scene
+    is_camera = options.source.__struct_config__.tag in ("genicam", "rtsp", "v4l2")
+    return msgspec.structs.replace(options.scene, frozen="fault" if is_camera else "note")

@@ -1,0 +1,110 @@
+"""`flawscope line run`, `check` and `status`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from flawscope.errors import ArgumentError
+from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.runtime.line.status import STATUS, LineStatus, StationStatus
+from flawscope.terminal import echo, echo_json
+
+_OLD_S = 5.0
+"""Age of a state after which the line counts as not running, whatever it says: it is written once a second."""
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+
+
+@click.command()
+@CONFIG
+def run(config: Path) -> int:
+    """Run a line until it is stopped (Ctrl-C, SIGTERM), or until all of its sources have ended.
+
+    CONFIG is the YAML file of the line; see docs/line.md. Each trigger is a part, and each part gets one verdict within
+    its deadline: accept, reject or fault. What was open when the line ended last is on record as a fault.
+    """
+    from flawscope.runtime.line.config_file import read_config
+    from flawscope.runtime.line.line import Line
+    from flawscope.runtime.line.line import run as turn
+
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    line = Line(read_config(config), lambda text: echo(text, err=True))
+    line.start()
+    try:
+        echo(f"line {line.status().line}: running, {len(line.stations)} stations", err=True)
+        turn(line, stop.is_set, wait=stop.wait)
+    finally:
+        line.stop()
+    status = line.status(is_running=False)
+    for station in status.stations:
+        echo(_counts(station), err=True)
+    return 0 if status.account_holds else 1
+
+
+@click.command()
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="The state as one JSON object.")
+def status(config: Path, as_json: bool) -> int:
+    """Show what a line last said about itself; exit status 1 if it does not run or a station is not ready."""
+    from flawscope.runtime.line.config_file import read_config
+
+    read = read_config(config)
+    path = read.config.line.state / STATUS
+    try:
+        data = read_regular(path, RECORD_BYTES)
+        said = msgspec.json.decode(data, type=LineStatus)
+        age_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError as err:
+        raise ArgumentError(f"{path}: expected the state of a line, got none: it was never started.") from err
+    except (OSError, msgspec.DecodeError) as err:
+        raise ArgumentError(f"{path}: expected the state of a line, got: {err}. Start the line again.") from err
+    is_running = said.is_running and age_s < _OLD_S
+    if as_json:
+        echo_json(msgspec.to_builtins(msgspec.structs.replace(said, is_running=is_running)))
+    else:
+        _show(said, is_running)
+    is_ready = all(station.state == "ready" for station in said.stations)
+    return 0 if is_running and is_ready and said.account_holds and not said.journal else 1
+
+
+def _show(said: LineStatus, is_running: bool) -> None:
+    echo(f"line {said.line}: {'running' if is_running else 'not running'}, as of {said.utc}, last part {said.last_seq}")
+    if said.journal:
+        echo(f"journal: {said.journal}")
+    if not said.account_holds:
+        echo("account: WRONG, parts are not accept + reject + fault + open; see the journal's event account_wrong")
+    for station in said.stations:
+        echo(_counts(station))
+    for sink in said.sinks:
+        error = f", last error: {sink.last_error}" if sink.last_error else ""
+        echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")
+
+
+def _counts(station: StationStatus) -> str:
+    reason = f" ({station.reason})" if station.reason and station.state != "ready" else ""
+    return (
+        f"station {station.name}: {station.state}{reason}: {station.parts} parts = {station.accept} accept + "
+        f"{station.reject} reject + {station.fault} fault + {station.open} open; "
+        f"{station.late} late, {station.skipped} skipped"
+    )
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    """Let Ctrl-C and SIGTERM end the line in order; a second one ends it at once, as the system would."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            sys.exit(128 + number)
+        stop.set()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
