@@ -87,6 +87,7 @@ class RuleInspector:
     def __init__(self) -> None:
         self.rule: Callable[[Any], Result] = by_brightness
         self.sizes: list[int] = []
+        self.warmed: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
 
@@ -94,6 +95,9 @@ class RuleInspector:
         self.sizes.append(len(sources))
         self.gate.wait(WAIT_S)
         return [self.rule(source) for source in sources]
+
+    def warm(self, batch: int) -> None:
+        self.warmed.append(batch)
 
 
 def by_brightness(image: Any) -> Result:

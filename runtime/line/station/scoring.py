@@ -129,7 +129,7 @@ class SharedScoring:
             with self._ready:
                 self._busy_since = None
             for request, result in zip(batch, results, strict=True):
-                with contextlib.suppress(Exception):  # a callback of the caller's, which must not end this thread
+                with contextlib.suppress(BaseException):  # a callback of the caller's, which must not end this thread
                     request.future.set_result(result)
 
     def _next(self) -> list[_Request] | None:

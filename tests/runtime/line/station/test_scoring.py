@@ -1,0 +1,146 @@
+"""Shared scoring: the earliest deadline first, batches where they pay, and nobody waits for what hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from line_stand_ins import WAIT_S, RuleInspector, grey, wait_until
+
+from flawscope.runtime.line.station.scoring import SharedScoring
+from flawscope.runtime.results import Result
+
+FAR = 3600 * 10**9
+
+
+@pytest.fixture
+def inspector() -> RuleInspector:
+    return RuleInspector()
+
+
+@pytest.fixture
+def scoring(inspector: RuleInspector) -> Iterator[SharedScoring]:
+    shared = SharedScoring(inspector, "test")
+    yield shared
+    inspector.gate.set()
+    assert shared.close()
+
+
+def busy(inspector: RuleInspector, scoring: SharedScoring) -> Any:
+    """Let the inspector be at one image, so that all others wait."""
+    inspector.gate.clear()
+    future = scoring.submit(grey(50), time.monotonic_ns() + FAR)
+    wait_until(lambda: len(inspector.sizes) == 1)
+    return future
+
+
+def test_the_earliest_deadline_is_first(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    order: list[int] = []
+    first = busy(inspector, scoring)
+    now = time.monotonic_ns()
+    futures = []
+    for late in (5, 1, 3):
+        future = scoring.submit(grey(late), now + FAR + late)
+        future.add_done_callback(lambda done, late=late: order.append(late))
+        futures.append(future)
+    inspector.gate.set()
+    assert [future.result(WAIT_S).score for future in [first, *futures]] == [50, 5, 1, 3]
+    assert order == [1, 3, 5]
+
+
+def test_batches_are_used_where_they_pay(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    scoring._took_ms = {1: 10.0, 2: 19.0, 4: 20.0}  # two at once gain nothing, four do
+    futures = [busy(inspector, scoring)]
+    futures += [scoring.submit(grey(n), time.monotonic_ns() + FAR) for n in range(6)]
+    inspector.gate.set()
+    assert [future.result(WAIT_S).score for future in futures[1:]] == [0, 1, 2, 3, 4, 5]
+    # The times go on being measured, so what follows the batch is of this machine.
+    assert inspector.sizes[:2] == [1, 4]
+    assert sum(inspector.sizes) == 7
+
+
+def test_no_batch_that_would_cost_the_deadline(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    scoring._took_ms = {1: 1e3, 4: 2e3}
+    futures = [busy(inspector, scoring)]
+    futures += [scoring.submit(grey(n), time.monotonic_ns() + 15 * 10**8) for n in range(4)]
+    inspector.gate.set()
+    for future in futures:
+        future.result(WAIT_S)
+    assert inspector.sizes == [1] * 5
+
+
+def test_measure_takes_batches_up_to_the_largest(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    scoring.measure()
+    assert sorted(scoring._took_ms) == [1, 2, 4]
+    assert inspector.warmed == [1] * 3 + [2] * 3 + [4] * 3
+
+
+def test_what_raises_costs_its_batch_alone(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    def rule(image: Any) -> Result:
+        if image.max() == 7:
+            raise MemoryError("none left")
+        return Result("image", "accept", 1.0, 2.0)
+
+    inspector.rule = rule
+    assert scoring.submit(grey(7), time.monotonic_ns()).result(WAIT_S).decision == "fault"
+    assert scoring.submit(grey(8), time.monotonic_ns()).result(WAIT_S).decision == "accept"
+
+
+def test_a_callback_that_raises_does_not_end_the_thread(scoring: SharedScoring) -> None:
+    done = threading.Event()
+
+    def callback(future: object) -> None:
+        done.set()
+        raise SystemExit
+
+    scoring.submit(grey(1), time.monotonic_ns() + FAR).add_done_callback(callback)
+    assert done.wait(WAIT_S)
+    assert scoring.submit(grey(2), time.monotonic_ns() + FAR).result(WAIT_S).score == 2
+
+
+def test_close_makes_faults_of_what_waits(inspector: RuleInspector) -> None:
+    scoring = SharedScoring(inspector, "test")
+    first = busy(inspector, scoring)
+    second = scoring.submit(grey(2), time.monotonic_ns() + FAR)
+    assert scoring.stuck_s() >= 0
+    assert not scoring.close(0.05)
+    inspector.gate.set()
+    assert scoring.close(WAIT_S)
+    assert (first.result(WAIT_S).decision, second.result(WAIT_S).decision) == ("accept", "fault")
+    assert scoring.submit(grey(3), time.monotonic_ns()).result(0).decision == "fault"
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    values=st.lists(st.integers(0, 255), min_size=1, max_size=40),
+    threads=st.integers(1, 4),
+    times=st.dictionaries(st.sampled_from([1, 2, 4]), st.floats(0.01, 5.0)),
+)
+def test_everyone_gets_his_own_result(values: list[int], threads: int, times: dict[int, float]) -> None:
+    inspector = RuleInspector()
+    scoring = SharedScoring(inspector, "test")
+    scoring._took_ms = dict(times)
+    results: dict[int, Result] = {}
+
+    def ask(start: int) -> None:
+        for place in range(start, len(values), threads):
+            image = np.full((2, 2), values[place], np.uint8)
+            results[place] = scoring.submit(image, time.monotonic_ns() + place * 10**6).result(WAIT_S)
+
+    workers = [threading.Thread(target=ask, args=(start,)) for start in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(WAIT_S)
+    assert scoring.close()
+    for place, value in enumerate(values):
+        expected = "accept" if value <= 100 else "reject" if value <= 200 else "fault"
+        assert results[place].decision == expected
+        assert value > 200 or results[place].score == value
+    assert scoring.images == len(values)
