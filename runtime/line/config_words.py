@@ -54,7 +54,9 @@ def _compound_words(kind: inspect.Type) -> str:
             return f"mapping with `kind`: {', '.join(sorted(str(one.tag) for one in structs))}"
         # null last: it is the exception.
         parts = sorted(kind.types, key=lambda one: isinstance(one, inspect.NoneType))
-        return " or ".join(words_of(one) for one in parts)
+        words = [words_of(one) for one in parts]
+        # "list of 4: a, b, c, d or null" would read as one entry of the list.
+        return ("; or " if any(", " in one for one in words[:-1]) else " or ").join(words)
     if isinstance(kind, inspect.TupleType):
         each = [words_of(one) for one in kind.item_types]
         return f"list of {len(each)}: " + (f"each a {each[0]}" if len(set(each)) == 1 else ", ".join(each))
