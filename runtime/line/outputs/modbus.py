@@ -236,7 +236,7 @@ def _keep_alive(listener: Any) -> None:
 
 
 async def _close(server: ModbusTcpServer) -> None:
-    await server.shutdown()
+    await server.shutdown()  # type: ignore[no-untyped-call]
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

@@ -29,4 +29,8 @@ class Sink(Protocol):
         """
 
     def close(self) -> None:
-        """End, within a second; what is unsent stays in the journal."""
+        """End, within a second; what is unsent stays in the journal.
+
+        It may come from another thread while `send` waits: `send` then ends soon, with a SinkError. It never raises,
+        and may come twice.
+        """

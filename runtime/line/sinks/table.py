@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from flawscope.runtime.line.options import Options, Seconds, Secret, Text
+from flawscope.runtime.line.options import Name, Options, Seconds, Secret, Text
 from flawscope.runtime.line.outputs.table import Port
 
 
@@ -15,10 +15,13 @@ class SinkBase(Options, frozen=True, kw_only=True):
     """What all sinks have.
 
     Attributes:
+        name: Its name, under which the journal keeps how far it is: with another name it begins at the start of the
+            journal. Its kind by default; of two sinks of one kind, one needs a name.
         required: Whether the line warns when the sink is `max_behind` entries behind, and never drops them before.
         max_behind: Entries of the journal that a required sink may be behind.
     """
 
+    name: Name | None = None
     required: bool = False
     max_behind: Annotated[int, msgspec.Meta(ge=1)] = 10_000
 

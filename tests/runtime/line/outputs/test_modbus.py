@@ -249,7 +249,7 @@ def test_an_address_of_no_interface_is_one_line() -> None:
 
 
 def test_a_port_beyond_all_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="a port to 65535"):
+    with pytest.raises(ArgumentError, match="up to 65535"):
         ModbusServer(ModbusOutput(listen="127.0.0.1:70000"), "top")
 
 
