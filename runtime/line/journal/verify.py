@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,21 @@ def verify(folder: Path, heads: Path | Sequence[Head] | None = None, *, key: Pat
     """
     notes: list[str] = []
     # Before the journal: what is appended meanwhile is then in the journal at least.
-    known = _known_heads(folder, heads, notes)
+    beside, elsewhere = _known_heads(folder, heads, notes)
     trusted = _trusted(folder, key, notes)
     reader = JournalReader(folder)
     try:
         with reader.connection() as connection:
-            return _verified(connection, reader.line, known, trusted, is_strict=key is not None, notes=notes)
+            return _verified(
+                connection, reader.line, beside, elsewhere, trusted, is_strict=key is not None, notes=notes
+            )
     finally:
         reader.close()
 
 
-def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[str]) -> list[Head]:
-    known, problems = read_heads(folder / HEADS)
+def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[str]) -> tuple[list[Head], list[Head]]:
+    """Return the heads beside the journal, and those that were kept elsewhere."""
+    beside, problems = read_heads(folder / HEADS)
     if isinstance(heads, Path):
         elsewhere, more = read_heads(heads)
         problems = problems + more
@@ -120,7 +123,7 @@ def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[
     notes.extend(problems)
     if heads is None:
         notes.append("no heads kept elsewhere: a chain that was computed anew, by whoever has the key, is not noticed")
-    return known + elsewhere
+    return beside, elsewhere
 
 
 def _trusted(folder: Path, key: Path | None, notes: list[str]) -> PublicKey | None:
@@ -141,7 +144,8 @@ def _trusted(folder: Path, key: Path | None, notes: list[str]) -> PublicKey | No
 def _verified(
     connection: sqlite3.Connection,
     line: str,
-    known: list[Head],
+    beside: list[Head],
+    elsewhere: list[Head],
     key: PublicKey | None,
     *,
     is_strict: bool,
@@ -157,13 +161,17 @@ def _verified(
         walk.wrong = (first_link, "what the journal says of its beginning was changed.")
     elif stored_schema(connection) != expected_schema():
         walk.wrong = (first_link, "tables, indexes or views were changed: queries may say what no entry says.")
-    wanted = {head.link for head in known}
+    wanted = {head.link for head in (*beside, *elsewhere)}
     seqs = _Seqs(first_seq)
     try:
         _follow(connection, walk, wanted, seqs)
     except sqlite3.DatabaseError as err:
         walk.wrong = walk.wrong or (walk.link + 1, f"the file is broken: {err}.")
-    checked = _check_heads(walk, known, line, first_link, notes)
+    # Apart: heads beside a journal that somebody made anew agree with it, and say nothing about where it is sound.
+    agree = [*_check_heads(walk, elsewhere, line, first_link, notes)]
+    agree += _check_heads(walk, beside, line, first_link, notes)
+    agree += walk.heads
+    checked = list(dict.fromkeys(agree))
     signed = _check_signatures(walk, checked, key, is_strict=is_strict, notes=notes)
     wrong_link, wrong = walk.wrong or (None, "")
     return Verification(
@@ -222,12 +230,12 @@ def _head_of(row: Row) -> Head:
     return Head(*(row[name] for name in names))
 
 
-def _check_heads(walk: _Walk, known: Iterable[Head], line: str, first_link: int, notes: list[str]) -> list[Head]:
+def _check_heads(walk: _Walk, heads: Sequence[Head], line: str, first_link: int, notes: list[str]) -> list[Head]:
     """Compare the chain with heads, of which the first that differs is what is wrong; return those that agree."""
-    agree = {(head.link, head.hash, head.key, head.signature): head for head in walk.heads}
+    agree: list[Head] = []
     other = earlier = 0
     sound = first_link
-    for head in sorted(known, key=lambda head: head.link):
+    for head in sorted(heads, key=lambda head: head.link):
         if head.line != line:
             other += 1
         elif head.link < first_link:
@@ -245,12 +253,12 @@ def _check_heads(walk: _Walk, known: Iterable[Head], line: str, first_link: int,
             break
         else:
             sound = head.link + 1
-            agree[head.link, head.hash, head.key, head.signature] = head
+            agree.append(head)
     if other:
         notes.append(f"{other:,} heads are of another line")
     if earlier:
         notes.append(f"{earlier:,} heads are of an earlier journal of this line, and were not compared")
-    return list(agree.values())
+    return agree
 
 
 def _check_signatures(

@@ -237,13 +237,14 @@ class Writer:
     def _commit(self, group: list[Entry | Mark]) -> bool:
         """Write a group in one transaction and tell whoever waits; return whether that worked."""
         with self._wake:
-            moved = dict(self._moved)
+            moved, lost = dict(self._moved), self._lost
         saved = self._ledger.saved()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             answers = [self._add(item) if isinstance(item, Entry) else None for item in group]
-            if self._failure:
-                self._ledger.add_event(self._event("journal_recovered", old=self._failure, reason=self._lost_words()))
+            if self._failure or lost:
+                words = f"{lost:,} entries were given up, because {MOST_KEPT:,} waited." if lost else ""
+                self._ledger.add_event(self._event("journal_recovered", old=self._failure, reason=words))
             for sink, link in moved.items():
                 self._ledger.set_cursor(sink, link)
             self._connection.execute("COMMIT")
@@ -255,7 +256,7 @@ class Writer:
             for _ in group:
                 self._kept.popleft()
             self._moved = {sink: link for sink, link in self._moved.items() if moved.get(sink) != link}
-            self._failure, self._lost = "", 0
+            self._failure, self._lost = "", self._lost - lost
         self._publish()
         for item, answer in zip(group, answers, strict=True):
             if isinstance(item, Mark):
@@ -313,9 +314,6 @@ class Writer:
                 self._kept = deque(rest)
         for item in accepts:
             item.settle(self._given_up(item, reason))
-
-    def _lost_words(self) -> str:
-        return f"{self._lost:,} entries were given up, because {MOST_KEPT:,} waited." if self._lost else ""
 
     def _event(self, action: str, *, object: str = "", old: str = "", new: str = "", reason: str = "") -> Row:
         now, utc = self._clock.mono_ns(), iso(self._clock.utc_ns())
