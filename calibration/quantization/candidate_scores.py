@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,17 +64,55 @@ def score_candidate(
     Raises:
         BackendError: If the backend cannot run the graph.
     """
-    session = _open(OnnxModel("candidate.onnx", model.SerializeToString(), {}), backend)
     maps, scores = [], []
+    for found in _results(model, head, images, backend):
+        maps.append(np.asarray(found[0]) if with_maps else np.zeros((1, 0, 0), np.float32))
+        scores.append(np.asarray(found[1]))
+    return CandidateScores(np.concatenate(maps), np.concatenate(scores))
+
+
+def first_moved(
+    model: onnx.ModelProto,
+    head: Head | None,
+    images: Sequence[UInt8Array],
+    backend: str,
+    exact: CandidateScores,
+    limit: float,
+    order: Sequence[int],
+) -> int | None:
+    """Return the first image whose score moves by more than a limit, relative to the exact one; None if none does.
+
+    No image is scored after it. A score that is no number has moved.
+
+    Args:
+        model: As of `score_candidate`.
+        head: As of it.
+        images: As of it.
+        backend: As of it.
+        exact: Scores of all the images in FP32, on the same backend.
+        limit: Largest relative change.
+        order: Indices of images, in the order in which they are asked.
+    """
+    results = _results(model, head, [images[index] for index in order], backend)
+    with contextlib.closing(results):
+        for index, (_, scores) in zip(order, results, strict=True):
+            one = CandidateScores(exact.maps[:0], np.asarray(scores))
+            if not one.score_changes(CandidateScores(exact.maps[:0], exact.scores[index : index + 1]))[0] <= limit:
+                return index
+    return None
+
+
+def _results(
+    model: onnx.ModelProto, head: Head | None, images: Sequence[UInt8Array], backend: str
+) -> Generator[tuple[Any, npt.NDArray[np.float32]], None, None]:
+    """Yield maps [1, H, W] and scores [1] of one image after the other."""
+    session = _open(OnnxModel("candidate.onnx", model.SerializeToString(), {}), backend)
     try:
         for image in images:
             outputs = session.infer(image[None])
-            found = (outputs["anomaly_map"], outputs["score"]) if head is None else head(outputs["patches"])
-            maps.append(np.asarray(found[0]) if with_maps else np.zeros((1, 0, 0), np.float32))
-            scores.append(np.asarray(found[1]))
+            yield (outputs["anomaly_map"], outputs["score"]) if head is None else head(outputs["patches"])
     finally:
         session.close()
-    return CandidateScores(np.concatenate(maps), np.concatenate(scores))
 
 
 def _open(model: OnnxModel, backend: str) -> Session:

@@ -19,11 +19,12 @@ import onnx
 from flawscope.arrays import UInt8Array
 from flawscope.bundle import KeptNode
 from flawscope.calibration.quantization.autocast import convert_graph, operators_in, to_fp16
-from flawscope.calibration.quantization.candidate_scores import CandidateScores, Head, score_candidate
+from flawscope.calibration.quantization.candidate_scores import Head, first_moved, score_candidate
 from flawscope.calibration.quantization.gate_limits import Limits, Method
 from flawscope.calibration.quantization.int8 import Quantiser
 from flawscope.calibration.quantization.modelopt import find_python
 from flawscope.calibration.quantization.operator_choice import Budget, OperatorChoice, choose_operators
+from flawscope.calibration.quantization.operator_costs import multiply_adds
 from flawscope.calibration.quantization.qdq import OPERATORS
 from flawscope.errors import GateError
 from flawscope.progress import Progress
@@ -104,7 +105,9 @@ def quantize_to_int8(
     backends: Sequence[str] = ("cpu",),
     minutes: float | None = None,
 ) -> ReducedPrecision:
-    """Return a graph in INT8, except for the fewest operators with which normal images keep their scores.
+    """Return a graph in INT8, except for operators in FP32 that let normal images keep their scores.
+
+    Which they are: see `choose_operators`.
 
     Args:
         graph: The graph in FP32.
@@ -118,13 +121,13 @@ def quantize_to_int8(
         progress: Called with each step.
         networks: As of `reduce_to_fp16`.
         backends: Where scores must stay within the limits: one graph for all of them.
-        minutes: Budget of the search; None for as long as it takes.
+        minutes: Budget of the search, which begins when value ranges are known; None for as long as it takes.
 
     Raises:
         ArgumentError: If ModelOpt is needed and not installed, or the budget is no time.
         GateError: If no operator can be quantized within the limits.
     """
-    budget = Budget(minutes)
+    Budget(minutes)  # refused before the minutes of value ranges, which it is not for
     # First, although it is used last: without ModelOpt the minutes in between would be lost.
     python = find_python(modelopt_python) if rest == "fp16" else None
     quantiser = Quantiser(
@@ -132,7 +135,7 @@ def quantize_to_int8(
     )
     if not quantiser.operators:
         raise GateError("int8: expected operators that can be quantised, got none in this network. Export without.")
-    choice = _choose(quantiser, graph, head, good, limits, backends, budget, progress)
+    choice = _choose(quantiser, graph, head, good, limits, backends, Budget(minutes), progress)
     if not choice.quantised:
         ended, more = (" before the budget ended", ", or more time (--int8-budget)") if choice.ended_early else ("", "")
         raise GateError(
@@ -142,8 +145,8 @@ def quantize_to_int8(
         )
     model = quantiser.quantise(choice.quantised)
     description = (
-        f"explicit Q/DQ, symmetric, weights per channel, biases corrected, ranges by {method}; operators chosen for "
-        f"{' and '.join(backends)} in {choice.tries} tries{', until the budget ended' if choice.ended_early else ''}"
+        f"explicit Q/DQ, symmetric, weights per channel, biases corrected, ranges by {method}; "
+        f"{_described(choice, backends)}"
     )
     if python is not None:
         model, description = _rest_in_fp16(
@@ -163,34 +166,45 @@ def _choose(
     progress: Progress,
 ) -> OperatorChoice:
     """Search for the operators that can be quantised on all backends."""
-
-    def scores(model: onnx.ModelProto, backend: str) -> CandidateScores:
-        return score_candidate(model, head, good, backend, with_maps=False)
-
-    exact = {backend: scores(onnx.load(graph), backend) for backend in backends}
-    tries = 0
+    source = onnx.load(graph)
+    exact = {backend: score_candidate(source, head, good, backend, with_maps=False) for backend in backends}
+    order = list(range(len(good)))
 
     # By scores, because decisions are made on them, and image by image: a mean would hide one that becomes a false
     # reject. Each backend against itself in FP32.
     def is_good(operators: list[str]) -> bool:
-        nonlocal tries
         candidate = quantiser.quantise(operators)
-        tries += 1
-        progress("Choosing operators", tries, 1 + max(1, len(quantiser.operators)).bit_length())
-        return all(
-            bool((scores(candidate, backend).score_changes(exact[backend]) <= limits.score_error).all())
-            for backend in backends
-        )
+        for backend in backends:
+            moved = first_moved(candidate, head, good, backend, exact[backend], limits.score_error, order)
+            if moved is not None:
+                # It is asked first from now on: most sets that fail, fail on the same few images.
+                order.remove(moved)
+                order.insert(0, moved)
+                return False
+        return True
 
     some = good[:_SENSITIVITY]
-    reference = score_candidate(onnx.load(graph), head, some, backends[0])
+    reference = score_candidate(source, head, some, backends[0])
     return choose_operators(
-        list(quantiser.operators),
+        multiply_adds(source, quantiser.operators),
         is_good,
         lambda name: score_candidate(quantiser.quantise([name]), head, some, backends[0]).change(reference),
         budget.is_spent,
-        lambda done, total: progress("Sensitivity", done, total),
+        lambda task, done, total: progress(f"INT8: {task}", done, total),
     )
+
+
+def _described(choice: OperatorChoice, backends: Sequence[str]) -> str:
+    """Return how the operators were chosen, in words, and what the budget left untried."""
+    text = (
+        f"operators with {choice.share:.0%} of the multiply-adds, chosen for {' and '.join(backends)} in "
+        f"{choice.tries} {'try' if choice.tries == 1 else 'tries'}"
+    )
+    if not choice.ended_early:
+        return text
+    unknown = sum(math.isinf(value) for value in choice.sensitivities.values())
+    left = f"; {unknown} operators stay in FP32 that it had no time to try alone" if unknown else ""
+    return f"{text}, until the budget ended{left}"
 
 
 def _kept(quantiser: Quantiser, choice: OperatorChoice) -> tuple[KeptNode, ...]:
@@ -201,7 +215,7 @@ def _kept(quantiser: Quantiser, choice: OperatorChoice) -> tuple[KeptNode, ...]:
             quantiser.operators[node],
             f"quantised alone it moves scores or maps of normal images by {value:.2%}"
             if math.isfinite(value)
-            else "not measured within the budget",
+            else "no group with it kept the scores, and the budget ended before it was measured alone",
         )
         for node, value in choice.sensitivities.items()
         if node not in set(choice.quantised)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flawscope.calibration.quantization.candidate_scores import CandidateScores, score_candidate
+from flawscope.calibration.quantization.candidate_scores import CandidateScores, first_moved, score_candidate
 from flawscope.runtime.backends.openvino_devices import cuts_int8
 
 
@@ -44,3 +44,26 @@ def test_a_score_that_is_no_number_is_within_no_limit() -> None:
     exact = CandidateScores(np.ones((1, 1, 1), np.float32), np.ones(1, np.float32))
     lost = CandidateScores(exact.maps, np.full(1, np.nan, np.float32))
     assert not (lost.score_changes(exact) <= 1.0).any()
+
+
+def test_the_first_image_that_moved_ends_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = int8_graphs.two_stages(np.random.default_rng(0)), int8_graphs.images(4)
+    exact = score_candidate(model, head, images)
+    asked = 0
+
+    def counting(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal asked
+        asked += 1
+        maps, scores = head(patches)
+        return maps, scores
+
+    def first(exact: CandidateScores, order: list[int]) -> int | None:
+        return first_moved(model, counting, images, "cpu", exact, 0.01, order)
+
+    assert first(exact, [0, 1, 2, 3]) is None
+    assert asked == 4
+    other = CandidateScores(exact.maps, exact.scores * np.array([1, 1.02, 1, np.nan], np.float32))
+    for order, moved, after in (([0, 1, 2, 3], 1, 2), ([3, 0, 1, 2], 3, 1), ([0, 2, 3, 1], 3, 3)):
+        asked = 0
+        assert first(other, order) == moved
+        assert asked == after
