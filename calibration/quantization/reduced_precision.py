@@ -198,7 +198,7 @@ def _described(choice: OperatorChoice, backends: Sequence[str]) -> str:
     """Return how the operators were chosen, in words, and what the budget left untried."""
     text = (
         f"operators with {choice.share:.0%} of the multiply-adds, chosen for {' and '.join(backends)} in "
-        f"{choice.tries} tries"
+        f"{choice.tries} {'try' if choice.tries == 1 else 'tries'}"
     )
     if not choice.ended_early:
         return text

@@ -58,7 +58,7 @@ def test_the_bundle_has_both_and_says_what_int8_does(with_int8: dict[str, Path],
             assert [golden.file for golden in own] == [golden.file for golden in precision.golden]
             assert all(a.score == pytest.approx(b.score, rel=0.05) for a, b in zip(own, precision.golden, strict=True))
         assert all(gate.score_max_relative <= LOOSE.score_error for gate in precision.all_gates)
-        assert f"operators chosen for {' and '.join(backends)} in" in precision.method
+        assert f"of the multiply-adds, chosen for {' and '.join(backends)} in" in precision.method
         assert 0 < precision.gate.score_max_relative <= LOOSE.score_error
         assert [golden.file for golden in precision.golden] == [golden.file for golden in manifest.golden]
         assert all(golden.score != other.score for golden, other in zip(precision.golden, manifest.golden, strict=True))
