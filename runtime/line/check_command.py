@@ -20,6 +20,7 @@ def check(config: Path, images: Path | None) -> int:
     compared with the deadline, outputs are opened and closed, sinks are made. Nothing is kept, and nothing is sent.
     """
     import cv2
+    import numpy as np
 
     from flawscope.files import check_new_files, storage_errors
     from flawscope.imaging.images import decode_image
@@ -34,7 +35,7 @@ def check(config: Path, images: Path | None) -> int:
     def keep(name: str, frame: Frame) -> None:
         if images is None or frame.image is None:
             return
-        image = frame.image if not isinstance(frame.image, bytes) else decode_image(frame.image, name)
+        image = decode_image(frame.image, name) if isinstance(frame.image, bytes) else np.asarray(frame.image, np.uint8)
         with storage_errors(images):
             images.mkdir(parents=True, exist_ok=True)
         write_png(images / f"{name}.png", image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
