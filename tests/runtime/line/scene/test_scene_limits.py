@@ -12,7 +12,7 @@ from flawscope.arrays import UInt8Array
 from flawscope.runtime.line.line_config import SceneLimits
 from flawscope.runtime.line.scene.limits import SceneCheck, measure_scene
 
-LIMITS = SceneLimits(brightness=(60.0, 180.0), saturated_max=0.02, sharpness_min=200.0)
+CAMERA = SceneLimits(brightness=(60.0, 180.0), saturated_max=0.02, sharpness_min=200.0, frozen="fault")
 
 
 def part(seed: int = 0, size: tuple[int, int] = (240, 320), level: float = 120.0, colour: bool = True) -> UInt8Array:
@@ -29,7 +29,7 @@ def blurred(image: UInt8Array) -> UInt8Array:
 @pytest.mark.parametrize("colour", [True, False])
 @pytest.mark.parametrize("size", [(240, 320), (1100, 900)])
 def test_a_good_image_has_neither_problem_nor_notes(size: tuple[int, int], colour: bool) -> None:
-    result = SceneCheck(LIMITS).check(part(size=size, colour=colour))
+    result = SceneCheck(CAMERA).check(part(size=size, colour=colour))
     assert (result.problem, result.detail, result.notes) == ("", "", ())
     assert result.values["brightness_p50"] == pytest.approx(120, abs=1)
     assert result.values["brightness_p1"] == pytest.approx(120 - 2.33 * 12, abs=3)
@@ -48,7 +48,7 @@ def test_a_good_image_has_neither_problem_nor_notes(size: tuple[int, int], colou
     ids=["black", "dark", "bright", "blurred"],
 )
 def test_an_image_outside_of_a_limit_is_a_fault_by_name(size: tuple[int, int], image: object, words: str) -> None:
-    result = SceneCheck(LIMITS).check(image(size))  # type: ignore[operator]
+    result = SceneCheck(CAMERA).check(image(size))  # type: ignore[operator]
     assert result.problem == "scene"
     assert words in result.detail
     assert "\n" not in result.detail
@@ -57,14 +57,14 @@ def test_an_image_outside_of_a_limit_is_a_fault_by_name(size: tuple[int, int], i
 def test_a_reflection_is_saturated_though_the_median_is_right() -> None:
     image = part()
     image[:60, :80] = 255  # 6 % of the image
-    result = SceneCheck(LIMITS).check(image)
+    result = SceneCheck(CAMERA).check(image)
     assert result.problem == "scene"
     assert result.detail.startswith("saturated share: expected at most 0.02, got 0.06")
     assert result.values["saturated"] == pytest.approx(60 * 80 / (240 * 320))
 
 
 def test_an_image_that_is_equal_to_the_last_one_is_frozen() -> None:
-    check = SceneCheck(LIMITS)
+    check = SceneCheck(CAMERA)
     assert check.check(part(1)).problem == ""
     result = check.check(part(1))
     assert (result.problem, result.detail) == ("frozen", "the image is equal, bit for bit, to the one before it")
@@ -76,7 +76,7 @@ def test_an_image_that_is_equal_to_the_last_one_is_frozen() -> None:
 
 
 def test_the_last_image_is_kept_as_it_was_and_not_as_its_owner_changed_it() -> None:
-    check = SceneCheck(LIMITS)
+    check = SceneCheck(CAMERA)
     image = part(1)
     check.check(image)
     image[100:] = 0
@@ -84,7 +84,7 @@ def test_the_last_image_is_kept_as_it_was_and_not_as_its_owner_changed_it() -> N
 
 
 def test_images_of_other_sizes_are_no_frozen_ones() -> None:
-    check = SceneCheck(SceneLimits())
+    check = SceneCheck(SceneLimits(frozen="fault"))
     assert [check.check(part(1, colour=colour)).problem for colour in (True, False, True)] == ["", "", ""]
 
 
@@ -155,7 +155,7 @@ def test_every_shape_is_measured(size: tuple[int, int]) -> None:
 
 
 def test_threads_that_share_a_check_see_one_order_of_images() -> None:
-    check = SceneCheck(SceneLimits())
+    check = SceneCheck(SceneLimits(frozen="fault"))
     image = part(1, size=(64, 64))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: check.check(image).problem, range(40)))
