@@ -9,11 +9,10 @@ One function turns a camera's buffer into an image. Two traps it keeps from ever
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
 from flawscope.errors import ArgumentError, ImageError
@@ -163,8 +162,7 @@ def image_of_buffer(
 
 
 def _converted(pixels: UInt8Array, code: int) -> UInt8Array:
-    image: UInt8Array = cv2.cvtColor(np.ascontiguousarray(pixels), code)
-    return image
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), code), np.uint8)
 
 
 def _check_width(name: str, width: int, multiple: int) -> None:
@@ -187,7 +185,7 @@ def _rows(data: UInt8Array, row: int, height: int, padding: int, what: str) -> U
     return np.lib.stride_tricks.as_strided(data, (height, row), (stride, 1), writeable=False)
 
 
-def _upper_bits(rows: UInt8Array, height: int, width: int, form: PixelFormat) -> npt.NDArray[Any]:
+def _upper_bits(rows: UInt8Array, height: int, width: int, form: PixelFormat) -> UInt8Array:
     """Return the upper 8 bits of each value, uint8 [H, W]; a view of the buffer where a byte holds them."""
     if form.packing == "packed":
         return rows.reshape(height, width // 2, 3)[:, :, ::2].reshape(height, width)
@@ -196,7 +194,8 @@ def _upper_bits(rows: UInt8Array, height: int, width: int, form: PixelFormat) ->
     if form.bits == 8:
         return rows
     values = np.ascontiguousarray(rows).view("<u2") >> (form.bits - 8)
-    return np.minimum(values, 255).astype(np.uint8)
+    reduced: UInt8Array = np.minimum(values, 255).astype(np.uint8)
+    return reduced
 
 
 def _upper_of_bits(rows: UInt8Array, height: int, width: int, bits: int) -> UInt8Array:
