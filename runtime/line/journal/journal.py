@@ -36,15 +36,19 @@ class Journal:
         self._key, self._lock = key, opened.lock
         self._is_closed = False
         self._reader = JournalReader(folder)
-        self._writer = Writer(
-            opened.connection,
-            self._path,
-            clock,
-            self._boot,
-            sign=self._head,
-            export=lambda heads: append_heads(folder / HEADS, heads),
-            problem=opened.problem,
-        )
+        try:
+            self._writer = Writer(
+                opened.connection,
+                self._path,
+                clock,
+                self._boot,
+                sign=self._head,
+                export=lambda heads: append_heads(folder / HEADS, heads),
+                problem=opened.problem,
+            )
+        except BaseException:
+            self._reader.close()
+            raise
         self._writer.start()
 
     @classmethod

@@ -52,6 +52,14 @@ class JournalReader:
         self._is_closed = False
         if not self._path.is_file():
             raise ArgumentError(f"{folder}: expected a state folder with {FILE}, got none. Name that of a line.")
+        try:
+            self.line = self._checked()
+        except BaseException:
+            self.close()
+            raise
+
+    def _checked(self) -> str:
+        """Return the line of the journal, if this version can read it."""
         with self.connection() as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (schema,) = connection.execute("PRAGMA user_version").fetchone()
@@ -60,7 +68,8 @@ class JournalReader:
                     f"{self._path}: expected a journal of schema {SCHEMA}, got another file or version. Name the "
                     "state folder of a line, or install the flawscope that wrote it."
                 )
-            self.line: str = connection.execute("SELECT line FROM journal").fetchone()[0]
+            line: str = connection.execute("SELECT line FROM journal").fetchone()[0]
+            return line
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:

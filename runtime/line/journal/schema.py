@@ -65,7 +65,7 @@ STATEMENTS = (
     link INTEGER PRIMARY KEY, prev_hash TEXT NOT NULL, hash TEXT NOT NULL
 )""",
     "CREATE UNIQUE INDEX part_by_seq ON part_record (seq, revision)",
-    "CREATE INDEX part_by_station ON part_record (station, verdict, seq, revision)",
+    "CREATE INDEX part_by_verdict ON part_record (verdict, seq, station, revision)",
     """CREATE TABLE event (
     utc TEXT NOT NULL, mono_ns INTEGER NOT NULL, boot_id TEXT NOT NULL, actor TEXT NOT NULL, role TEXT NOT NULL,
     action TEXT NOT NULL, object TEXT NOT NULL, old TEXT NOT NULL, new TEXT NOT NULL, reason TEXT NOT NULL,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flawscope.bundle.ed25519 import PublicKey
-from flawscope.errors import MissingExtra
+from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.runtime.line.journal.chain import Kind, beginning_hash, entry_hash
 from flawscope.runtime.line.journal.heads import HEADS, PUBLIC_KEY, Head, public_key, read_heads
 from flawscope.runtime.line.journal.reader import JournalReader, rows_after
@@ -114,6 +114,8 @@ def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[
     """Return the heads beside the journal, and those that were kept elsewhere."""
     beside, problems = read_heads(folder / HEADS)
     if isinstance(heads, Path):
+        if not heads.exists():
+            raise ArgumentError(f"{heads}: expected heads that were kept elsewhere, got no file. Name another.")
         elsewhere, more = read_heads(heads)
         problems = problems + more
         if not elsewhere:

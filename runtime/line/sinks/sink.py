@@ -20,7 +20,7 @@ class Sink(Protocol):
         """Send entries in this order; it returns when all are certain to have arrived.
 
         Args:
-            entries: Each as `journal.reader.entry_of` makes it: `line`, `link` (place in the chain), `kind` (`part`,
+            entries: Each as `journal.rows.entry_of` makes it: `line`, `link` (place in the chain), `kind` (`part`,
                 `event` or `head`), and the fields of `PartRecord` or `EventRecord`. A receiver drops `(line, link)`
                 that it has seen before.
 

@@ -88,6 +88,12 @@ def test_a_disk_that_fails_and_comes_back(
     assert verify(tmp_path).is_whole
 
 
+def test_a_commit_is_on_the_disk_before_it_returns(tmp_path: Path, connections: list[sqlite3.Connection]) -> None:
+    with opened(tmp_path):
+        asked = [connections[-1].execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        assert asked == ["wal", 2]
+
+
 def test_another_program_that_locks_the_file_is_waited_for(
     tmp_path: Path, connections: list[sqlite3.Connection]
 ) -> None:

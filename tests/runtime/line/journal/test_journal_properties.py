@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from line_journals import WAIT_S, Answers, SetClock, a_part, by_hand
@@ -101,6 +102,7 @@ def _compare(journal: Journal, model: Model) -> None:
     assert order == model.order
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(st.lists(_STEPS, max_size=25), st.randoms(use_true_random=False))
 def test_any_sequence_is_kept_and_any_change_is_found(steps: list[tuple[str, str, int]], generator: Any) -> None:

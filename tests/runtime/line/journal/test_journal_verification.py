@@ -288,6 +288,8 @@ def test_heads_of_other_lines_and_what_is_no_file_of_heads(folder: Path, tmp_pat
     assert "1 heads are of another line" in found.notes
     with pytest.raises(ArgumentError, match="expected signed heads, got"):
         verify(folder, tmp_path)
+    with pytest.raises(ArgumentError, match="got no file"):
+        verify(folder, tmp_path / "none.jsonl")
     with pytest.raises(ArgumentError, match="expected a state folder"):
         verify(tmp_path)
 
