@@ -35,10 +35,13 @@ def check(config: Path, images: Path | None) -> int:
     def keep(name: str, frame: Frame) -> None:
         if images is None or frame.image is None:
             return
-        image = decode_image(frame.image, name) if isinstance(frame.image, bytes) else np.asarray(frame.image, np.uint8)
+        if isinstance(frame.image, bytes):
+            image = decode_image(frame.image, name)
+        else:
+            image = frame.image if frame.image.ndim == 3 else cv2.cvtColor(frame.image, cv2.COLOR_GRAY2RGB)
         with storage_errors(images):
             images.mkdir(parents=True, exist_ok=True)
-        write_png(images / f"{name}.png", image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
+        write_png(images / f"{name}.png", np.asarray(image, np.uint8))
 
     is_good = True
     for finding in check_line(read, lambda text: echo(text, err=True), keep):

@@ -41,7 +41,7 @@ class Line:
 
     Args:
         read: Its configuration.
-        say: Told what happens at the start, a sentence at a time.
+        say: Told what happens, a sentence at a time: at the start, and when a station changes its state.
         clock: Its clock.
 
     Attributes:
@@ -61,6 +61,7 @@ class Line:
         self._drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
         self._is_wrong = False
         self._doubts = 0
+        self._told: dict[str, str] = {}
         self._before: dict[tuple[str, str], int] = {}
 
     @property
@@ -141,6 +142,10 @@ class Line:
         """Do what is done once a second: the account, the clocks, the heartbeat, the file of the state."""
         for station in self.stations.values():
             station.beat()
+            if self._told.get(station.name) != (state := station.readiness.state):
+                self._told[station.name] = state
+                reason = f": {station.readiness.reason}" if station.readiness.reason else ""
+                self._say(f"station {station.name}: {state}{reason}")
         self._check_account()
         drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
         if abs(drift_ns - self._drift_ns) > _JUMP_NS:

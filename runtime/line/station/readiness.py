@@ -30,7 +30,7 @@ class Readiness:
         self._phase: State | None = "starting"
         self._last: State = "starting"
         # A copy that is read without the lock: whoever triggers a part must not wait for outputs that are being told.
-        self._reason = "starting"
+        self._reason = ""
 
     @property
     def state(self) -> State:
@@ -94,7 +94,7 @@ class Readiness:
             from_causes = "starting"
         state = self._phase or from_causes
         causes = "; ".join(f"{cause}: {reason}" if reason else cause for cause, reason in self._causes.items())
-        self._reason = causes if state in ("error", "ready") else "; ".join(filter(None, (state, causes)))
+        self._reason = causes
         before, self._last = self._last, state
         if state != before:
             self._change(before, state, self.reason)

@@ -316,7 +316,8 @@ class Station:
     def _refusal(self) -> tuple[Reason, str] | None:
         """Return why no part can be scored now, or None."""
         if not self.readiness.is_ready:
-            return ("stopped" if self.readiness.state == "stopped" else "not_ready"), self.readiness.reason
+            state, causes = self.readiness.state, self.readiness.reason
+            return ("stopped" if state == "stopped" else "not_ready"), f"{state}: {causes}" if causes else state
         if self._open >= self._limits.depth:
             return "overrun", f"{self._open} parts were open, the most that `depth` allows"
         return None
