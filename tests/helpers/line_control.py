@@ -30,8 +30,8 @@ class NotingControl(Control):
     def acknowledge(self, actor: str) -> None:
         self.actors.append(actor)
 
-    def plc_reads(self, is_reading: bool) -> None:
-        self.reading.append(is_reading)
+    def plc_reads(self, is_read: bool) -> None:
+        self.reading.append(is_read)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

@@ -37,7 +37,7 @@ class Control(Protocol):
     def acknowledge(self, actor: str) -> None:
         """Leave the state `error`, where its cause is gone."""
 
-    def plc_reads(self, is_reading: bool) -> None:
+    def plc_reads(self, is_read: bool) -> None:
         """Take note that the PLC no longer reads, which takes READY away, or reads again; it never raises or blocks."""
 
 

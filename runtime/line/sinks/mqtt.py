@@ -60,22 +60,17 @@ class Mqtt:
     def send(self, entries: Sequence[dict[str, Any]]) -> None:
         """Publish entries, and return when the broker has acknowledged each; see `Sink`."""
         connection = self._connected()
-        connection.acknowledged.clear()
+        acknowledged = connection.acknowledged
+        acknowledged.clear()
         end = time.monotonic() + self._options.timeout_s
-        messages = []
+        messages: list[int] = []
         for entry in entries:
+            self._await(connection, lambda: len(messages) - len(acknowledged) < connection.most_in_flight, end)
             message = connection.publish(self._topic_of(entry), encode_json(entry))
             if message is None:
                 raise self._broken(connection)
             messages.append(message)
-        acknowledged = connection.acknowledged
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._is_closed or connection.is_over or all(message in acknowledged for message in messages),
-                end - time.monotonic(),
-            )
-        if not all(message in acknowledged for message in messages):
-            raise self._broken(connection)
+        self._await(connection, lambda: len(acknowledged) == len(messages), end)
         for entry, message in zip(entries, messages, strict=True):
             if acknowledged[message]:
                 raise SinkError(
@@ -98,6 +93,14 @@ class Mqtt:
             connection.leave()
         self._wait(lambda: connection.is_over)
         connection.drop()
+
+    def _await(self, connection: Connection, condition: Callable[[], bool], end: float) -> None:
+        """Wait for acknowledgements, or raise SinkError if they do not come until the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or connection.is_over or condition(), end - time.monotonic())
+            if condition():
+                return
+        raise self._broken(connection)
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
         with self._changed:

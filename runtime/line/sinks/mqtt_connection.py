@@ -51,10 +51,11 @@ class Connection:
     """One connection, from `open` to its end.
 
     Attributes:
-        is_up: Whether the broker has accepted it.
+        is_up: Whether the broker has accepted it, and knows that the line is online.
         is_over: Whether it has ended.
         reason: Why it has ended or was not accepted; it holds no secrets.
         acknowledged: Message -> empty, or why the broker refused it.
+        most_in_flight: Messages that the broker takes before it has acknowledged the first of them.
     """
 
     def __init__(self, broker: Broker, changed: threading.Condition) -> None:
@@ -62,6 +63,8 @@ class Connection:
         self.is_over = False
         self.reason = ""
         self.acknowledged: dict[int, str] = {}
+        self.most_in_flight = _IN_FLIGHT
+        self._greeting: int | None = None
         self._broker, self._changed = broker, changed
         self._client = self._made()
 
@@ -120,12 +123,9 @@ class Connection:
         if code.is_failure:
             self._end(f"it refuses the connection: {code}")
             return
-        most = getattr(properties, "ReceiveMaximum", _IN_FLIGHT)
-        client.max_inflight_messages_set(min(most, _IN_FLIGHT))
-        client.publish(self._broker.topic, b"online", qos=1, retain=True)
-        with self._changed:
-            self.is_up = True
-            self._changed.notify_all()
+        # A broker ends connections that send more at once than it says here; paho does not look at it.
+        self.most_in_flight = min(getattr(properties, "ReceiveMaximum", _IN_FLIGHT), _IN_FLIGHT)
+        self._greeting = client.publish(self._broker.topic, b"online", qos=1, retain=True).mid
 
     def _on_disconnect(
         self, client: Client, data: object, flags: DisconnectFlags, code: ReasonCode, properties: Properties | None
@@ -137,6 +137,8 @@ class Connection:
     ) -> None:
         with self._changed:
             self.acknowledged[message] = str(code) if code.is_failure else ""
+            # Before that it is one more in flight, so nothing else may be sent.
+            self.is_up = self.is_up or message == self._greeting
             self._changed.notify_all()
 
     def _end(self, reason: str) -> None:

@@ -144,6 +144,9 @@ class SinkRunner:
     def _turn(self) -> None:
         """Send a batch, or wait for one."""
         entries = self._journal.entries(self._cursor, self._sink.batch)
+        # A commit is seen by those who read a moment before the journal counts it, and takes a cursor to it.
+        last_link = self._journal.last_link
+        entries = [entry for entry in entries if entry["link"] <= last_link]
         if not entries:
             self._journal.wait(self._cursor, _IDLE_S)
             return
