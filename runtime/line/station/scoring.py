@@ -21,6 +21,8 @@ from flawscope.runtime.results import Result
 
 _GAIN = 0.9
 """A batch is used where an image in it takes at most this share of the time that it takes alone."""
+_MOST_WAITING = 256
+"""Requests that may wait before those whose deadline has passed are thrown out: an inspector may hang for hours."""
 _WEIGHT = 0.1
 """Weight of the last time in the running mean of times."""
 
@@ -85,10 +87,13 @@ class SharedScoring:
         future: Future[Result] = Future()
         with self._ready:
             if self._is_closed:
-                future.set_result(_fault("the inspector was closed"))
+                future.set_result(_CLOSED)
                 return future
             heapq.heappush(self._waiting, _Request(deadline_ns, next(self._numbers), source, color, future))
+            expired = self._take_expired() if len(self._waiting) > _MOST_WAITING else []
             self._ready.notify()
+        for request in expired:  # without the lock: whoever asked is called
+            _answer(request, _EXPIRED)
         return future
 
     def measure(self) -> None:
@@ -117,6 +122,8 @@ class SharedScoring:
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
+            if not batch:
+                continue
             started = time.perf_counter()
             try:
                 results = self._inspector.score([request.source for request in batch], batch[0].color)
@@ -129,30 +136,36 @@ class SharedScoring:
             with self._ready:
                 self._busy_since = None
             for request, result in zip(batch, results, strict=True):
-                with contextlib.suppress(BaseException):  # a callback of the caller's, which must not end this thread
-                    request.future.set_result(result)
+                _answer(request, result)
 
     def _next(self) -> list[_Request] | None:
-        """Return the images to be scored together, or None when it is closed."""
+        """Return the images to be scored together, perhaps none, or None when it is closed."""
         with self._ready:
             self._ready.wait_for(lambda: self._waiting or self._is_closed)
-            if self._is_closed:
-                waiting, self._waiting = self._waiting, []
-                for request in waiting:
-                    request.future.set_result(_fault("the inspector was closed"))
-                return None
-            first = heapq.heappop(self._waiting)
-            batch = [first]
-            wanted = self._batch_size(first.deadline_ns, first.color)
-            while len(batch) < wanted:
-                batch.append(heapq.heappop(self._waiting))
-            self._busy_since = time.monotonic_ns()
-            return batch
+            if is_closed := self._is_closed:
+                left, self._waiting = self._waiting, []
+            else:
+                left = self._take_expired()
+            batch: list[_Request] = []
+            if self._waiting:
+                first = self._waiting[0]
+                batch = [heapq.heappop(self._waiting) for _ in range(self._batch_size(first.deadline_ns, first.color))]
+                self._busy_since = time.monotonic_ns()
+        for request in left:
+            _answer(request, _CLOSED if is_closed else _EXPIRED)
+        return None if is_closed else batch
+
+    def _take_expired(self) -> list[_Request]:
+        """Return the requests whose deadline has passed, which wait no more. Holds the lock."""
+        expired, now = [], time.monotonic_ns()
+        while self._waiting and self._waiting[0].deadline_ns < now:
+            expired.append(heapq.heappop(self._waiting))
+        return expired
 
     def _batch_size(self, deadline_ns: int, color: str) -> int:
-        """Return how many of those that wait are scored together, the first counted."""
-        there = 1
-        for request in heapq.nsmallest(self._inspector.max_batch - 1, self._waiting):
+        """Return how many of those that wait are scored together, at least one."""
+        there = 0
+        for request in heapq.nsmallest(self._inspector.max_batch, self._waiting):
             if request.color != color:
                 break
             there += 1
@@ -170,5 +183,14 @@ class SharedScoring:
         self._took_ms[size] = took_ms if before is None else before + _WEIGHT * (took_ms - before)
 
 
+def _answer(request: _Request, result: Result) -> None:
+    with contextlib.suppress(BaseException):  # a callback of the caller's, which must not end the thread
+        request.future.set_result(result)
+
+
 def _fault(reason: str) -> Result:
     return Result("image", "fault", reason=reason)
+
+
+_CLOSED = _fault("the inspector was closed")
+_EXPIRED = _fault("its deadline passed before it was scored")

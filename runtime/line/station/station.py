@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -405,25 +404,16 @@ class Station:
             else view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms")
             for view in self._views.values()
         ]
-        pending = [work.result for work in works if isinstance(work, InWork)]
-        if self._wait(pending, part):
-            part.scored_ns = clock.mono_ns()
-            self._verdicts.decide(part, self._finished(works))
-        else:
-            _when_all(pending, lambda: self._verdicts.decide(part, self._finished(works)))
+        # Not waited for: the next part's images are decoded and checked while these are scored.
+        _when_all([work.result for work in works if isinstance(work, InWork)], partial(self._decide, part, works))
 
-    def _wait(self, pending: Sequence[Future[Result]], part: PartInWork) -> bool:
-        """Wait for results until the part's deadline; returns whether all are there."""
-        for future in pending:
-            while not future.done():
-                left_ns = part.deadline_ns - self._services.clock.mono_ns()
-                if left_ns <= 0:
-                    return False
-                try:
-                    future.result(min(left_ns / 1e9, _TURN_S))
-                except FutureTimeout:
-                    self._turned_ns = self._services.clock.mono_ns()
-        return True
+    def _decide(self, part: PartInWork, works: Sequence[InWork | ViewRecord]) -> None:
+        """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
+        try:
+            part.scored_ns = self._services.clock.mono_ns()
+            self._verdicts.decide(part, self._finished(works))
+        except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
+            self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 
     def _finished(self, works: Sequence[InWork | ViewRecord]) -> tuple[ViewRecord, ...]:
         views = self._views.values()
@@ -486,7 +476,7 @@ class Station:
 
 
 def _when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:
-    """Call a function when all results are there, in the thread that brings the last one."""
+    """Call a function when all results are there: in the thread that brings the last one, or at once."""
     lock, left = threading.Lock(), [len(futures)]
 
     def done(future: Future[Result]) -> None:
@@ -496,5 +486,7 @@ def _when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> No
         if is_last:
             call()
 
+    if not futures:
+        call()
     for future in futures:
         future.add_done_callback(done)

@@ -81,6 +81,8 @@ class Verdicts:
             detail = f"{worst.view}: {worst.detail}" if worst.detail else ""
             self._settled(part, worst.verdict, worst.reason, detail, views)
             return
+        if worst.verdict == "fault":
+            return  # it is one already
         self._counters.late()
         self._journal.event(
             "late_verdict", object=f"part {part.seq}", new=worst.verdict, reason=worst.detail or f"score {worst.score}"

@@ -88,8 +88,8 @@ def test_what_raises_costs_its_batch_alone(inspector: RuleInspector, scoring: Sh
         return Result("image", "accept", 1.0, 2.0)
 
     inspector.rule = rule
-    assert scoring.submit(grey(7), time.monotonic_ns()).result(WAIT_S).decision == "fault"
-    assert scoring.submit(grey(8), time.monotonic_ns()).result(WAIT_S).decision == "accept"
+    assert scoring.submit(grey(7), time.monotonic_ns() + FAR).result(WAIT_S).decision == "fault"
+    assert scoring.submit(grey(8), time.monotonic_ns() + FAR).result(WAIT_S).decision == "accept"
 
 
 def test_a_callback_that_raises_does_not_end_the_thread(scoring: SharedScoring) -> None:
@@ -104,6 +104,18 @@ def test_a_callback_that_raises_does_not_end_the_thread(scoring: SharedScoring) 
     assert scoring.submit(grey(2), time.monotonic_ns() + FAR).result(WAIT_S).score == 2
 
 
+def test_what_nobody_waits_for_is_not_scored(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    first = busy(inspector, scoring)
+    late = [scoring.submit(grey(n % 200), time.monotonic_ns()) for n in range(300)]
+    good = scoring.submit(grey(9), time.monotonic_ns() + FAR)
+    # The inspector still hangs, and the queue does not grow.
+    assert sum(not future.done() for future in late) <= 257
+    inspector.gate.set()
+    assert (first.result(WAIT_S).score, good.result(WAIT_S).score) == (50, 9)
+    assert {future.result(WAIT_S).decision for future in late} == {"fault"}
+    assert scoring.images == 2
+
+
 def test_close_makes_faults_of_what_waits(inspector: RuleInspector) -> None:
     scoring = SharedScoring(inspector, "test")
     first = busy(inspector, scoring)
@@ -113,7 +125,7 @@ def test_close_makes_faults_of_what_waits(inspector: RuleInspector) -> None:
     inspector.gate.set()
     assert scoring.close(WAIT_S)
     assert (first.result(WAIT_S).decision, second.result(WAIT_S).decision) == ("accept", "fault")
-    assert scoring.submit(grey(3), time.monotonic_ns()).result(0).decision == "fault"
+    assert scoring.submit(grey(3), time.monotonic_ns() + FAR).result(0).decision == "fault"
 
 
 @settings(max_examples=20, deadline=None)
@@ -131,7 +143,7 @@ def test_everyone_gets_his_own_result(values: list[int], threads: int, times: di
     def ask(start: int) -> None:
         for place in range(start, len(values), threads):
             image = np.full((2, 2), values[place], np.uint8)
-            results[place] = scoring.submit(image, time.monotonic_ns() + place * 10**6).result(WAIT_S)
+            results[place] = scoring.submit(image, time.monotonic_ns() + FAR + place * 10**6).result(WAIT_S)
 
     workers = [threading.Thread(target=ask, args=(start,)) for start in range(threads)]
     for worker in workers:

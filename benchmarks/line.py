@@ -1,0 +1,230 @@
+"""Measure a line beside the bare inspector: time from trigger to verdict, parts per second, and memory.
+
+The same image files, from memory, go to `Inspector` (decode, score, decide) and to the stations of a line (decode,
+scene, score, decide, record on the disk, verdict), in turns. The journal lies in FOLDER, on the disk that counts.
+
+    python benchmarks/line.py BUNDLE IMAGE_FOLDER FOLDER --out results/NAME.json
+
+See README.md beside this file for the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from result_file import machine
+
+from flawscope.files import write_text
+from flawscope.imaging.image_files import images_in
+from flawscope.resident_memory import resident_kib
+from flawscope.runtime import Inspector
+from flawscope.runtime.line.config_file import read_config
+from flawscope.runtime.line.line import Line
+from flawscope.runtime.line.station.station import Station
+from flawscope.versions import package_versions
+
+CONFIG = """
+line: {{name: bench, state: state}}
+http: {{listen: "127.0.0.1:18710"}}
+stations:
+{stations}
+"""
+STATION = """
+  - name: s{number}
+    deadline_ms: 60000
+    collect_ms: 1000
+    depth: {depth}
+    views:
+      - {{name: cam0, source: {{kind: push}}, bundle: {bundle}, backend: "{backend}", scene: {{frozen: allow}}}}
+"""
+
+
+@contextmanager
+def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
+    """Yield a line of so many stations, with a journal of its own."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        config = Path(folder) / "line.yml"
+        bundle = json.dumps(str(options.bundle.resolve()))
+        rows = [
+            STATION.format(number=number, depth=options.depth, bundle=bundle, backend=options.backend)
+            for number in range(stations)
+        ]
+        config.write_text(CONFIG.format(stations="".join(rows)))
+        line = Line(read_config(config), lambda text: None)
+        line.start()
+        try:
+            yield line
+        finally:
+            line.stop()
+
+
+def settled(line: Line, count: int) -> None:
+    """Wait until so many parts have their verdict on record."""
+    stations = line.stations.values()
+    end = time.monotonic() + 120
+    while True:
+        counts = [station.counters.now() for station in stations]
+        if sum(each.parts for each in counts) >= count and not any(each.open or each.unrecorded for each in counts):
+            break
+        if time.monotonic() > end:
+            raise SystemExit(f"expected {count} parts, got {counts}")
+        time.sleep(0.001)
+    if any(each.fault for each in counts):
+        raise SystemExit(f"expected no fault, got {counts}")
+
+
+def inspect(inspector: Inspector, images: Sequence[bytes], batch: int) -> dict[str, Any]:
+    """Inspect all images with the bare inspector."""
+    started = time.perf_counter()
+    times = [result.timings_ms["total"] for result in inspector.stream(images, batch)]
+    return {"images_per_s": len(images) / (time.perf_counter() - started), "ms": times}
+
+
+def burst(line: Line, images: Sequence[bytes], depth: int) -> float:
+    """Give all images to the stations in turn as fast as they have room, and return the parts per second."""
+    before = sum(station.counters.now().parts for station in line.stations.values())
+    stations = list(line.stations.values())
+    started = time.perf_counter()
+    for image, station in zip(images, itertools.cycle(stations), strict=False):
+        while station.counters.now().open >= depth:
+            time.sleep(0.0002)
+        station.push({"cam0": image})
+    settled(line, before + len(images))
+    return len(images) / (time.perf_counter() - started)
+
+
+def paced(line: Line, images: Sequence[bytes], parts_per_s: float) -> list[dict[str, float]]:
+    """Trigger parts at equal distances, and return the times of each, from its trigger."""
+    stations = list(line.stations.values())
+    before = line.journal.last_seq
+    count = sum(station.counters.now().parts for station in stations)
+    start = time.perf_counter()
+    for number, (image, station) in enumerate(zip(images, itertools.cycle(stations), strict=False)):
+        if (left := start + number / parts_per_s - time.perf_counter()) > 0:
+            time.sleep(left)
+        station.push({"cam0": image})
+    settled(line, count + len(images))
+    return [
+        {**record.latency_ms, "accept": float(record.verdict == "accept")}
+        for record in line.journal.parts(after_seq=before, limit=len(images))
+    ]
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return the percentiles of times."""
+    return dict(zip(("p50", "p99", "p99_9", "max"), np.percentile(values, (50, 99, 99.9, 100)).tolist(), strict=True))
+
+
+def measure(
+    options: argparse.Namespace, inspector: Inspector, images: Sequence[bytes], stations: int
+) -> dict[str, Any]:
+    """Measure the bare inspector and a line in turns."""
+    bare: list[dict[str, Any]] = []
+    batches: list[float] = []
+    bursts: list[float] = []
+    verdicts: list[dict[str, float]] = []
+    with running(options, stations) as line:
+        burst(line, images, options.depth)  # the first warms up
+        inspect(inspector, images, 1)
+        for _ in range(options.turns):
+            bare.append(inspect(inspector, images, 1))
+            batches.append(inspect(inspector, images, min(options.batch, inspector.manifest.max_batch))["images_per_s"])
+            bursts.append(burst(line, images, options.depth))
+            verdicts += paced(line, images, options.load * bare[-1]["images_per_s"])
+    alone = percentiles([ms for turn in bare for ms in turn["ms"]])
+    line_ms = percentiles([row["verdict"] for row in verdicts])
+    record = percentiles([row["verdict"] - row["scored"] for row in verdicts if row["accept"]] or [0.0])
+    per_s = {
+        "inspector": float(np.median([turn["images_per_s"] for turn in bare])),
+        "inspector_batch": float(np.median(batches)),
+        "line": float(np.median(bursts)),
+    }
+    return {
+        "stations": stations,
+        "parts": len(verdicts),
+        "inspector_ms": alone,
+        "trigger_to_verdict_ms": line_ms,
+        "trigger_to_scored_ms": percentiles([row["scored"] for row in verdicts]),
+        "record_ms": record,
+        "overhead_beside_record_ms": percentiles([row["scored"] for row in verdicts])["p99"] - alone["p99"],
+        "per_s": per_s,
+        "line_of_inspector": per_s["line"] / per_s["inspector"],
+        "line_of_batch": per_s["line"] / per_s["inspector_batch"],
+    }
+
+
+def soak(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]:
+    """Give many parts to one station, and return how its memory grows."""
+    with running(options, 1) as line:
+        burst(line, images, options.depth)
+        points = []
+        for _ in range(options.soak_points):
+            for _ in range(max(1, options.soak // options.soak_points // len(images))):
+                burst(line, images, options.depth)
+            points.append(
+                (sum(station.counters.now().parts for station in stations_of(line)), 1024 * (resident_kib() or 0))
+            )
+    parts, bytes_ = np.array(points, float).T
+    # The first half is left out: pools and caches fill.
+    half = len(points) // 2
+    slope = float(np.polyfit(parts[half:], bytes_[half:], 1)[0])
+    return {"parts": int(parts[-1]), "bytes_per_part": slope, "resident_mib": [round(b / 2**20, 1) for b in bytes_]}
+
+
+def stations_of(line: Line) -> list[Station]:
+    """Return the stations of a line."""
+    return list(line.stations.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure lines of 1 and 4 stations, and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("images", type=Path, help="folder of images")
+    parser.add_argument("folder", type=Path, help="folder for the journals, on the disk that counts")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--count", type=int, default=200, help="images of a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--stations", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--load", type=float, default=0.5, help="share of the inspector's rate at which parts come")
+    parser.add_argument("--soak", type=int, default=0, help="parts of the soak; 0 for none")
+    parser.add_argument("--soak-points", type=int, default=20)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    images = [path.read_bytes() for path in itertools.islice(itertools.cycle(images_in(options.images)), options.count)]
+    document: dict[str, Any] = {
+        "suite": "line",
+        "settings": {
+            name: getattr(options, name) for name in ("backend", "count", "turns", "batch", "depth", "load", "soak")
+        },
+        "machine": machine(),
+        "versions": package_versions(),
+    }
+    with Inspector.load(options.bundle, options.backend) as inspector:
+        document["bundle"] = {
+            "method": inspector.manifest.method,
+            "input": list(inspector.manifest.input.size),
+            "backend": inspector.backend,
+        }
+        document["rows"] = [measure(options, inspector, images, stations) for stations in options.stations]
+    if options.soak:
+        document["soak"] = soak(options, images)
+    text = json.dumps(document, indent=1)
+    print(text)
+    if options.out is not None:
+        write_text(options.out, text + "\n")
+
+
+if __name__ == "__main__":
+    main()
