@@ -60,7 +60,7 @@ class LineMetrics:
             buckets=_SHARES,
             registry=self.registry,
         )
-        self.registry.register(self)  # type: ignore[arg-type]
+        self.registry.register(self)
 
     def start(self) -> None:
         """Begin to read the journal."""

@@ -160,7 +160,7 @@ class LineApp:
             seq = await self._call(station.trigger, part_id)
         if not waits:
             return _json({"seq": seq}, 202)
-        told = await self._news.verdict(seq, options.deadline_ms / 1000 + GRACE_S)
+        told = await self._news.verdict(seq, options.deadline_ms / 1000 + GRACE_S, request.receive)
         if told is None:
             # Nothing that reads as an accept: who asked has to take silence as a fault.
             return _json({"seq": seq, "verdict": None}, 202)

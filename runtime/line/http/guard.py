@@ -8,7 +8,7 @@ another origin cannot send without being asked first.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,7 +59,7 @@ class Guard:
         await self._app(scope, receive, with_headers)
 
 
-def check_request(scope: Scope) -> None:
+def check_request(scope: Mapping[str, Any]) -> None:
     """Refuse requests under foreign names, and those by which a foreign page could change something.
 
     Raises:
@@ -78,13 +78,13 @@ def check_request(scope: Scope) -> None:
         raise Refusal(403, "expected the header `X-Flawscope: 1`, which a foreign page cannot send, got none. Add it.")
 
 
-def content_type(scope: Scope) -> str:
+def content_type(scope: Mapping[str, Any]) -> str:
     """Return the type of the body without its parameters, in lower case; empty for none."""
     values = _values(scope, b"content-type")
     return values[0].partition(";")[0].strip().lower() if values else ""
 
 
-def _values(scope: Scope, name: bytes) -> list[str]:
+def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 

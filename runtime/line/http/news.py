@@ -99,18 +99,26 @@ class News:
         for watcher in self._watchers:
             watcher.set()
 
-    async def verdict(self, seq: int, timeout_s: float) -> Told | None:
-        """Return the verdict of a part when it is given out; None if that takes longer."""
+    async def verdict(self, seq: int, timeout_s: float, receive: Receive) -> Told | None:
+        """Return the verdict of a part when it is given out; None if that takes longer, or the client leaves.
+
+        Args:
+            seq: Number of the part.
+            timeout_s: Longest time to wait.
+            receive: Of the request, as ASGI has it; its body has been read.
+        """
         self._take()
         if seq in self._recent:
             return self._recent[seq]
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(seq, set()).add(future)
+        gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            return await asyncio.wait_for(future, timeout_s)
-        except asyncio.TimeoutError:
-            return None
+            await asyncio.wait({future, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return future.result() if future.done() else None
         finally:
+            gone.cancel()
+            future.cancel()
             if futures := self._waiting.get(seq):
                 futures.discard(future)
                 if not futures:

@@ -22,7 +22,7 @@ from flawscope.runtime.line.outputs.output import Output
 from flawscope.text import printable
 
 if TYPE_CHECKING:
-    import uvicorn
+    from flawscope.runtime.line.http.serving import Serving
 
 START_S = 5.0
 """Longest time until it listens; on a machine that is not busy it is a tenth of a second."""
@@ -75,7 +75,7 @@ class LineServer:
         self._app = LineApp(line, config.stations, self._news, self._metrics.text, self._threads)
         self._listener = _listener(self._options)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
-        self._server: uvicorn.Server | None = None
+        self._server: Serving | None = None
         self._stopping = threading.Event()
         self._has_started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -98,7 +98,8 @@ class LineServer:
         self._check_tls()
         self._metrics.start()
         self._thread.start()
-        self._has_started.wait(START_S)
+        if not self._has_started.wait(START_S):
+            _log.warning("The HTTP interface does not answer yet, after %.0f s; the line goes on.", START_S)
 
     def stop(self) -> None:
         """End within two seconds; what clients have not read by then is lost. Twice is harmless."""
@@ -148,19 +149,14 @@ class LineServer:
                 await asyncio.wait_for(send(message), _SEND_S)
             except asyncio.TimeoutError:
                 # What is sent from now on is dropped, and `receive` says that the client has left.
-                self._cut(scope.get("client"))
+                if (server := self._server) is not None:
+                    server.cut(scope.get("client"))
 
         try:
             await self._app(scope, receive, in_time)
         except Exception:
             _log.exception("%s %s failed.", scope["method"], printable(scope["path"]))
             raise
-
-    def _cut(self, client: Any) -> None:
-        if (server := self._server) is not None:
-            for connection in list(server.server_state.connections):
-                if connection.client == client:
-                    connection.transport.abort()
 
     def _check_tls(self) -> None:
         tls = self._options.tls

@@ -71,7 +71,7 @@ class Serving(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Cut connections off that have sent no whole request for long; ten times a second."""
         now = time.monotonic()
-        for connection in list(self.server_state.connections):
+        for connection in self._connections():
             if connection.cycle is None and now - self._since.setdefault(connection, now) > HEADER_S:
                 connection.transport.abort()
         return await super().on_tick(counter)
@@ -86,5 +86,18 @@ class Serving(uvicorn.Server):
         """Stop listening and cut off all connections that are left; after an error, nobody else does."""
         for server in getattr(self, "servers", ()):
             server.close()
-        for connection in list(self.server_state.connections):
+        for connection in self._connections():
             connection.transport.abort()
+
+    def cut(self, client: Any) -> None:
+        """Cut off the connections of a client.
+
+        Args:
+            client: Its address, as ASGI has it.
+        """
+        for connection in self._connections():
+            if connection.client == client:
+                connection.transport.abort()
+
+    def _connections(self) -> list[Any]:
+        return list(self.server_state.connections)

@@ -23,7 +23,8 @@ for needed in ("starlette", "uvicorn", "prometheus_client"):
 from flawscope.errors import ArgumentError, StorageError  # noqa: E402
 from flawscope.runtime.line.http import bodies, news, serving  # noqa: E402
 from flawscope.runtime.line.http.server import LineServer  # noqa: E402
-from flawscope.runtime.line.line_config import LineConfig  # noqa: E402
+from flawscope.runtime.line.line_config import HttpOptions, LineConfig  # noqa: E402
+from flawscope.runtime.line.sinks.table import Tls  # noqa: E402
 
 WAIT_S = 20.0
 GOES = {"X-Flawscope": "1"}
@@ -480,6 +481,24 @@ def test_a_request_that_waits_gets_the_verdict_that_comes_later(fresh: Here) -> 
     ]
 
 
+def test_who_leaves_before_the_verdict_is_waited_for_no_longer(fresh: Here) -> None:
+    fresh.one.verdict = None
+    with socket.create_connection(fresh.server.address, WAIT_S) as client:
+        client.sendall(
+            b"POST /api/v1/stations/one/trigger?wait=1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 1\r\n\r\nx"
+        )
+        until(lambda: len(fresh.one.open) == 1)
+    server = fresh.server._server
+    assert server is not None
+    # Long before the deadline of five seconds: nothing of the request is left, and its part still gets a verdict.
+    begun = time.monotonic()
+    until(lambda: not server.server_state.tasks)
+    assert time.monotonic() - begun < 4
+    fresh.one.give(1, "accept")
+    assert fresh.one.given["accept"] == 1
+
+
 def test_every_request_that_opened_a_part_opened_exactly_one(fresh: Here) -> None:
     """Whoever leaves in the middle of a request has opened none; everybody else one."""
     answered: list[int] = []
@@ -569,6 +588,69 @@ def test_stations_go_on_telling_after_the_end(tmp_path: Path) -> None:
 def test_an_address_in_use_is_said_before_anything_starts(fresh: Here, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"http\.listen: expected a free address, got 127\.0\.0\.1:\d+: Address"):
         LineServer(config(tmp_path, f"127.0.0.1:{fresh.server.address[1]}"), fresh.line)
+
+
+def write_certificate(folder: Path) -> None:
+    from datetime import datetime, timedelta, timezone
+
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain, form = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+
+
+def test_with_a_certificate_it_answers_over_tls_and_only_then(tmp_path: Path) -> None:
+    import ssl
+
+    write_certificate(tmp_path)
+    line = FakeLine()
+    line.add("one")
+    whole = config(tmp_path)
+    tls = Tls(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    with_tls = msgspec.structs.replace(whole, http=HttpOptions(listen="127.0.0.1:0", tls=tls))
+    server = LineServer(with_tls, line)
+    server.start()
+    try:
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        url = f"https://localhost:{server.address[1]}/healthz"
+        with httpx.Client(verify=trusted, trust_env=False, timeout=WAIT_S) as client:
+            assert client.get(url).json() == {"ok": True}
+            with pytest.raises(httpx.HTTPError):
+                client.get(url.replace("https", "http"))
+    finally:
+        server.stop()
+
+
+def test_a_key_that_does_not_fit_is_one_line_at_the_start(tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    (tmp_path / "key.pem").write_text("no key")
+    tls = Tls(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    line = FakeLine()
+    server = LineServer(
+        msgspec.structs.replace(config(tmp_path), http=HttpOptions(listen="127.0.0.1:0", tls=tls)), line
+    )
+    try:
+        with pytest.raises(ArgumentError, match=r"http\.tls: expected a certificate .* and its key .*Mend the files"):
+            server.start()
+    finally:
+        server.stop()
 
 
 def test_a_loop_that_fails_is_started_again(
