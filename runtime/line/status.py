@@ -28,6 +28,7 @@ class StationStatus(msgspec.Struct, frozen=True):
         open: Those without a verdict.
         late: Verdicts after the deadline.
         skipped: Images that were left out.
+        sources: View -> why its source does not work, empty where it does.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StationStatus(msgspec.Struct, frozen=True):
     open: int
     late: int
     skipped: int
+    sources: dict[str, str] = {}
 
     @staticmethod
     def of(station: Station) -> StationStatus:
@@ -58,6 +60,7 @@ class StationStatus(msgspec.Struct, frozen=True):
             counts.open,
             counts.late,
             counts.skipped,
+            {view: station.readiness.against(f"source {view}") for view in station.views},
         )
 
 

@@ -47,6 +47,11 @@ class Readiness:
         """The causes in words, the first one first; empty while it is ready."""
         return self._reason
 
+    def against(self, cause: str) -> str:
+        """Why a cause forbids it, in words; empty where it does not."""
+        # Without the lock, as `reason`: one look into a dictionary.
+        return self._causes.get(cause, "")
+
     def set_phase(self, phase: State | None) -> None:
         """Set `starting`, `halted` or `stopped`, which come before all causes; None: the causes decide."""
         with self._lock:

@@ -1,0 +1,71 @@
+"""The seam of the HTTP interface: what it asks of a line. `flawscope.runtime.line.line.Line` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from flawscope.runtime.line.parts import PartRecord
+from flawscope.runtime.line.status import LineStatus
+
+
+class StationView(Protocol):
+    """A station; calls may take the time of its locks, no longer."""
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether its parts begin with a trigger."""
+
+    def trigger(self, part_id: str = "") -> int:
+        """Open a part and return its number; a station that is full or not ready gives a fault."""
+
+    def push(self, images: Mapping[str, bytes], part_id: str = "") -> int:
+        """Open a part with images (view -> bytes of an image file) and return its number."""
+
+    def acknowledge(self, actor: str) -> None:
+        """Leave `error`, where its cause is gone, and `halted`."""
+
+    def halt(self, actor: str) -> None:
+        """Score no more parts until it is acknowledged."""
+
+
+class JournalView(Protocol):
+    """The journal; see `flawscope.runtime.line.journal.journal.Journal`."""
+
+    @property
+    def last_link(self) -> int:
+        """Place of the last entry in the chain."""
+
+    def entries(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Return entries in the order of the chain."""
+
+    def parts(
+        self,
+        after_seq: int = 0,
+        limit: int = 100,
+        station: str | None = None,
+        verdict: str | None = None,
+        newest_first: bool = False,
+    ) -> list[PartRecord]:
+        """Return parts, each by its last revision."""
+
+    def part_of(self, seq: int) -> PartRecord | None:
+        """Return a part by its last revision; None where it has no record."""
+
+    def wait(self, after: int, timeout_s: float) -> bool:
+        """Wait until there is an entry beyond a place in the chain."""
+
+
+class LineView(Protocol):
+    """A line that runs."""
+
+    @property
+    def stations(self) -> Mapping[str, StationView]:
+        """Name -> station."""
+
+    @property
+    def journal(self) -> JournalView:
+        """The journal."""
+
+    def status(self) -> LineStatus:
+        """Return what is known now."""
