@@ -202,6 +202,7 @@ def export_command(case: Case, options: argparse.Namespace, precisions: list[str
     if precisions:
         command += ["--calibration-data", str(case.held), "--min-gate-images", "2"]
         command += ["--labelled-data", str(labelled_set(options))]
+        command += [part for name in options.gate_backends for part in ("--gate-backend", name)]
     if "int8" in precisions:
         command += ["--int8-budget", str(options.int8_budget)]
     return command
