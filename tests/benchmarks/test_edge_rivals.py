@@ -19,13 +19,15 @@ from project_paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 CONTESTANTS = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {folder!r})
 from rival_server import Contestant, main
 
 class Sleeper(Contestant):
     facts = {{"rows": 7}}
     def __init__(self, request):
+        if request.get("ends"):
+            os._exit(3)
         if request.get("broken"):
             raise ValueError("no such network")
         self.calls = 0
@@ -106,6 +108,17 @@ def test_a_process_that_ended_is_a_failure_of_its_contestants_and_not_of_the_run
     for _ in range(2):  # and so is every later request
         assert started.ask(do="open", name="one") == {"failed": "its process ended with status -9"}
     started.close()
+
+
+def test_one_that_ends_the_process_when_it_is_opened_takes_no_other_out_of_the_run(server: Any) -> None:
+    requests = [{"name": "one"}, {"name": "two", "broken": True}, {"name": "three", "ends": True}]
+    requests += [{"name": "four"}, {"name": "five", "ends": True}]
+    answers = server.open_all(requests)
+    assert answers["one"] == answers["four"] == {"facts": {"rows": 7}}
+    assert answers["two"] == {"failed": "ValueError: no such network"}
+    assert answers["three"] == answers["five"] == {"failed": "its process ended with status 3"}
+    for name in ("one", "four"):  # both in the process that goes on
+        assert "whole" in server.ask(do="time", name=name, paths=["a"], batch=1, seconds=0, least=1)
 
 
 def test_ratios_are_of_the_same_round_and_their_median_and_ends_are_kept(tables: ModuleType) -> None:
