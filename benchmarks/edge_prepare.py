@@ -211,7 +211,7 @@ def export_command(case: Case, options: argparse.Namespace, precisions: list[str
 def our_bundle(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str, str]]:
     """Return the calibrated bundle of a case, and why precisions are not in it.
 
-    A precision that does not pass its gate ends an export: then each is tried alone, INT8 first, and at last none.
+    A precision that does not pass its gate ends an export: then each of the others is tried alone, and at last none.
     """
     done, bundle, log = case.folder / "done.json", case.folder / "bundle.flaw", case.folder / "log.txt"
     wanted = [name for name in ("bf16", "int8") if name in PRECISIONS and name not in options.without]
@@ -226,6 +226,8 @@ def our_bundle(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str,
         run(train_command(case, options), log)
     refused = {}
     for attempt in (wanted, *([name] for name in reversed(wanted) if len(wanted) > 1), []):
+        if len(attempt) == 1 and any(f"error: {attempt[0]}:" in reason for reason in refused.values()):
+            continue  # it was what ended the export of all; a search for operators takes minutes
         try:
             run(export_command(case, options, attempt), log)
             break
