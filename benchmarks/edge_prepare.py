@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors.torch
 
@@ -246,6 +247,18 @@ def precisions_of(bundle: Path) -> list[tuple[str, str]]:
         reduced = opened.manifest.precisions
     gated = [(gate.backend, name) for name, precision in reduced.items() for gate in precision.all_gates]
     return [("cpu", "fp32"), ("openvino", "fp32"), *gated]
+
+
+def gates_of(bundle: Path) -> dict[str, Any]:
+    """Return how every reduced precision of a bundle was made, and what its gate measured, by backend."""
+    with open_bundle(bundle) as opened:
+        return {
+            name: {
+                **{"method": precision.method, "quantised": precision.quantised, "kept": len(precision.kept)},
+                "gates": {gate.backend: msgspec.to_builtins(gate) for gate in precision.all_gates},
+            }
+            for name, precision in opened.manifest.precisions.items()
+        }
 
 
 def our_graphs(case: Case, bundle: Path) -> dict[str, Path]:

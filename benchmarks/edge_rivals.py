@@ -32,6 +32,7 @@ from edge_prepare import (
     Case,
     anomavision_exports,
     cases_of,
+    gates_of,
     our_bundle,
     our_graphs,
     precisions_of,
@@ -421,7 +422,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     cases = cases_of(options)
     for case in cases:
-        facts: dict[str, Any] = {"refused": our_bundle(case, options)[1]}
+        bundle, refused = our_bundle(case, options)
+        facts: dict[str, Any] = {"refused": refused, "precisions": gates_of(bundle)}
         contestants_of(case, options.batches[0], options, pythons)  # exports what is not there yet
         if "anomalib" in pythons:
             facts["anomalib"] = rival_exports(case, options, Path(pythons["anomalib"]))
