@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 from anomalib_env import ensure_environment
+from edge_accuracy import add_differences, truth_of
 from edge_prepare import (
     Case,
     anomavision_exports,
     cases_of,
+    gates_of,
     our_bundle,
     our_graphs,
     precisions_of,
@@ -41,6 +43,7 @@ from edge_tables import summarise, tables
 from end_to_end import measure_accuracy, without_folders
 from result_file import earlier_result, machine
 
+from flawscope.calibration.evaluation.paired_differences import tally
 from flawscope.datasets import open_dataset
 from flawscope.files import write_text
 from flawscope.versions import package_versions
@@ -56,15 +59,21 @@ class Server:
     """A process with contestants; see rival_server.py."""
 
     def __init__(self, python: str, script: str, work: Path) -> None:
-        # anomalib's inferencer makes a folder of cached networks where it is started.
+        self.command = [python, str(HERE / script)]
+        self.work = work
         self.log = (work / f"{script}.log").open("a", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [python, str(HERE / script)],
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[str]:
+        """Return a new process."""
+        return subprocess.Popen(
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            cwd=work,
+            # anomalib's inferencer makes a folder of cached networks where it is started.
+            cwd=self.work,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -82,7 +91,32 @@ class Server:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def open_all(self, requests: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Open contestants; return name -> answer.
+
+        One that ends the process (OpenVINO ends when it compiles anomalib's PaDiM in INT8 for eight images) takes only
+        itself out of the run: the others are opened in a new process.
+        """
+        answers: dict[str, dict[str, Any]] = {}
+        left = list(requests)
+        while left:
+            for request in left:
+                answers[request["name"]] = self.ask(do="open", **request)
+                if self.process.poll() is not None:
+                    break
+            else:
+                break
+            left = [one for one in requests if "failed" not in answers.get(one["name"], {})]
+            self.end()
+            self.process = self.start()
+        return answers
+
     def close(self) -> None:
+        """End the process and its log."""
+        self.end()
+        self.log.close()
+
+    def end(self) -> None:
         """End the process and wait for it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -90,7 +124,6 @@ class Server:
             self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
-        self.log.close()
 
 
 @contextlib.contextmanager
@@ -155,13 +188,15 @@ def measure(case: Case, batch: int, options: argparse.Namespace, pythons: dict[s
     paths = image_paths(options)
     rows = []
     with servers({name: pythons[name] for name in {r["server"] for r in requests}}, options.work) as running:
+        answers: dict[str, dict[str, Any]] = {}
+        for name, server in running.items():
+            answers |= server.open_all([request for request in requests if request["server"] == name])
         for request in requests:
-            answer = running[request["server"]].ask(do="open", **request)
             rows.append(
                 {
                     **{"method": case.method, "backbone": case.backbone, "batch": batch},
                     **{key: request[key] for key in ("system", "variant")},
-                    **answer,
+                    **answers[request["name"]],
                     "turns": [],
                 }
             )
@@ -215,6 +250,7 @@ def image_paths(options: argparse.Namespace) -> list[str]:
 def measure_accuracies(case: Case, options: argparse.Namespace, pythons: dict[str, str]) -> list[dict[str, Any]]:
     """Return AUROC of all contestants of a case on all test images."""
     dataset = open_dataset(options.data)
+    truth, tallies = truth_of(dataset, options.size), {}
     paths = [str(sample.path) for sample in dataset.test]
     requests = [r for r in contestants_of(case, 1, options, pythons) if r["system"] in ("flawscope", "anomalib")]
     rows = []
@@ -228,8 +264,11 @@ def measure_accuracies(case: Case, options: argparse.Namespace, pythons: dict[st
             row = {"method": case.method, "backbone": case.backbone, **{k: request[k] for k in ("system", "variant")}}
             if "failed" not in answer:
                 with np.load(out, allow_pickle=False) as arrays:
-                    answer = dict(measure_accuracy(dataset, options.size, arrays["score"], arrays["anomaly_map"]))
+                    scores, maps = arrays["score"], arrays["anomaly_map"]
+                answer = dict(measure_accuracy(dataset, options.size, scores, maps))
+                tallies[row["system"], row["variant"]] = tally(maps, scores.astype(np.float64), truth, {})
             rows.append({**row, **answer})
+    add_differences(rows, tallies, truth)
     return rows
 
 
@@ -283,6 +322,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--coreset", type=float, default=0.01, help="share of the patches, with random weights")
     parser.add_argument("--full-coreset", type=float, default=0.0015, help="the same with given ones and all images")
     parser.add_argument("--int8-budget", type=float, default=2, help="minutes of the search for operators in INT8")
+    parser.add_argument(
+        # ONNX Runtime gains nothing from INT8 on a CPU, and a search for its operators would take time of OpenVINO's.
+        "--gate-backends",
+        nargs="+",
+        default=["openvino"],
+        help="backends of ours that run reduced precisions",
+    )
     parser.add_argument("--without", nargs="*", default=[], help="precisions of ours to leave out")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=10)
@@ -292,7 +338,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rival-python", type=Path, help="Python of an environment with anomalib; made if not given")
     parser.add_argument("--anomavision-python", type=Path, help="Python of an environment with AnomaVision")
     parser.add_argument("--quick", action="store_true", help="small, two rounds: does it run?")
-    parser.add_argument("--prepare-only", action="store_true", help="end when all is prepared")
+    parser.add_argument(
+        "--prepare-only", action="store_true", help="end before anything is timed; accuracy is measured"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what --out already has")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written anew after every step")
     options = parser.parse_args(arguments)
@@ -374,20 +422,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     cases = cases_of(options)
     for case in cases:
-        facts: dict[str, Any] = {"refused": our_bundle(case, options)[1]}
+        bundle, refused = our_bundle(case, options)
+        facts: dict[str, Any] = {"refused": refused, "precisions": gates_of(bundle)}
         contestants_of(case, options.batches[0], options, pythons)  # exports what is not there yet
         if "anomalib" in pythons:
             facts["anomalib"] = rival_exports(case, options, Path(pythons["anomalib"]))
         kept["prepared"][case.name] = facts
+        key = {"method": case.method, "backbone": case.backbone}
+        if case.is_given and not any(key.items() <= row.items() for row in kept["accuracy"]):
+            kept["accuracy"] += measure_accuracies(case, options, pythons)
+        write()
         print(f"{case.name}: prepared", flush=True)
-    write()
     if options.prepare_only:
         return
     for case in cases:
         key = {"method": case.method, "backbone": case.backbone}
-        if case.is_given and not any(key.items() <= row.items() for row in kept["accuracy"]):
-            kept["accuracy"] += measure_accuracies(case, options, pythons)
-            write()
         for batch in options.batches:
             if not any({**key, "batch": batch}.items() <= row.items() for row in kept["runs"]):
                 kept["runs"] += measure(case, batch, options, pythons)
