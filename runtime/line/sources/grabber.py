@@ -25,11 +25,17 @@ class SourcePlace:
         station: Name of its station.
         view: Name of its view.
         state: The line's state folder.
+        slot_bytes: Largest image that can be handed over, in bytes.
+        in_flight: Names of files that a child before this one handed over and whose parts have no verdict yet.
+        last_id: `frame_id` of the last image that was received from the child before; None for the first child.
     """
 
     station: str
     view: str
     state: Path
+    slot_bytes: int = 64 << 20
+    in_flight: tuple[str, ...] = ()
+    last_id: int | None = None
 
 
 class Grabber(Protocol):

@@ -49,7 +49,7 @@ class FrameSink(Protocol):
     """Who receives the images of one view: its station."""
 
     def frame(self, view: str, frame: Frame) -> None:
-        """Take an image. With the policy `wait` it returns when the station has room; it never raises."""
+        """Take an image. With the policies `wait` and `latest` it returns when there is room; it never raises."""
 
     def source_up(self, view: str, detail: str = "") -> None:
         """The source works: the camera answers, the stream flows, the folder is there."""

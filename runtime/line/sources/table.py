@@ -143,3 +143,16 @@ SOURCES: dict[type[Any], Row] = {
     GenicamSource: Row(f"{_HERE}.genicam:GenicamGrabber", ""),
 }
 """Options -> row."""
+
+
+def policy_of(options: Any) -> Policy:
+    """Return what happens to images of a source when the station is full."""
+    if options.on_full is not None:
+        policy: Policy = options.on_full
+        return policy
+    return "latest" if getattr(options, "trigger", "") == "free" else "every"
+
+
+def is_triggered(options: Any) -> bool:
+    """Return whether a source gives an image only after it was asked for one."""
+    return getattr(options, "trigger", "") == "software"
