@@ -19,11 +19,8 @@ def check(config: Path, images: Path | None) -> int:
     Every source is opened and one image of it is inspected, bundles are loaded and verified, the longest times are
     compared with the deadline, outputs are opened and closed, sinks are made. Nothing is kept, and nothing is sent.
     """
-    import cv2
-    import numpy as np
-
     from flawscope.files import check_new_files, storage_errors
-    from flawscope.imaging.images import decode_image
+    from flawscope.imaging.images import decode_image, grey_as_rgb
     from flawscope.imaging.png import write_png
     from flawscope.runtime.line.check import check_line
     from flawscope.runtime.line.config_file import read_config
@@ -35,13 +32,10 @@ def check(config: Path, images: Path | None) -> int:
     def keep(name: str, frame: Frame) -> None:
         if images is None or frame.image is None:
             return
-        if isinstance(frame.image, bytes):
-            image = decode_image(frame.image, name)
-        else:
-            image = frame.image if frame.image.ndim == 3 else cv2.cvtColor(frame.image, cv2.COLOR_GRAY2RGB)
+        image = decode_image(frame.image, name) if isinstance(frame.image, bytes) else grey_as_rgb(frame.image)
         with storage_errors(images):
             images.mkdir(parents=True, exist_ok=True)
-        write_png(images / f"{name}.png", np.asarray(image, np.uint8))
+        write_png(images / f"{name}.png", image)
 
     is_good = True
     for finding in check_line(read, lambda text: echo(text, err=True), keep):
