@@ -15,6 +15,7 @@ from flawscope import __version__
 from flawscope.files import storage_errors, write_bytes
 from flawscope.runtime.line.clock import Clock, SystemClock, iso
 from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
@@ -102,7 +103,11 @@ class Line:
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
         services = LineServices(journal, numbers, deadlines, self._clock)
-        built = [self._station(options, measures, services) for options in config.stations]
+        server: LineServer | None = None
+        if config.http is not None:
+            server = LineServer(config, self)
+            stack.callback(server.stop)
+        built = [self._station(options, measures, services, server) for options in config.stations]
         for station in built:
             # Before it starts: what was opened when another output cannot be is closed again.
             stack.callback(station.stop)
@@ -110,12 +115,17 @@ class Line:
                 station.readiness.forbid("journal", journal.problem, hold=True)
             station.start()
             self.stations[station.name] = station
+        if server is not None:
+            server.start()
+            self._say(f"http://{server.address[0]}:{server.address[1]}")
         for runner in sink_runners(config.sinks, config.line.name, journal):
             runner.start()
             # Last in, first out: sinks get what the end of the stations brings, as far as the time allows.
             self._sinks.append(runner)
 
-    def _station(self, options: StationOptions, measures: Measures, services: LineServices) -> Station:
+    def _station(
+        self, options: StationOptions, measures: Measures, services: LineServices, server: LineServer | None
+    ) -> Station:
         deadline_ns = round(options.deadline_ms * 1e6)
         collect_ms = options.deadline_ms / 2 if options.collect_ms is None else options.collect_ms
         limits = StationLimits(
@@ -127,6 +137,9 @@ class Line:
         )
         views = [self._view(options.name, view, measures) for view in options.views]
         outputs = [open_output(output, options.name) for output in options.outputs]
+        if server is not None:
+            # Whoever waits for a verdict over HTTP hears the one that the PLC was given, when it was given.
+            outputs.append(server.output(options.name))
         for view in options.views:
             measure = measures.measure_of(view)
             services.journal.event(
