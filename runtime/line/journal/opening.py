@@ -14,6 +14,7 @@ from typing import Any
 
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.files import storage_errors
+from flawscope.open_files import list_folder
 from flawscope.runtime.line.clock import Clock, iso
 from flawscope.runtime.line.journal.chain import beginning_hash, canonical
 from flawscope.runtime.line.journal.heads import HEADS, Head, append_heads, read_heads
@@ -212,7 +213,8 @@ def _set_aside(path: Path, reason: str, clock: Clock) -> str:
 def _known(folder: Path, head: Head | None) -> tuple[int, int]:
     """Return the largest link and part number that heads and files that were kept aside can tell."""
     link, seq = (0, 0) if head is None else (head.link, head.seq)
-    for path in sorted(folder.glob("journal-broken-*.db")):
+    kept = [path for path in list_folder(folder) if path.match("journal-broken-*.db")]
+    for path in kept:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(open_reader(path)) as connection:
             for table in TABLES.values():
                 link = max(link, connection.execute(f"SELECT MAX(link) FROM {table}").fetchone()[0] or 0)
