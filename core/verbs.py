@@ -164,6 +164,7 @@ _LINE = Group(
         ),
         "run": Verb("flawscope.runtime.line.line_command:run", "Run a line until it is stopped."),
         "status": Verb("flawscope.runtime.line.line_command:status", "Show the state and the account of a line."),
+        "cameras": Verb("flawscope.runtime.line.cameras_command:cameras", "List GigE and USB3 Vision cameras."),
     },
     """Run a production line from one configuration file; see docs/line.md.
 

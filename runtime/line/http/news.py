@@ -114,7 +114,8 @@ class News:
         self._waiting.setdefault(seq, set()).add(future)
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({future, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {future, gone}
+            await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             return future.result() if future.done() else None
         finally:
             gone.cancel()
