@@ -42,6 +42,7 @@ class MemoryJournal:
         self.records: list[PartRecord] = []
         self.events: list[tuple[str, dict[str, str]]] = []
         self.failure: Exception | None = None
+        self.problem = ""
         self.gate = threading.Event()
         self.gate.set()
         self._queue: queue.Queue[Any] = queue.Queue()
@@ -53,6 +54,9 @@ class MemoryJournal:
 
     def event(self, action: str, **fields: str) -> None:
         self.events.append((action, fields))
+
+    def acknowledge(self, actor: str, role: str = "") -> None:
+        self.problem = ""
 
     def last(self) -> dict[int, PartRecord]:
         """Return the last revision of each part."""

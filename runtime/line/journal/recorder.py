@@ -14,6 +14,10 @@ Done = Callable[["Exception | None"], None]
 class Recorder(Protocol):
     """Records parts and events."""
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the journal; empty for nothing."""
+
     def record(self, part: PartRecord, done: Done | None = None) -> None:
         """Queue the record of a part."""
 
@@ -29,3 +33,6 @@ class Recorder(Protocol):
         reason: str = "",
     ) -> None:
         """Queue an event."""
+
+    def acknowledge(self, actor: str, role: str = "") -> None:
+        """Record that somebody knows what was wrong when it was opened."""

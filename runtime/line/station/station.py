@@ -224,7 +224,10 @@ class Station:
 
     def acknowledge(self, actor: str) -> None:
         """Leave the state `error`, where its cause is gone, and `halted`."""
-        self._services.journal.event("acknowledged", actor=actor, object=self._label, old=self.readiness.reason)
+        journal = self._services.journal
+        journal.event("acknowledged", actor=actor, object=self._label, old=self.readiness.reason)
+        if journal.problem:
+            journal.acknowledge(actor)
         with self._room:
             self._offsets = None
         self.readiness.acknowledge()
