@@ -36,6 +36,7 @@ OWN = {
     ("runtime/bench/machine_state.py", "path.read_text"): "the system's own tables",
     ("runtime/doctor/provider_profile.py", "Path(session.end_profiling()).read_text"): "in a private folder",
     ("runtime/engines/cache.py", "os.scandir"): "an open folder, whose owner and rights were judged",
+    ("runtime/line/sinks/jsonl.py", "os.open"): "to append; neither a link is followed nor a pipe waited for",
     ("core/private_files.py", "os.open"): "the same looks, and besides at owner and rights",
     ("training/detectors/patchcore.py", "np.memmap"): "its own temporary file",
     ("training/settings.py", "folder.iterdir"): "presets, which are part of the package",
