@@ -44,7 +44,9 @@ def _write(text: str, stream: TextIO | None) -> None:
 
 class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        echo(f"note: {record.getMessage()}", err=True)
+        # A log that cannot be written must not end the thread that had something to say.
+        with contextlib.suppress(OSError, ValueError):
+            echo(f"note: {record.getMessage()}", err=True)
 
 
 @contextlib.contextmanager

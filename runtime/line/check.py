@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from flawscope.files import temporary_folder
 from flawscope.runtime.line.clock import SystemClock, iso
 from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.journal.reader import JournalReader
+from flawscope.runtime.line.journal.schema import FILE as JOURNAL
 from flawscope.runtime.line.line import open_output, scene_of
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
@@ -26,6 +29,7 @@ from flawscope.runtime.line.sinks.runner import open_sink, sink_names
 from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.results import Result
 
 SHARE = 0.8
 """Share of the deadline that the stages may take together."""
@@ -104,11 +108,15 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
         folder = stack.enter_context(temporary_folder(_existing(config.line.state)))
         measures = Measures(config.trusted_keys, say)
         stack.callback(measures.close)
+        yield _state(config.line.state, config.line.name)
         record_ms = _record_ms(folder)
         for station in config.stations:
             scored_ms = []
             for view in station.views:
-                finding, frame = _source(view, station.name, folder)
+                try:
+                    finding, frame = _source(view, station.name, folder)
+                except FlawscopeError as err:
+                    finding, frame = Finding(f"{station.name}/{view.name} source", False, str(err)), None
                 if finding is not None:
                     yield finding
                 if frame is not None:
@@ -134,6 +142,23 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
             yield _times(station, scored_ms, record_ms)
             yield from _outputs(station)
         yield from _sinks(read)
+
+
+def _state(folder: Path, line: str) -> Finding:
+    """Look whether the state folder is one of this line, as far as it is there."""
+    if folder.exists() and not folder.is_dir():
+        return Finding("state", False, f"{folder}: expected a folder, got a file. Name another one.")
+    if not (folder / JOURNAL).exists():
+        return Finding("state", True, f"{folder}: no journal yet")
+    try:
+        reader = JournalReader(folder)
+    except FlawscopeError as err:
+        return Finding("state", False, str(err))
+    reader.close()
+    if reader.line != line:
+        text = f"{folder}: expected the journal of line {line}, got that of line {reader.line}. Name another folder."
+        return Finding("state", False, text)
+    return Finding("state", True, f"{folder}: the journal of this line")
 
 
 def _source(view: ViewOptions, station: str, folder: Path) -> tuple[Finding | None, Frame | None]:
@@ -166,11 +191,18 @@ def _inspect(view: View, frame: Frame) -> tuple[float, ViewRecord]:
     for _ in range(_REPEATS):
         started = time.perf_counter()
         work = view.begin(frame, time.monotonic_ns() + 60 * 10**9)
-        found = view.finish(work, work.result.result()) if isinstance(work, InWork) else work
+        found = view.finish(work, _result(work)) if isinstance(work, InWork) else work
         longest = max(longest, 1e3 * (time.perf_counter() - started))
         record = record or found  # all others are equal to the one before: frozen
     assert record is not None
     return longest, record
+
+
+def _result(work: InWork) -> Result:
+    try:
+        return work.result.result(_WAIT_S)
+    except FutureTimeout:
+        return Result("image", "fault", reason=f"no score within {_WAIT_S:g} s")
 
 
 def _record_ms(folder: Path) -> float:

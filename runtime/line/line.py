@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,8 +14,8 @@ from typing import Any
 import msgspec
 
 from flawscope import __version__
-from flawscope.files import storage_errors, write_bytes
-from flawscope.runtime.line.clock import Clock, SystemClock, iso
+from flawscope.files import storage_errors
+from flawscope.runtime.line.clock import Clock, SystemClock, boot_id, iso
 from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
@@ -29,10 +31,12 @@ from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.station import LineServices, Station, StationLimits
 from flawscope.runtime.line.station.view import View
-from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus
+from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
 
 _JUMP_NS = 10**9
 """Difference between the clocks that counts as a jump of the wall clock."""
+_FLUSH_S = 10.0
+"""Longest wait of the end for the last records."""
 _MOST_DOUBTS = 3
 """Times in a row that numbers and parts may differ: between two reads of them a part may come."""
 
@@ -48,21 +52,27 @@ class Line:
     Attributes:
         stations: Name -> station, after `start`.
         journal: The journal, after `start`.
+        is_written: Whether all that was recorded is on the disk, after `stop`.
     """
 
     def __init__(self, read: ReadConfig, say: Callable[[str], None], clock: Clock | None = None) -> None:
-        self._read, self._config, self._say = read, read.config, say
+        self._read, self._config, self._tell = read, read.config, say
         self._clock: Clock = SystemClock() if clock is None else clock
         self._stack = ExitStack()
         self.stations: dict[str, Station] = {}
         self._sinks: list[SinkRunner] = []
+        self._server: LineServer | None = None
         self._journal: Journal | None = None
         self._numbers: OpenParts | None = None
         self._first = 0
         self._drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
+        self._boot = boot_id()
         self._is_wrong = False
         self._doubts = 0
         self._told: dict[str, str] = {}
+        self._status_file = StatusFile(self._config.line.state / STATUS)
+        self._is_stopped = False
+        self.is_written = True
         self._before: dict[tuple[str, str], int] = {}
 
     @property
@@ -92,12 +102,15 @@ class Line:
         stack.callback(journal.close)
         numbers = self._numbers = OpenParts(state / "open_parts.bin", journal.last_seq)
         stack.callback(numbers.close)
+        # Before the numbers: what it still writes at its end is noted there.
+        stack.callback(journal.close)
         journal.event(
             "started", object=f"line {config.line.name}", new=self._read.sha256, reason=f"flawscope {__version__}"
         )
         if faults := record_open_parts(journal, numbers, self._clock):
             self._say(f"{faults} parts were open when the line ended last; they are on record as faults")
         self._first, self._before = numbers.last, journal.counts()
+        stack.callback(self._status_file.close)
         measures = Measures(config.trusted_keys, self._say)
         stack.callback(measures.close)
         deadlines = Deadlines(self._clock)
@@ -105,7 +118,7 @@ class Line:
         services = LineServices(journal, numbers, deadlines, self._clock)
         server: LineServer | None = None
         if config.http is not None:
-            server = LineServer(config, self)
+            server = self._server = LineServer(config, self)
             stack.callback(server.stop)
         built = [self._station(options, measures, services, server) for options in config.stations]
         for station in built:
@@ -120,8 +133,13 @@ class Line:
             self._say(f"http://{server.address[0]}:{server.address[1]}")
         for runner in sink_runners(config.sinks, config.line.name, journal):
             runner.start()
-            # Last in, first out: sinks get what the end of the stations brings, as far as the time allows.
             self._sinks.append(runner)
+            stack.callback(runner.stop)
+
+    def _say(self, text: str) -> None:
+        # A terminal that was closed, or a log that is full, is no reason to stop a line.
+        with contextlib.suppress(OSError, ValueError):
+            self._tell(text)
 
     def _station(
         self, options: StationOptions, measures: Measures, services: LineServices, server: LineServer | None
@@ -183,6 +201,8 @@ class Line:
         return LineStatus(
             line=self._config.line.name,
             utc=iso(self._clock.utc_ns()),
+            mono_ns=self._clock.mono_ns(),
+            boot_id=self._boot,
             pid=os.getpid(),
             is_running=is_running,
             last_seq=journal.last_seq,
@@ -196,28 +216,31 @@ class Line:
         )
 
     def write_status(self, *, is_running: bool = True) -> None:
-        """Write the state for `flawscope line status`; a disk that refuses it stops nothing."""
-        path = self._config.line.state / STATUS
-        try:
-            write_bytes(path, msgspec.json.format(msgspec.json.encode(self.status(is_running=is_running))))
-        except Exception:  # whoever asks sees that it is old
-            return
+        """Have the state written for `flawscope line status`; a disk that refuses it, or hangs, stops nothing."""
+        self._status_file.write(self.status(is_running=is_running))
 
     def stop(self) -> None:
         """End: stations first, each up to its deadline, then sinks, bundles and the journal. Twice is harmless."""
-        for station in self.stations.values():
-            station.readiness.set_phase("stopped")
-        for station in self.stations.values():
-            station.stop()
-        if self._journal is not None and self.stations:
-            self._journal.event("stopped", object=f"line {self._config.line.name}")
-            self._journal.flush()
-            self._check_account(is_over=True)
-            self.write_status(is_running=False)
-        for runner in self._sinks:
-            runner.stop()
-        self._sinks = []
-        self._stack.close()
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        with self._stack:
+            for station in self.stations.values():
+                station.readiness.set_phase("stopped")
+            # All at once: what takes long are deadlines, and cameras that hang.
+            enders = [threading.Thread(target=station.stop, daemon=True) for station in self.stations.values()]
+            for thread in enders:
+                thread.start()
+            for thread in enders:
+                thread.join()
+            if self._server is not None:
+                # After the stations: whoever waits hears his verdict. Before the account, which a trigger would change.
+                self._server.stop()
+            if self._journal is not None and self.stations:
+                self._journal.event("stopped", object=f"line {self._config.line.name}")
+                self.is_written = self._journal.flush(_FLUSH_S)
+                self._check_account(is_over=True)
+                self.write_status(is_running=False)
 
     def _check_account(self, *, is_over: bool = False) -> None:
         """Check that parts = accept + reject + fault + open, that no number is missing, and at the end the journal."""
@@ -232,7 +255,7 @@ class Line:
         self._doubts = self._doubts + 1 if parts != last - self._first and last == numbers.last else 0
         if self._doubts >= _MOST_DOUBTS or (is_over and self._doubts):
             wrong.append(f"{parts} parts were counted since number {self._first}, the last number is {last}")
-        if is_over and not self.journal.problem:
+        if is_over and self.is_written and not self.journal.problem:
             recorded = self.journal.counts()
             for name, count in counts.items():
                 for verdict in ("accept", "reject", "fault"):

@@ -15,7 +15,10 @@ from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.station.open_parts import OpenPart, OpenParts
 
 _WAIT_S = 30.0
+_GROUP = 1000
+"""Parts that are recorded before it is waited for the disk."""
 _ENDED = "the line ended before it had a verdict"
+_UNRECORDED = "its accept may have been given out before it was on record (`record: after`), and the line ended"
 _NOT_GIVEN = "the line ended before its accept was given out"
 
 
@@ -39,7 +42,7 @@ def record_open_parts(journal: ReadableJournal, numbers: OpenParts, clock: Clock
     Raises:
         StorageError: If the journal does not take them.
     """
-    faults = 0
+    faults, heard = 0, []
     problems: list[Exception] = []
 
     def done_of(seq: int) -> Callable[[Exception | None], None]:
@@ -51,6 +54,12 @@ def record_open_parts(journal: ReadableJournal, numbers: OpenParts, clock: Clock
 
         return done
 
+    def wait() -> None:
+        if not journal.flush(_WAIT_S):
+            raise StorageError("journal: parts that were left open could not be recorded in time. Is the disk full?")
+        if problems:
+            raise StorageError(f"journal: parts that were left open could not be recorded: {problems[0]}")
+
     for part in numbers.left_open:
         record = journal.part_of(part.seq)
         if record is not None and (record.verdict != "accept" or part.is_given):
@@ -60,14 +69,17 @@ def record_open_parts(journal: ReadableJournal, numbers: OpenParts, clock: Clock
                     object=f"part {part.seq}",
                     reason="the line ended while its accept was given out; the PLC may not have read it",
                 )
-            numbers.recorded(part.seq)
+            heard.append(part.seq)
             continue
         faults += 1
         journal.record(_fault_of(part, record, clock), done_of(part.seq))
-    if faults and not journal.flush(_WAIT_S):
-        raise StorageError("journal: parts that were left open could not be recorded in time. Is the disk full?")
-    if problems:
-        raise StorageError(f"journal: parts that were left open could not be recorded: {problems[0]}")
+        if faults % _GROUP == 0:
+            # There may be far more than the journal keeps in memory, after hours with a full disk.
+            wait()
+    wait()
+    # Noted when the events are on the disk: killed before, the next start would not know of these parts.
+    for seq in heard:
+        numbers.recorded(seq)
     return faults
 
 
@@ -86,5 +98,5 @@ def _fault_of(part: OpenPart, record: PartRecord | None, clock: Clock) -> PartRe
         0,
         "fault",
         "interrupted",
-        _ENDED,
+        _UNRECORDED if part.is_given else _ENDED,
     )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from flawscope.errors import FlawscopeError
+from flawscope.files import write_bytes
 
 if TYPE_CHECKING:
     from flawscope.runtime.line.station.station import Station
@@ -95,6 +101,8 @@ class LineStatus(msgspec.Struct, frozen=True):
         account_holds: Whether parts = accept + reject + fault + open, and no number is missing.
         stations: Its stations.
         sinks: Its sinks.
+        mono_ns: When this was written by the monotonic clock, which does not jump.
+        boot_id: Boot of the machine that the monotonic clock belongs to.
     """
 
     line: str
@@ -106,3 +114,47 @@ class LineStatus(msgspec.Struct, frozen=True):
     account_holds: bool
     stations: tuple[StationStatus, ...]
     sinks: tuple[SinkStatus, ...]
+    mono_ns: int = 0
+    boot_id: str = ""
+
+
+class StatusFile:
+    """Writes the state of a line to its file, in a thread: a disk that hangs must not hold up the line.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wake = threading.Condition()
+        self._next: LineStatus | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+
+    def write(self, status: LineStatus) -> None:
+        """Have a state written, in place of one that still waits."""
+        with self._wake:
+            self._next = status
+            if self._thread.ident is None:
+                self._thread.start()
+            self._wake.notify()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Write what waits and end the thread; a disk that hangs is left behind."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._next is not None or self._is_closed)
+                status, self._next = self._next, None
+            if status is None:
+                return
+            # Whoever asks sees that it is old.
+            with contextlib.suppress(FlawscopeError, OSError):
+                write_bytes(self._path, msgspec.json.format(msgspec.json.encode(status)))

@@ -6,6 +6,7 @@ never before it. Nothing is held in memory but one batch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import random
 import threading
@@ -235,9 +236,15 @@ def sink_runners(sinks: Sequence[SinkOptions], line: str, journal: SinkJournal) 
         MissingExtra: As `open_sink`.
     """
     names = sink_names(sinks)
-    return [
-        _runner(name, options, open_sink(options, line), journal) for name, options in zip(names, sinks, strict=True)
-    ]
+    with contextlib.ExitStack() as stack:
+        runners = []
+        for name, options in zip(names, sinks, strict=True):
+            sink = open_sink(options, line)
+            # Where a later one cannot be made.
+            stack.callback(sink.close)
+            runners.append(_runner(name, options, sink, journal))
+        stack.pop_all()
+        return runners
 
 
 def _runner(name: str, options: SinkBase, sink: Sink, journal: SinkJournal) -> SinkRunner:

@@ -21,7 +21,7 @@ class Counts:
         open: Those without a verdict.
         late: Verdicts that came after the deadline; their parts are faults.
         skipped: Images that the policy `latest` left out; they are no parts.
-        unrecorded: Parts with a verdict whose record is on its way.
+        unrecorded: Parts with a verdict whose record is on its way, none that was given up.
     """
 
     parts: int
@@ -45,7 +45,8 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._verdicts: Counter[str] = Counter()
-        self._parts = self._open = self._late = self._skipped = self._recorded = 0
+        self._parts = self._open = self._late = self._skipped = 0
+        self._recorded = self._given_up = 0
 
     def opened(self) -> None:
         """Count a part that was opened."""
@@ -63,6 +64,11 @@ class Counters:
         """Count a part whose verdict is on record."""
         with self._lock:
             self._recorded += 1
+
+    def given_up(self) -> None:
+        """Count a part whose verdict will have no record before the next start."""
+        with self._lock:
+            self._given_up += 1
 
     def late(self) -> None:
         """Count a verdict that came after its part had become a fault."""
@@ -87,5 +93,5 @@ class Counters:
                 self._open,
                 self._late,
                 self._skipped,
-                settled - self._recorded,
+                settled - self._recorded - self._given_up,
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 
 from flawscope.runtime.line.clock import Clock
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_S = 1.0
 """Longest wait, so that a clock of a test, or of a machine that slept, is looked at again."""
@@ -36,12 +38,12 @@ class Deadlines:
             heapq.heappush(self._waiting, (mono_ns, next(self._numbers), call))
             self._wake.notify()
 
-    def close(self) -> None:
-        """End the thread; what has not come is not called."""
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the thread; what has not come is not called. An output that hangs in a call is left behind."""
         with self._wake:
             self._is_closed = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while True:
@@ -51,8 +53,12 @@ class Deadlines:
                 if self._is_closed:
                     return
                 call = heapq.heappop(self._waiting)[2]
-            with contextlib.suppress(Exception):  # the deadlines of all other parts depend on this thread
+            try:
                 call()
+            except Exception:  # the deadlines of all other parts depend on this thread
+                _log.exception("A deadline could not be kept.")
+            # Else the part would stay in memory until the next deadline.
+            del call
 
     def _wait_s(self) -> float:
         return (self._waiting[0][0] - self._clock.mono_ns()) / 1e9 if self._waiting else _LONGEST_S

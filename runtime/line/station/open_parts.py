@@ -156,8 +156,9 @@ def _mapped(path: Path) -> mmap.mmap:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             begin = file.read(_HEADER.size)
-        # Made by a process that was killed at once: nothing is in it yet.
-        is_new = size < _SIZE and not begin.strip(b"\0")
+        # Made by a process that was killed at once, or on a disk that was full, or before the power was cut: nothing is
+        # in it yet, whatever its size.
+        is_new = size <= _SIZE and not begin.strip(b"\0")
         if not is_new and (size != _SIZE or begin[:24] != _HEADER.pack(_MAGIC, _SLOTS, 0)[:24]):
             raise StorageError(
                 f"{path}: expected the parts that are open, as this version writes them, got something else. "

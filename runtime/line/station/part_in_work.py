@@ -30,6 +30,8 @@ class PartInWork:
         is_collected: Set when all images are there.
         collected_ns: When they were there, or were waited for no longer; None before.
         scored_ns: When the last of them was scored; None before.
+        trigger: How many times the cameras had been asked for an image, this part included; None where it was not so
+            that it began.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class PartInWork:
         "part_id",
         "scored_ns",
         "seq",
+        "trigger",
         "utc_ns",
     )
 
@@ -65,6 +68,7 @@ class PartInWork:
         self.is_collected = threading.Event()
         self.collected_ns: int | None = None
         self.scored_ns: int | None = None
+        self.trigger: int | None = None
         self._lock = threading.Lock()
         self._phase: Phase = "open"
 

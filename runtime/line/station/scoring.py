@@ -129,7 +129,8 @@ class SharedScoring:
                 results = self._inspector.score([request.source for request in batch], batch[0].color)
                 if len(results) != len(batch):
                     raise RuntimeError(f"expected {len(batch)} results, got {len(results)}")
-            except Exception as err:  # whatever it is, these images have no verdict, and the next ones must get theirs
+            # Whatever it is (panics of Rust are no Exception): these images have no verdict, the next must get theirs.
+            except BaseException as err:
                 results = [_fault(f"unexpected {type(err).__name__}: {err}")] * len(batch)
             self._note(len(batch), 1e3 * (time.perf_counter() - started))
             self.batches, self.images = self.batches + 1, self.images + len(batch)
@@ -137,6 +138,8 @@ class SharedScoring:
                 self._busy_since = None
             for request, result in zip(batch, results, strict=True):
                 _answer(request, result)
+            # Else the images of the last batch would stay in memory until the next one comes.
+            del batch, results, request, result
 
     def _next(self) -> list[_Request] | None:
         """Return the images to be scored together, perhaps none, or None when it is closed."""

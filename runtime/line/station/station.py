@@ -19,6 +19,7 @@ from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.outputs.output import Output, State
 from flawscope.runtime.line.parts import Reason, ViewRecord
 from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
 from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
@@ -32,6 +33,8 @@ _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
 _STUCK_S = 10.0
 """Seconds at one image after which an inspector counts as stuck."""
+_RECORDS_S = 2.0
+"""Longest wait of the end for records; a disk that takes longer than that does not answer."""
 _TURN_S = 1.0
 """Longest wait of the thread, so that whoever watches it sees it turn."""
 
@@ -114,7 +117,7 @@ class Station:
         self._queue: deque[PartInWork] = deque()
         self._open = 0
         self._ended: set[str] = set()
-        self._offsets: tuple[int, ...] | None = None
+        self._alignment = Alignment()
         self._is_stopping = False
         self._turned_ns = services.clock.mono_ns()
         self._thread = threading.Thread(target=self._run, name=f"station {name}", daemon=True)
@@ -139,23 +142,28 @@ class Station:
             self.readiness.begin(f"source {view.name}", "is being opened")
         for output in self._outputs:
             output.start(self)
+        # No change, and so nobody has told them yet: without it they would show `stopped` while sources are opened.
+        self._verdicts.show_state(self.readiness.state)
         self._thread.start()
         for view in self._views.values():
             view.source.start(self)
         self._phase(None)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End: READY falls, sources end, open parts get their verdict up to their deadline, then outputs end."""
+        """End: READY falls, open parts get their verdict up to their deadline, then sources end, then outputs."""
         if self._is_stopping:
             return
         self._phase("stopped")
-        for view in self._views.values():
-            view.source.stop(timeout_s)
         with self._room:
             # Deadlines bound this: the part that was opened last has its verdict by then.
             self._room.wait_for(lambda: self._open == 0, self._limits.deadline_ns / 1e9 + timeout_s)
+            # A folder notes which files are done, or they would be inspected again at the next start.
+            self._room.wait_for(lambda: not self.counters.now().unrecorded, min(timeout_s, _RECORDS_S))
             self._is_stopping = True
             self._room.notify_all()
+        for view in self._views.values():
+            # One that fails must keep neither the other sources nor the outputs from being ended.
+            self._guarded(f"source {view.name}", partial(view.source.stop, timeout_s))
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         for output in self._outputs:
@@ -167,6 +175,8 @@ class Station:
             refusal = self._refusal()
             # No camera is asked for images of a part that is refused.
             part = self._open_part(part_id, self._services.clock.mono_ns(), {}, refusal, is_whole=refusal is not None)
+            if refusal is None and self.is_triggered:
+                part.trigger = self._alignment.triggered()
         if refusal is not None:
             self._verdicts.fault(part, *refusal)
             return part.seq
@@ -194,9 +204,11 @@ class Station:
 
     def frame(self, view: str, frame: Frame) -> None:
         """Take an image; see `FrameSink`."""
-        count = min(frame.lost, _MOST_LOST)
+        # Of those that were asked for and did not come, the parts are faults already.
+        lost = self._alignment.lost(view, frame.lost)
+        count = min(lost, _MOST_LOST)
         detail = "the camera took it, and it never came"
-        if frame.lost > count:
+        if lost > count:
             detail = f"the camera counts {frame.lost} images that never came; only the first {count} are on record"
         for _ in range(count):
             self._assign(view, Frame(None, frame.mono_ns, problem="lost_frame", detail=detail))
@@ -211,6 +223,9 @@ class Station:
 
     def source_up(self, view: str, detail: str = "") -> None:
         """Take note that a source works."""
+        if self.is_triggered:
+            # It has been opened anew: its camera may count from 1 again, and what was asked for before is gone.
+            self._alignment.forget([view])
         self.readiness.allow(f"source {view}")
         self._notify()
 
@@ -228,8 +243,7 @@ class Station:
         journal.event("acknowledged", actor=actor, object=self._label, old=self.readiness.reason)
         if journal.problem:
             journal.acknowledge(actor)
-        with self._room:
-            self._offsets = None
+        self._alignment.forget(self._views)
         self.readiness.acknowledge()
         if self.readiness.state == "halted":
             self._phase(None)
@@ -250,9 +264,11 @@ class Station:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of its sources have ended and every part has its verdict, as for a folder that is not watched."""
+        """Whether all of its sources have ended and every part is on record, as for a folder that is not watched."""
         with self._room:
-            return self._ended == set(self._views) and self._open == 0
+            has_ended = self._ended == set(self._views) and self._open == 0
+        # Sources are told of records: a folder moves its last file then, and must not be ended before.
+        return has_ended and self.counters.now().unrecorded == 0
 
     def turns(self, period_s: float) -> bool:
         """Whether its thread has turned within a period; it turns at least once a second while nothing hangs."""
@@ -266,7 +282,10 @@ class Station:
         else:
             self.readiness.allow("inspector")
         if self.turns(3 * _TURN_S):
+            self.readiness.allow("thread")
             self._verdicts.beat()
+        elif not self.turns(_STUCK_S):
+            self.readiness.forbid("thread", f"has been at one image for more than {_STUCK_S:.0f} s")
 
     @property
     def _label(self) -> str:
@@ -302,7 +321,7 @@ class Station:
             collect_ns=mono_ns + limits.collect_ns,
             generation=self.generation,
         )
-        part.frames.update(frames)
+        part.frames.update(frames if refusal is None else _without_pixels(frames))
         self._open += 1
         if is_whole or len(part.frames) == len(self._views):
             part.is_collected.set()
@@ -337,7 +356,7 @@ class Station:
                 if policy == "latest" and refusal[0] != "overrun":
                     self.counters.skipped(1)
                     return
-                if self.readiness.state == "stopped":
+                if self._is_stopping:
                     return
                 self._room.wait(_TURN_S)
             else:
@@ -360,7 +379,7 @@ class Station:
             self._collecting.popleft()
         for part in self._collecting:
             if view not in part.frames and now < part.collect_ns:
-                part.frames[view] = frame
+                part.frames[view] = replace(frame, image=None) if part.is_settled else frame
                 if len(part.frames) == len(self._views):
                     self._collecting.remove(part)
                     part.is_collected.set()
@@ -392,8 +411,10 @@ class Station:
             if part in self._collecting:
                 self._collecting.remove(part)
             frames = dict(part.frames)
-            problem = self._misaligned(frames)
+            # Whoever waits for its deadline or its record must not keep its pixels in memory.
+            part.frames.update(_without_pixels(frames))
         part.collected_ns = clock.mono_ns()
+        problem = self._alignment.problem(part.trigger, {name: _number_of(frames.get(name)) for name in self._views})
         if part.is_settled:
             return  # its deadline came before its turn: nothing is gained by scoring it
         if problem:
@@ -401,6 +422,8 @@ class Station:
                 self.readiness.forbid("alignment", problem, hold=True)
             self._verdicts.fault(part, "unexpected_image", problem)
             return
+        if part.trigger is not None:
+            self._alignment.missed(self._views.keys() - frames.keys())
         works = [
             view.begin(frames[view.name], part.deadline_ns)
             if view.name in frames
@@ -425,27 +448,6 @@ class Station:
             for view, work in zip(views, works, strict=True)
         )
 
-    def _misaligned(self, frames: Mapping[str, Frame]) -> str:
-        """Return in what the images of a part do not belong together, or nothing. Holds the lock.
-
-        Cameras that count their images keep their distance from each other for ever, where each saw each part.
-        """
-        numbers = [frames[name].frame_id for name in self._views if name in frames]
-        if len(self._views) < 2 or len(numbers) < len(self._views):
-            return ""
-        known = [number for number in numbers if number is not None]
-        if len(known) < len(numbers):
-            return ""
-        offsets = tuple(number - known[0] for number in known)
-        if self._offsets is None:
-            self._offsets = offsets
-        if offsets == self._offsets:
-            return ""
-        return (
-            f"its images are of different triggers: the cameras' numbers differ by {list(offsets)}, before by "
-            f"{list(self._offsets)}. Acknowledge when the belt is empty."
-        )
-
     def _closed(self, part: PartInWork) -> None:
         """Take note that a part has its verdict out."""
         with self._room:
@@ -457,6 +459,7 @@ class Station:
         for name, frame in list(part.frames.items()):
             if frame.source:
                 self._guarded(f"source {name}", partial(self._views[name].source.done, frame.source))
+        self._notify()
 
     def _phase(self, phase: State | None) -> None:
         self.readiness.set_phase(phase)
@@ -476,6 +479,14 @@ class Station:
             call()
         except Exception as err:
             self.readiness.forbid(what, f"{type(err).__name__}: {err}")
+
+
+def _number_of(frame: Frame | None) -> int | None:
+    return None if frame is None else frame.frame_id
+
+
+def _without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
+    return {name: replace(frame, image=None) for name, frame in frames.items()}
 
 
 def _when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.part_in_work import PartInWork
 
 _TOO_LATE = "its record was written after the deadline"
+_TOO_LATE_OUT = "its turn to be given out came after the deadline"
 
 
 class Verdicts:
@@ -72,14 +73,18 @@ class Verdicts:
             views: What was found in each of its images; at least one.
         """
         worst = worst_view(views)
+        detail = f"{worst.view}: {worst.detail}" if worst.detail else ""
+        # Before the part is taken: a record that cannot be made must leave the part to somebody else.
+        record = self._record_of(part, worst.verdict, worst.reason, detail, views)
+        if self._clock.mono_ns() >= part.deadline_ns:
+            # The thread of the deadlines may be a moment behind; what comes now is late all the same.
+            self.deadline(part)
         if worst.verdict == "accept" and self._records_first:
             if part.begin_accept():
-                record = self._record_of(part, "accept", "", "", views)
                 self._journal.record(record, partial(self._accept_recorded, part, record))
                 return
         elif part.settle():
-            detail = f"{worst.view}: {worst.detail}" if worst.detail else ""
-            self._settled(part, worst.verdict, worst.reason, detail, views)
+            self._settled(part, record)
             return
         if worst.verdict == "fault":
             return  # it is one already
@@ -90,21 +95,20 @@ class Verdicts:
 
     def fault(self, part: PartInWork, reason: Reason, detail: str, views: tuple[ViewRecord, ...] = ()) -> None:
         """Make a part a fault, unless it has its verdict."""
+        record = self._record_of(part, "fault", reason, detail, views)
         if part.settle():
-            self._settled(part, "fault", reason, detail, views)
+            self._settled(part, record)
 
     def deadline(self, part: PartInWork) -> None:
         """Make a part without a verdict a fault; called at its deadline."""
+        record = self._record_of(part, "fault", "deadline", "it had no verdict in time", ())
         before = part.miss_deadline()
-        if before == "settled":
-            return
-        detail = "it had no verdict in time" if before == "open" else _TOO_LATE
-        self._signal(part, "fault", "deadline", None)
-        self._counters.settled("fault")
         if before == "open":
-            self._queue_record(part, self._record_of(part, "fault", "deadline", detail, ()))
-        # Else the record of an accept is on its way, and `_accept_recorded` follows it with that of the fault.
-        self._closed(part)
+            self._settled(part, record)
+        elif before == "accepting":
+            # The record of an accept is on its way, and `_accept_recorded` follows it with that of the fault.
+            self._signal(part, record)
+            self._closed(part)
 
     def show_state(self, state: State) -> None:
         """Tell the outputs the state of the station."""
@@ -116,38 +120,28 @@ class Verdicts:
 
     def _accept_recorded(self, part: PartInWork, record: PartRecord, error: Exception | None) -> None:
         """Give out an accept that is on record, or make a fault of it."""
-        is_in_time = self._clock.mono_ns() < part.deadline_ns
-        if part.finish_accept():
-            if error is None and is_in_time:
-                # Noted before it is given out: were the process killed in between, nobody must call it a fault.
-                self._numbers.giving(part.seq)
-                self._signal(part, "accept", "", record.score)
-                self._counters.settled("accept")
-                self._closed(part)
+        is_late = self._clock.mono_ns() >= part.deadline_ns
+        # Taken by the deadline, the part was given out as a fault of that already: the record says the same.
+        is_taken = part.finish_accept()
+        reason: Reason = "record" if is_taken and error is not None else "deadline"
+        revision = record.revision if error is not None else record.revision + 1
+        fault = msgspec.structs.replace(
+            record, verdict="fault", reason=reason, detail=str(error or _TOO_LATE), revision=revision
+        )
+        if is_taken:
+            given = self._signal(part, fault if error is not None or is_late else record, instead=fault)
+            self._closed(part)
+            if given.verdict == "accept":
                 self._recorded(part, None)
                 return
-            self._signal(part, "fault", "record" if error else "deadline", None)
-            self._counters.settled("fault")
-            self._closed(part)
-        if error is None:
-            fault = msgspec.structs.replace(
-                record, verdict="fault", reason="deadline", detail=_TOO_LATE, revision=record.revision + 1
-            )
-        else:
+        if error is not None:
             self._failed("journal", str(error))
-            fault = msgspec.structs.replace(record, verdict="fault", reason="record", detail=str(error))
         self._queue_record(part, fault)
 
-    def _settled(
-        self, part: PartInWork, verdict: Verdict, reason: Reason, detail: str, views: tuple[ViewRecord, ...]
-    ) -> None:
+    def _settled(self, part: PartInWork, record: PartRecord) -> None:
         """Give out and record a verdict for which the part was taken."""
-        record = self._record_of(part, verdict, reason, detail, views)
-        if verdict == "accept":
-            self._numbers.giving(part.seq)
-        self._signal(part, verdict, reason, record.score)
-        self._counters.settled(verdict)
-        self._queue_record(part, record)
+        late = msgspec.structs.replace(record, verdict="fault", reason="deadline", detail=_TOO_LATE_OUT)
+        self._queue_record(part, self._signal(part, record, instead=late))
         self._closed(part)
 
     def _queue_record(self, part: PartInWork, record: PartRecord) -> None:
@@ -160,21 +154,48 @@ class Verdicts:
             self._on_record(part)
         else:
             # The number stays noted as open: the next start records it.
+            self._counters.given_up()
             self._failed("journal", str(error))
 
-    def _signal(self, part: PartInWork, verdict: Verdict, reason: Reason, score: float | None) -> None:
-        signal = Signal(part.seq, part.part_id, verdict, reason, score)
-        self._tell(lambda output: output.verdict(signal))
+    def _signal(self, part: PartInWork, record: PartRecord, *, instead: PartRecord | None = None) -> PartRecord:
+        """Give out and count a verdict; returns the record of what was given out.
+
+        Args:
+            part: The part, which the caller has taken.
+            record: Its verdict.
+            instead: Given out in place of an accept whose deadline passes while other verdicts are given out.
+        """
+        with self._output_lock:
+            if record.verdict == "accept":
+                if instead is not None and self._clock.mono_ns() >= part.deadline_ns:
+                    record = instead
+                else:
+                    # Noted before it is given out: were the process killed in between, nobody must call it a fault.
+                    self._numbers.giving(part.seq)
+            score = None if record.verdict == "fault" else record.score
+            signal = Signal(part.seq, part.part_id, record.verdict, record.reason, score)
+            problems = self._told(lambda output: output.verdict(signal))
+        self._counters.settled(record.verdict)
+        self._complain(problems)
+        return record
 
     def _tell(self, call: Callable[[Output], None]) -> None:
-        """Call all outputs, one call at a time; one that fails keeps no other from being called."""
-        problems = []
         with self._output_lock:
-            for output in self._outputs:
-                try:
-                    call(output)
-                except Exception as err:  # whatever it is: a signal that may not have been given stops the station
-                    problems.append(f"{type(err).__name__}: {err}")
+            problems = self._told(call)
+        self._complain(problems)
+
+    def _told(self, call: Callable[[Output], None]) -> list[str]:
+        """Call all outputs and return what went wrong; one that fails keeps no other from being called."""
+        problems = []
+        for output in self._outputs:
+            try:
+                call(output)
+            except Exception as err:  # whatever it is: a signal that may not have been given stops the station
+                problems.append(f"{type(err).__name__}: {err}")
+        return problems
+
+    def _complain(self, problems: list[str]) -> None:
+        # Without the lock: the outputs are told of the state that this causes.
         for problem in problems:
             self._failed("output", problem)
 

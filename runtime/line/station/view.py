@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,11 +68,13 @@ class InWork:
         frame: The image as it came.
         result: Its result, later.
         notes: What the scene was near to.
+        bundle: Digest of the bundle that scores it; the view may have another one when the result is there.
     """
 
     frame: Frame
     result: Future[Result]
     notes: tuple[str, ...]
+    bundle: str
 
 
 class View:
@@ -103,22 +106,23 @@ class View:
         """
         if frame.problem or frame.image is None:
             return self._fault(frame, frame.problem or "incomplete_image", frame.detail or "there is no image")
+        measure = self.measure
         try:
             image, color = self._pixels(frame)
             notes: tuple[str, ...] = ()
             if self._scene is not None:
-                seen = to_8_bit(image, frame.source or self.name, self.measure.bits)
+                seen = to_8_bit(image, frame.source or self.name, measure.bits)
                 scene = self._scene.check(seen[..., ::-1] if color == "bgr" and seen.ndim == 3 else seen)
                 if scene.problem:
                     return self._fault(frame, scene.problem, scene.detail, scene.notes)
                 notes = scene.notes
         except FlawscopeError as err:
             return self._fault(frame, "unreadable_image", str(err))
-        except (
-            Exception
-        ) as err:  # a decoder or a check that fails in a way that nobody foresaw: no verdict is an accept
+        except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
             return self._fault(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
-        return InWork(frame, self.measure.scoring.submit(image, deadline_ns, color), notes)
+        # Its pixels are in the queue of the inspector; here they would stay until the deadline.
+        result = measure.scoring.submit(image, deadline_ns, color)
+        return InWork(replace(frame, image=None), result, notes, measure.bundle)
 
     def finish(self, work: InWork, result: Result) -> ViewRecord:
         """Return what is on record of an image that was scored."""
@@ -126,7 +130,8 @@ class View:
         if result.decision == "fault":
             text = result.reason or "the inspector gave no reason"
             return self._fault(work.frame, "unlike_images" if text.startswith(UNLIKE) else "inference", text, notes)
-        if result.decision == "accept" and (result.score is None or result.threshold is None):
+        numbers = (result.score, result.threshold)
+        if result.decision == "accept" and not all(number is not None and math.isfinite(number) for number in numbers):
             return self._fault(work.frame, "inference", "accepted without a score and a threshold", notes)
         return ViewRecord(
             self.name,
@@ -134,7 +139,7 @@ class View:
             score=result.score,
             threshold=result.threshold,
             threshold_revision=result.threshold_revision,
-            bundle=self.measure.bundle,
+            bundle=work.bundle,
             frame_id=work.frame.frame_id,
             source=work.frame.source,
             notes=notes,

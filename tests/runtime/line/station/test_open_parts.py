@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawscope.errors import StorageError
-from flawscope.runtime.line.station.open_parts import MOST_ID_BYTES, OpenParts
+from flawscope.runtime.line.station.open_parts import _SIZE, MOST_ID_BYTES, OpenParts
 
 
 def test_numbers_have_no_gap_and_open_parts_are_found_again(tmp_path: Path) -> None:
@@ -68,7 +68,9 @@ def test_names_are_cut_and_never_break_it(tmp_path_factory: pytest.TempPathFacto
     again.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 10, b"something else", b"flawscope parts\x02" + b"\0" * 2000])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 10, b"\0" * _SIZE, b"something else", b"flawscope parts\x02" + b"\0" * 2000]
+)
 def test_another_file_is_refused_and_an_empty_one_is_begun(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "open_parts.bin"
     path.write_bytes(content)

@@ -92,6 +92,20 @@ def test_what_raises_costs_its_batch_alone(inspector: RuleInspector, scoring: Sh
     assert scoring.submit(grey(8), time.monotonic_ns() + FAR).result(WAIT_S).decision == "accept"
 
 
+def test_a_panic_costs_its_batch_alone(inspector: RuleInspector, scoring: SharedScoring) -> None:
+    class Panic(BaseException):
+        """As extensions in Rust raise it."""
+
+    def rule(image: Any) -> Result:
+        if image.max() == 7:
+            raise Panic
+        return Result("image", "accept", 1.0, 2.0)
+
+    inspector.rule = rule
+    assert scoring.submit(grey(7), time.monotonic_ns() + FAR).result(WAIT_S).decision == "fault"
+    assert scoring.submit(grey(8), time.monotonic_ns() + FAR).result(WAIT_S).decision == "accept"
+
+
 def test_a_callback_that_raises_does_not_end_the_thread(scoring: SharedScoring) -> None:
     done = threading.Event()
 

@@ -147,7 +147,7 @@ def test_a_station_that_is_not_ready_gives_faults(tmp_path: Path) -> None:
         assert last[1].part_id == "early"
         assert "does not answer" in last[3].detail
         states = [call for call in line.output.calls if not isinstance(call, Signal)]
-        assert states == ["ready", "error", "halted", "ready"]
+        assert states == ["starting", "ready", "error", "halted", "ready"]
 
 
 def test_lost_images_are_parts(tmp_path: Path) -> None:

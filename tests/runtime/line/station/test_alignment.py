@@ -1,0 +1,97 @@
+"""Images that are late or lost never decide on another part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from line_stand_ins import bench, frame, wait_until
+
+from flawscope.runtime.line.station.alignment import Alignment
+
+
+@given(offset=st.integers(-(10**6), 10**6), start=st.integers(1, 2**40), steps=st.lists(st.integers(1, 3), max_size=20))
+def test_cameras_that_keep_their_distance_are_aligned(offset: int, start: int, steps: list[int]) -> None:
+    alignment = Alignment()
+    number = start + 10**6
+    for step in [0, *steps]:
+        number += step
+        assert alignment.problem(None, {"left": number, "right": number + offset}) == ""
+    assert "Acknowledge" in alignment.problem(None, {"left": number, "right": number + offset + 1})
+    # What was learned stays until somebody says that the belt is empty.
+    assert "Acknowledge" in alignment.problem(None, {"left": number, "right": number + offset + 1})
+    alignment.forget(["left", "right"])
+    assert alignment.problem(None, {"left": number, "right": number + offset + 1}) == ""
+
+
+def test_cameras_that_begin_again_with_1_are_aligned() -> None:
+    alignment = Alignment()
+    # GigE Vision 1 leaves 0 out: 1 follows 65535.
+    left, right = 65530, 3
+    for _ in range(70000):
+        assert alignment.problem(None, {"left": left, "right": right}) == ""
+        left, right = left % 65535 + 1, right % 65535 + 1
+
+
+def test_images_without_numbers_say_nothing() -> None:
+    alignment = Alignment()
+    assert alignment.problem(None, {"left": None, "right": 7}) == ""
+    assert alignment.problem(1, {"left": None}) == ""
+    assert alignment.problem(None, {"only": 7}) == ""
+    assert alignment.problem(None, {}) == ""
+
+
+def test_an_image_that_comes_after_the_next_trigger_decides_on_no_part(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, collect_ms=200) as line:
+        line.ready()
+        line.station.trigger("first")
+        line.station.frame("cam0", frame(50, frame_id=1))
+        line.settled(1)
+        line.station.trigger("late")
+        wait_until(lambda: 2 in line.last())
+        assert line.last()[2].reason == "missing_view"
+        third = line.station.trigger("third")
+        # Of the second part, and it looks good; that of the third does not.
+        line.station.frame("cam0", frame(50, frame_id=2))
+        wait_until(lambda: third in line.last())
+        line.station.frame("cam0", frame(150, frame_id=3))
+        last = line.settled(4)
+        assert (last[third].verdict, last[third].reason) == ("fault", "unexpected_image")
+        assert last[4].reason == "unexpected_image"
+        # Then they are in step again, by themselves.
+        fifth = line.station.trigger("fifth")
+        line.station.frame("cam0", frame(150, frame_id=4))
+        assert line.settled(5)[fifth].verdict == "reject"
+
+
+def test_an_image_that_is_lost_costs_its_own_part_alone(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, collect_ms=200) as line:
+        line.ready()
+        line.station.trigger()
+        line.station.frame("cam0", frame(50, frame_id=1))
+        line.settled(1)
+        line.station.trigger()
+        wait_until(lambda: 2 in line.last())
+        third = line.station.trigger()
+        line.station.frame("cam0", frame(150, frame_id=3, lost=1))
+        last = line.settled(3)
+        assert (last[2].reason, last[third].verdict) == ("missing_view", "reject")
+        assert len(last) == 3
+
+
+@pytest.mark.parametrize("is_reopened", [True, False])
+def test_a_camera_that_was_opened_anew_may_count_anew(tmp_path: Path, is_reopened: bool) -> None:
+    with bench(tmp_path, is_triggered=True) as line:
+        line.ready()
+        for number in (7, 8):
+            line.station.trigger()
+            line.station.frame("cam0", frame(50, frame_id=number))
+            line.settled(number - 6)
+        if is_reopened:
+            line.station.source_down("cam0", "gone")
+            line.station.source_up("cam0")
+        line.station.trigger()
+        line.station.frame("cam0", frame(50, frame_id=1))
+        assert line.settled(3)[3].verdict == ("accept" if is_reopened else "fault")
