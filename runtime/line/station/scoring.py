@@ -12,6 +12,7 @@ import heapq
 import itertools
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -184,6 +185,23 @@ class SharedScoring:
     def _note(self, size: int, took_ms: float) -> None:
         before = self._took_ms.get(size)
         self._took_ms[size] = took_ms if before is None else before + _WEIGHT * (took_ms - before)
+
+
+def when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:
+    """Call a function when all results are there: in the thread that brings the last one, or at once."""
+    lock, left = threading.Lock(), [len(futures)]
+
+    def done(future: Future[Result]) -> None:
+        with lock:
+            left[0] -= 1
+            is_last = left[0] == 0
+        if is_last:
+            call()
+
+    if not futures:
+        call()
+    for future in futures:
+        future.add_done_callback(done)
 
 
 def _answer(request: _Request, result: Result) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,9 +24,9 @@ from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.part_in_work import PartInWork
 from flawscope.runtime.line.station.readiness import Readiness
+from flawscope.runtime.line.station.scoring import when_all
 from flawscope.runtime.line.station.verdicts import Verdicts
 from flawscope.runtime.line.station.view import InWork, View
-from flawscope.runtime.results import Result
 
 _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
@@ -414,7 +413,8 @@ class Station:
             # Whoever waits for its deadline or its record must not keep its pixels in memory.
             part.frames.update(_without_pixels(frames))
         part.collected_ns = clock.mono_ns()
-        problem = self._alignment.problem(part.trigger, {name: _number_of(frames.get(name)) for name in self._views})
+        frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
+        problem = self._alignment.problem(part.trigger, frame_ids)
         if part.is_settled:
             return  # its deadline came before its turn: nothing is gained by scoring it
         if problem:
@@ -431,7 +431,7 @@ class Station:
             for view in self._views.values()
         ]
         # Not waited for: the next part's images are decoded and checked while these are scored.
-        _when_all([work.result for work in works if isinstance(work, InWork)], partial(self._decide, part, works))
+        when_all([work.result for work in works if isinstance(work, InWork)], partial(self._decide, part, works))
 
     def _decide(self, part: PartInWork, works: Sequence[InWork | ViewRecord]) -> None:
         """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
@@ -481,26 +481,5 @@ class Station:
             self.readiness.forbid(what, f"{type(err).__name__}: {err}")
 
 
-def _number_of(frame: Frame | None) -> int | None:
-    return None if frame is None else frame.frame_id
-
-
 def _without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
     return {name: replace(frame, image=None) for name, frame in frames.items()}
-
-
-def _when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:
-    """Call a function when all results are there: in the thread that brings the last one, or at once."""
-    lock, left = threading.Lock(), [len(futures)]
-
-    def done(future: Future[Result]) -> None:
-        with lock:
-            left[0] -= 1
-            is_last = left[0] == 0
-        if is_last:
-            call()
-
-    if not futures:
-        call()
-    for future in futures:
-        future.add_done_callback(done)
