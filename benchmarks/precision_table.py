@@ -6,7 +6,8 @@ Methods, precisions and backends are those of the product's tables. Each method 
 settings are in the result): the question is what a precision changes, not how good a detector is. Each precision is
 then exported for one backend at a time, through the product's own gate; what is refused is a row too, with the reason
 and, where the gate was reached, the figures. Runs and bundles stay in `--work` and rows in `--out`: a run that was
-broken off goes on where it was, and no method is begun after `--minutes`. `--speed` measures the bundles that passed
+broken off goes on where it was, rows whose gate limits have changed since are judged again by their figures, and no
+method is begun after `--minutes`. `--speed` measures the bundles that passed
 against FP32 on the same backend, in alternation, on a machine that has nothing else to do. A table in Markdown is
 written beside the result.
 """
@@ -27,7 +28,7 @@ import numpy as np
 from result_file import machine
 
 from flawscope import methods
-from flawscope.bundle import COMPUTED, PRECISIONS
+from flawscope.bundle import COMPUTED, PRECISIONS, Gate
 from flawscope.calibration.quantization.gate_limits import LIMITS, failures
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.errors import FlawscopeError
@@ -116,13 +117,35 @@ def measure(method: str, precision: str, backend: str, dataset: Dataset, options
         manifest = export_run(run, out, max_batch=8, wanted=wanted, overwrite=True)
     except PrecisionRefused as error:
         (gate,) = error.gates
-        reason = "; ".join(failures(gate, LIMITS[precision]))
-        return {**key, "verdict": "refused", "reason": reason, "gate": msgspec.to_builtins(gate)}
+        return judged({**key, "verdict": "refused", "reason": "", "gate": msgspec.to_builtins(gate)})
     except FlawscopeError as error:
         return {**key, "verdict": "refused", "reason": str(error)}
     made = manifest.precisions[precision]
     reduced = {"operators": made.quantised, "kept_in_fp32": len(made.kept)}
     return {**key, "verdict": "passed", "reason": "", "gate": msgspec.to_builtins(made.gate), **reduced}
+
+
+def judged(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the verdict and reason that today's limits give its figures; one without a gate as it is."""
+    if "gate" not in row:
+        return row
+    phrases = failures(msgspec.convert(row["gate"], Gate), LIMITS[row["precision"]])
+    return {**row, "verdict": "refused" if phrases else "passed", "reason": "; ".join(phrases)}
+
+
+def resumed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run by today's limits, without those that have to be measured once more.
+
+    These are those of INT8 whose verdict changes: their operators were chosen for the limits of that time.
+    """
+    known = []
+    for row in rows:
+        again = judged(row)
+        if again["verdict"] != row["verdict"] and row["precision"] == "int8":
+            print(row["method"], row["precision"], row["backend"], "is to be measured again: its limits changed")
+            continue
+        known.append(again)
+    return known
 
 
 def measure_speeds(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -232,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     earlier = json.loads(options.out.read_text()) if options.out.exists() else {"rows": [], "settings": {}}
-    rows, trained = earlier["rows"], earlier["settings"].get("methods", {})
+    rows, trained = resumed(earlier["rows"]), earlier["settings"].get("methods", {})
     if options.speed:
         measure_speeds(rows, options)
         write(options, rows, trained)

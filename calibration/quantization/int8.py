@@ -19,7 +19,7 @@ from flawscope.arrays import UInt8Array
 from flawscope.calibration.extras import require
 from flawscope.calibration.quantization.bias_correction import channel_means, correct_biases, correctable
 from flawscope.calibration.quantization.gate_limits import METHODS, Method
-from flawscope.calibration.quantization.qdq import OPERATORS, insert_qdq
+from flawscope.calibration.quantization.qdq import OPERATORS, insert_qdq, joined_tensors
 from flawscope.errors import ArgumentError
 from flawscope.files import temporary_folder
 
@@ -44,7 +44,8 @@ class Quantiser:
         networks: Modules whose operators may be quantised, as their names begin; empty for all.
 
     Attributes:
-        operators: Name of every operator that can be quantised -> its type; those that resample cannot.
+        operators: Name of every operator that can be quantised -> its type; those that resample cannot, nor can those
+            that take joined tensors, see `joined_tensors`.
 
     Raises:
         ArgumentError: If there is no image or the method is not known.
@@ -67,6 +68,7 @@ class Quantiser:
         model = onnx.load(graph)
         self._input = model.graph.input[0].name
         constants = {tensor.name for tensor in model.graph.initializer}
+        joined = joined_tensors(model)
         # A product of two tensors that both vary is attention's, not a layer's: it has no weight.
         self.operators = {
             node.name: node.op_type
@@ -74,6 +76,7 @@ class Quantiser:
             if node.op_type in OPERATORS
             and any(name in constants for name in node.input[1:2])
             and not node.name.startswith(_RESAMPLING)
+            and node.input[0] not in joined
             and (not networks or node.name.startswith(networks))
         }
         # ONNX Runtime would write its augmented graph into the working folder.

@@ -55,6 +55,13 @@ class OperatorChoice:
 _SMALLEST = 16
 """A group with less than this part of the whole cost is not halved: ranking its operators tells more for the time."""
 
+_HOPELESS = 3
+"""Where nothing has held and no larger group than this part of the whole cost is left, the operators are ranked: of
+smaller groups few hold in such a network, and there are many. Quarters, which are never quite equal, are below it."""
+
+_GROUPING = 0.6
+"""Share of the budget after which no more groups are tried: in a network where nearly all fail they would use it up."""
+
 _RANKING = 0.8
 """Share of the budget after which no more operators are ranked: what was ranked has to be tried."""
 
@@ -72,7 +79,8 @@ def choose_operators(
 
     1. All of them, which is the usual result.
     2. Groups: neighbours in the network, halved by cost and the costliest first. Half a network that holds is in after
-       one try, and what does not hold is halved again. Few tries bring most of the cost in.
+       one try, and what does not hold is halved again. Few tries bring most of the cost in. Where not even a quarter
+       holds, and after a share of the budget, the ranking follows.
     3. Ranking, each operator alone: those that are not in yet before those that are, the costliest first. A bisection
        then finds how many of the most sensitive ones have to stay, in log2(n) tries. What was not ranked remains as
        the groups left it.
@@ -143,17 +151,19 @@ class _Search:
 
 
 def _halve(search: _Search, is_spent: Callable[[float], bool], progress: Progress) -> bool:
-    """Add groups of operators to the best set; return whether it came to its end."""
+    """Add groups of operators to the best set; return whether that was not ended by the budget."""
     total = search.cost(search.costs)
     groups = [list(search.costs)]  # each is known to fail with the best set
     while groups:
         undecided = sum(search.cost(one) for one in groups)
         progress(_GROUPS, 100 - 100 * undecided // (total or 1), 100)
         group = groups.pop(max(range(len(groups)), key=lambda place: search.cost(groups[place])))
+        if not search.best and search.cost(group) * _HOPELESS <= total:
+            break  # it is the costliest of all that are left
         if len(group) == 1 or search.cost(group) * _SMALLEST <= total:
             continue
         for half in _halves(group, search):
-            if is_spent(1.0):
+            if is_spent(_GROUPING):
                 return False
             if not search.passes(search.best | frozenset(half)):
                 groups.append(half)

@@ -18,6 +18,8 @@ from onnx import helper, numpy_helper
 OPERATORS = ("Conv", "Gemm", "MatMul")
 """Operators that are quantised: nearly all multiplications are in them."""
 
+_PASSED = ("Clip", "Dropout", "Identity", "Relu")  # between Concat and rounding
+
 _STEPS = 127  # of INT8 to either side: -128 stays unused, so that a value and its negative are both there
 _LARGEST_BIAS = 2.0**30
 
@@ -57,6 +59,19 @@ def insert_qdq(model: onnx.ModelProto, operators: Collection[str], largest: Mapp
     graph.initializer.extend(left)
     quantised.producer_name = "flawscope"
     return quantised
+
+
+def joined_tensors(model: onnx.ModelProto) -> set[str]:
+    """Return the tensors that must not be rounded, because they are joined: outputs of Concat, and of ReLU behind it.
+
+    OpenVINO 2026.4 moves the rounding of such a tensor in front of the Concat, and gives wrong numbers in silence.
+    """
+    # Other activations, pooling and resampling between keep it from that.
+    joined: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Concat" or (node.op_type in _PASSED and node.input[0] in joined):
+            joined.update(node.output)
+    return joined
 
 
 def output_axis(node: onnx.NodeProto, dimensions: int) -> int:

@@ -50,6 +50,41 @@ def two_stages(draw: np.random.Generator, bias: float = 1.0) -> onnx.ModelProto:
     )
 
 
+def joined(draw: np.random.Generator, between: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """Two convolutions with results of very different sizes, joined for a third; operators without options between.
+
+    Those with weights are named `left`, `right` and `last`, which takes the tensor `taken`.
+    """
+    arrays = {
+        "left.weight": draw.normal(size=(CHANNELS, 3, 1, 1)) / 255,
+        "right.weight": draw.normal(size=(CHANNELS, 3, 3, 3)) / 255 / 20,
+        "last.weight": draw.normal(size=(CHANNELS, 2 * CHANNELS, 3, 3)),
+        "low": np.zeros(()),
+    }
+    names = ["joined", *(f"between.{place}" for place in range(1, len(between))), "taken"]
+    chain = [
+        helper.make_node(kind, [names[place], "low"] if kind == "Clip" else [names[place]], [names[place + 1]])
+        for place, kind in enumerate(between or ("Identity",))
+    ]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["pixels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["pixels", "left.weight"], ["a"], name="left"),
+        helper.make_node("Conv", ["pixels", "right.weight"], ["b"], name="right", pads=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["a", "b"], ["joined"], name="join", axis=1),
+        *chain,
+        helper.make_node("Conv", ["taken", "last.weight"], ["patches"], name="last", pads=[1, 1, 1, 1]),
+    ]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])
+    patches = helper.make_tensor_value_info("patches", TensorProto.FLOAT, ["N", CHANNELS, SIZE, SIZE])
+    return helper.make_model(
+        helper.make_graph(nodes, "graph", [image], [patches], constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+
+
 def images(count: int, seed: int = 1) -> list[np.ndarray]:
     """Images of random pixels, uint8 [H, W, 3]."""
     return list(np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))

@@ -135,6 +135,28 @@ def test_errors_of_all_together_leave_out_what_costs_little(costs: list[int]) ->
     assert choice.share >= 0.65
 
 
+def test_where_no_quarter_holds_the_budget_is_for_the_ranking() -> None:
+    # No group of neighbours holds: every fifth operator is harmless, the others are not. All groups down to a sixteenth
+    # are some thirty tries, 120 seconds.
+    search = Chain([1 if number % 5 == 0 else 50 for number in range(43)], FLAT, limit=20, seconds=150)
+    choice = search.choose()
+    assert choice.quantised == tuple(name for name, error in search.errors.items() if error == 1)
+    assert math.inf not in choice.sensitivities.values()
+    assert choice.tries <= 7 + 6  # all, halves and quarters; the bisection
+
+
+def test_groups_leave_time_for_the_ranking() -> None:
+    # The first quarter holds, so groups go on, and nearly all of them fail.
+    errors = [0] * 11 + [50 if number % 3 else 0 for number in range(32)]
+    search = Chain(errors, FLAT, limit=20, seconds=60)
+    choice = search.choose()
+    assert choice.ended_early
+    ranked = [name for name, value in choice.sensitivities.items() if math.isfinite(value)]
+    assert len(ranked) >= 5
+    assert {name for name in ranked if search.errors[name] == 0} <= set(choice.quantised)
+    assert set(list(search.errors)[:11]) < set(choice.quantised)
+
+
 def test_progress_says_what_is_done() -> None:
     search = Chain([1, 1, 90, 1, 1, 1], [5] * 6, limit=20)
     search.choose()

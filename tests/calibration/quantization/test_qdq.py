@@ -67,6 +67,56 @@ def test_openvino_and_onnx_runtime_agree_on_every_channel_of_our_graph(tmp_path:
     assert largest_difference(expected, in_onnxruntime(onnx.load(path), images)) < 0.1
 
 
+JOINS = [(), ("Identity",), ("Relu",), ("Clip",), ("Relu", "Identity")]
+
+
+@pytest.mark.parametrize("between", JOINS, ids="-".join)
+def test_what_takes_joined_tensors_is_not_quantised(tmp_path: Path, between: tuple[str, ...]) -> None:
+    path = tmp_path / "features.onnx"
+    onnx.save(int8_graphs.joined(np.random.default_rng(0), between), path)
+    quantiser = Quantiser(path, int8_graphs.images(8))
+    assert quantiser.operators == {"left": "Conv", "right": "Conv"}
+    model = quantiser.quantise(("left", "right"))
+    images = np.stack(int8_graphs.images(2, seed=5))
+    expected = in_onnxruntime(model, images)
+    assert largest_difference(in_openvino(model, images, tmp_path), expected) < 0.01
+
+
+@pytest.mark.parametrize("between", [("Sigmoid",), ("Relu", "Sigmoid")], ids="-".join)
+def test_behind_another_operator_joined_tensors_are_rounded_right(tmp_path: Path, between: tuple[str, ...]) -> None:
+    path = tmp_path / "features.onnx"
+    onnx.save(int8_graphs.joined(np.random.default_rng(0), between), path)
+    quantiser = Quantiser(path, int8_graphs.images(8))
+    assert quantiser.operators == {"left": "Conv", "right": "Conv", "last": "Conv"}
+    model = quantiser.quantise(("last",))
+    images = np.stack(int8_graphs.images(2, seed=5))
+    expected = in_onnxruntime(model, images)
+    assert largest_difference(in_openvino(model, images, tmp_path), expected) < 0.03
+
+
+@pytest.mark.parametrize("between", [(), ("Relu",)], ids="-".join)
+def test_openvino_is_wrong_where_a_joined_tensor_is_rounded(tmp_path: Path, between: tuple[str, ...]) -> None:
+    # Why they are not quantised: once a newer version is right, they can be.
+    model = int8_graphs.joined(np.random.default_rng(0), between)
+    images = np.stack(int8_graphs.images(2, seed=5))
+    exact = in_onnxruntime(model, images)
+    quantised = insert_qdq(model, {"last"}, {"taken": _largest_value(model, "taken", images)})
+    right = largest_difference(in_onnxruntime(quantised, images), exact)
+    assert right < 0.08
+    wrong = largest_difference(in_openvino(quantised, images, tmp_path), exact)
+    if wrong < 1.2 * right:
+        pytest.skip("this version of OpenVINO rounds joined tensors where the graph says it")
+    assert wrong > 3 * right
+
+
+def _largest_value(model: onnx.ModelProto, tensor: str, images: np.ndarray) -> float:
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    del shown.graph.output[:]
+    shown.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    return float(np.abs(in_onnxruntime(shown, images)).max())
+
+
 @given(st.floats(-30, -3), st.integers(0, int8_graphs.CHANNELS - 1))
 def test_a_bias_fits_where_weights_are_next_to_zero(tmp_path_factory, exponent: float, channel: int) -> None:
     model = int8_graphs.two_stages(np.random.default_rng(0), bias=5.0)
