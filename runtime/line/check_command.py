@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from flawscope.output_options import OVERWRITE
 from flawscope.runtime.line.line_command import CONFIG
 from flawscope.terminal import echo
 
@@ -13,7 +14,8 @@ from flawscope.terminal import echo
 @click.command()
 @CONFIG
 @click.option("--images", type=click.Path(path_type=Path), help="Folder for the first image of each view (PNG).")
-def check(config: Path, images: Path | None) -> int:
+@OVERWRITE
+def check(config: Path, images: Path | None, overwrite: bool) -> int:
     """Check a line before it runs; exit status 1 if something is not as it must be.
 
     Every source is opened and one image of it is inspected, bundles are loaded and verified, the longest times are
@@ -27,7 +29,7 @@ def check(config: Path, images: Path | None) -> int:
     from flawscope.runtime.line.sources.source import Frame
 
     read = read_config(config)
-    check_new_files(images)
+    check_new_files(images, overwrite=overwrite)
 
     def keep(name: str, frame: Frame) -> None:
         if images is None or frame.image is None:

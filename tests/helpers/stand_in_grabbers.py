@@ -87,7 +87,8 @@ class Counter:
 
     def _misbehave(self) -> None:
         act = self._options.act
-        print(f"about to {act}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"about to {act}\n")
+        sys.stderr.flush()
         if act.startswith("hang"):
             time.sleep(3600)
         elif act.startswith("raise"):

@@ -25,6 +25,7 @@ OUTPUTS = {
     "evaluate": {"--json", "--report"},
     "export": {"--out"},
     "export-triton": {"--out"},
+    "line check": {"--images"},
     "pipeline": {"--out"},
     "sampling": {"--out"},
     "score": {"--maps", "--pictures"},

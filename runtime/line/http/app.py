@@ -164,7 +164,17 @@ class LineApp:
         if told is None:
             # Nothing that reads as an accept: who asked has to take silence as a fault.
             return _json({"seq": seq, "verdict": None}, 202)
-        return _json({"station": told.station, **told.signal._asdict()})
+        signal = told.signal
+        return _json(
+            {
+                "station": told.station,
+                "seq": signal.seq,
+                "part_id": signal.part_id,
+                "verdict": signal.verdict,
+                "reason": signal.reason,
+                "score": signal.score,
+            }
+        )
 
     async def _images(self, request: Request, options: StationOptions) -> dict[str, bytes]:
         """Return view -> bytes of the images in a request; an empty one without a body."""

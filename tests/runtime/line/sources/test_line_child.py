@@ -20,6 +20,8 @@ from stand_in_grabbers import PLACE, CounterSource
 from flawscope.runtime.line.sources.child import ChildLimits, ChildSource
 from flawscope.runtime.line.sources.grabber import SourcePlace
 
+QUICK = ChildLimits(hang_s=1.5)
+
 Start = Callable[..., tuple[ChildSource, RecordingSink]]
 
 
@@ -29,7 +31,7 @@ def started(tmp_path: Path) -> Iterator[Start]:
     sources = []
 
     def start(
-        limits: ChildLimits = ChildLimits(hang_s=1.5), *, full: bool = False, grabber: str = PLACE, **options: Any
+        limits: ChildLimits = QUICK, *, full: bool = False, grabber: str = PLACE, **options: Any
     ) -> tuple[ChildSource, RecordingSink]:
         place = SourcePlace("top", "cam0", tmp_path / "state", 1 << 20)
         source = ChildSource(CounterSource(folder=tmp_path, **options), place, limits, grabber=grabber)
@@ -275,7 +277,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("options", [{}, {"act": "hang", "at": 5}])
 def test_the_child_dies_with_a_line_that_is_killed(tmp_path: Path, options: dict[str, Any]) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     arguments = [sys.executable, "-c", _LINE, str(tmp_path), "\n".join(sys.path), repr(options)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as line:
         assert line.stdout is not None
@@ -289,7 +291,7 @@ def test_the_child_dies_with_a_line_that_is_killed(tmp_path: Path, options: dict
     while is_alive(pids(tmp_path)[0]) and time.monotonic() < until:
         time.sleep(0.02)
     assert not is_alive(pids(tmp_path)[0])
-    assert set(os.listdir("/dev/shm")) - before == set()
+    assert set(Path("/dev/shm").iterdir()) - before == set()
 
 
 def test_pauses_grow_and_a_child_that_keeps_crashing_is_tried_once_a_minute() -> None:

@@ -205,7 +205,8 @@ def test_after_a_restart_only_files_without_a_verdict_come(opened: Open, folder:
     grabber.done("a.png")
     grabber.close()
     # A line that starts anew has no open parts; a child of the same line is told which are.
-    assert names(taken(restarted := opened(), 2)) == ["b.png", "c.png"]
+    restarted = opened()
+    assert names(taken(restarted, 2)) == ["b.png", "c.png"]
     assert nothing_more(restarted)
     restarted.close()
     same_line = opened(in_flight=("c.png",))
@@ -317,14 +318,13 @@ def test_a_record_that_cannot_be_written_stops_the_source(opened: Open, folder: 
 
 @pytest.mark.skipif(os.fsencode("\udcff") != b"\xff", reason="names of files are UTF-8 here")
 def test_a_name_that_is_no_utf8_comes_as_text_and_is_known_again(opened: Open, folder: Path) -> None:
-    path = os.path.join(os.fsencode(folder), b"teil\xff.png")
-    with open(path, "wb") as file:  # noqa: PTH123 pathlib takes no bytes
-        file.write(b"x")
+    path = folder / os.fsdecode(b"teil\xff.png")
+    path.write_bytes(b"x")
     grabber = opened(after="move")
     (frame,) = taken(grabber, 1)
     assert frame.source == "teil\\xff.png"
     grabber.done(frame.source)
-    assert not os.path.exists(path)
+    assert not path.exists()
     grabber.close()
     assert nothing_more(opened())
 

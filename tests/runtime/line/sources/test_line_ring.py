@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,14 +119,14 @@ def test_of_large_images_blocks_are_checked_and_the_ends_are_among_them() -> Non
 
 
 def test_nothing_has_a_name_in_the_system_and_its_size_stays(rings: tuple[Ring, Ring]) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     memory = make_memory(2, 1 << 20)
     with pytest.raises(OSError, match="not permitted"):
         os.ftruncate(memory, 0)
     with pytest.raises(ValueError, match="shared memory of"):
         Ring(memory, 3, 1 << 20)
     os.close(memory)
-    assert set(os.listdir("/dev/shm")) - before == set()
+    assert set(Path("/dev/shm").iterdir()) - before == set()
 
 
 def test_a_header_that_does_not_fit_is_a_mistake_of_the_program(rings: tuple[Ring, Ring]) -> None:
