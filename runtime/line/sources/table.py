@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from flawscope.runtime.line.options import Options, Seconds, Secret, Text
+from flawscope.runtime.line.options import Options, Seconds, Text
 from flawscope.runtime.line.sources.source import Policy
 
 
@@ -40,60 +40,6 @@ class PushSource(Options, frozen=True, kw_only=True, tag="push", tag_field="kind
     """Images that are sent to the line over HTTP, one part a request; where the station is full, it is a fault."""
 
 
-class VideoSource(Options, frozen=True, kw_only=True, tag="video", tag_field="kind"):
-    """Images of a video file.
-
-    Attributes:
-        path: The file.
-        pace: Whether images come as fast as they were taken, or as fast as they can be scored.
-        on_full: What happens when the station is full.
-    """
-
-    path: Path
-    pace: Literal["file", "fast"] = "fast"
-    on_full: Policy = "wait"
-
-
-class RtspSource(Options, frozen=True, kw_only=True, tag="rtsp", tag_field="kind"):
-    """Images of a network camera (RTSP).
-
-    Attributes:
-        url: Its address; user and password by `user` and `password`, never in the address.
-        user: Where its user name is.
-        password: Where its password is.
-        transport: Protocol of the stream; UDP may lose parts of images without a word.
-        open_s: Seconds until it must answer.
-        read_s: Seconds until the next image must come.
-        on_full: What happens when the station is full.
-    """
-
-    url: Annotated[str, msgspec.Meta(pattern=r"^rtsps?://[^@]+$", max_length=4096)]
-    user: Secret | None = None
-    password: Secret | None = None
-    transport: Literal["tcp", "udp"] = "tcp"
-    open_s: Seconds = 3.0
-    read_s: Seconds = 2.0
-    on_full: Policy = "latest"
-
-
-class V4l2Source(Options, frozen=True, kw_only=True, tag="v4l2", tag_field="kind"):
-    """Images of a USB camera (Video4Linux).
-
-    Attributes:
-        device: Its file.
-        size: Width and height of its images; None for what it is set to.
-        pixel_format: Four characters of its format, such as `YUYV` or `MJPG`; None for what it is set to.
-        read_s: Seconds until the next image must come.
-        on_full: What happens when the station is full.
-    """
-
-    device: Path
-    size: tuple[int, int] | None = None
-    pixel_format: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9]{4}$")] | None = None
-    read_s: Seconds = 2.0
-    on_full: Policy = "latest"
-
-
 class GenicamSource(Options, frozen=True, kw_only=True, tag="genicam", tag_field="kind"):
     """Images of a GigE or USB3 Vision camera, through Aravis.
 
@@ -116,7 +62,7 @@ class GenicamSource(Options, frozen=True, kw_only=True, tag="genicam", tag_field
     on_full: Policy | None = None
 
 
-SourceOptions = FolderSource | PushSource | VideoSource | RtspSource | V4l2Source | GenicamSource
+SourceOptions = FolderSource | PushSource | GenicamSource
 
 
 class Row(NamedTuple):
@@ -137,9 +83,6 @@ _HERE = "flawscope.runtime.line.sources"
 SOURCES: dict[type[Any], Row] = {
     FolderSource: Row(f"{_HERE}.folder:FolderGrabber", ""),
     PushSource: Row(f"{_HERE}.push:Push", ""),
-    VideoSource: Row(f"{_HERE}.video:VideoGrabber", "line"),
-    RtspSource: Row(f"{_HERE}.rtsp:RtspGrabber", "line"),
-    V4l2Source: Row(f"{_HERE}.v4l2:V4l2Grabber", ""),
     GenicamSource: Row(f"{_HERE}.genicam:GenicamGrabber", ""),
 }
 """Options -> row."""
