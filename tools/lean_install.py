@@ -4,7 +4,8 @@
 
 Makes a virtual environment under build/lean with `flawscope[cpu]` and nothing else, makes a small bundle with the full
 environment, and scores the same images in both. Then adds images to its bank in the lean environment, scores again in
-both, and takes them out. Then adds the extra `synth` and draws the same defect in both. Exit status 1 if a check fails.
+both, and takes them out. Then adds the extra `openvino` and scores in both on that backend, which before was one line
+of an error. Then adds the extra `synth` and draws the same defect in both. Exit status 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def make_bundle(folder: Path) -> tuple[Path, list[Path]]:
     return bundle, sorted(data.glob("steel/test/*/*.png"))
 
 
-def scores(python: Path | str, bundle: Path, images: list[Path], path: str) -> list[float]:
+def scores(python: Path | str, bundle: Path, images: list[Path], path: str, backend: str = "cpu") -> list[float]:
     """Score images in one environment. JSON has the shortest text that gives back the same float, so no bit is lost."""
-    lines = run(python, "-m", "flawscope", "score", bundle, *images, "--backend", "cpu", "--json", "--path", path)
+    lines = run(python, "-m", "flawscope", "score", bundle, *images, "--backend", backend, "--json", "--path", path)
     return [json.loads(line)["score"] for line in lines.splitlines()]
 
 
@@ -87,12 +88,39 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def add_synthesis(python: Path) -> None:
-    """Add the extra `synth` with the pip of this environment: the lean one has none any more."""
+def add_extra(python: Path, extra: str) -> None:
+    """Add the packages of an extra with the pip of this environment: the lean one has none any more."""
     declared = importlib.metadata.requires("flawscope") or []
-    packages = [text.partition(";")[0].strip() for text in declared if text.endswith('extra == "synth"')]
+    packages = [text.partition(";")[0].strip() for text in declared if text.endswith(f'extra == "{extra}"')]
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", *packages)
+
+
+def check_openvino(python: Path, bundle: Path, images: list[Path]) -> bool:
+    """Check the backend `openvino` without its extra and, once this has added it, with it; return whether all holds."""
+    command = (python, "-m", "flawscope", "score", bundle, *images, "--backend", "openvino")
+    refused = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    said = refused.stderr.strip()
+    is_told = refused.returncode == 2 and "\n" not in said and 'pip install "flawscope[openvino]"' in said
+    print(f"--backend openvino without its extra: {said if is_told else f'WRONG: {refused.returncode} {said}'}")
+    add_extra(python, "openvino")
+    is_light = not has_torch(python)
+    print(f"extra openvino: {'no torch' if is_light else 'BRINGS TORCH'}")
+    holds = is_told and is_light
+    for path in ("graph", "kernel"):
+        full, lean = (scores(which, bundle, images, path, "openvino") for which in (sys.executable, python))
+        holds &= full == lean
+        print(f"{len(images)} scores by the {path} on openvino: {'equal' if full == lean else 'DIFFERENT'}")
+    report = json.loads(run(python, "-m", "flawscope", "doctor", bundle, "--backend", "openvino", "--json"))
+    named = report["backends"]["openvino"]["available"] and report["bundle"]["backend"] == "openvino"
+    providers = ", ".join(report["bundle"]["providers"])
+    print(f"doctor: {'openvino' if named else 'NO openvino'}, nodes on {providers}")
+    return holds and named and providers == "OpenVINO CPU"
+
+
+def has_torch(python: Path) -> bool:
+    """Return whether torch can be imported."""
+    return subprocess.run([str(python), "-c", "import torch"], capture_output=True).returncode == 0
 
 
 def write_drawing_task(folder: Path) -> list[object]:
@@ -130,13 +158,13 @@ def main() -> None:
     # The best of five: the first one compiles bytecode, and other processes only ever add time.
     import_s = min(float(run(python, "-c", _IMPORT)) for _ in range(5))
     kernels = run(python, "-c", "import flawscope.cpp_ext as c; print(c.implementation())").strip()
-    torch = subprocess.run([str(python), "-c", "import torch"], capture_output=True, text=True)
+    torch = has_torch(python)
     packages = sorted(path.name.split("-")[0] for path in folder.glob("lib/*/site-packages/*.dist-info"))
     print(f"lean install: {size_mb:.0f} MB (limit {LIMIT_MB}), {', '.join(packages)}")
     print(f"import flawscope.runtime: {import_s:.3f} s (limit {LIMIT_S})")
-    print(f"import torch: {torch.stderr.strip().splitlines()[-1] if torch.returncode else 'works'}")
+    print(f"import torch: {'works' if torch else 'not there'}")
     print(f"kernels: {kernels}")
-    failed = size_mb > LIMIT_MB or import_s > LIMIT_S or torch.returncode == 0 or not kernels.startswith("native")
+    failed = size_mb > LIMIT_MB or import_s > LIMIT_S or torch or not kernels.startswith("native")
     with tempfile.TemporaryDirectory(prefix="flawscope-lean-") as name:
         bundle, images = make_bundle(Path(name))
         for path in ("graph", "kernel"):
@@ -152,7 +180,8 @@ def main() -> None:
             same = full == lean
             failed |= not same
             print(f"{len(images)} scores with added images by the {path}: {'equal' if same else 'DIFFERENT'}")
-        add_synthesis(python)
+        failed |= not check_openvino(python, bundle, images)
+        add_extra(python, "synth")
         command = write_drawing_task(Path(name))
         full_drawn, lean_drawn = (
             drawings(which, command, Path(name) / where)
