@@ -42,7 +42,7 @@ stations:
 """
 STATION = """
   - name: s{number}
-    deadline_ms: 60000
+    deadline_ms: 5000
     collect_ms: 1000
     depth: {depth}
     outputs: [{{kind: modbus, listen: "127.0.0.1:{port}"}}]
@@ -203,9 +203,11 @@ def soak(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]
     with running(options, 1) as line:
         burst(line, images, options.depth)
         points = []
+        told: Told = line.told  # type: ignore[attr-defined]
         for _ in range(options.soak_points):
             for _ in range(max(1, options.soak // options.soak_points // len(images))):
                 burst(line, images, options.depth)
+                told.at.clear()
             points.append(
                 (sum(station.counters.now().parts for station in stations_of(line)), 1024 * (resident_kib() or 0))
             )
