@@ -186,7 +186,9 @@ def train_command(case: Case, options: argparse.Namespace) -> list[str]:
     mean, std = case.mean_std
     settings = {"stages": STAGES[case.method], "held_out": "0", "mean": json.dumps(mean), "std": json.dumps(std)}
     settings["backbone_options"] = json.dumps(case.backbone_options)
-    settings |= {"channels": str(options.channels)} if case.method == "padim" else {"coreset": str(case.coreset)}
+    # Without `min_bank`, by which a bank of few images is larger than its share: the rivals have no such thing.
+    bank = {"coreset": str(case.coreset), "min_bank": "0"}
+    settings |= {"channels": str(options.channels)} if case.method == "padim" else bank
     command = [sys.executable, "-m", "flawscope", "train", case.method, "--data", str(case.data)]
     command += ["--backbone", case.backbone, "--weights", str(case.weights), "--image-size", str(options.size)]
     command += ["--seed", str(options.seed), "--out", str(case.folder / "run")]

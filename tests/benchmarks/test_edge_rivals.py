@@ -303,6 +303,7 @@ def test_a_small_run_measures_every_contestant_and_goes_on_where_it_was(tmp_path
         assert run.get("whole_ms", run["model_ms"])["p50"] >= run["model_ms"]["p50"]
     assert {goal["goal"] for goal in document["goals"]} == {
         "backbone over the bare network",
+        "backbone over the same graph in bare OpenVINO",
         "inference over its backbone",
     }
     assert "Cold start" in process.stdout
