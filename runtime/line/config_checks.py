@@ -15,7 +15,7 @@ from flawscope.runtime.line.line_config import HttpOptions, LineConfig, StationO
 from flawscope.runtime.line.outputs.table import GpioOutput, ModbusOutput
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
 from flawscope.runtime.line.sources.source import Policy
-from flawscope.runtime.line.sources.table import FolderSource, GenicamSource, PushSource, SourceOptions
+from flawscope.runtime.line.sources.table import CameraSource, FolderSource, PushSource, SourceOptions
 
 
 class Mistake(NamedTuple):
@@ -51,7 +51,7 @@ def policy_of(source: SourceOptions) -> Policy:
     if isinstance(source, PushSource):
         return "every"
     if source.on_full is None:
-        return "latest" if isinstance(source, GenicamSource) and source.trigger == "free" else "every"
+        return "latest" if isinstance(source, CameraSource) and source.trigger == "free" else "every"
     return source.on_full
 
 
@@ -122,7 +122,7 @@ def _check_triggers(config: LineConfig) -> Iterator[Mistake]:
         asked = [
             view.name
             for view in station.views
-            if isinstance(view.source, GenicamSource) and view.source.trigger == "software"
+            if isinstance(view.source, CameraSource) and view.source.trigger == "software"
         ]
         if asked and len(asked) < len(station.views):
             yield Mistake(

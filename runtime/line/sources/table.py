@@ -40,7 +40,18 @@ class PushSource(Options, frozen=True, kw_only=True, tag="push", tag_field="kind
     """Images that are sent to the line over HTTP, one part a request; where the station is full, it is a fault."""
 
 
-class GenicamSource(Options, frozen=True, kw_only=True, tag="genicam", tag_field="kind"):
+class CameraSource(Options, frozen=True, kw_only=True):
+    """What all industrial cameras have, however they are reached."""
+
+    camera: Text
+    pixel_format: Text = "Mono8"
+    trigger: Literal["hardware", "software", "free"] = "hardware"
+    features: dict[str, bool | int | float | str] = msgspec.field(default_factory=dict)
+    heartbeat_s: Seconds = 1.0
+    on_full: Policy | None = None
+
+
+class GenicamSource(CameraSource, frozen=True, kw_only=True, tag="genicam", tag_field="kind"):
     """Images of a GigE or USB3 Vision camera, through Aravis.
 
     Attributes:
@@ -53,16 +64,26 @@ class GenicamSource(Options, frozen=True, kw_only=True, tag="genicam", tag_field
         on_full: What happens when the station is full; by default `latest` for `free`, else `every`.
     """
 
-    camera: Text
-    pixel_format: Text = "Mono8"
-    trigger: Literal["hardware", "software", "free"] = "hardware"
-    features: dict[str, bool | int | float | str] = msgspec.field(default_factory=dict)
     packet_size: Annotated[int, msgspec.Meta(ge=576, le=16000)] | Literal["auto"] = "auto"
-    heartbeat_s: Seconds = 1.0
-    on_full: Policy | None = None
 
 
-SourceOptions = FolderSource | PushSource | GenicamSource
+class GentlSource(CameraSource, frozen=True, kw_only=True, tag="gentl", tag_field="kind"):
+    """Images of a camera that its maker's driver (a GenTL producer) reaches, such as one on a frame grabber.
+
+    Attributes:
+        producer: The driver's file, `*.cti`.
+        camera: Its identifier, serial number or user-defined name.
+        pixel_format: As for `genicam`.
+        trigger: As for `genicam`.
+        features: As for `genicam`.
+        heartbeat_s: As for `genicam`.
+        on_full: As for `genicam`.
+    """
+
+    producer: Path
+
+
+SourceOptions = FolderSource | PushSource | GenicamSource | GentlSource
 
 
 class Row(NamedTuple):
@@ -84,6 +105,7 @@ SOURCES: dict[type[Any], Row] = {
     FolderSource: Row(f"{_HERE}.folder:FolderGrabber", ""),
     PushSource: Row(f"{_HERE}.push:Push", ""),
     GenicamSource: Row(f"{_HERE}.genicam:GenicamGrabber", ""),
+    GentlSource: Row(f"{_HERE}.gentl:GentlGrabber", "gentl"),
 }
 """Options -> row."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from flawscope.runtime.line.sources.genicam.aravis import (
     PACKET_SIZE_NEVER_ADJUSTED,
@@ -12,18 +12,14 @@ from flawscope.runtime.line.sources.genicam.aravis import (
     library,
     text,
 )
+from flawscope.runtime.line.sources.genicam.settings import Value, hint, is_same, shown
 from flawscope.runtime.line.sources.grabber import SourceLost
-
-Value: TypeAlias = "bool | int | float | str"
 
 _CONTROL_CHANNEL = 0x0A00
 """GigE Vision's register of who controls the camera: 0 says nobody."""
 
 _GENCP_VERSION = 0x0000
 """The first register of every USB3 Vision camera."""
-
-_CLOSE = 1e-3
-"""Share by which a number with a fraction may differ when it is read back: cameras round to their own steps."""
 
 
 class Camera:
@@ -79,9 +75,11 @@ class Camera:
             SourceLost: If the camera lacks it or refuses the value.
         """
         try:
-            call("arv_gc_feature_node_set_value_from_string", self._node(feature), _written(value).encode())
+            call("arv_gc_feature_node_set_value_from_string", self._node(feature), shown(value).encode())
         except AravisError as err:
-            raise SourceLost(f"{_named(feature, value)}: {self.name} refused it: {err}.{_hint(value)}") from err
+            raise SourceLost(
+                f"feature {feature} = {shown(value)}: {self.name} refused it: {err}.{hint(value)}"
+            ) from err
 
     def read(self, feature: str) -> str:
         """Return the value of a feature as text.
@@ -101,10 +99,10 @@ class Camera:
             SourceLost: If it differs: numbers with a fraction by more than a thousandth, all others at all.
         """
         got = self.read(feature)
-        if not _is_same(value, got):
+        if not is_same(value, got):
             raise SourceLost(
-                f"{_named(feature, value)}: expected to read it back, got {got} from {self.name}. Write a value that "
-                f"the camera takes.{_hint(value)}"
+                f"feature {feature} = {shown(value)}: expected to read it back, got {got} from {self.name}. Write a "
+                f"value that the camera takes.{hint(value)}"
             )
 
     def clear_triggers(self) -> None:
@@ -176,32 +174,3 @@ class Camera:
         if not node:
             raise AravisError("it has no such feature")
         return int(node)
-
-
-def _written(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else repr(value)
-
-
-def _named(feature: str, value: Value) -> str:
-    return f"feature {feature} = {_written(value)}"
-
-
-def _hint(value: Value) -> str:
-    # YAML 1.1 reads On, Off, Yes and No without quotes as true and false.
-    return ' Write On and Off in quotes ("Off").' if isinstance(value, bool) else ""
-
-
-def _is_same(value: Value, got: str) -> bool:
-    if isinstance(value, bool):
-        return got in (("true", "1") if value else ("false", "0"))
-    if isinstance(value, str):
-        return got == value
-    try:
-        number = float(got)
-    except ValueError:
-        return False
-    if isinstance(value, int) and got.lstrip("-").isdecimal():
-        return int(got) == value
-    return abs(number - value) <= _CLOSE * abs(value)

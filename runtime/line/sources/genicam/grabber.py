@@ -8,14 +8,15 @@ import time
 from flawscope.arrays import UInt8Array
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.runtime.line.sources.genicam.aravis import AravisError, call, library
-from flawscope.runtime.line.sources.genicam.camera import Camera, Value
+from flawscope.runtime.line.sources.genicam.camera import Camera
 from flawscope.runtime.line.sources.genicam.control import Control
 from flawscope.runtime.line.sources.genicam.frame_ids import FrameIds
+from flawscope.runtime.line.sources.genicam.settings import OPTIONAL, is_same, settings_of
 from flawscope.runtime.line.sources.genicam.stream import Buffer, Stream
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
-from flawscope.runtime.line.sources.pixel_formats import image_of_buffer, pixel_format
-from flawscope.runtime.line.sources.source import Frame, Policy
-from flawscope.runtime.line.sources.table import GenicamSource
+from flawscope.runtime.line.sources.pixel_formats import image_of_buffer
+from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.sources.table import GenicamSource, is_triggered, policy_of
 
 _LOOK_S = 0.1
 """Seconds after which a wait for an image looks whether the camera is still there."""
@@ -36,13 +37,13 @@ class GenicamGrabber:
     """
 
     def __init__(self, options: GenicamSource, place: SourcePlace) -> None:
-        pixel_format(options.pixel_format)
+        settings = settings_of(options)
         library()
-        self.policy: Policy = options.on_full or ("latest" if options.trigger == "free" else "every")
-        self.is_triggered = options.trigger == "software"
+        self.policy = policy_of(options)
+        self.is_triggered = is_triggered(options)
         self._options = options
         self._place = place
-        self._settings = _settings(options)
+        self._settings = settings
         self._camera: Camera | None = None
         self._stream: Stream | None = None
         self._control: Control | None = None
@@ -126,12 +127,14 @@ class GenicamGrabber:
             feature: value
             for feature, value in self._settings.items()
             # What not every camera has, and needs no word where it is missing: then there is no other way.
-            if feature not in _OPTIONAL or camera.has(feature, str(value))
+            if feature not in OPTIONAL or camera.has(feature, str(value))
         }
         if self._options.trigger == "free" and not camera.has("TriggerMode"):
             settings.pop("TriggerMode", None)
         for feature, value in settings.items():
-            camera.write(feature, value)
+            # An optional one may be fixed, and refuse to be written.
+            if feature not in OPTIONAL or not is_same(value, camera.read(feature)):
+                camera.write(feature, value)
         # After all are written, as one may change another.
         for feature, value in settings.items():
             camera.check(feature, value)
@@ -180,22 +183,3 @@ class GenicamGrabber:
         return image_of_buffer(
             buffer.data(), buffer.width, buffer.height, self._options.pixel_format, padding=buffer.padding
         )
-
-
-_OPTIONAL = ("AcquisitionMode", "TriggerSelector")
-
-
-def _settings(options: GenicamSource) -> dict[str, Value]:
-    """Return all features that are written, in their order."""
-    own: dict[str, Value] = {"PixelFormat": options.pixel_format, "AcquisitionMode": "Continuous"}
-    trigger: dict[str, Value] = {"TriggerMode": "Off" if options.trigger == "free" else "On"}
-    if options.trigger == "software":
-        trigger["TriggerSource"] = "Software"
-    twice = sorted({*own, *trigger} & {*options.features})
-    if twice:
-        raise ArgumentError(
-            f"features: expected none that other options write, got {', '.join(twice)}. Set pixel_format and trigger."
-        )
-    # The selector before the features, which may set the line and the edge of the trigger that it selects.
-    selector: dict[str, Value] = {} if "TriggerSelector" in options.features else {"TriggerSelector": "FrameStart"}
-    return {**own, **selector, **options.features, **trigger}

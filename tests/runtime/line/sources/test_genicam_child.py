@@ -1,0 +1,108 @@
+"""A camera in the child process of a source: whatever becomes of camera or process, the next image comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_camera import ADDRESS, fake_camera, value_of, why_none
+from recording_sink import RecordingSink
+
+from flawscope.runtime.line.sources.child import ChildLimits, ChildSource
+from flawscope.runtime.line.sources.grabber import SourcePlace
+from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.sources.table import GenicamSource
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why_none()), reason=why_none())]
+
+Start = Callable[..., tuple[ChildSource, RecordingSink]]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Start]:
+    sources = []
+
+    def start(**options: Any) -> tuple[ChildSource, RecordingSink]:
+        place = SourcePlace("top", "cam0", tmp_path, 1 << 20)
+        features = {"Width": 64, "Height": 48}
+        source = ChildSource(
+            GenicamSource(camera=ADDRESS, trigger="software", features=features, heartbeat_s=0.5, **options),
+            place,
+            ChildLimits(hang_s=2.0),
+        )
+        sink = RecordingSink()
+        sources.append(source)
+        source.start(sink)
+        sink.wait(lambda sink: sink.words == ["up"])
+        return source, sink
+
+    yield start
+    for source in sources:
+        source.stop(10)
+
+
+def shot(source: ChildSource, sink: RecordingSink) -> Frame:
+    """Trigger an image and return it."""
+    count = len(sink.frames)
+    source.trigger(count + 1)
+    sink.wait(lambda sink: len(sink.frames) > count)
+    return sink.frames[-1]
+
+
+def check_whole(frame: Frame) -> None:
+    assert (frame.problem, frame.lost) == ("", 0)
+    assert isinstance(frame.image, np.ndarray)
+    assert frame.image.shape == (48, 64)
+    assert np.unique(frame.image).tolist() == [value_of(frame.frame_id or 0)]
+
+
+def test_each_trigger_has_its_image_and_a_killed_camera_comes_back(started: Start) -> None:
+    with fake_camera() as camera:
+        source, sink = started()
+        for _ in range(50):
+            check_whole(shot(source, sink))
+        numbers = [frame.frame_id for frame in sink.frames]
+        assert numbers == list(range(numbers[0] or 0, (numbers[0] or 0) + 50))
+        camera.kill()
+        sink.wait(lambda sink: len(sink.words) > 1)
+        assert "no answer" in sink.words[1]
+        # Nobody asks in vain twice: what is asked now has no image, and the next one is not taken for it.
+        source.trigger(99)
+        camera.start()
+        sink.wait(lambda sink: sink.words[-1] == "up")
+        assert len(sink.frames) == 50
+        check_whole(shot(source, sink))
+
+
+def test_lost_packets_come_as_incomplete_images(started: Start) -> None:
+    with fake_camera(lost=100.0):
+        source, sink = started()
+        end = time.monotonic() + 60.0
+        while not {"", "incomplete_image"} <= {frame.problem for frame in sink.frames}:
+            assert time.monotonic() < end
+            frame = shot(source, sink)
+            if frame.problem:
+                assert (frame.problem, frame.image) == ("incomplete_image", None)
+            else:
+                assert isinstance(frame.image, np.ndarray)
+                assert len(np.unique(frame.image)) == 1
+
+
+def test_a_child_that_hangs_is_replaced(started: Start) -> None:
+    with fake_camera():
+        source, sink = started()
+        check_whole(shot(source, sink))
+        process = source._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        sink.wait(lambda sink: len(sink.words) > 1)
+        assert "no sign of life" in sink.words[1]
+        # The camera gives its former controller up after 3 s.
+        sink.wait(lambda sink: sink.words[-1] == "up")
+        check_whole(shot(source, sink))
