@@ -47,7 +47,6 @@ def test_the_bytes_of_a_file_and_images_that_are_none_pass(rings: tuple[Ring, Ri
     ours, theirs = rings
     theirs.write(0, Frame(b"\x89PNG...", 1, None, "ü.png"), 1)
     theirs.write(1, Frame(None, 1, is_last=True), 2)
-    assert ours.read(0, 1) == ours.read(0, 1) or ours.read(0, 1).image == b"\x89PNG..."
     assert (ours.read(0, 1).image, ours.read(0, 1).source) == (b"\x89PNG...", "ü.png")
     assert (ours.read(1, 2).image, ours.read(1, 2).is_last) == (None, True)
 
