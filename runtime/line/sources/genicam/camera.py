@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Literal
 
@@ -104,6 +105,14 @@ class Camera:
                 f"feature {feature} = {shown(value)}: expected to read it back, got {got} from {self.name}. Write a "
                 f"value that the camera takes.{hint(value)}"
             )
+
+    def stop(self) -> None:
+        """Stop its images, if it sends any.
+
+        A camera whose program was killed goes on sending to that program's port; the next one would never get an image.
+        """
+        with contextlib.suppress(AravisError):
+            call("arv_camera_stop_acquisition", self.handle)
 
     def clear_triggers(self) -> None:
         """Switch every trigger off, whatever was left on.

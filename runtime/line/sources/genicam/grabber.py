@@ -122,6 +122,7 @@ class GenicamGrabber:
         self._counts = dict.fromkeys(self._counts, 0)
 
     def _configure(self, camera: Camera) -> None:
+        camera.stop()
         camera.clear_triggers()
         settings = {
             feature: value

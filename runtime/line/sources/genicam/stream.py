@@ -126,6 +126,5 @@ class Stream:
             answers: Whether the camera answers; one that does not is left as it is, instead of waiting for it.
         """
         if answers:
-            with contextlib.suppress(AravisError):
-                call("arv_camera_stop_acquisition", self._camera.handle)
+            self._camera.stop()
         self._aravis.g_object_unref(self._handle)
