@@ -15,6 +15,7 @@ from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.line.clock import boot_id
 from flawscope.runtime.line.status import STATUS, LineStatus, StationStatus
 from flawscope.terminal import echo, echo_json
+from flawscope.text import NOT_JSON
 
 _OLD_S = 5.0
 """Age of a state after which the line counts as not running, whatever it says: it is written once a second."""
@@ -66,7 +67,7 @@ def status(config: Path, as_json: bool) -> int:
         said = msgspec.json.decode(data, type=LineStatus)
     except FileNotFoundError as err:
         raise ArgumentError(f"{path}: expected the state of a line, got none: it was never started.") from err
-    except (OSError, msgspec.DecodeError) as err:
+    except (OSError, *NOT_JSON) as err:
         raise ArgumentError(f"{path}: expected the state of a line, got: {err}. Start the line again.") from err
     # By the clock that does not jump: the wall clock of a line may be set while it runs.
     age_s = (time.monotonic_ns() - said.mono_ns) / 1e9

@@ -11,6 +11,7 @@ import msgspec
 
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
+from flawscope.text import encode_json
 
 if TYPE_CHECKING:
     from flawscope.runtime.line.station.station import Station
@@ -157,4 +158,4 @@ class StatusFile:
                 return
             # Whoever asks sees that it is old.
             with contextlib.suppress(FlawscopeError, OSError):
-                write_bytes(self._path, msgspec.json.format(msgspec.json.encode(status)))
+                write_bytes(self._path, msgspec.json.format(encode_json(status)))

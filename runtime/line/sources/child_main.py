@@ -6,6 +6,7 @@ Whatever a library of cameras does in here (hang, leak, crash) takes this proces
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -43,6 +44,7 @@ from flawscope.runtime.line.sources.child_messages import (
 from flawscope.runtime.line.sources.grabber import Grabber, SourceLost, SourcePlace
 from flawscope.runtime.line.sources.ring import Ring
 from flawscope.runtime.line.sources.source import Frame
+from flawscope.text import encode_json
 
 _PR_SET_PDEATHSIG = 1
 
@@ -174,13 +176,14 @@ class _Child:
 
 def _send(line: socket.socket, message: Message) -> None:
     try:
-        line.send(msgspec.json.encode(message))
+        line.send(encode_json(message))
     except OSError as err:
         raise _LineGone from err
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 the line logs what its children say
+    with contextlib.suppress(OSError):  # the line, which logs what its children say, may be gone
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _load(place: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from flawscope.runtime.line.sources.source import Policy
+from flawscope.text import encode_json
 
 MESSAGE_BYTES = 1 << 16
 """Largest message."""
@@ -124,7 +125,7 @@ class Order(msgspec.Struct, frozen=True):
 
 def encode_options(options: Any) -> bytes:
     """Return options as JSON; paths are text."""
-    return msgspec.json.encode(options, enc_hook=_plain)
+    return encode_json(options, enc_hook=_plain)
 
 
 def decode_options(data: bytes | msgspec.Raw, kind: Any) -> Any:

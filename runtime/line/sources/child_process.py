@@ -23,7 +23,7 @@ import msgspec
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.line.sources.child_messages import MESSAGE_BYTES, FromChild, Message, Order
 from flawscope.runtime.line.sources.ring import Ring, make_memory
-from flawscope.text import printable
+from flawscope.text import encode_json, printable
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class ChildProcess:
             self.ring = Ring(memory, order.slots, order.slot_bytes)
             told = os.memfd_create("flawscope-order")
             stack.callback(os.close, told)
-            os.pwrite(told, msgspec.json.encode(order), 0)
+            os.pwrite(told, encode_json(order), 0)
             self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
             fds = (theirs.fileno(), memory, told)
@@ -100,7 +100,7 @@ class ChildProcess:
         with self._lock:
             if self._closed:
                 return
-            self._outgoing.append(msgspec.json.encode(message))
+            self._outgoing.append(encode_json(message))
             self._flush()
             if self._outgoing:
                 self._rouse()

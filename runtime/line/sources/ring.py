@@ -21,6 +21,7 @@ import numpy as np
 
 from flawscope.arrays import UInt8Array
 from flawscope.runtime.line.sources.source import Frame, Problem
+from flawscope.text import NOT_JSON
 
 SLOTS = 4
 """Slots of a ring: one is filled, one copied out, and two wait."""
@@ -171,7 +172,7 @@ class Ring:
             return None
         try:
             return msgspec.msgpack.decode(text, type=_Header)
-        except msgspec.DecodeError:
+        except NOT_JSON:
             return None
 
     def _image(self, begin: int, header: _Header) -> UInt8Array | bytes | None:
