@@ -14,8 +14,7 @@ from flawscope.imaging.images import MAX_SIDE_PX, MIN_SIDE_PX
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig, StationOptions, ViewOptions
 from flawscope.runtime.line.outputs.table import GpioOutput, ModbusOutput
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
-from flawscope.runtime.line.sources.source import Policy
-from flawscope.runtime.line.sources.table import CameraSource, FolderSource, PushSource, SourceOptions
+from flawscope.runtime.line.sources.table import FolderSource, PushSource, is_triggered, policy_of
 
 
 class Mistake(NamedTuple):
@@ -44,15 +43,6 @@ def check_config(config: LineConfig, path: Path) -> None:
         for mistake in check(config):
             at = f"{mistake.where}: " if mistake.where else ""
             raise ArgumentError(f"{path}: {at}{mistake.message}")
-
-
-def policy_of(source: SourceOptions) -> Policy:
-    """Return what happens to images of a source when its station is full, its own default included."""
-    if isinstance(source, PushSource):
-        return "every"
-    if source.on_full is None:
-        return "latest" if isinstance(source, CameraSource) and source.trigger == "free" else "every"
-    return source.on_full
 
 
 def address_of(listen: str) -> tuple[str, int]:
@@ -119,11 +109,7 @@ def _check_triggers(config: LineConfig) -> Iterator[Mistake]:
                 f"expected all or none of a station's sources to be `push`, got it for {', '.join(pushed)} alone. "
                 "Give the others a station of their own.",
             )
-        asked = [
-            view.name
-            for view in station.views
-            if isinstance(view.source, CameraSource) and view.source.trigger == "software"
-        ]
+        asked = [view.name for view in station.views if is_triggered(view.source)]
         if asked and len(asked) < len(station.views):
             yield Mistake(
                 where,

@@ -111,11 +111,9 @@ SOURCES: dict[type[Any], Row] = {
 
 
 def policy_of(options: Any) -> Policy:
-    """Return what happens to images of a source when the station is full."""
-    if options.on_full is not None:
-        policy: Policy = options.on_full
-        return policy
-    return "latest" if getattr(options, "trigger", "") == "free" else "every"
+    """Return what happens to images of a source when the station is full, its own default included."""
+    policy: Policy | None = getattr(options, "on_full", None)
+    return policy or ("latest" if getattr(options, "trigger", "") == "free" else "every")
 
 
 def is_triggered(options: Any) -> bool:
