@@ -126,11 +126,11 @@ class FakeStation:
         for output in self.outputs:
             output.state(state)
 
-    def acknowledge(self, actor: str) -> None:
+    def acknowledge(self, actor: str, role: str = "") -> None:
         self.actors.append(f"acknowledge {actor}")
         self.change("ready")
 
-    def halt(self, actor: str) -> None:
+    def halt(self, actor: str, role: str = "") -> None:
         self.actors.append(f"halt {actor}")
         self.change("halted")
 

@@ -22,10 +22,10 @@ class StationView(Protocol):
     def push(self, images: Mapping[str, bytes], part_id: str = "") -> int:
         """Open a part with images (view -> bytes of an image file) and return its number."""
 
-    def acknowledge(self, actor: str) -> None:
+    def acknowledge(self, actor: str, role: str = "") -> None:
         """Leave `error`, where its cause is gone, and `halted`."""
 
-    def halt(self, actor: str) -> None:
+    def halt(self, actor: str, role: str = "") -> None:
         """Score no more parts until it is acknowledged."""
 
 

@@ -64,6 +64,7 @@ class LineServer:
             import uvicorn  # noqa: F401
 
             from flawscope.runtime.line.http.app import LineApp
+            from flawscope.runtime.line.http.context import Context
             from flawscope.runtime.line.metrics import LineMetrics
         except ImportError as err:
             if isinstance(err, MissingExtra):
@@ -72,7 +73,7 @@ class LineServer:
         self._metrics = LineMetrics(line, config.line.state)
         self._news = News(self._metrics.signal)
         self._threads = ThreadPoolExecutor(_THREADS, "http call")
-        self._app = LineApp(line, config.stations, self._news, self._metrics.text, self._threads)
+        self._app = LineApp(Context(line, config.stations, self._news, self._metrics.text, self._threads))
         self._listener = _listener(self._options)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._server: Serving | None = None

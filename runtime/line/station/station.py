@@ -236,12 +236,12 @@ class Station:
         """Count images that were left out."""
         self.counters.skipped(count)
 
-    def acknowledge(self, actor: str) -> None:
+    def acknowledge(self, actor: str, role: str = "") -> None:
         """Leave the state `error`, where its cause is gone, and `halted`."""
         journal = self._services.journal
-        journal.event("acknowledged", actor=actor, object=self._label, old=self.readiness.reason)
+        journal.event("acknowledged", actor=actor, role=role, object=self._label, old=self.readiness.reason)
         if journal.problem:
-            journal.acknowledge(actor)
+            journal.acknowledge(actor, role)
         self._alignment.forget(self._views)
         self.readiness.acknowledge()
         if self.readiness.state == "halted":
@@ -256,9 +256,9 @@ class Station:
             self.readiness.forbid("plc", "does not read its registers")
         self._notify()
 
-    def halt(self, actor: str) -> None:
+    def halt(self, actor: str, role: str = "") -> None:
         """Score no more parts until it is acknowledged: those that are triggered are faults."""
-        self._services.journal.event("halted", actor=actor, object=self._label)
+        self._services.journal.event("halted", actor=actor, role=role, object=self._label)
         self._phase("halted")
 
     @property

@@ -206,7 +206,7 @@ def test_a_body_that_is_too_large_is_refused_and_opens_no_part(here: Here, how: 
 def test_halt_and_reset(here: Here) -> None:
     assert here.post("/api/v1/stations/one/halt", 200, headers=GOES)["state"] == "halted"
     assert here.post("/api/v1/stations/one/reset", 200, json={})["state"] == "ready"
-    assert here.one.actors == ["halt http", "acknowledge http"]
+    assert here.one.actors == ["halt local", "acknowledge local"]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8710", "10.0.0.1", "", "[::"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
+import signal
 import socket
 import threading
 import time
@@ -335,12 +337,18 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_signals_and_logging_stay_those_of_the_process(fresh: Here) -> None:
-    import logging
-    import signal
+@pytest.fixture
+def handlers() -> list[Any]:
+    return _handlers()
 
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in signal.valid_signals()]
+
+
+def test_signals_and_logging_stay_those_of_the_process(handlers: list[Any], fresh: Here) -> None:
+    # `handlers` comes first: the server of `fresh` has not been started when they are read.
+    assert json.loads(fresh.client.get("/healthz").content) == {"ok": True}
+    assert _handlers() == handlers
     assert not logging.getLogger("uvicorn").handlers
     assert not logging.getLogger("uvicorn.error").handlers
-    assert json.loads(fresh.client.get("/healthz").content) == {"ok": True}

@@ -1,0 +1,50 @@
+"""What the journal has: parts, and entries in the order of the chain."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flawscope.runtime.line.http.answers import json_answer
+from flawscope.runtime.line.http.context import Api, Context
+from flawscope.runtime.line.http.query import Query
+from flawscope.runtime.line.http.refusal import Refusal
+from flawscope.runtime.line.parts import Verdict
+
+MOST_ROWS = 1000
+"""Most parts or entries of an answer."""
+
+
+def routes(context: Context) -> list[Api]:
+    """Return the routes of the journal."""
+    journal = context.line.journal
+
+    async def parts(request: Request) -> Response:
+        query = Query(request)
+        after, limit = query.number("after", 0, 0, 1 << 53), query.number("limit", 100, 1, MOST_ROWS)
+        station = query.word("station", tuple(context.options))
+        verdict = query.word("verdict", get_args(Verdict))
+        newest = query.word("order", ("newest", "oldest")) == "newest"
+        query.end()
+        return json_answer({"parts": await context.call(journal.parts, after, limit, station, verdict, newest)})
+
+    async def part(request: Request) -> Response:
+        seq = request.path_params["seq"]
+        found = await context.call(journal.part_of, seq) if 0 < seq < 1 << 53 else None
+        if found is None:
+            raise Refusal(404, f"expected the number of a part on record, got {seq}. It may still be open.")
+        return json_answer(found)
+
+    async def entries(request: Request) -> Response:
+        query = Query(request)
+        after, limit = query.number("after", 0, 0, 1 << 53), query.number("limit", 100, 1, MOST_ROWS)
+        query.end()
+        return json_answer({"entries": await context.call(journal.entries, after, limit)})
+
+    return [
+        Api("GET", "/api/v1/parts", "machine", parts),
+        Api("GET", "/api/v1/parts/{seq:int}", "machine", part),
+        Api("GET", "/api/v1/entries", "machine", entries),
+    ]

@@ -1,0 +1,108 @@
+"""Parts over HTTP: a trigger, with the part's images where the station has no cameras."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flawscope.runtime.line.http.answers import json_answer
+from flawscope.runtime.line.http.bodies import images_of, read_body, too_large
+from flawscope.runtime.line.http.context import SMALL_BYTES, Api, Context, body_bytes, check_empty
+from flawscope.runtime.line.http.guard import content_type
+from flawscope.runtime.line.http.query import Query
+from flawscope.runtime.line.http.refusal import Refusal
+from flawscope.runtime.line.line_config import StationOptions
+from flawscope.runtime.line.sources.table import PushSource
+from flawscope.text import printable
+
+GRACE_S = 0.2
+"""Longer than its deadline a request waits for a verdict: one at the deadline takes a moment until it is here."""
+
+
+def routes(context: Context) -> list[Api]:
+    """Return the route of triggers."""
+    return [Api("POST", "/api/v1/stations/{station}/trigger", "machine", _Triggers(context).trigger)]
+
+
+class _Triggers:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def trigger(self, request: Request) -> Response:
+        options, station = self._context.station(request)
+        query = Query(request)
+        waits = query.word("wait", ("0", "1")) == "1"
+        part_id = query.text("part_id")
+        query.end()
+        images = await self._images(request, options)
+        if _is_pushed(options):
+            if not images:
+                views = ", ".join(view.name for view in options.views)
+                raise Refusal(400, f"expected an image of {views}, got none. Send them in the body.")
+            seq = await self._context.call(station.push, images, part_id)
+        elif images:
+            raise Refusal(409, f"expected no image, as station {options.name} has cameras, got one. Leave it out.")
+        elif not station.is_triggered:
+            raise Refusal(
+                409, f"expected a station with a software trigger, got {options.name}, whose parts begin with an image."
+            )
+        else:
+            seq = await self._context.call(station.trigger, part_id)
+        if not waits:
+            return json_answer({"seq": seq}, 202)
+        told = await self._context.news.verdict(seq, options.deadline_ms / 1000 + GRACE_S, request.receive)
+        if told is None:
+            # Nothing that reads as an accept: who asked has to take silence as a fault.
+            return json_answer({"seq": seq, "verdict": None}, 202)
+        signal = told.signal
+        return json_answer(
+            {
+                "station": told.station,
+                "seq": signal.seq,
+                "part_id": signal.part_id,
+                "verdict": signal.verdict,
+                "reason": signal.reason,
+                "score": signal.score,
+            }
+        )
+
+    async def _images(self, request: Request, options: StationOptions) -> dict[str, bytes]:
+        """Return view -> bytes of the images in a request; an empty one without a body."""
+        kind = content_type(request.scope)
+        most = body_bytes(options) if _is_pushed(options) else SMALL_BYTES
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > most:
+            raise too_large(most)
+        has_body = "transfer-encoding" in request.headers or (announced.isdecimal() and int(announced) > 0)
+        if not has_body and not kind:
+            return {}
+        with self._context.memory.holding(int(announced) if announced.isdecimal() else most):
+            body = await read_body(request.receive, most)
+            if kind == "application/json":
+                check_empty(body)
+                return {}
+            if not body and not kind:
+                return {}
+            images = self._named(body, kind, request, options)
+        for name, data in images.items():
+            largest = next((view.slot_mb for view in options.views if view.name == name), None)
+            if largest is None:
+                views = ", ".join(view.name for view in options.views)
+                raise Refusal(400, f"expected images of {views}, got one of {name!r}. Name the view.")
+            if len(data) > largest * (1 << 20):
+                raise too_large(round(largest * (1 << 20)))
+        return images
+
+    def _named(self, body: bytes, kind: str, request: Request, options: StationOptions) -> dict[str, bytes]:
+        if kind == "multipart/form-data":
+            return images_of(body, request.headers["content-type"])
+        if kind.startswith("image/") or kind == "application/octet-stream":
+            if len(options.views) > 1:
+                raise Refusal(400, "expected multipart/form-data with the names of the views, got one image alone.")
+            return {options.views[0].name: body}
+        got = printable(kind) or "no type"
+        raise Refusal(415, f"expected an image or multipart/form-data, got {got}. Set the content type.")
+
+
+def _is_pushed(options: StationOptions) -> bool:
+    return isinstance(options.views[0].source, PushSource)
