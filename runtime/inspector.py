@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
@@ -255,6 +254,11 @@ class Inspector:
         return self._ready.scorer
 
     @property
+    def device_failed(self) -> bool:
+        """Whether the device failed at the last inference; the next one opens it again first."""
+        return self._ready.device_failed
+
+    @property
     def path(self) -> str:
         """`graph` or `kernel`, whichever is in use; `members` where each member of an ensemble chooses its own."""
         return self.scorer.path
@@ -482,9 +486,7 @@ class Inspector:
     def __enter__(self) -> Inspector:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 

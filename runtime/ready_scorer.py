@@ -28,6 +28,7 @@ class ReadyScorer:
         scorer: The scorer; replaced by a new one after the device failed.
         options: Backend, path and precision in use.
         reason: Why this backend is used.
+        device_failed: Whether the device failed at the last images; it is opened again before the next.
 
     Raises:
         BundleError: If it does not reproduce the golden scores.
@@ -35,12 +36,12 @@ class ReadyScorer:
         LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
     """
 
-    __slots__ = ("_bundle", "_choice", "_device_failed", "_limit_s", "_sampling", "options", "reason", "scorer")
+    __slots__ = ("_bundle", "_choice", "_limit_s", "_sampling", "device_failed", "options", "reason", "scorer")
 
     def __init__(self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, limit_s: float) -> None:
         self._bundle, self._choice = bundle, choice
         self.options, self.reason = options, choice.reason
-        self._device_failed = False
+        self.device_failed = False
         self._sampling: Sampling | None = None
         self._limit_s = limit_s
         self.scorer = self._within_limit(self._open)
@@ -96,14 +97,14 @@ class ReadyScorer:
                 that the bundle promises.
             DeviceError: If the device fails.
         """
-        if self._device_failed:
+        if self.device_failed:
             # After everything that can raise: the next call must try again.
-            self.scorer, self._device_failed = self._within_limit(self._open_again), False
+            self.scorer, self.device_failed = self._within_limit(self._open_again), False
         try:
             maps, scores = self.scorer.score(prepared)
         except DeviceError:
             # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
-            self._device_failed = True
+            self.device_failed = True
             self.scorer.close()
             raise
         check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)

@@ -221,6 +221,15 @@ def _check_tls(config: LineConfig) -> Iterator[Mistake]:
             yield Mistake(f"sinks[{number}].tls", "expected cert and key, or neither, got one. Add the other.")
 
 
+def _check_behind(config: LineConfig) -> Iterator[Mistake]:
+    for number, sink in enumerate(config.sinks):
+        if sink.on_behind == "stop" and not sink.required:
+            yield Mistake(
+                f"sinks[{number}].on_behind",
+                "expected `required: true` for a sink that stops the line, got false. Set it, or take `warn`.",
+            )
+
+
 def _check_gpio(config: LineConfig) -> Iterator[Mistake]:
     taken: dict[tuple[str, int], str] = {}
     for number, station in enumerate(config.stations):
@@ -263,6 +272,7 @@ _CHECKS: tuple[Callable[[LineConfig], Iterator[Mistake]], ...] = (
     _check_http,
     _check_folders,
     _check_tls,
+    _check_behind,
     _check_gpio,
     _check_timezone,
 )

@@ -54,6 +54,7 @@ class Line:
         stations: Name -> station, after `start`.
         journal: The journal, after `start`.
         is_written: Whether all that was recorded is on the disk, after `stop`.
+        lost: Why only a new process can go on, in words: a device that did not come back; else empty.
     """
 
     def __init__(self, read: ReadConfig, say: Callable[[str], None], clock: Clock | None = None) -> None:
@@ -71,9 +72,11 @@ class Line:
         self._is_wrong = False
         self._doubts = 0
         self._told: dict[str, str] = {}
+        self._failures: dict[str, int] = {}
         self._status_file = StatusFile(self._config.line.state / STATUS)
         self._is_stopped = False
         self.is_written = True
+        self.lost = ""
         self._before: dict[tuple[str, str], int] = {}
 
     @property
@@ -178,6 +181,8 @@ class Line:
                 self._told[station.name] = state
                 reason = f": {station.readiness.reason}" if station.readiness.reason else ""
                 self._say(f"station {station.name}: {state}{reason}")
+        self._check_devices()
+        self._check_sinks()
         self._check_account()
         drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
         if abs(drift_ns - self._drift_ns) > _JUMP_NS:
@@ -190,6 +195,28 @@ class Line:
             )
             self._drift_ns = drift_ns
         self.write_status()
+
+    def _check_devices(self) -> None:
+        """Note devices that failed, and whether one of them is lost."""
+        for station in self.stations.values():
+            for name, view in station.views.items():
+                scoring, label = view.measure.scoring, f"view {station.name}/{name}"
+                if scoring.device_failures != self._failures.get(label, 0):
+                    self._failures[label] = scoring.device_failures
+                    self.journal.event("device_failed", object=label, reason=scoring.problem)
+                if scoring.lost and not self.lost:
+                    self.lost = f"{station.name}/{name}: {scoring.lost}"
+                    self.journal.event("device_lost", object=label, reason=scoring.lost)
+
+    def _check_sinks(self) -> None:
+        for runner in self._sinks:
+            if not runner.stops_line:
+                continue
+            for station in self.stations.values():
+                if against := runner.against:
+                    station.readiness.forbid(f"sink {runner.name}", against)
+                else:
+                    station.readiness.allow(f"sink {runner.name}")
 
     @property
     def has_ended(self) -> bool:
@@ -271,9 +298,9 @@ class Line:
 
 
 def run(line: Line, should_stop: Callable[[], bool], *, wait: Callable[[float], Any] = time.sleep) -> None:
-    """Turn a line that was started once a second, until it is asked to stop or all of its sources have ended."""
+    """Turn a line that was started once a second, until it is asked to stop, or is lost, or its sources have ended."""
     next_turn = time.monotonic()
-    while not should_stop() and not line.has_ended:
+    while not should_stop() and not line.lost and not line.has_ended:
         if time.monotonic() >= next_turn:
             line.turn()
             next_turn = time.monotonic() + 1.0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +20,7 @@ from flawscope.runtime.line.clock import boot_id
 from flawscope.runtime.line.status import STATUS, LineStatus, StationStatus
 from flawscope.terminal import echo, echo_json
 from flawscope.text import NOT_JSON
+from flawscope.time_limit import is_left_behind
 
 _OLD_S = 5.0
 """Age of a state after which the line counts as not running, whatever it says: it is written once a second."""
@@ -30,16 +35,22 @@ def run(config: Path) -> int:
 
     CONFIG is the YAML file of the line; see docs/line.md. Each trigger is a part, and each part gets one verdict within
     its deadline: accept, reject or fault. What was open when the line ended last is on record as a fault. Exit status 1
-    if the account of the parts is wrong, or not all of it is on the disk.
+    if the account of the parts is wrong, not all of it is on the disk, or a device failed and did not come back: then a
+    new process may help, which is for whoever runs this one (systemd).
     """
     from flawscope.runtime.line.config_file import read_config
     from flawscope.runtime.line.line import Line
     from flawscope.runtime.line.line import run as turn
 
-    stop = threading.Event()
-    _stop_on_signals(stop)
+    stop = _Stop()
     line = Line(read_config(config), lambda text: echo(text, err=True))
-    line.start()
+    try:
+        with stop.at_once():
+            line.start()
+    except _Stopped:
+        line.stop()
+        echo("stopped while it was starting; no part was judged", err=True)
+        return _end_without_its_threads()
     try:
         echo(f"line {line.status().line}: running, {len(line.stations)} stations", err=True)
         turn(line, stop.is_set, wait=stop.wait)
@@ -50,7 +61,9 @@ def run(config: Path) -> int:
         echo(_counts(station), err=True)
     if not line.is_written:
         echo("the journal could not be written in time: the last records may be lost. See to the disk.", err=True)
-    return 0 if status.account_holds and line.is_written and not status.journal else 1
+    if line.lost:
+        echo(f"{line.lost}. Start the line again; systemd does.", err=True)
+    return 0 if status.account_holds and line.is_written and not status.journal and not line.lost else 1
 
 
 @click.command()
@@ -88,6 +101,8 @@ def _show(said: LineStatus, is_running: bool) -> None:
         echo("account: WRONG, parts are not accept + reject + fault + open; see the journal's event account_wrong")
     for station in said.stations:
         echo(_counts(station))
+        for warning in station.warnings:
+            echo(f"station {station.name}: warning: {warning}")
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")
@@ -102,14 +117,42 @@ def _counts(station: StationStatus) -> str:
     )
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    """Let Ctrl-C and SIGTERM end the line in order; a second one ends it at once, even in code that hangs."""
+class _Stopped(BaseException):
+    """A signal came while the line was starting; no `Exception`, so that nobody on the way takes it for an error."""
 
-    def handle(number: int, frame: object) -> None:
+
+class _Stop(threading.Event):
+    """Set by Ctrl-C and SIGTERM; a second one ends the process at once, even in code that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_raised = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        stop.set()
+        self.set()
+        if self._is_raised:
+            raise _Stopped
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal raise `_Stopped` in the block: bundles take minutes to load, and nobody looks at events then."""
+        self._is_raised = True
+        try:
+            if self.is_set():
+                raise _Stopped
+            yield
+        finally:
+            self._is_raised = False
+
+
+def _end_without_its_threads() -> int:
+    """Return the exit status 0, or end at once where a bundle is still being loaded: the end could crash in it."""
+    if is_left_behind():
+        sys.stderr.flush()
+        os._exit(0)
+    return 0

@@ -29,6 +29,11 @@ class _Batches:
         """Most images of one inference."""
         return self._max_batch
 
+    @property
+    def device_failed(self) -> bool:
+        """Whether the device failed at the last images, and has not worked since."""
+        return self._inspector.device_failed
+
     def score(self, sources: list[Source], color: str) -> list[Result]:
         """Return the results of images, in their order."""
         return list(self._inspector.stream(sources, len(sources), "bgr" if color == "bgr" else "rgb"))

@@ -36,6 +36,7 @@ class StationStatus(msgspec.Struct, frozen=True):
         late: Verdicts after the deadline.
         skipped: Images that were left out.
         sources: View -> why its source does not work, empty where it does.
+        warnings: What somebody should see to although it runs, in words.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StationStatus(msgspec.Struct, frozen=True):
     late: int
     skipped: int
     sources: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
 
     @staticmethod
     def of(station: Station) -> StationStatus:
@@ -68,6 +70,7 @@ class StationStatus(msgspec.Struct, frozen=True):
             counts.late,
             counts.skipped,
             {view: station.readiness.against(f"source {view}") for view in station.views},
+            station.watch.warnings,
         )
 
 

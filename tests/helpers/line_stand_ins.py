@@ -87,6 +87,7 @@ class RuleInspector:
     """
 
     max_batch = 4
+    device_failed = False
 
     def __init__(self) -> None:
         self.rule: Callable[[Any], Result] = by_brightness

@@ -57,6 +57,7 @@ class SinkRunner:
         journal: The journal.
         required: Whether `max_behind` counts.
         max_behind: Entries that a required sink may be behind.
+        stops_line: Whether no part may be scored while it is further behind.
         wait: Waits for seconds, and returns whether the runner was stopped meanwhile; for tests.
         chance: Returns a number from 0 to 1; for tests.
 
@@ -64,6 +65,7 @@ class SinkRunner:
         sent: Entries that have arrived since the start.
         errors: Attempts that failed since the start.
         last_error: Why the last attempt failed; empty where it did not. It holds no secrets.
+        stops_line: As above.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SinkRunner:
         *,
         required: bool = False,
         max_behind: int = 10_000,
+        stops_line: bool = False,
         wait: Callable[[float], bool] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -83,6 +86,7 @@ class SinkRunner:
         self.last_error = ""
         self._sink, self._journal = sink, journal
         self._most = max_behind if required else None
+        self.stops_line = stops_line
         self._ending = threading.Event()
         self._wait = self._ending.wait if wait is None else wait
         self._chance = chance
@@ -101,6 +105,11 @@ class SinkRunner:
     def is_too_far_behind(self) -> bool:
         """Whether the sink is required, and more than `max_behind` entries behind."""
         return self._most is not None and self.behind > self._most
+
+    @property
+    def against(self) -> str:
+        """Why no part may be scored for its sake, in words; empty where one may."""
+        return f"is {self.behind} entries behind" if self.stops_line and self._is_told else ""
 
     def start(self) -> None:
         """Begin to send."""
@@ -248,4 +257,11 @@ def sink_runners(sinks: Sequence[SinkOptions], line: str, journal: SinkJournal) 
 
 
 def _runner(name: str, options: SinkBase, sink: Sink, journal: SinkJournal) -> SinkRunner:
-    return SinkRunner(name, sink, journal, required=options.required, max_behind=options.max_behind)
+    return SinkRunner(
+        name,
+        sink,
+        journal,
+        required=options.required,
+        max_behind=options.max_behind,
+        stops_line=options.on_behind == "stop",
+    )

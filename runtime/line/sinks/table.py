@@ -19,11 +19,14 @@ class SinkBase(Options, frozen=True, kw_only=True):
             journal. Its kind by default; of two sinks of one kind, one needs a name.
         required: Whether the line warns when the sink is `max_behind` entries behind, and never drops them before.
         max_behind: Entries of the journal that a required sink may be behind.
+        on_behind: What happens when a required sink is more behind: `warn`, or `stop`: no part is scored until it is
+            behind half of that.
     """
 
     name: Name | None = None
     required: bool = False
     max_behind: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    on_behind: Literal["warn", "stop"] = "warn"
 
 
 class JsonlSink(SinkBase, frozen=True, kw_only=True, tag="jsonl", tag_field="kind"):

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flawscope.errors import DeviceError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.results import Result
 
@@ -24,6 +25,8 @@ _GAIN = 0.9
 """A batch is used where an image in it takes at most this share of the time that it takes alone."""
 _MOST_WAITING = 256
 """Requests that may wait before those whose deadline has passed are thrown out: an inspector may hang for hours."""
+_STEADY_S = 60.0
+"""A device that fails again so soon after it was opened again is lost: only a new process may help."""
 _WEIGHT = 0.1
 """Weight of the last time in the running mean of times."""
 
@@ -34,6 +37,10 @@ class ScoresImages(Protocol):
     @property
     def max_batch(self) -> int:
         """Most images of one inference."""
+
+    @property
+    def device_failed(self) -> bool:
+        """Whether the device failed at the last images, and has not worked since."""
 
     def score(self, sources: list[Source], color: str) -> list[Result]:
         """Return the results of images, in their order."""
@@ -63,6 +70,9 @@ class SharedScoring:
     Attributes:
         batches: Inferences so far.
         images: Images so far.
+        problem: Why nothing can be scored now, in words: the device failed, and is being opened again; else empty.
+        lost: The same where it did not come back, for good; else empty.
+        device_failures: How many times the device failed.
     """
 
     def __init__(self, inspector: ScoresImages, name: str) -> None:
@@ -73,7 +83,9 @@ class SharedScoring:
         self._is_closed = False
         self._took_ms: dict[int, float] = {}
         self._busy_since: int | None = None
-        self.batches = self.images = 0
+        self.batches = self.images = self.device_failures = 0
+        self.problem = self.lost = ""
+        self._opened_again = float("-inf")
         self._thread = threading.Thread(target=self._run, name=f"scoring {name}", daemon=True)
         self._thread.start()
 
@@ -127,20 +139,40 @@ class SharedScoring:
                 continue
             started = time.perf_counter()
             try:
+                if self.lost:
+                    raise DeviceError(self.lost)
                 results = self._inspector.score([request.source for request in batch], batch[0].color)
                 if len(results) != len(batch):
                     raise RuntimeError(f"expected {len(batch)} results, got {len(results)}")
             # Whatever it is (panics of Rust are no Exception): these images have no verdict, the next must get theirs.
             except BaseException as err:
-                results = [_fault(f"unexpected {type(err).__name__}: {err}")] * len(batch)
+                text = str(err) if isinstance(err, DeviceError) else f"unexpected {type(err).__name__}: {err}"
+                results = [_fault(text)] * len(batch)
             self._note(len(batch), 1e3 * (time.perf_counter() - started))
             self.batches, self.images = self.batches + 1, self.images + len(batch)
             with self._ready:
                 self._busy_since = None
             for request, result in zip(batch, results, strict=True):
                 _answer(request, result)
+            if not self.lost and self._inspector.device_failed:
+                self._open_again(results[0].reason or "no reason was given")
             # Else the images of the last batch would stay in memory until the next one comes.
             del batch, results, request, result
+
+    def _open_again(self, reason: str) -> None:
+        """Have the device opened again, once; the images that it failed on are faults already."""
+        self.device_failures += 1
+        if time.monotonic() - self._opened_again < _STEADY_S:
+            self.problem = self.lost = f"the device failed again soon after it was opened again: {reason}"
+            return
+        self.problem = f"the device failed, and is being opened again: {reason}"
+        try:
+            self._inspector.warm(1)
+        except BaseException as err:  # of foreign code: whatever it is, the device does not work
+            self.problem = self.lost = f"the device failed ({reason}) and could not be opened again: {err}"
+            return
+        self._opened_again = time.monotonic()
+        self.problem = ""
 
     def _next(self) -> list[_Request] | None:
         """Return the images to be scored together, perhaps none, or None when it is closed."""

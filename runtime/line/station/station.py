@@ -27,6 +27,7 @@ from flawscope.runtime.line.station.readiness import Readiness
 from flawscope.runtime.line.station.scoring import when_all
 from flawscope.runtime.line.station.verdicts import Verdicts
 from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.line.station.watch import Watch
 
 _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
@@ -80,6 +81,7 @@ class Station:
     Attributes:
         counters: The account of its parts.
         readiness: Its state and why.
+        watch: Faults that come again and again, and warnings.
         generation: Number of the set of bundles and thresholds in force; parts keep the one they were opened with.
     """
 
@@ -97,6 +99,10 @@ class Station:
         self.counters = Counters()
         self.readiness = Readiness(self._state_changed)
         self.generation = 1
+        self.watch = Watch(
+            partial(self.readiness.forbid, hold=True),
+            lambda action, reason: services.journal.event(action, object=self._label, reason=reason),
+        )
         self._verdicts = Verdicts(
             name,
             services.journal,
@@ -275,8 +281,11 @@ class Station:
 
     def beat(self) -> None:
         """Show outputs that it is alive, and look whether its inspectors are stuck; called once a second."""
-        stuck_s = max(view.measure.scoring.stuck_s() for view in self._views.values())
-        if stuck_s > _STUCK_S:
+        scorings = [view.measure.scoring for view in self._views.values()]
+        stuck_s = max(scoring.stuck_s() for scoring in scorings)
+        if problem := next((scoring.problem for scoring in scorings if scoring.problem), ""):
+            self.readiness.forbid("inspector", problem)
+        elif stuck_s > _STUCK_S:
             self.readiness.forbid("inspector", f"has been at one image for {stuck_s:.0f} s")
         else:
             self.readiness.allow("inspector")
@@ -443,13 +452,17 @@ class Station:
 
     def _finished(self, works: Sequence[InWork | ViewRecord]) -> tuple[ViewRecord, ...]:
         views = self._views.values()
-        return tuple(
+        found = tuple(
             view.finish(work, work.result.result()) if isinstance(work, InWork) else work
             for view, work in zip(views, works, strict=True)
         )
+        for record in found:
+            self.watch.image(record.view, record.reason)
+        return found
 
-    def _closed(self, part: PartInWork) -> None:
+    def _closed(self, part: PartInWork, reason: Reason) -> None:
         """Take note that a part has its verdict out."""
+        self.watch.verdict(reason)
         with self._room:
             self._open -= 1
             self._room.notify_all()

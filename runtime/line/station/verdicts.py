@@ -38,7 +38,7 @@ class Verdicts:
         clock: The clock.
         outputs: Who is told.
         counters: The account of the station.
-        closed: Called when a part has its verdict out and is open no more.
+        closed: Called when a part has its verdict out and is open no more, with the reason of a fault.
         recorded: Called when its verdict is on record, too.
         failed: Called with what failed and why: an output that may not have signalled, a journal that does not write.
         records_first: Whether an accept is recorded before it is given out.
@@ -52,7 +52,7 @@ class Verdicts:
         clock: Clock,
         outputs: Sequence[Output],
         counters: Counters,
-        closed: Callable[[PartInWork], None],
+        closed: Callable[[PartInWork, Reason], None],
         recorded: Callable[[PartInWork], None],
         failed: Callable[[str, str], None],
         *,
@@ -108,7 +108,7 @@ class Verdicts:
         elif before == "accepting":
             # The record of an accept is on its way, and `_accept_recorded` follows it with that of the fault.
             self._signal(part, record)
-            self._closed(part)
+            self._closed(part, record.reason)
 
     def show_state(self, state: State) -> None:
         """Tell the outputs the state of the station."""
@@ -130,7 +130,7 @@ class Verdicts:
         )
         if is_taken:
             given = self._signal(part, fault if error is not None or is_late else record, instead=fault)
-            self._closed(part)
+            self._closed(part, given.reason)
             if given.verdict == "accept":
                 self._recorded(part, None)
                 return
@@ -141,8 +141,9 @@ class Verdicts:
     def _settled(self, part: PartInWork, record: PartRecord) -> None:
         """Give out and record a verdict for which the part was taken."""
         late = msgspec.structs.replace(record, verdict="fault", reason="deadline", detail=_TOO_LATE_OUT)
-        self._queue_record(part, self._signal(part, record, instead=late))
-        self._closed(part)
+        given = self._signal(part, record, instead=late)
+        self._queue_record(part, given)
+        self._closed(part, given.reason)
 
     def _queue_record(self, part: PartInWork, record: PartRecord) -> None:
         self._journal.record(record, partial(self._recorded, part))

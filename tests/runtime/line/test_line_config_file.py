@@ -213,6 +213,10 @@ HARDWARE = {"name": "other", "source": {"kind": "genicam", "camera": "d"}, "bund
             "sinks[0].tls: expected cert and key, or neither, got one.",
         ),
         (
+            changed(top_sinks=[{"kind": "jsonl", "path": "log", "on_behind": "stop"}]),
+            "sinks[0].on_behind: expected `required: true`",
+        ),
+        (
             changed(line_timezone="Mars/Olympus"),
             "line.timezone: expected a name such as Europe/Berlin, got Mars/Olympus",
         ),

@@ -1,0 +1,86 @@
+"""What goes wrong again and again at one station: one fault costs a part, many of a kind ask for somebody who looks.
+
+| what | then |
+|---|---|
+| 5 images of a view in a row of which packets are missing | state `error`, until it is acknowledged |
+| 10 images of a view in a row that are too dark, bright, blurred, or equal to the one before | the same |
+| more than 1 % of the last 1,000 parts missed their deadline | a warning and an event, until it is half of that |
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+
+from flawscope.runtime.line.parts import Reason
+
+_INCOMPLETE, _SCENE = "incomplete", "scene"
+_KINDS: dict[str, str] = {"incomplete_image": _INCOMPLETE, "scene": _SCENE, "frozen": _SCENE}
+_MOST = {_INCOMPLETE: 5, _SCENE: 10}
+"""Images of a view in a row at which a station stops."""
+_TEXTS = {
+    _INCOMPLETE: "{count} incomplete images in a row; see to its network, then acknowledge",
+    _SCENE: "{count} images in a row outside of the limits of its scene; see to camera and light, then acknowledge",
+}
+_NEVER_SEEN: frozenset[str] = frozenset({"missing_view", "lost_frame", "unreadable_image"})
+"""Reasons that say nothing of the scene: no pixels were looked at."""
+_WINDOW = 1000
+_MOST_MISSED = 10
+"""Missed deadlines among the last parts at which a warning begins."""
+
+
+class Watch:
+    """Counts faults of one station. Calls come from any thread.
+
+    Args:
+        stop: Called with a cause and a reason when a view has had too many faults in a row.
+        tell: Called with an action and a reason when a warning begins or ends; never from within the lock.
+    """
+
+    def __init__(self, stop: Callable[[str, str], None], tell: Callable[[str, str], None]) -> None:
+        self._stop, self._tell = stop, tell
+        self._lock = threading.Lock()
+        self._in_a_row: Counter[tuple[str, str]] = Counter()
+        self._missed: deque[bool] = deque(maxlen=_WINDOW)
+        self._count = 0
+        self._warning = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What somebody should see to although the station runs, in words."""
+        warning = self._warning
+        return (warning,) if warning else ()
+
+    def image(self, view: str, reason: Reason) -> None:
+        """Take note of what was found in an image: why it is a fault, or nothing."""
+        kind = _KINDS.get(reason)
+        reached = 0
+        with self._lock:
+            if kind != _INCOMPLETE and reason not in ("missing_view", "lost_frame"):
+                self._in_a_row[view, _INCOMPLETE] = 0
+            if kind is None and reason not in _NEVER_SEEN:
+                self._in_a_row[view, _SCENE] = 0
+            if kind is not None:
+                self._in_a_row[view, kind] += 1
+                if self._in_a_row[view, kind] >= _MOST[kind]:
+                    reached, self._in_a_row[view, kind] = self._in_a_row[view, kind], 0
+        if kind is not None and reached:
+            self._stop(f"images {view}", _TEXTS[kind].format(count=reached))
+
+    def verdict(self, reason: Reason) -> None:
+        """Take note of a verdict that was given out: why it is a fault, or nothing."""
+        with self._lock:
+            if len(self._missed) == _WINDOW:
+                self._count -= self._missed[0]
+            self._missed.append(reason == "deadline")
+            self._count += self._missed[-1]
+            was, count = bool(self._warning), self._count
+            if count > (_MOST_MISSED // 2 if was else _MOST_MISSED):
+                self._warning = f"{count} of the last {len(self._missed)} parts missed their deadline"
+            else:
+                self._warning = ""
+            warning = self._warning
+        if bool(warning) != was:
+            text = warning or f"{count} of the last {_WINDOW} parts missed their deadline"
+            self._tell("deadlines_missed" if warning else "deadlines_kept", text)
