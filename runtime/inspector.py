@@ -9,6 +9,7 @@ inspected.
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge, LoadedImage
 from flawscope.runtime.reading_ahead import load_ahead
 from flawscope.runtime.ready_scorer import ReadyScorer
-from flawscope.runtime.results import Result
+from flawscope.runtime.results import Result, fault_reason
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions
 from flawscope.time_limit import load_limit
 
@@ -406,8 +407,8 @@ class Inspector:
                 # A single image is not copied.
                 one = ready[0].prepared[None]
                 maps, scores = self.infer(one if len(ready) == 1 else np.stack([image.prepared for image in ready]))
-            except Exception as err:  # not only DeviceError: see `_fault_reason`
-                failure = _fault_reason(err)
+            except Exception as err:  # not only DeviceError: see `fault_reason`
+                failure = fault_reason(err)
         share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
         row = 0  # row of the batch, which counts only the images that were read
         for image in loaded:
@@ -439,7 +440,7 @@ class Inspector:
                 # Not Python's max(), which drops NaN: a tile without a valid score must make the image a fault.
                 score = float(np.maximum(score, scores.max()))
         except Exception as err:
-            return Result(loaded.name, "fault", reason=_fault_reason(err), notes=loaded.notes)
+            return Result(loaded.name, "fault", reason=fault_reason(err), notes=loaded.notes)
         infer_ms = 1e3 * (time.perf_counter() - started)
         return self._judge.judge(loaded, blender.finish(), score, infer_ms)
 
@@ -460,9 +461,19 @@ class Inspector:
             # Tiles are cut from the pixels of the source and prepared one by one.
             prepared = prepare(image, manifest.input) if manifest.tiling is None else grey_as_rgb(image)
         except Exception as err:
-            return Result(name, "fault", reason=_fault_reason(err, f"{name}: "), notes=notes)
+            return Result(name, "fault", reason=fault_reason(err, f"{name}: "), notes=notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
         return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
+
+    def deciding_by(self, in_force: InForce) -> Inspector:
+        """Return one that decides by other thresholds; bundle and scorer are shared with this one, which closes them.
+
+        Raises:
+            ArgumentError: If they are those of an overlay, and this one was loaded for a product.
+        """
+        other = copy.copy(self)
+        other._judge = Judge(self.manifest, in_force, self.product, self.bundle.path)
+        return other
 
     def pixel_thresholds(self, anomaly_map: Float32Array, product: str | None = None) -> float | Float32Array:
         """Return the threshold on the pixels of a map float32 [H, W]; with zones one for each, float32 [H, W].
@@ -488,12 +499,3 @@ class Inspector:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-
-def _fault_reason(err: Exception, prefix: str = "") -> str:
-    """Return the reason that a fault gives for an exception of any kind.
-
-    Callers catch `Exception` on purpose: an unforeseen error must neither stop the line nor let an image pass as
-    normal. Our own errors name the image themselves; the message of any other is led in by `prefix`.
-    """
-    return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"

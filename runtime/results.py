@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.bundle import PartShift
+from flawscope.errors import FlawscopeError
 from flawscope.text import name_bytes, storable
 
 Decision = Literal["accept", "reject", "fault"]
@@ -134,3 +135,12 @@ class Result:
                 {"name": zone.name, "score": zone.score, "threshold": zone.threshold} for zone in self.zones
             ]
         return line
+
+
+def fault_reason(err: Exception, prefix: str = "") -> str:
+    """Return the reason that a fault gives for an exception of any kind.
+
+    Callers catch `Exception` on purpose: an unforeseen error must neither stop the line nor let an image pass as
+    normal. Our own errors name the image themselves; the message of any other is led in by `prefix`.
+    """
+    return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"

@@ -30,7 +30,8 @@ from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.table import CameraSource
 from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
-from flawscope.runtime.line.station.station import LineServices, Station, StationLimits
+from flawscope.runtime.line.station.station import Station
+from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import View
 from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from flawscope.errors import ArgumentError
+from flawscope.bundle import InForce, Manifest
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.line_config import ViewOptions
@@ -15,12 +18,16 @@ from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.results import Result
 
+_MOST_DECIDING = 64
+"""Sets of thresholds for which an inspector is kept: one a view is in use, and those of parts that are open."""
+
 
 class _Batches:
     """An inspector as `SharedScoring` uses it."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
+        self._deciding: dict[InForce, Inspector] = {}
         # Tiles of one image fill the batch by themselves.
         self._max_batch = 1 if inspector.manifest.tiling is not None else inspector.manifest.max_batch
 
@@ -34,13 +41,44 @@ class _Batches:
         """Whether the device failed at the last images, and has not worked since."""
         return self._inspector.device_failed
 
-    def score(self, sources: list[Source], color: str) -> list[Result]:
-        """Return the results of images, in their order."""
-        return list(self._inspector.stream(sources, len(sources), "bgr" if color == "bgr" else "rgb"))
+    def score(self, sources: list[Source], color: str, in_force: InForce | None) -> list[Result]:
+        """Return the results of images, in their order; by other thresholds where there are some."""
+        inspector = self._inspector if in_force in (None, self._inspector.in_force) else self._deciding_by(in_force)
+        return list(inspector.stream(sources, len(sources), "bgr" if color == "bgr" else "rgb"))
 
     def warm(self, batch: int) -> None:
         """Run the graphs once on so many blank images."""
         self._inspector.infer(np.zeros((batch, *self._inspector.manifest.input.size, 3), np.uint8))
+
+    def _deciding_by(self, in_force: InForce) -> Inspector:
+        if in_force not in self._deciding:
+            if len(self._deciding) >= _MOST_DECIDING:
+                self._deciding.clear()
+            self._deciding[in_force] = self._inspector.deciding_by(in_force)
+        return self._deciding[in_force]
+
+
+class _NoInspector:
+    """Stands where no bundle could be loaded: each image is a fault that says why."""
+
+    max_batch = 1
+    device_failed = False
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def score(self, sources: list[Source], color: str, in_force: InForce | None) -> list[Result]:
+        """Fail."""
+        raise BundleError(self._reason)
+
+    def warm(self, batch: int) -> None:
+        """Fail."""
+        raise BundleError(self._reason)
+
+
+class _Loaded(NamedTuple):
+    inspector: Inspector | None
+    scoring: SharedScoring
 
 
 class Measures:
@@ -53,38 +91,67 @@ class Measures:
 
     def __init__(self, trusted_keys: Path | None, say: Callable[[str], None]) -> None:
         self._trusted_keys, self._say = trusted_keys, say
-        self._loaded: dict[tuple[object, ...], tuple[Inspector, SharedScoring]] = {}
+        self._lock = threading.Lock()
+        self._loaded: dict[tuple[object, ...], _Loaded] = {}
 
-    def measure_of(self, view: ViewOptions) -> Measure:
+    def measure_of(self, view: ViewOptions, bundle: Path | None = None, name: str = "") -> Measure:
         """Return the measure of a view; its bundle is loaded, verified and warmed if no other view has it.
+
+        Args:
+            view: The view.
+            bundle: Another bundle than that of its configuration.
+            name: What that one is called in messages.
 
         Raises:
             FlawscopeError: As `Inspector.load`.
             ArgumentError: If the bundle is not calibrated: nothing would be accepted.
         """
-        key = (view.bundle.resolve(), view.backend, view.precision, view.product, view.threads, view.strict)
-        if key not in self._loaded:
-            self._loaded[key] = self._load(view)
-        inspector, scoring = self._loaded[key]
-        return Measure(scoring, inspector.manifest.digest, inspector.manifest.input.bits)
+        path = view.bundle if bundle is None else bundle
+        key = _key(view, path)
+        with self._lock:
+            loaded = self._loaded.get(key)
+        if loaded is None:
+            # Without the lock, as it may take minutes. One thread loads: that of the start, then that of the swaps.
+            loaded = self._load(view, path, name or path.name)
+            with self._lock:
+                self._loaded[key] = loaded
+        inspector = loaded.inspector
+        assert inspector is not None
+        manifest = inspector.manifest
+        return Measure(loaded.scoring, manifest.digest, manifest.input.bits, manifest, inspector.in_force)
+
+    def none(self, view: str, reason: str) -> Measure:
+        """Return a measure that makes a fault of each image, for a view without a bundle that can be used."""
+        scoring = SharedScoring(_NoInspector(reason), f"none for {view}")
+        with self._lock:
+            self._loaded[("none", scoring)] = _Loaded(None, scoring)
+        return Measure(scoring, "", None)
 
     def inspector_of(self, view: ViewOptions) -> Inspector:
         """Return the inspector of a view, for `check`; as `measure_of`."""
         self.measure_of(view)
-        key = (view.bundle.resolve(), view.backend, view.precision, view.product, view.threads, view.strict)
-        return self._loaded[key][0]
+        inspector = self._loaded[_key(view, view.bundle)].inspector
+        assert inspector is not None
+        return inspector
+
+    def keep_only(self, used: Collection[SharedScoring]) -> int:
+        """Close all bundles but those that are used, and return how many; call it where bundles are loaded."""
+        with self._lock:
+            unused = {key: loaded for key, loaded in self._loaded.items() if loaded.scoring not in used}
+            for key in unused:
+                del self._loaded[key]
+        for loaded in unused.values():
+            _close(loaded)
+        return len(unused)
 
     def close(self) -> None:
         """Release all bundles; one whose inspector hangs in foreign code is left behind."""
-        for inspector, scoring in self._loaded.values():
-            if scoring.close():
-                inspector.close()
-        self._loaded.clear()
+        self.keep_only(())
 
-    def _load(self, view: ViewOptions) -> tuple[Inspector, SharedScoring]:
-        self._say(f"{view.bundle.name}: loading")
+    def _load(self, view: ViewOptions, bundle: Path, name: str) -> _Loaded:
+        self._say(f"{name}: loading")
         inspector = Inspector.load(
-            view.bundle,
+            bundle,
             view.backend,
             precision=view.precision,
             strict=view.strict,
@@ -94,17 +161,37 @@ class Measures:
         )
         scoring: SharedScoring | None = None
         try:
-            if inspector.thresholds is None:
-                raise ArgumentError(
-                    f"{view.bundle}: expected a bundle with thresholds, got one without: it cannot accept anything. "
-                    "Run flawscope calibrate."
-                )
-            scoring = SharedScoring(_Batches(inspector), view.bundle.name)
+            check_calibrated(inspector.manifest, view, bundle)
+            scoring = SharedScoring(_Batches(inspector), name)
             scoring.measure()
         except BaseException:
             if scoring is not None:
                 scoring.close()
             inspector.close()
             raise
-        self._say(f"{view.bundle.name}: ready on {inspector.backend} ({inspector.backend_reason})")
-        return inspector, scoring
+        self._say(f"{name}: ready on {inspector.backend} ({inspector.backend_reason})")
+        return _Loaded(inspector, scoring)
+
+
+def check_calibrated(manifest: Manifest, view: ViewOptions, bundle: Path) -> None:
+    """Refuse a bundle that cannot decide for a view.
+
+    Raises:
+        ArgumentError: If it does not score images, or has no thresholds of the view's precision.
+    """
+    if manifest.kind != "score":
+        raise ArgumentError(f"{bundle}: expected a bundle that scores images, got one that draws defects.")
+    if manifest.thresholds_of(view.precision) is None:
+        raise ArgumentError(
+            f"{bundle}: expected a bundle with thresholds, got one without: it cannot accept anything. "
+            "Run flawscope calibrate."
+        )
+
+
+def _key(view: ViewOptions, bundle: Path) -> tuple[object, ...]:
+    return (bundle.resolve(), view.backend, view.precision, view.product, view.threads, view.strict)
+
+
+def _close(loaded: _Loaded) -> None:
+    if loaded.scoring.close() and loaded.inspector is not None:
+        loaded.inspector.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flawscope.bundle import InForce
 from flawscope.runtime.line.clock import SystemClock
 from flawscope.runtime.line.outputs.output import Control, Signal, State
 from flawscope.runtime.line.parts import PartRecord
@@ -20,7 +21,8 @@ from flawscope.runtime.line.sources.source import Frame, FrameSink, Policy
 from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.scoring import SharedScoring
-from flawscope.runtime.line.station.station import LineServices, Station, StationLimits
+from flawscope.runtime.line.station.station import Station
+from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import ChecksScene, Measure, View
 from flawscope.runtime.results import Result
 
@@ -96,7 +98,7 @@ class RuleInspector:
         self.gate = threading.Event()
         self.gate.set()
 
-    def score(self, sources: list[Any], color: str) -> list[Result]:
+    def score(self, sources: list[Any], color: str, in_force: InForce | None = None) -> list[Result]:
         self.sizes.append(len(sources))
         self.gate.wait(WAIT_S)
         return [self.rule(source) for source in sources]

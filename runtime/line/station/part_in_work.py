@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from flawscope.runtime.line.sources.source import Frame
+
+if TYPE_CHECKING:
+    from flawscope.runtime.line.station.view import Measure
 
 Phase = Literal["open", "accepting", "settled"]
 
@@ -23,7 +27,8 @@ class PartInWork:
         mono_ns: The same by the monotonic clock.
         deadline_ns: When its verdict must be out.
         collect_ns: When all of its images must be there.
-        generation: Number of the set of bundles that decides on it.
+        generation: Number of the set of bundles and thresholds that decides on it.
+        measures: View -> by what it is decided: the set of that number, whatever is in force when it is scored.
 
     Attributes:
         frames: View -> its image.
@@ -43,6 +48,7 @@ class PartInWork:
         "frames",
         "generation",
         "is_collected",
+        "measures",
         "mono_ns",
         "part_id",
         "scored_ns",
@@ -61,9 +67,11 @@ class PartInWork:
         deadline_ns: int,
         collect_ns: int,
         generation: int,
+        measures: Mapping[str, Measure],
     ) -> None:
         self.seq, self.part_id, self.utc_ns, self.mono_ns = seq, part_id, utc_ns, mono_ns
         self.deadline_ns, self.collect_ns, self.generation = deadline_ns, collect_ns, generation
+        self.measures = measures
         self.frames: dict[str, Frame] = {}
         self.is_collected = threading.Event()
         self.collected_ns: int | None = None

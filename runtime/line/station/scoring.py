@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from flawscope.bundle import InForce
 from flawscope.errors import DeviceError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.results import Result
@@ -42,8 +43,8 @@ class ScoresImages(Protocol):
     def device_failed(self) -> bool:
         """Whether the device failed at the last images, and has not worked since."""
 
-    def score(self, sources: list[Source], color: str) -> list[Result]:
-        """Return the results of images, in their order."""
+    def score(self, sources: list[Source], color: str, in_force: InForce | None) -> list[Result]:
+        """Return the results of images, in their order; by other thresholds where there are some."""
 
     def warm(self, batch: int) -> None:
         """Run the graphs once on so many blank images."""
@@ -57,6 +58,7 @@ class _Request:
     order: int
     source: Source = field(compare=False)
     color: str = field(compare=False)
+    in_force: InForce | None = field(compare=False)
     future: Future[Result] = field(compare=False)
 
 
@@ -89,20 +91,23 @@ class SharedScoring:
         self._thread = threading.Thread(target=self._run, name=f"scoring {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, source: Source, deadline_ns: int, color: str = "rgb") -> Future[Result]:
+    def submit(
+        self, source: Source, deadline_ns: int, color: str = "rgb", in_force: InForce | None = None
+    ) -> Future[Result]:
         """Queue an image; its result is a fault where the inspector fails, and never late without being asked for.
 
         Args:
             source: The image.
             deadline_ns: When its part must have a verdict, by the monotonic clock.
             color: Order of the channels of an array.
+            in_force: Thresholds that decide; None for those that the inspector was loaded with.
         """
         future: Future[Result] = Future()
         with self._ready:
             if self._is_closed:
                 future.set_result(_CLOSED)
                 return future
-            heapq.heappush(self._waiting, _Request(deadline_ns, next(self._numbers), source, color, future))
+            heapq.heappush(self._waiting, _Request(deadline_ns, next(self._numbers), source, color, in_force, future))
             expired = self._take_expired() if len(self._waiting) > _MOST_WAITING else []
             self._ready.notify()
         for request in expired:  # without the lock: whoever asked is called
@@ -137,11 +142,11 @@ class SharedScoring:
         while (batch := self._next()) is not None:
             if not batch:
                 continue
-            started = time.perf_counter()
+            started, first = time.perf_counter(), batch[0]
             try:
                 if self.lost:
                     raise DeviceError(self.lost)
-                results = self._inspector.score([request.source for request in batch], batch[0].color)
+                results = self._inspector.score([request.source for request in batch], first.color, first.in_force)
                 if len(results) != len(batch):
                     raise RuntimeError(f"expected {len(batch)} results, got {len(results)}")
             # Whatever it is (panics of Rust are no Exception): these images have no verdict, the next must get theirs.
@@ -157,7 +162,7 @@ class SharedScoring:
             if not self.lost and self._inspector.device_failed:
                 self._open_again(results[0].reason or "no reason was given")
             # Else the images of the last batch would stay in memory until the next one comes.
-            del batch, results, request, result
+            del batch, first, results, request, result
 
     def _open_again(self, reason: str) -> None:
         """Have the device opened again, once; the images that it failed on are faults already."""
@@ -184,8 +189,7 @@ class SharedScoring:
                 left = self._take_expired()
             batch: list[_Request] = []
             if self._waiting:
-                first = self._waiting[0]
-                batch = [heapq.heappop(self._waiting) for _ in range(self._batch_size(first.deadline_ns, first.color))]
+                batch = [heapq.heappop(self._waiting) for _ in range(self._batch_size(self._waiting[0]))]
                 self._busy_since = time.monotonic_ns()
         for request in left:
             _answer(request, _CLOSED if is_closed else _EXPIRED)
@@ -198,14 +202,15 @@ class SharedScoring:
             expired.append(heapq.heappop(self._waiting))
         return expired
 
-    def _batch_size(self, deadline_ns: int, color: str) -> int:
-        """Return how many of those that wait are scored together, at least one."""
+    def _batch_size(self, first: _Request) -> int:
+        """Return how many of those that wait are scored together with the first of them, which counts."""
         there = 0
         for request in heapq.nsmallest(self._inspector.max_batch, self._waiting):
-            if request.color != color:
+            # The thresholds of a station are its own, and after a change those of parts that are open already.
+            if request.color != first.color or request.in_force is not first.in_force:
                 break
             there += 1
-        left_ms, best, alone = (deadline_ns - time.monotonic_ns()) / 1e6, 1, self._took_ms.get(1)
+        left_ms, best, alone = (first.deadline_ns - time.monotonic_ns()) / 1e6, 1, self._took_ms.get(1)
         if alone is None:
             return 1
         for size, took in self._took_ms.items():

@@ -10,23 +10,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-from flawscope.runtime.line.clock import Clock
-from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.outputs.output import Output, State
 from flawscope.runtime.line.parts import Reason, ViewRecord
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
-from flawscope.runtime.line.station.deadlines import Deadlines
-from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.part_in_work import PartInWork
 from flawscope.runtime.line.station.readiness import Readiness
 from flawscope.runtime.line.station.scoring import when_all
+from flawscope.runtime.line.station.surroundings import LineServices, StationLimits, WatchesParts
 from flawscope.runtime.line.station.verdicts import Verdicts
-from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.line.station.view import InWork, Measure, View
 from flawscope.runtime.line.station.watch import Watch
 
 _MOST_LOST = 1000
@@ -39,35 +36,6 @@ _TURN_S = 1.0
 """Longest wait of the thread, so that whoever watches it sees it turn."""
 
 
-@dataclass(frozen=True)
-class StationLimits:
-    """What the configuration of a station allows; times in nanoseconds.
-
-    Attributes:
-        deadline_ns: From the trigger until the verdict.
-        collect_ns: From the trigger until all images are there.
-        depth: Most open parts.
-        records_first: Whether an accept is recorded before it is given out.
-        is_strict: Whether an image that belongs to no part stops the station.
-    """
-
-    deadline_ns: int
-    collect_ns: int
-    depth: int
-    records_first: bool = True
-    is_strict: bool = False
-
-
-@dataclass(frozen=True)
-class LineServices:
-    """What all stations of a line share."""
-
-    journal: Recorder
-    numbers: OpenParts
-    deadlines: Deadlines
-    clock: Clock
-
-
 class Station:
     """A station, from `start` to `stop`. Calls come from any thread.
 
@@ -77,12 +45,14 @@ class Station:
         services: What all stations share.
         views: Its views.
         outputs: Who is told in time.
+        generation: Number of the set of bundles and thresholds that its views begin with.
 
     Attributes:
         counters: The account of its parts.
         readiness: Its state and why.
         watch: Faults that come again and again, and warnings.
-        generation: Number of the set of bundles and thresholds in force; parts keep the one they were opened with.
+        generation: Number of the set in force; parts keep the one they were opened with. See `replace`.
+        observer: Sees its parts; None for nobody.
     """
 
     def __init__(
@@ -92,17 +62,22 @@ class Station:
         services: LineServices,
         views: Sequence[View],
         outputs: Sequence[Output] = (),
+        *,
+        generation: int = 1,
     ) -> None:
         self.name, self._limits, self._services = name, limits, services
         self._views = {view.name: view for view in views}
         self._outputs = tuple(outputs)
         self.counters = Counters()
         self.readiness = Readiness(self._state_changed)
-        self.generation = 1
         self.watch = Watch(
             partial(self.readiness.forbid, hold=True),
             lambda action, reason: services.journal.event(action, object=self._label, reason=reason),
         )
+        self.generation = generation
+        self.observer: WatchesParts | None = None
+        # Never changed, only replaced: an open part holds the one that it was opened with.
+        self._measures: Mapping[str, Measure] = {view.name: view.measure for view in views}
         self._verdicts = Verdicts(
             name,
             services.journal,
@@ -242,6 +217,29 @@ class Station:
         """Count images that were left out."""
         self.counters.skipped(count)
 
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """View -> by what the next part is decided."""
+        return self._measures
+
+    def replace(self, measures: Mapping[str, Measure], told: Callable[[int], None]) -> int:
+        """Decide by other bundles or thresholds from the next part on; open parts keep those that they have.
+
+        Args:
+            measures: View -> measure; the other views keep theirs.
+            told: Called with the number before the first part that has it is opened; it must return at once.
+
+        Returns:
+            Number of the new set.
+        """
+        with self._room:
+            self._measures = {**self._measures, **measures}
+            for name, measure in measures.items():
+                self._views[name].measure = measure
+            self.generation += 1
+            told(self.generation)
+            return self.generation
+
     def acknowledge(self, actor: str, role: str = "") -> None:
         """Leave the state `error`, where its cause is gone, and `halted`."""
         journal = self._services.journal
@@ -328,6 +326,7 @@ class Station:
             deadline_ns=mono_ns + limits.deadline_ns,
             collect_ns=mono_ns + limits.collect_ns,
             generation=self.generation,
+            measures=self._measures,
         )
         part.frames.update(frames if refusal is None else _without_pixels(frames))
         self._open += 1
@@ -433,8 +432,10 @@ class Station:
             return
         if part.trigger is not None:
             self._alignment.missed(self._views.keys() - frames.keys())
+        if (observer := self.observer) is not None:
+            observer.begins(part, frames)
         works = [
-            view.begin(frames[view.name], part.deadline_ns)
+            view.begin(frames[view.name], part.deadline_ns, part.measures[view.name])
             if view.name in frames
             else view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms")
             for view in self._views.values()
@@ -446,7 +447,10 @@ class Station:
         """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
         try:
             part.scored_ns = self._services.clock.mono_ns()
-            self._verdicts.decide(part, self._finished(works))
+            views = self._finished(works)
+            self._verdicts.decide(part, views)
+            if (observer := self.observer) is not None:
+                observer.decided(part, views)
         except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.bundle import InForce, Manifest
 from flawscope.errors import FlawscopeError
 from flawscope.imaging.images import decode_stored, to_8_bit
 from flawscope.runtime.inspector import UNLIKE
@@ -53,11 +54,15 @@ class Measure:
         scoring: Scores images, together with other views of the same bundle.
         bundle: Digest of the bundle.
         bits: Bits in use of 16-bit images, as the bundle was trained.
+        manifest: Manifest of the bundle; None where there is no bundle.
+        in_force: The thresholds that decide; None for those that the bundle was loaded with.
     """
 
     scoring: SharedScoring
     bundle: str
     bits: int | None
+    manifest: Manifest | None = None
+    in_force: InForce | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class View:
         crop: What of an image is inspected; None for all of it.
 
     Attributes:
-        measure: As above; replaced between two parts.
+        measure: As above; replaced between two parts. A part is decided by the one that it was opened with.
     """
 
     def __init__(
@@ -97,16 +102,17 @@ class View:
         self.name, self.source, self.measure = name, source, measure
         self._scene, self._crop = scene, crop
 
-    def begin(self, frame: Frame, deadline_ns: int) -> InWork | ViewRecord:
+    def begin(self, frame: Frame, deadline_ns: int, measure: Measure | None = None) -> InWork | ViewRecord:
         """Check an image and have it scored; what must not be scored is on record at once.
 
         Args:
             frame: The image as it came.
             deadline_ns: When its part must have a verdict.
+            measure: By what it is decided; None for the one in force now.
         """
         if frame.problem or frame.image is None:
             return self._fault(frame, frame.problem or "incomplete_image", frame.detail or "there is no image")
-        measure = self.measure
+        measure = self.measure if measure is None else measure
         try:
             image, color = self._pixels(frame)
             notes: tuple[str, ...] = ()
@@ -121,7 +127,7 @@ class View:
         except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
             return self._fault(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
         # Its pixels are in the queue of the inspector; here they would stay until the deadline.
-        result = measure.scoring.submit(image, deadline_ns, color)
+        result = measure.scoring.submit(image, deadline_ns, color, measure.in_force)
         return InWork(replace(frame, image=None), result, notes, measure.bundle)
 
     def finish(self, work: InWork, result: Result) -> ViewRecord:
@@ -144,6 +150,10 @@ class View:
             source=work.frame.source,
             notes=notes,
         )
+
+    def judged_by(self, measure: Measure) -> View:
+        """Return a view of the same images that decides by another measure, and checks no scene."""
+        return View(self.name, self.source, measure, None, self._crop)
 
     def missing(self, reason: Reason, detail: str) -> ViewRecord:
         """Return what is on record of an image that did not come, or has no result in time."""

@@ -140,7 +140,7 @@ def hang(line: Line) -> threading.Event:
     """Let the inspector hang; returns what lets it go on."""
     gate = threading.Event()
     inspector = line.stations["top"].views["cam0"].measure.scoring._inspector
-    inspector.score = lambda sources, color: gate.wait(WAIT_S) and []  # type: ignore[method-assign]
+    inspector.score = lambda *_: gate.wait(WAIT_S) and []  # type: ignore[method-assign]
     return gate
 
 

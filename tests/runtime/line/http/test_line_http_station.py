@@ -29,7 +29,8 @@ from flawscope.runtime.line.sources.table import PushSource  # noqa: E402
 from flawscope.runtime.line.station.deadlines import Deadlines  # noqa: E402
 from flawscope.runtime.line.station.open_parts import OpenParts  # noqa: E402
 from flawscope.runtime.line.station.scoring import SharedScoring  # noqa: E402
-from flawscope.runtime.line.station.station import LineServices, Station, StationLimits  # noqa: E402
+from flawscope.runtime.line.station.station import Station  # noqa: E402
+from flawscope.runtime.line.station.surroundings import LineServices, StationLimits  # noqa: E402
 from flawscope.runtime.line.station.view import Measure, View  # noqa: E402
 from flawscope.runtime.line.status import LineStatus, StationStatus  # noqa: E402
 

@@ -62,7 +62,7 @@ class Desk:
         )
         seq = self.numbers.begin("top", "", 0, 0)
         self.counters.opened()
-        self.part = PartInWork(seq, "", 0, 0, deadline_ns=DEADLINE, collect_ns=500, generation=1)
+        self.part = PartInWork(seq, "", 0, 0, deadline_ns=DEADLINE, collect_ns=500, generation=1, measures={})
 
     def ends_as(self, *record: object) -> None:
         """Check what was given out and what is on record, exactly once each."""
