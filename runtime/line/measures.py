@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flawscope.arrays import Float32Array
 from flawscope.errors import ArgumentError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.line.gallery.keeper import Heat, HeatOf
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
@@ -66,7 +68,7 @@ class Measures:
         if key not in self._loaded:
             self._loaded[key] = self._load(view)
         inspector, scoring = self._loaded[key]
-        return Measure(scoring, inspector.manifest.digest, inspector.manifest.input.bits)
+        return Measure(scoring, inspector.manifest.digest, inspector.manifest.input.bits, heat_of(inspector))
 
     def inspector_of(self, view: ViewOptions) -> Inspector:
         """Return the inspector of a view, for `check`; as `measure_of`."""
@@ -108,3 +110,12 @@ class Measures:
             raise
         self._say(f"{view.bundle.name}: ready on {inspector.backend} ({inspector.backend_reason})")
         return inspector, scoring
+
+
+def heat_of(inspector: Inspector) -> HeatOf:
+    """Return how the maps of an inspector are drawn: its pixel threshold has the same colour in all of them."""
+
+    def heat(anomaly_map: Float32Array) -> Heat:
+        return Heat(inspector.manifest.map_spec, inspector.pixel_thresholds(anomaly_map))
+
+    return heat

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.gallery.keeper import KeepsImages, Kept
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.outputs.output import Output, State
-from flawscope.runtime.line.parts import Reason, ViewRecord
+from flawscope.runtime.line.parts import PartRecord, Reason
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
 from flawscope.runtime.line.station.deadlines import Deadlines
+from flawscope.runtime.line.station.keeping import Keeping
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.part_in_work import PartInWork
 from flawscope.runtime.line.station.readiness import Readiness
@@ -60,12 +62,13 @@ class StationLimits:
 
 @dataclass(frozen=True)
 class LineServices:
-    """What all stations of a line share."""
+    """What all stations of a line share; `keeper` is told of images, None for nobody."""
 
     journal: Recorder
     numbers: OpenParts
     deadlines: Deadlines
     clock: Clock
+    keeper: KeepsImages | None = None
 
 
 class Station:
@@ -103,6 +106,7 @@ class Station:
             partial(self.readiness.forbid, hold=True),
             lambda action, reason: services.journal.event(action, object=self._label, reason=reason),
         )
+        self._keeping = Keeping(name, services.keeper)
         self._verdicts = Verdicts(
             name,
             services.journal,
@@ -436,36 +440,39 @@ class Station:
         works = [
             view.begin(frames[view.name], part.deadline_ns)
             if view.name in frames
-            else view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms")
+            else Kept(view.name, view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms"))
             for view in self._views.values()
         ]
         # Not waited for: the next part's images are decoded and checked while these are scored.
         when_all([work.result for work in works if isinstance(work, InWork)], partial(self._decide, part, works))
 
-    def _decide(self, part: PartInWork, works: Sequence[InWork | ViewRecord]) -> None:
+    def _decide(self, part: PartInWork, works: Sequence[InWork | Kept]) -> None:
         """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
         try:
             part.scored_ns = self._services.clock.mono_ns()
-            self._verdicts.decide(part, self._finished(works))
+            images = self._keeping.planned(part, self._finished(works))
+            if not self._verdicts.decide(part, tuple(image.record for image in images)):
+                self._keeping.keep(part, None)
         except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 
-    def _finished(self, works: Sequence[InWork | ViewRecord]) -> tuple[ViewRecord, ...]:
+    def _finished(self, works: Sequence[InWork | Kept]) -> tuple[Kept, ...]:
         views = self._views.values()
         found = tuple(
-            view.finish(work, work.result.result()) if isinstance(work, InWork) else work
+            view.kept(work, work.result.result()) if isinstance(work, InWork) else work
             for view, work in zip(views, works, strict=True)
         )
-        for record in found:
-            self.watch.image(record.view, record.reason)
+        for image in found:
+            self.watch.image(image.view, image.record.reason)
         return found
 
-    def _closed(self, part: PartInWork, reason: Reason) -> None:
+    def _closed(self, part: PartInWork, record: PartRecord) -> None:
         """Take note that a part has its verdict out."""
-        self.watch.verdict(reason)
+        self.watch.verdict(record.reason)
         with self._room:
             self._open -= 1
             self._room.notify_all()
+        self._keeping.keep(part, record)
 
     def _recorded(self, part: PartInWork) -> None:
         """Take note that the verdict of a part is on record."""
