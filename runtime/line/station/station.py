@@ -18,7 +18,7 @@ from flawscope.runtime.line.gallery.keeper import KeepsImages, Kept
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.outputs.output import Output, State
 from flawscope.runtime.line.parts import PartRecord, Reason
-from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.sources.source import Frame, without_pixels
 from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
 from flawscope.runtime.line.station.deadlines import Deadlines
@@ -333,7 +333,7 @@ class Station:
             collect_ns=mono_ns + limits.collect_ns,
             generation=self.generation,
         )
-        part.frames.update(frames if refusal is None else _without_pixels(frames))
+        part.frames.update(frames if refusal is None else without_pixels(frames))
         self._open += 1
         if is_whole or len(part.frames) == len(self._views):
             part.is_collected.set()
@@ -424,7 +424,7 @@ class Station:
                 self._collecting.remove(part)
             frames = dict(part.frames)
             # Whoever waits for its deadline or its record must not keep its pixels in memory.
-            part.frames.update(_without_pixels(frames))
+            part.frames.update(without_pixels(frames))
         part.collected_ns = clock.mono_ns()
         frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
         problem = self._alignment.problem(part.trigger, frame_ids)
@@ -457,11 +457,7 @@ class Station:
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 
     def _finished(self, works: Sequence[InWork | Kept]) -> tuple[Kept, ...]:
-        views = self._views.values()
-        found = tuple(
-            view.kept(work, work.result.result()) if isinstance(work, InWork) else work
-            for view, work in zip(views, works, strict=True)
-        )
+        found = tuple(view.kept(work) for view, work in zip(self._views.values(), works, strict=True))
         for image in found:
             self.watch.image(image.view, image.record.reason)
         return found
@@ -499,7 +495,3 @@ class Station:
             call()
         except Exception as err:
             self.readiness.forbid(what, f"{type(err).__name__}: {err}")
-
-
-def _without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
-    return {name: replace(frame, image=None) for name, frame in frames.items()}

@@ -161,8 +161,11 @@ class View:
             notes=notes,
         )
 
-    def kept(self, work: InWork, result: Result) -> Kept:
+    def kept(self, work: InWork | Kept) -> Kept:
         """Return an image that was scored, with what is on record of it and all that is needed to draw it."""
+        if isinstance(work, Kept):
+            return work
+        result = work.result.result()
         measure, anomaly_map, heat = work.measure, result.anomaly_map, None
         record = self.finish(work, result)
         # What cannot be drawn costs no verdict.
