@@ -21,6 +21,7 @@ from linktree import ROOT
 from flawscope.runtime.line.config_words import words_of
 from flawscope.runtime.line.line_config import (
     HttpOptions,
+    ImageOptions,
     LineConfig,
     LineOptions,
     SceneLimits,
@@ -47,6 +48,7 @@ def tables() -> str:
     parts += [(f"Source `{_tag(kind)}`", kind) for kind in SOURCES]
     parts += [(f"Output `{_tag(kind)}`", kind) for kind in OUTPUTS]
     parts += [(f"Sink `{_tag(kind)}`", kind) for kind in SINKS]
+    parts += [("`images`", ImageOptions)]
     parts += [("`http`", HttpOptions), ("`tls`", Tls)]
     return "\n".join([BEGIN, "", *(table(title, kind) for title, kind in parts), END])
 

@@ -214,6 +214,18 @@ def _check_folders(config: LineConfig) -> Iterator[Mistake]:
             yield Mistake("sinks", f"expected every `jsonl` sink to have a folder of its own, got {path} twice.")
 
 
+def _check_disk(config: LineConfig) -> Iterator[Mistake]:
+    images = config.images
+    limits = (images.fault_below_gb, images.stop_below_gb, images.prune_below_gb)
+    if sorted(limits) != list(limits):
+        yield Mistake(
+            "images",
+            "expected fault_below_gb, stop_below_gb and prune_below_gb to be no smaller in this order, got "
+            f"{', '.join(f'{limit:g}' for limit in limits)}. Images are deleted before they are no longer stored, and "
+            "verdicts come last.",
+        )
+
+
 def _check_tls(config: LineConfig) -> Iterator[Mistake]:
     for number, sink in enumerate(config.sinks):
         tls: Tls | None = sink.tls if isinstance(sink, MqttSink) else None
@@ -271,6 +283,7 @@ _CHECKS: tuple[Callable[[LineConfig], Iterator[Mistake]], ...] = (
     _check_addresses,
     _check_http,
     _check_folders,
+    _check_disk,
     _check_tls,
     _check_behind,
     _check_gpio,

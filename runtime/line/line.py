@@ -17,6 +17,7 @@ from flawscope import __version__
 from flawscope.files import storage_errors
 from flawscope.runtime.line.clock import Clock, SystemClock, boot_id, iso
 from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
@@ -54,6 +55,7 @@ class Line:
     Attributes:
         stations: Name -> station, after `start`.
         journal: The journal, after `start`.
+        gallery: What is kept of images, after `start`.
         is_written: Whether all that was recorded is on the disk, after `stop`.
         lost: Why only a new process can go on, in words: a device that did not come back; else empty.
     """
@@ -66,6 +68,7 @@ class Line:
         self._sinks: list[SinkRunner] = []
         self._server: LineServer | None = None
         self._journal: Journal | None = None
+        self.gallery: Gallery | None = None
         self._numbers: OpenParts | None = None
         self._first = 0
         self._drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
@@ -118,9 +121,19 @@ class Line:
         stack.callback(self._status_file.close)
         measures = Measures(config.trusted_keys, self._say)
         stack.callback(measures.close)
+        self.gallery = Gallery(
+            state,
+            [station.name for station in config.stations],
+            config.images,
+            journal,
+            self._clock,
+            has_readers=config.http is not None,
+        )
+        stack.callback(self.gallery.stop)
+        self.gallery.start()
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
-        services = LineServices(journal, numbers, deadlines, self._clock)
+        services = LineServices(journal, numbers, deadlines, self._clock, self.gallery)
         server: LineServer | None = None
         if config.http is not None:
             server = self._server = LineServer(config, self)
@@ -131,6 +144,7 @@ class Line:
             stack.callback(station.stop)
             if journal.problem:
                 station.readiness.forbid("journal", journal.problem, hold=True)
+            self._heed_disk(station)
             station.start()
             self.stations[station.name] = station
         if server is not None:
@@ -177,6 +191,7 @@ class Line:
     def turn(self) -> None:
         """Do what is done once a second: the account, the clocks, the heartbeat, the file of the state."""
         for station in self.stations.values():
+            self._heed_disk(station)
             station.beat()
             if self._told.get(station.name) != (state := station.readiness.state):
                 self._told[station.name] = state
@@ -219,6 +234,16 @@ class Line:
                 else:
                     station.readiness.allow(f"sink {runner.name}")
 
+    def _heed_disk(self, station: Station) -> None:
+        """Let no part be judged while the disk has no room for its record, and again when it has."""
+        reason = "" if self.gallery is None else self.gallery.forbids
+        if reason:
+            # Once: the words have the free space in them, which changes each second.
+            if not station.readiness.against("disk"):
+                station.readiness.forbid("disk", reason)
+        else:
+            station.readiness.allow("disk")
+
     @property
     def has_ended(self) -> bool:
         """Whether all sources of all stations have ended, as for folders that are not watched."""
@@ -237,6 +262,7 @@ class Line:
             last_seq=journal.last_seq,
             journal=journal.problem,
             account_holds=not self._is_wrong,
+            images=None if self.gallery is None else self.gallery.status(),
             stations=tuple(StationStatus.of(station) for station in self.stations.values()),
             sinks=tuple(
                 SinkStatus(runner.name, runner.sent, runner.behind, runner.errors, runner.last_error)
@@ -265,6 +291,9 @@ class Line:
             if self._server is not None:
                 # After the stations: whoever waits hears his verdict. Before the account, which a trigger would change.
                 self._server.stop()
+            if self.gallery is not None:
+                # Before the last head is signed: what it could not write is on record.
+                self.gallery.stop()
             if self._journal is not None and self.stations:
                 self._journal.event("stopped", object=f"line {self._config.line.name}")
                 self.is_written = self._journal.flush(_FLUSH_S)

@@ -103,6 +103,8 @@ def _show(said: LineStatus, is_running: bool) -> None:
         echo(_counts(station))
         for warning in station.warnings:
             echo(f"station {station.name}: warning: {warning}")
+    if said.images is not None and said.images.warning:
+        echo(f"images: {said.images.warning}")
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")

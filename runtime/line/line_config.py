@@ -111,6 +111,35 @@ class StationOptions(Options, frozen=True, kw_only=True):
     allow_skip: bool = False
 
 
+class ImageOptions(Options, frozen=True, kw_only=True):
+    """What is kept of images, and what happens when the disk of the state folder fills.
+
+    Attributes:
+        keep: Parts whose images are stored on the disk: `all`, `rejects` (faults too, and a share of the accepts), or
+            `none`.
+        accepts: Share of the accepts whose images `rejects` stores; which ones, their numbers decide.
+        maps: Whether anomaly maps are stored beside images.
+        min_days: Days for which images of rejects and faults stay that nobody has reviewed, however full the disk is.
+        quota_gb: Most gigabytes (10^9 bytes) of stored images; null for what the disk has.
+        prune_below_gb: Free gigabytes below which stored images are deleted: accepts first, then reviewed ones.
+        stop_below_gb: Free gigabytes below which no images are stored.
+        fault_below_gb: Free gigabytes below which parts are faults: without a disk there is no record.
+        recent_parts: Last parts of each station whose images are in memory, for the page.
+        recent_mb: Most MiB that they take.
+    """
+
+    keep: Literal["all", "rejects", "none"] = "rejects"
+    accepts: Share = 0.01
+    maps: bool = True
+    min_days: Annotated[float, msgspec.Meta(ge=0.0, le=36500.0)] = 30.0
+    quota_gb: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    prune_below_gb: Annotated[float, msgspec.Meta(ge=0.0)] = 5.0
+    stop_below_gb: Annotated[float, msgspec.Meta(ge=0.0)] = 2.0
+    fault_below_gb: Annotated[float, msgspec.Meta(ge=0.0)] = 0.2
+    recent_parts: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50
+    recent_mb: Annotated[float, msgspec.Meta(ge=1.0, le=65536.0)] = 256.0
+
+
 class HttpOptions(Options, frozen=True, kw_only=True):
     """The line's own HTTP server.
 
@@ -130,6 +159,7 @@ class LineConfig(Options, frozen=True, kw_only=True):
         line: The line itself.
         stations: Its stations.
         sinks: Who is told afterwards.
+        images: What is kept of images, and what happens when the disk fills.
         http: Its HTTP server; None for none.
         trusted_keys: File or folder of public keys; with it, bundles that none of them has signed are refused.
         selftest_s: Seconds between two scorings of a golden image on an idle line.
@@ -138,6 +168,7 @@ class LineConfig(Options, frozen=True, kw_only=True):
     line: LineOptions
     stations: Annotated[tuple[StationOptions, ...], msgspec.Meta(min_length=1, max_length=64)]
     sinks: tuple[SinkOptions, ...] = ()
+    images: ImageOptions = ImageOptions()
     http: HttpOptions | None = HttpOptions()
     trusted_keys: Path | None = None
     selftest_s: Seconds = 30.0

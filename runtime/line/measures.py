@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flawscope.arrays import Float32Array
 from flawscope.bundle import InForce, Manifest
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.line.gallery.keeper import Heat, HeatOf
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
@@ -117,8 +119,8 @@ class Measures:
                 self._loaded[key] = loaded
         inspector = loaded.inspector
         assert inspector is not None
-        manifest = inspector.manifest
-        return Measure(loaded.scoring, manifest.digest, manifest.input.bits, manifest, inspector.in_force)
+        manifest, heat = inspector.manifest, heat_of(inspector)
+        return Measure(loaded.scoring, manifest.digest, manifest.input.bits, manifest, inspector.in_force, heat)
 
     def none(self, view: str, reason: str) -> Measure:
         """Return a measure that makes a fault of each image, for a view without a bundle that can be used."""
@@ -186,6 +188,15 @@ def check_calibrated(manifest: Manifest, view: ViewOptions, bundle: Path) -> Non
             f"{bundle}: expected a bundle with thresholds, got one without: it cannot accept anything. "
             "Run flawscope calibrate."
         )
+
+
+def heat_of(inspector: Inspector) -> HeatOf:
+    """Return how the maps of an inspector are drawn: its pixel threshold has the same colour in all of them."""
+
+    def heat(anomaly_map: Float32Array) -> Heat:
+        return Heat(inspector.manifest.map_spec, inspector.pixel_thresholds(anomaly_map))
+
+    return heat
 
 
 def _key(view: ViewOptions, bundle: Path) -> tuple[object, ...]:

@@ -92,6 +92,30 @@ class SinkStatus(msgspec.Struct, frozen=True):
     last_error: str
 
 
+class ImagesStatus(msgspec.Struct, frozen=True):
+    """The images of a line at one moment; numbers are since its start.
+
+    Attributes:
+        disk: What the disk has room for: `ok`, `prune`, `stop` (no images) or `fault` (no parts).
+        free_gb: Free gigabytes.
+        stored: Images that were stored.
+        left_out: Images that should have been stored, and are not.
+        lost: Images that a record names and that could not be written.
+        deleted: Files that were deleted to make room.
+        waiting: Images that wait for the disk.
+        warning: What is wrong, in words; empty for nothing.
+    """
+
+    disk: str
+    free_gb: float
+    stored: int
+    left_out: int
+    lost: int
+    deleted: int
+    waiting: int
+    warning: str = ""
+
+
 class LineStatus(msgspec.Struct, frozen=True):
     """A line at one moment.
 
@@ -107,6 +131,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         sinks: Its sinks.
         mono_ns: When this was written by the monotonic clock, which does not jump.
         boot_id: Boot of the machine that the monotonic clock belongs to.
+        images: What is kept of images, and how full the disk is.
     """
 
     line: str
@@ -120,6 +145,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     sinks: tuple[SinkStatus, ...]
     mono_ns: int = 0
     boot_id: str = ""
+    images: ImagesStatus | None = None
 
 
 class StatusFile:

@@ -150,6 +150,7 @@ class FakeLine:
         self.last_seq = 0
         self.journal = FakeJournal()
         self.stations: dict[str, FakeStation] = {}
+        self.gallery = None
         self.before_status: Callable[[], object] = lambda: None
 
     def add(self, name: str, is_triggered: bool = False) -> FakeStation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
 
@@ -66,6 +67,10 @@ class LineView(Protocol):
     @property
     def journal(self) -> JournalView:
         """The journal."""
+
+    @property
+    def gallery(self) -> Gallery | None:
+        """What is kept of images; None where nothing is."""
 
     def status(self) -> LineStatus:
         """Return what is known now."""

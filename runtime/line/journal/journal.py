@@ -17,6 +17,7 @@ from flawscope.runtime.line.journal.ledger import RecordRefused, Standing
 from flawscope.runtime.line.journal.opening import Opened, open_file
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.recorder import Done
+from flawscope.runtime.line.journal.reviews import PartFacts, Review
 from flawscope.runtime.line.journal.rows import event_row, part_of, part_row
 from flawscope.runtime.line.journal.schema import FILE
 from flawscope.runtime.line.journal.writer import Entry, Mark, Writer
@@ -187,13 +188,22 @@ class Journal:
         verdict: str | None = None,
         newest_first: bool = False,
         before_seq: int | None = None,
+        is_reviewed: bool | None = None,
     ) -> list[PartRecord]:
         """Return parts, each by its last revision; see `JournalReader.parts`."""
-        return self._reader.parts(after_seq, limit, station, verdict, newest_first, before_seq)
+        return self._reader.parts(after_seq, limit, station, verdict, newest_first, before_seq, is_reviewed)
 
     def part_of(self, seq: int) -> PartRecord | None:
         """Return a part by its last revision; see `JournalReader.part_of`."""
         return self._reader.part_of(seq)
+
+    def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
+        """Return reviews in the order in which they were made; see `JournalReader.reviews`."""
+        return self._reader.reviews(seq, after, limit)
+
+    def facts(self, first: int, last: int) -> dict[int, PartFacts]:
+        """Return verdicts, and whether parts were reviewed; see `JournalReader.facts`."""
+        return self._reader.facts(first, last)
 
     def missing(self, first: int, last: int) -> list[int]:
         """Return the numbers from `first` to `last` that no part has; see `JournalReader.missing`."""

@@ -13,6 +13,7 @@ from typing import Any
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.runtime.line.journal.chain import Kind
 from flawscope.runtime.line.journal.ledger import counts_of, unrecorded
+from flawscope.runtime.line.journal.reviews import IS_REVIEWED, PartFacts, Review, facts_of, reviews_of
 from flawscope.runtime.line.journal.rows import Row, entry_of, part_of
 from flawscope.runtime.line.journal.schema import (
     APPLICATION,
@@ -117,6 +118,7 @@ class JournalReader:
         verdict: str | None = None,
         newest_first: bool = False,
         before_seq: int | None = None,
+        is_reviewed: bool | None = None,
     ) -> list[PartRecord]:
         """Return parts, each by its last revision, in the order of their numbers.
 
@@ -127,6 +129,7 @@ class JournalReader:
             verdict: Only those with this verdict.
             newest_first: Whether the order is from the largest number on.
             before_seq: Only those with a smaller number: the page that follows, where the newest come first.
+            is_reviewed: Only those that somebody has reviewed, or only those that nobody has.
 
         Raises:
             DataError: If a row is no record, as after a change by hand.
@@ -138,6 +141,8 @@ class JournalReader:
             if value is not None:
                 conditions.append(text)
                 values.append(value)
+        if is_reviewed is not None:
+            conditions.append(IS_REVIEWED if is_reviewed else f"NOT {IS_REVIEWED}")
         order = "DESC" if newest_first else "ASC"
         query = (
             f"SELECT {', '.join(PART_COLUMNS)} FROM part WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?"
@@ -159,6 +164,24 @@ class JournalReader:
             StorageError: If the file cannot be read.
         """
         return next(iter(self.parts(after_seq=seq - 1, before_seq=seq + 1)), None)
+
+    def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
+        """Return reviews of a part, or of all, in the order in which they were made; see `reviews_of`.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        with self.connection() as connection:
+            return reviews_of(connection, seq, after, limit)
+
+    def facts(self, first: int, last: int) -> dict[int, PartFacts]:
+        """Return number -> verdict, and whether it was reviewed, of the parts from `first` to `last`.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        with self.connection() as connection:
+            return facts_of(connection, first, last)
 
     def missing(self, first: int, last: int) -> list[int]:
         """Return the numbers from `first` to `last`, both included, that no part has: open parts, and lost ones.

@@ -71,6 +71,7 @@ STATEMENTS = (
     action TEXT NOT NULL, object TEXT NOT NULL, old TEXT NOT NULL, new TEXT NOT NULL, reason TEXT NOT NULL,
     link INTEGER PRIMARY KEY, prev_hash TEXT NOT NULL, hash TEXT NOT NULL
 )""",
+    "CREATE INDEX event_by_object ON event (action, object, link)",
     """CREATE TABLE head (
     line TEXT NOT NULL, head_link INTEGER NOT NULL, head_hash TEXT NOT NULL, seq INTEGER NOT NULL, utc TEXT NOT NULL,
     key TEXT NOT NULL, signature TEXT NOT NULL,

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from flawscope.runtime.line.gallery.keeper import Kept
+from flawscope.runtime.line.parts import ViewRecord
 from flawscope.runtime.line.sources.source import Frame
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class PartInWork:
         measures: View -> by what it is decided: the set of that number, whatever is in force when it is scored.
 
     Attributes:
+        accepted: What was found in its images where its accept was taken to be recorded; empty otherwise.
         frames: View -> its image.
         is_collected: Set when all images are there.
         collected_ns: When they were there, or were waited for no longer; None before.
@@ -40,8 +43,10 @@ class PartInWork:
     """
 
     __slots__ = (
+        "_images",
         "_lock",
         "_phase",
+        "accepted",
         "collect_ns",
         "collected_ns",
         "deadline_ns",
@@ -77,6 +82,8 @@ class PartInWork:
         self.collected_ns: int | None = None
         self.scored_ns: int | None = None
         self.trigger: int | None = None
+        self.accepted: tuple[ViewRecord, ...] = ()
+        self._images: tuple[Kept, ...] = ()
         self._lock = threading.Lock()
         self._phase: Phase = "open"
 
@@ -84,6 +91,17 @@ class PartInWork:
     def is_settled(self) -> bool:
         """Whether it has its verdict."""
         return self._phase == "settled"
+
+    def put_images(self, images: tuple[Kept, ...]) -> None:
+        """Add its images as they were inspected, for whoever keeps them."""
+        with self._lock:
+            self._images = images
+
+    def take_images(self) -> tuple[Kept, ...]:
+        """Return its images, once; nobody who waits for its record keeps their pixels in memory."""
+        with self._lock:
+            images, self._images = self._images, ()
+            return images
 
     def settle(self) -> bool:
         """Take the part for a reject or a fault; False if somebody was quicker, or its accept is being recorded."""
@@ -93,12 +111,12 @@ class PartInWork:
             self._phase = "settled"
             return True
 
-    def begin_accept(self) -> bool:
-        """Take the part for an accept that is recorded first; False if somebody was quicker."""
+    def begin_accept(self, views: tuple[ViewRecord, ...] = ()) -> bool:
+        """Take the part for an accept that is recorded first, with these views; False if somebody was quicker."""
         with self._lock:
             if self._phase != "open":
                 return False
-            self._phase = "accepting"
+            self._phase, self.accepted = "accepting", views
             return True
 
     def finish_accept(self) -> bool:

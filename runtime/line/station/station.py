@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.outputs.output import Output, State
-from flawscope.runtime.line.parts import Reason, ViewRecord
-from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.parts import PartRecord, Reason
+from flawscope.runtime.line.sources.source import Frame, without_pixels
 from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
+from flawscope.runtime.line.station.keeping import Keeping
 from flawscope.runtime.line.station.part_in_work import PartInWork
 from flawscope.runtime.line.station.readiness import Readiness
 from flawscope.runtime.line.station.scoring import when_all
@@ -78,6 +80,7 @@ class Station:
         self.observer: WatchesParts | None = None
         # Never changed, only replaced: an open part holds the one that it was opened with.
         self._measures: Mapping[str, Measure] = {view.name: view.measure for view in views}
+        self._keeping = Keeping(name, services.keeper)
         self._verdicts = Verdicts(
             name,
             services.journal,
@@ -328,7 +331,7 @@ class Station:
             generation=self.generation,
             measures=self._measures,
         )
-        part.frames.update(frames if refusal is None else _without_pixels(frames))
+        part.frames.update(frames if refusal is None else without_pixels(frames))
         self._open += 1
         if is_whole or len(part.frames) == len(self._views):
             part.is_collected.set()
@@ -419,7 +422,7 @@ class Station:
                 self._collecting.remove(part)
             frames = dict(part.frames)
             # Whoever waits for its deadline or its record must not keep its pixels in memory.
-            part.frames.update(_without_pixels(frames))
+            part.frames.update(without_pixels(frames))
         part.collected_ns = clock.mono_ns()
         frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
         problem = self._alignment.problem(part.trigger, frame_ids)
@@ -437,39 +440,38 @@ class Station:
         works = [
             view.begin(frames[view.name], part.deadline_ns, part.measures[view.name])
             if view.name in frames
-            else view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms")
+            else Kept(view.name, view.missing("missing_view", f"no image within {self._limits.collect_ns / 1e6:g} ms"))
             for view in self._views.values()
         ]
         # Not waited for: the next part's images are decoded and checked while these are scored.
         when_all([work.result for work in works if isinstance(work, InWork)], partial(self._decide, part, works))
 
-    def _decide(self, part: PartInWork, works: Sequence[InWork | ViewRecord]) -> None:
+    def _decide(self, part: PartInWork, works: Sequence[InWork | Kept]) -> None:
         """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
         try:
             part.scored_ns = self._services.clock.mono_ns()
-            views = self._finished(works)
-            self._verdicts.decide(part, views)
+            images = self._keeping.planned(part, self._finished(works))
+            views = tuple(image.record for image in images)
+            if not self._verdicts.decide(part, views):
+                self._keeping.keep(part, None)
             if (observer := self.observer) is not None:
                 observer.decided(part, views)
         except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 
-    def _finished(self, works: Sequence[InWork | ViewRecord]) -> tuple[ViewRecord, ...]:
-        views = self._views.values()
-        found = tuple(
-            view.finish(work, work.result.result()) if isinstance(work, InWork) else work
-            for view, work in zip(views, works, strict=True)
-        )
-        for record in found:
-            self.watch.image(record.view, record.reason)
+    def _finished(self, works: Sequence[InWork | Kept]) -> tuple[Kept, ...]:
+        found = tuple(view.kept(work) for view, work in zip(self._views.values(), works, strict=True))
+        for image in found:
+            self.watch.image(image.view, image.record.reason)
         return found
 
-    def _closed(self, part: PartInWork, reason: Reason) -> None:
+    def _closed(self, part: PartInWork, record: PartRecord) -> None:
         """Take note that a part has its verdict out."""
-        self.watch.verdict(reason)
+        self.watch.verdict(record.reason)
         with self._room:
             self._open -= 1
             self._room.notify_all()
+        self._keeping.keep(part, record)
 
     def _recorded(self, part: PartInWork) -> None:
         """Take note that the verdict of a part is on record."""
@@ -496,7 +498,3 @@ class Station:
             call()
         except Exception as err:
             self.readiness.forbid(what, f"{type(err).__name__}: {err}")
-
-
-def _without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
-    return {name: replace(frame, image=None) for name, frame in frames.items()}

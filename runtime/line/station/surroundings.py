@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.gallery.keeper import KeepsImages
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.parts import ViewRecord
 from flawscope.runtime.line.sources.source import Frame
@@ -36,12 +37,13 @@ class StationLimits:
 
 @dataclass(frozen=True)
 class LineServices:
-    """What all stations of a line share."""
+    """What all stations of a line share; `keeper` is told of images, None for nobody."""
 
     journal: Recorder
     numbers: OpenParts
     deadlines: Deadlines
     clock: Clock
+    keeper: KeepsImages | None = None
 
 
 class WatchesParts(Protocol):

@@ -38,7 +38,7 @@ class Verdicts:
         clock: The clock.
         outputs: Who is told.
         counters: The account of the station.
-        closed: Called when a part has its verdict out and is open no more, with the reason of a fault.
+        closed: Called when a part has its verdict out and is open no more, with the record that it gets.
         recorded: Called when its verdict is on record, too.
         failed: Called with what failed and why: an output that may not have signalled, a journal that does not write.
         records_first: Whether an accept is recorded before it is given out.
@@ -52,7 +52,7 @@ class Verdicts:
         clock: Clock,
         outputs: Sequence[Output],
         counters: Counters,
-        closed: Callable[[PartInWork, Reason], None],
+        closed: Callable[[PartInWork, PartRecord], None],
         recorded: Callable[[PartInWork], None],
         failed: Callable[[str, str], None],
         *,
@@ -65,12 +65,15 @@ class Verdicts:
         self._output_lock = threading.Lock()
         self._boot = boot_id()
 
-    def decide(self, part: PartInWork, views: tuple[ViewRecord, ...]) -> None:
+    def decide(self, part: PartInWork, views: tuple[ViewRecord, ...]) -> bool:
         """Give a part the verdict of its worst view; a part that has one keeps it, and this one is noted as late.
 
         Args:
             part: The part.
             views: What was found in each of its images; at least one.
+
+        Returns:
+            Whether the part takes the verdict.
         """
         worst = worst_view(views)
         detail = f"{worst.view}: {worst.detail}" if worst.detail else ""
@@ -80,18 +83,19 @@ class Verdicts:
             # The thread of the deadlines may be a moment behind; what comes now is late all the same.
             self.deadline(part)
         if worst.verdict == "accept" and self._records_first:
-            if part.begin_accept():
+            if part.begin_accept(views):
                 self._journal.record(record, partial(self._accept_recorded, part, record))
-                return
+                return True
         elif part.settle():
             self._settled(part, record)
-            return
+            return True
         if worst.verdict == "fault":
-            return  # it is one already
+            return False  # it is one already
         self._counters.late()
         self._journal.event(
             "late_verdict", object=f"part {part.seq}", new=worst.verdict, reason=worst.detail or f"score {worst.score}"
         )
+        return False
 
     def fault(self, part: PartInWork, reason: Reason, detail: str, views: tuple[ViewRecord, ...] = ()) -> None:
         """Make a part a fault, unless it has its verdict."""
@@ -108,7 +112,7 @@ class Verdicts:
         elif before == "accepting":
             # The record of an accept is on its way, and `_accept_recorded` follows it with that of the fault.
             self._signal(part, record)
-            self._closed(part, record.reason)
+            self._closed(part, msgspec.structs.replace(record, views=part.accepted))
 
     def show_state(self, state: State) -> None:
         """Tell the outputs the state of the station."""
@@ -130,7 +134,7 @@ class Verdicts:
         )
         if is_taken:
             given = self._signal(part, fault if error is not None or is_late else record, instead=fault)
-            self._closed(part, given.reason)
+            self._closed(part, given)
             if given.verdict == "accept":
                 self._recorded(part, None)
                 return
@@ -143,7 +147,7 @@ class Verdicts:
         late = msgspec.structs.replace(record, verdict="fault", reason="deadline", detail=_TOO_LATE_OUT)
         given = self._signal(part, record, instead=late)
         self._queue_record(part, given)
-        self._closed(part, given.reason)
+        self._closed(part, given)
 
     def _queue_record(self, part: PartInWork, record: PartRecord) -> None:
         self._journal.record(record, partial(self._recorded, part))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,13 @@ from flawscope.bundle import InForce, Manifest
 from flawscope.errors import FlawscopeError
 from flawscope.imaging.images import decode_stored, to_8_bit
 from flawscope.runtime.inspector import UNLIKE
+from flawscope.runtime.line.gallery.keeper import HeatOf, Kept, Pixels
 from flawscope.runtime.line.parts import Reason, ViewRecord
 from flawscope.runtime.line.sources.source import Frame, Source
 from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.results import Result
 
+Color = Literal["rgb", "bgr"]
 Crop = tuple[int, int, int, int]
 """Left, top, width and height in pixels."""
 
@@ -56,6 +59,7 @@ class Measure:
         bits: Bits in use of 16-bit images, as the bundle was trained.
         manifest: Manifest of the bundle; None where there is no bundle.
         in_force: The thresholds that decide; None for those that the bundle was loaded with.
+        heat: Says how an anomaly map is drawn; None where it is not.
     """
 
     scoring: SharedScoring
@@ -63,6 +67,7 @@ class Measure:
     bits: int | None
     manifest: Manifest | None = None
     in_force: InForce | None = None
+    heat: HeatOf | None = None
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,20 @@ class InWork:
     """An image that is being scored.
 
     Attributes:
-        frame: The image as it came.
+        frame: The image as it came, without its pixels.
         result: Its result, later.
         notes: What the scene was near to.
-        bundle: Digest of the bundle that scores it; the view may have another one when the result is there.
+        measure: What scores it; the view may have another one when the result is there.
+        image: What is inspected, for whoever keeps it.
+        color: Order of its channels.
     """
 
     frame: Frame
     result: Future[Result]
     notes: tuple[str, ...]
-    bundle: str
+    measure: Measure
+    image: Pixels | bytes
+    color: Color
 
 
 class View:
@@ -102,7 +111,7 @@ class View:
         self.name, self.source, self.measure = name, source, measure
         self._scene, self._crop = scene, crop
 
-    def begin(self, frame: Frame, deadline_ns: int, measure: Measure | None = None) -> InWork | ViewRecord:
+    def begin(self, frame: Frame, deadline_ns: int, measure: Measure | None = None) -> InWork | Kept:
         """Check an image and have it scored; what must not be scored is on record at once.
 
         Args:
@@ -111,24 +120,31 @@ class View:
             measure: By what it is decided; None for the one in force now.
         """
         if frame.problem or frame.image is None:
-            return self._fault(frame, frame.problem or "incomplete_image", frame.detail or "there is no image")
+            return self._unscored(frame, frame.problem or "incomplete_image", frame.detail or "there is no image")
         measure = self.measure if measure is None else measure
         try:
             image, color = self._pixels(frame)
+            # A file is kept as it came: it is smaller, and nothing is lost.
+            kept = frame.image if isinstance(frame.image, bytes) and self._crop is None else image
             notes: tuple[str, ...] = ()
             if self._scene is not None:
                 seen = to_8_bit(image, frame.source or self.name, measure.bits)
                 scene = self._scene.check(seen[..., ::-1] if color == "bgr" and seen.ndim == 3 else seen)
                 if scene.problem:
-                    return self._fault(frame, scene.problem, scene.detail, scene.notes)
+                    return Kept(
+                        self.name,
+                        self._fault(frame, scene.problem, scene.detail, scene.notes),
+                        kept,
+                        color,
+                        measure.bits,
+                    )
                 notes = scene.notes
         except FlawscopeError as err:
-            return self._fault(frame, "unreadable_image", str(err))
+            return self._unscored(frame, "unreadable_image", str(err))
         except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
-            return self._fault(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
-        # Its pixels are in the queue of the inspector; here they would stay until the deadline.
+            return self._unscored(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
         result = measure.scoring.submit(image, deadline_ns, color, measure.in_force)
-        return InWork(replace(frame, image=None), result, notes, measure.bundle)
+        return InWork(replace(frame, image=None), result, notes, measure, kept, color)
 
     def finish(self, work: InWork, result: Result) -> ViewRecord:
         """Return what is on record of an image that was scored."""
@@ -145,7 +161,7 @@ class View:
             score=result.score,
             threshold=result.threshold,
             threshold_revision=result.threshold_revision,
-            bundle=work.bundle,
+            bundle=work.measure.bundle,
             frame_id=work.frame.frame_id,
             source=work.frame.source,
             notes=notes,
@@ -155,6 +171,28 @@ class View:
         """Return a view of the same images that decides by another measure, and checks no scene."""
         return View(self.name, self.source, measure, None, self._crop)
 
+    def kept(self, work: InWork | Kept) -> Kept:
+        """Return an image that was scored, with what is on record of it and all that is needed to draw it."""
+        if isinstance(work, Kept):
+            return work
+        result = work.result.result()
+        measure, anomaly_map, heat = work.measure, result.anomaly_map, None
+        record = self.finish(work, result)
+        # What cannot be drawn costs no verdict.
+        with contextlib.suppress(Exception):
+            if anomaly_map is not None and measure.heat is not None and np.isfinite(anomaly_map).all():
+                heat = measure.heat(anomaly_map)
+        return Kept(
+            self.name,
+            record,
+            work.image,
+            work.color,
+            measure.bits,
+            None if heat is None else anomaly_map,
+            heat,
+            result.boxes,
+        )
+
     def missing(self, reason: Reason, detail: str) -> ViewRecord:
         """Return what is on record of an image that did not come, or has no result in time."""
         return ViewRecord(self.name, "fault", reason, detail)
@@ -162,8 +200,13 @@ class View:
     def _fault(self, frame: Frame, reason: Reason, detail: str, notes: tuple[str, ...] = ()) -> ViewRecord:
         return ViewRecord(self.name, "fault", reason, detail, frame_id=frame.frame_id, source=frame.source, notes=notes)
 
-    def _pixels(self, frame: Frame) -> tuple[npt.NDArray[Any], str]:
+    def _unscored(self, frame: Frame, reason: Reason, detail: str) -> Kept:
+        """Return an image of which nothing could be inspected, as it came."""
+        return Kept(self.name, self._fault(frame, reason, detail), frame.image, bits=self.measure.bits)
+
+    def _pixels(self, frame: Frame) -> tuple[npt.NDArray[Any], Color]:
         """Return the pixels that are inspected, and the order of their colours."""
+        color: Color
         if isinstance(frame.image, bytes):
             # As `flawscope score` decodes a file, once: OpenCV's order stays, the inspector turns it.
             image, color = decode_stored(frame.image, frame.source or self.name), "bgr"

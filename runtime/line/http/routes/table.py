@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flawscope.runtime.line.http.context import Api, Context
-from flawscope.runtime.line.http.routes import control, records, state, triggers
+from flawscope.runtime.line.http.routes import control, images, records, state, triggers
 
 ROUTES: tuple[Callable[[Context], list[Api]], ...] = (
     state.routes,
     records.routes,
     triggers.routes,
     control.routes,
+    images.routes,
 )
 """Each returns its routes."""

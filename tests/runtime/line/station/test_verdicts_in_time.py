@@ -55,7 +55,7 @@ class Desk:
             self.clock,
             [self.output],
             self.counters,
-            lambda part, reason: self.closed.append(part.seq),
+            lambda part, record: self.closed.append(part.seq),
             lambda part: None,
             lambda what, why: self.failures.append(what),
             records_first=records_first,
