@@ -6,7 +6,8 @@ come from the line's own. Both hand `Frame`s to a `FrameSink`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from flawscope.arrays import UInt8Array
@@ -43,6 +44,11 @@ class Frame:
     detail: str = ""
     lost: int = 0
     is_last: bool = False
+
+
+def without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
+    """Return frames by their views without what they show, for whoever waits and must not keep it in memory."""
+    return {name: replace(frame, image=None) for name, frame in frames.items()}
 
 
 class FrameSink(Protocol):

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.drift.seen import WatchesImages, tell
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.outputs.output import Output, State
 from flawscope.runtime.line.parts import Reason, ViewRecord
-from flawscope.runtime.line.sources.source import Frame
+from flawscope.runtime.line.sources.source import Frame, without_pixels
 from flawscope.runtime.line.station.alignment import Alignment
 from flawscope.runtime.line.station.counters import Counters
 from flawscope.runtime.line.station.deadlines import Deadlines
@@ -60,12 +61,13 @@ class StationLimits:
 
 @dataclass(frozen=True)
 class LineServices:
-    """What all stations of a line share."""
+    """What all stations of a line share; `drift` hears of scored images after the verdict of their part."""
 
     journal: Recorder
     numbers: OpenParts
     deadlines: Deadlines
     clock: Clock
+    drift: WatchesImages | None = None
 
 
 class Station:
@@ -329,7 +331,7 @@ class Station:
             collect_ns=mono_ns + limits.collect_ns,
             generation=self.generation,
         )
-        part.frames.update(frames if refusal is None else _without_pixels(frames))
+        part.frames.update(frames if refusal is None else without_pixels(frames))
         self._open += 1
         if is_whole or len(part.frames) == len(self._views):
             part.is_collected.set()
@@ -420,7 +422,7 @@ class Station:
                 self._collecting.remove(part)
             frames = dict(part.frames)
             # Whoever waits for its deadline or its record must not keep its pixels in memory.
-            part.frames.update(_without_pixels(frames))
+            part.frames.update(without_pixels(frames))
         part.collected_ns = clock.mono_ns()
         frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
         problem = self._alignment.problem(part.trigger, frame_ids)
@@ -446,7 +448,9 @@ class Station:
         """Give a part its verdict; called when the last of its images was scored, by whoever scored it."""
         try:
             part.scored_ns = self._services.clock.mono_ns()
-            self._verdicts.decide(part, self._finished(works))
+            records = self._finished(works)
+            self._verdicts.decide(part, records)
+            tell(self._services.drift, part.seq, self.name, part.generation, works, records)
         except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 
@@ -492,7 +496,3 @@ class Station:
             call()
         except Exception as err:
             self.readiness.forbid(what, f"{type(err).__name__}: {err}")
-
-
-def _without_pixels(frames: Mapping[str, Frame]) -> dict[str, Frame]:
-    return {name: replace(frame, image=None) for name, frame in frames.items()}

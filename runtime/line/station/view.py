@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,10 @@ class SceneVerdict(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What is near a limit."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """What was measured, by name."""
 
 
 class ChecksScene(Protocol):
@@ -69,12 +74,14 @@ class InWork:
         result: Its result, later.
         notes: What the scene was near to.
         bundle: Digest of the bundle that scores it; the view may have another one when the result is there.
+        scene: What was measured of its scene, by name.
     """
 
     frame: Frame
     result: Future[Result]
     notes: tuple[str, ...]
     bundle: str
+    scene: Mapping[str, float] = field(default_factory=dict)
 
 
 class View:
@@ -110,19 +117,20 @@ class View:
         try:
             image, color = self._pixels(frame)
             notes: tuple[str, ...] = ()
+            measured: Mapping[str, float] = {}
             if self._scene is not None:
                 seen = to_8_bit(image, frame.source or self.name, measure.bits)
                 scene = self._scene.check(seen[..., ::-1] if color == "bgr" and seen.ndim == 3 else seen)
                 if scene.problem:
                     return self._fault(frame, scene.problem, scene.detail, scene.notes)
-                notes = scene.notes
+                notes, measured = scene.notes, scene.values
         except FlawscopeError as err:
             return self._fault(frame, "unreadable_image", str(err))
         except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
             return self._fault(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
         # Its pixels are in the queue of the inspector; here they would stay until the deadline.
         result = measure.scoring.submit(image, deadline_ns, color)
-        return InWork(replace(frame, image=None), result, notes, measure.bundle)
+        return InWork(replace(frame, image=None), result, notes, measure.bundle, measured)
 
     def finish(self, work: InWork, result: Result) -> ViewRecord:
         """Return what is on record of an image that was scored."""
