@@ -20,6 +20,7 @@ from linktree import ROOT
 
 from flawscope.runtime.line.config_words import words_of
 from flawscope.runtime.line.line_config import (
+    DriftOptions,
     HttpOptions,
     ImageOptions,
     LineConfig,
@@ -44,6 +45,7 @@ def tables() -> str:
         ("A station", StationOptions),
         ("A view", ViewOptions),
         ("`scene`", SceneLimits),
+        ("`drift`", DriftOptions),
     ]
     parts += [(f"Source `{_tag(kind)}`", kind) for kind in SOURCES]
     parts += [(f"Output `{_tag(kind)}`", kind) for kind in OUTPUTS]

@@ -17,6 +17,8 @@ from flawscope import __version__
 from flawscope.files import storage_errors
 from flawscope.runtime.line.clock import Clock, SystemClock, boot_id, iso
 from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.drift.monitor import DriftMonitor
+from flawscope.runtime.line.drift.state import warnings_of
 from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
@@ -56,6 +58,7 @@ class Line:
         stations: Name -> station, after `start`.
         journal: The journal, after `start`.
         gallery: What is kept of images, after `start`.
+        drift: Watches for drift, after `start`; None where no view is watched.
         is_written: Whether all that was recorded is on the disk, after `stop`.
         lost: Why only a new process can go on, in words: a device that did not come back; else empty.
     """
@@ -79,6 +82,7 @@ class Line:
         self._failures: dict[str, int] = {}
         self._status_file = StatusFile(self._config.line.state / STATUS)
         self._is_stopped = False
+        self.drift: DriftMonitor | None = None
         self.is_written = True
         self.lost = ""
         self._before: dict[tuple[str, str], int] = {}
@@ -133,7 +137,11 @@ class Line:
         self.gallery.start()
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
-        services = LineServices(journal, numbers, deadlines, self._clock, self.gallery)
+        self.drift = DriftMonitor.of(config, journal, self._clock)
+        if self.drift is not None:
+            self.drift.start()
+            stack.callback(self.drift.stop)
+        services = LineServices(journal, numbers, deadlines, self._clock, self.gallery, self.drift)
         server: LineServer | None = None
         if config.http is not None:
             server = self._server = LineServer(config, self)
@@ -252,6 +260,7 @@ class Line:
     def status(self, *, is_running: bool = True) -> LineStatus:
         """Return what is known now."""
         journal = self.journal
+        drift = () if self.drift is None else self.drift.state()
         return LineStatus(
             line=self._config.line.name,
             utc=iso(self._clock.utc_ns()),
@@ -263,11 +272,15 @@ class Line:
             journal=journal.problem,
             account_holds=not self._is_wrong,
             images=None if self.gallery is None else self.gallery.status(),
-            stations=tuple(StationStatus.of(station) for station in self.stations.values()),
+            stations=tuple(
+                StationStatus.of(station, warnings_of(drift, station.name)) for station in self.stations.values()
+            ),
             sinks=tuple(
                 SinkStatus(runner.name, runner.sent, runner.behind, runner.errors, runner.last_error)
                 for runner in self._sinks
             ),
+            drift=drift,
+            drift_missed=0 if self.drift is None else self.drift.missed,
         )
 
     def write_status(self, *, is_running: bool = True) -> None:
@@ -294,6 +307,8 @@ class Line:
             if self.gallery is not None:
                 # Before the last head is signed: what it could not write is on record.
                 self.gallery.stop()
+            if self.drift is not None:
+                self.drift.stop()
             if self._journal is not None and self.stations:
                 self._journal.event("stopped", object=f"line {self._config.line.name}")
                 self.is_written = self._journal.flush(_FLUSH_S)

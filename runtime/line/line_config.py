@@ -52,6 +52,22 @@ class SceneLimits(Options, frozen=True, kw_only=True):
     warn_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.9
 
 
+class DriftOptions(Options, frozen=True, kw_only=True):
+    """Whether images and scores are still those that the view began with: a warning, never another verdict.
+
+    Attributes:
+        window: Images that are compared with the reference; every quarter of them is a new look.
+        reference: Images of the reference: the first accepted ones with a bundle and its thresholds.
+        false_alarms: Looks with an alarm by chance, at most, for each 1000 images of which nothing has changed.
+        bins: Bins of the population stability index.
+    """
+
+    window: Annotated[int, msgspec.Meta(ge=20, le=10_000)] = 200
+    reference: Annotated[int, msgspec.Meta(ge=50, le=100_000)] = 500
+    false_alarms: Annotated[float, msgspec.Meta(ge=0.001, le=100.0)] = 0.01
+    bins: Annotated[int, msgspec.Meta(ge=4, le=50)] = 10
+
+
 class ViewOptions(Options, frozen=True, kw_only=True):
     """One image of each part, and the bundle that decides on it.
 
@@ -67,6 +83,7 @@ class ViewOptions(Options, frozen=True, kw_only=True):
         strict: Whether an image unlike those that the bundle learned from is a fault; otherwise that is a note.
         scene: What an image must be like before it is scored.
         slot_mb: Largest image of the source, in MiB; four of them are kept in shared memory.
+        drift: When a drift of images and scores is told; null for never.
     """
 
     name: Name
@@ -83,6 +100,7 @@ class ViewOptions(Options, frozen=True, kw_only=True):
     strict: bool = False
     scene: SceneLimits = SceneLimits()
     slot_mb: Annotated[float, msgspec.Meta(ge=0.1, le=1024.0)] = 64.0
+    drift: DriftOptions | None = DriftOptions()
 
 
 class StationOptions(Options, frozen=True, kw_only=True):

@@ -112,6 +112,7 @@ class LineMetrics:
                 up.add_metric([station.name, view], not reason)
         yield from (ready, up)
         yield from self._sinks(status)
+        yield from _drift(status)
         holds = GaugeMetricFamily("flawscope_account_holds", "Whether parts = accept + reject + fault + open.")
         holds.add_metric([], status.account_holds)
         works = GaugeMetricFamily("flawscope_journal_ok", "Whether the journal is written.")
@@ -163,3 +164,17 @@ class LineMetrics:
                     _log.exception("The journal could not be read for the metrics; it is tried again.")
                 is_told = True
                 self._stopping.wait(_WAIT_S)
+
+
+def _drift(status: LineStatus) -> Iterator[Metric]:
+    labels = ["station", "view", "quantity"]
+    drifting = GaugeMetricFamily("flawscope_drift", "Whether a quantity of a view drifts.", labels=labels)
+    index = GaugeMetricFamily("flawscope_drift_psi", "Population stability index of the last window.", labels=labels)
+    for view in status.drift:
+        for one in view.quantities:
+            names = [view.station, view.view, one.name]
+            drifting.add_metric(names, one.is_drifting)
+            index.add_metric(names, one.psi)
+    missed = CounterMetricFamily("flawscope_drift_missed", "Images that were not looked at for drift.")
+    missed.add_metric([], status.drift_missed)
+    yield from (drifting, index, missed)

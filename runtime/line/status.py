@@ -11,6 +11,7 @@ import msgspec
 
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
+from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.text import encode_json
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class StationStatus(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
     @staticmethod
-    def of(station: Station) -> StationStatus:
-        """Return the status of a station."""
+    def of(station: Station, warnings: tuple[str, ...] = ()) -> StationStatus:
+        """Return the status of a station, with what others have to say of it."""
         counts = station.counters.now()
         return StationStatus(
             station.name,
@@ -70,7 +71,7 @@ class StationStatus(msgspec.Struct, frozen=True):
             counts.late,
             counts.skipped,
             {view: station.readiness.against(f"source {view}") for view in station.views},
-            station.watch.warnings,
+            (*station.watch.warnings, *warnings),
         )
 
 
@@ -132,6 +133,8 @@ class LineStatus(msgspec.Struct, frozen=True):
         mono_ns: When this was written by the monotonic clock, which does not jump.
         boot_id: Boot of the machine that the monotonic clock belongs to.
         images: What is kept of images, and how full the disk is.
+        drift: What is known of the drift of each view that is watched.
+        drift_missed: Images that were not looked at for drift, as too many waited.
     """
 
     line: str
@@ -146,6 +149,8 @@ class LineStatus(msgspec.Struct, frozen=True):
     mono_ns: int = 0
     boot_id: str = ""
     images: ImagesStatus | None = None
+    drift: tuple[ViewDrift, ...] = ()
+    drift_missed: int = 0
 
 
 class StatusFile:

@@ -149,6 +149,7 @@ class FakeLine:
         self.lock = threading.Lock()
         self.last_seq = 0
         self.journal = FakeJournal()
+        self.drift = None
         self.stations: dict[str, FakeStation] = {}
         self.gallery = None
         self.before_status: Callable[[], object] = lambda: None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
@@ -57,8 +58,22 @@ class JournalView(Protocol):
         """Wait until there is an entry beyond a place in the chain."""
 
 
+class DriftView(Protocol):
+    """What watches for drift; see `flawscope.runtime.line.drift.monitor.DriftMonitor`."""
+
+    def state(self) -> tuple[ViewDrift, ...]:
+        """Return what is known of all views that are watched."""
+
+    def relearn(self, station: str, view: str, actor: str, role: str = "") -> bool:
+        """Begin a new reference of a view; returns whether there is such a view."""
+
+
 class LineView(Protocol):
     """A line that runs."""
+
+    @property
+    def drift(self) -> DriftView | None:
+        """What watches for drift; None where no view is watched."""
 
     @property
     def stations(self) -> Mapping[str, StationView]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from flawscope.runtime.line.drift.seen import tell
 from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.outputs.output import Output, State
 from flawscope.runtime.line.parts import PartRecord, Reason
@@ -456,6 +457,7 @@ class Station:
                 self._keeping.keep(part, None)
             if (observer := self.observer) is not None:
                 observer.decided(part, views)
+            tell(self._services.drift, part.seq, self.name, part.generation, works, views)
         except Exception as err:  # a fault of ours must cost one part, not the inspector of all stations
             self._verdicts.fault(part, "inference", f"unexpected {type(err).__name__}: {err}")
 

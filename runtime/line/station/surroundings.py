@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.drift.seen import WatchesImages
 from flawscope.runtime.line.gallery.keeper import KeepsImages
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.parts import ViewRecord
@@ -37,13 +38,14 @@ class StationLimits:
 
 @dataclass(frozen=True)
 class LineServices:
-    """What all stations of a line share; `keeper` is told of images, None for nobody."""
+    """What all stations of a line share; `keeper` is told of images, `drift` of scores after the verdict."""
 
     journal: Recorder
     numbers: OpenParts
     deadlines: Deadlines
     clock: Clock
     keeper: KeepsImages | None = None
+    drift: WatchesImages | None = None
 
 
 class WatchesParts(Protocol):

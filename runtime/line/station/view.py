@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -40,6 +41,10 @@ class SceneVerdict(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What is near a limit."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """What was measured, by name."""
 
 
 class ChecksScene(Protocol):
@@ -81,6 +86,7 @@ class InWork:
         measure: What scores it; the view may have another one when the result is there.
         image: What is inspected, for whoever keeps it.
         color: Order of its channels.
+        scene: What was measured of its scene, by name.
     """
 
     frame: Frame
@@ -89,6 +95,7 @@ class InWork:
     measure: Measure
     image: Pixels | bytes
     color: Color
+    scene: Mapping[str, float] = field(default_factory=dict)
 
 
 class View:
@@ -127,6 +134,7 @@ class View:
             # A file is kept as it came: it is smaller, and nothing is lost.
             kept = frame.image if isinstance(frame.image, bytes) and self._crop is None else image
             notes: tuple[str, ...] = ()
+            measured: Mapping[str, float] = {}
             if self._scene is not None:
                 seen = to_8_bit(image, frame.source or self.name, measure.bits)
                 scene = self._scene.check(seen[..., ::-1] if color == "bgr" and seen.ndim == 3 else seen)
@@ -138,13 +146,13 @@ class View:
                         color,
                         measure.bits,
                     )
-                notes = scene.notes
+                notes, measured = scene.notes, scene.values
         except FlawscopeError as err:
             return self._unscored(frame, "unreadable_image", str(err))
         except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
             return self._unscored(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
         result = measure.scoring.submit(image, deadline_ns, color, measure.in_force)
-        return InWork(replace(frame, image=None), result, notes, measure, kept, color)
+        return InWork(replace(frame, image=None), result, notes, measure, kept, color, measured)
 
     def finish(self, work: InWork, result: Result) -> ViewRecord:
         """Return what is on record of an image that was scored."""
