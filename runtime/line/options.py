@@ -9,6 +9,9 @@ import msgspec
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Name of a line, station or view: it becomes part of file names, topics and labels."""
 
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+"""Name of a machine, without port."""
+
 Milliseconds = Annotated[float, msgspec.Meta(gt=0.0, le=3.6e6)]
 
 Seconds = Annotated[float, msgspec.Meta(gt=0.0, le=86400.0)]

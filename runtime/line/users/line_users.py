@@ -17,7 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawscope.errors import FlawscopeError
+from flawscope.errors import ArgumentError, FlawscopeError
+from flawscope.runtime.line.config_checks import address_of, is_loopback
+from flawscope.runtime.line.line_config import HttpOptions
 from flawscope.runtime.line.users.attempts import Attempts, network_of
 from flawscope.runtime.line.users.passwords import nobody
 from flawscope.runtime.line.users.recorded import Events, Recorded
@@ -35,7 +37,10 @@ MOST_FAILURES = 10
 
 _MINUTE_S = 60.0
 _WATCH_S = 1.0
+_LOOK_S = 2.0
+"""Longest wait of a login for the file."""
 _FLUSH_S = 5.0
+_STOP_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -115,10 +120,12 @@ class LineUsers:
         self._addresses = Attempts(ADDRESS_BURST, ADDRESS_EVERY_S, now)
         self._nobody = nobody()
         self._failures, self._unsaid, self._since = 0, 0, now()
-        self._lock = threading.Lock()  # of reading the file
         self._waiting = threading.BoundedSemaphore(MOST_WAITING)
         self._worker = ThreadPoolExecutor(1, "login", initializer=_least_priority)
-        self._ending = threading.Event()
+        # Looks at the file that were asked for, and that were made.
+        self._looks = threading.Condition()
+        self._asked = self._looked = 0
+        self._is_ending = False
         self._thread = threading.Thread(target=self._watch, name="users", daemon=True)
         self._events: Events | None = None
         self._recorded: Recorded | None = None
@@ -126,6 +133,29 @@ class LineUsers:
         self._known = _Known({}, {})
         self._users, self._sha256 = Users(), ""
         self._read(print_of(state))
+
+    @classmethod
+    def open(cls, state: Path, options: HttpOptions, now: Callable[[], float] = time.monotonic) -> LineUsers:
+        """Return the users of a line with an HTTP server.
+
+        Args:
+            state: State folder of the line.
+            options: Of the server.
+            now: Seconds of a clock that does not jump.
+
+        Raises:
+            FlawscopeError: If others than this machine reach the line and it has no user, or the file of users cannot
+                be used.
+        """
+        host, _ = address_of(options.listen)
+        users = cls(state, is_local=is_loopback(host), idle_s=options.idle_s, longest_s=options.session_s, now=now)
+        if not users.count and not is_loopback(host):
+            users.stop()
+            raise ArgumentError(
+                f"http.listen: expected at least one user, as others than this machine reach {options.listen}, got "
+                "none. Add one: flawscope line user add CONFIG NAME --role admin"
+            )
+        return users
 
     @property
     def has_users(self) -> bool:
@@ -146,10 +176,12 @@ class LineUsers:
 
     def stop(self) -> None:
         """End; twice is harmless."""
-        self._ending.set()
+        with self._looks:
+            self._is_ending = True
+            self._looks.notify_all()
         self._worker.shutdown(wait=False, cancel_futures=True)
         if self._thread.ident is not None:
-            self._thread.join(_WATCH_S + _FLUSH_S)
+            self._thread.join(_STOP_S)
 
     def asker(self, cookie: str, bearer: str, *, touch: bool = True) -> Asker:
         """Return who sends a request; never waits for the disk.
@@ -202,19 +234,17 @@ class LineUsers:
         self._sessions.end(asker.cookie)
         self._event("logout", asker.user)
 
-    def reread(self) -> None:
-        """Read the file again if it has changed."""
-        with self._lock:
-            try:
-                now = print_of(self._state)
-                if now != self._print or self._known.problem:
-                    self._read(now)
-            except (FlawscopeError, OSError) as err:
-                self._close(str(err))
+    def look(self) -> None:
+        """Have the file read if it has changed, and wait for that; a disk that hangs is not waited for long."""
+        with self._looks:
+            self._asked += 1
+            asked = self._asked
+            self._looks.notify_all()
+            self._looks.wait_for(lambda: self._looked >= asked or self._is_ending, _LOOK_S)
 
     def _log_in(self, name: str, password: str, network: str, address: str) -> tuple[str, Session, User]:
-        # Here, where the disk may take its time: who was added a moment ago may come in.
-        self.reread()
+        # Who was added a moment ago may come in.
+        self.look()
         wait_s = max(self._names.wait_s(name), self._addresses.wait_s(network))
         if wait_s > 0:
             self._failed(name, address, "too many attempts")
@@ -280,12 +310,23 @@ class LineUsers:
 
     def _watch(self) -> None:
         while True:
-            with contextlib.suppress(Exception):  # the journal may be closed
-                self.reread()
+            with self._looks:
+                self._looks.wait_for(lambda: self._asked > self._looked or self._is_ending, _WATCH_S)
+                asked, is_ending = self._asked, self._is_ending
+            with contextlib.suppress(RuntimeError):  # it ends
                 self._worker.submit(self._say_unsaid)
-                if self._recorded is not None and self._sha256:
-                    self._recorded.tell(self._users, self._sha256, _FLUSH_S)
-            if self._ending.wait(_WATCH_S):
+            try:
+                now = print_of(self._state)
+                if now != self._print or self._known.problem:
+                    self._read(now)
+            except (FlawscopeError, OSError) as err:
+                self._close(str(err))
+            with self._looks:
+                self._looked = asked
+                self._looks.notify_all()
+            if self._recorded is not None and self._sha256:
+                self._recorded.tell(self._users, self._sha256, _FLUSH_S)
+            if is_ending:
                 return
 
 

@@ -21,7 +21,15 @@ class Events(Protocol):
     """Where events go."""
 
     def event(
-        self, action: str, *, actor: str, role: str = "", object: str = "", old: str = "", new: str = "", reason: str = ""
+        self,
+        action: str,
+        *,
+        actor: str,
+        role: str = "",
+        object: str = "",
+        old: str = "",
+        new: str = "",
+        reason: str = "",
     ) -> None:
         """Queue an event."""
 

@@ -36,8 +36,10 @@ RESERVED = ("line", LOCAL.name)
 
 
 def may(user: User, needed: Role) -> bool:
-    """Return whether a user may do what needs a role. A role that is not known may nothing, and ValueError is raised
-    for a need that is not known: neither is ever a yes.
+    """Return whether a user may do what needs a role; a role that is not known may nothing.
+
+    Raises:
+        ValueError: If what is needed is no role.
     """
     least = _ORDER.index(needed)
     return least == 0 or (user.role in _ORDER and _ORDER.index(user.role) >= least)

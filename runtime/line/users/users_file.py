@@ -36,6 +36,10 @@ MOST_CHANGES = 1000
 
 _MOST = 1000
 
+_NAME_WORDS = (
+    "expected a name of 1 to 64 letters, digits, dots, dashes or underscores, no sign first, got another. Take one."
+)
+
 PersonRole = Literal["operator", "engineer", "admin"]
 
 
@@ -120,7 +124,7 @@ class Print(NamedTuple):
 
     inode: int
     size: int
-    mtime_ns: int
+    ctime_ns: int
 
 
 def print_of(state: Path) -> Print | None:
@@ -129,7 +133,8 @@ def print_of(state: Path) -> Print | None:
         found = (state / FOLDER / FILE).stat()
     except FileNotFoundError:
         return None
-    return Print(found.st_ino, found.st_size, found.st_mtime_ns)
+    # Not the time of the content: the mode counts, too.
+    return Print(found.st_ino, found.st_size, found.st_ctime_ns)
 
 
 def read_users(state: Path) -> tuple[Users, str] | None:
@@ -185,6 +190,18 @@ class UsersFile:
         found = read_users(self._state)
         return Users() if found is None else found[0]
 
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is taken or is none, before somebody is asked for a password. Raises ArgumentError."""
+        try:
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError as err:
+            raise ArgumentError(f"{printable(name)}: {_NAME_WORDS}") from err
+        _check_free(self.read(), name)
+
+    def check_user(self, name: str) -> None:
+        """Refuse a name that no user has, before somebody is asked for a password. Raises ArgumentError."""
+        _user(self.read(), name)
+
     def add_user(self, name: str, role: PersonRole, password: str) -> None:
         """Add a user.
 
@@ -192,6 +209,7 @@ class UsersFile:
             ArgumentError: If the name is taken or is none, or the password is too weak.
             StorageError: If the file cannot be written.
         """
+        self.check_name(name)
         check_password(name, password)
         account = Account(name, role, hash_password(password), self._utc())
 
@@ -258,6 +276,7 @@ class UsersFile:
             ArgumentError: If the name is taken or is none.
             StorageError: If the file cannot be written.
         """
+        self.check_name(name)
         text = f"flaw_{secrets.token_urlsafe(32)}"
         token = Token(name, sha256(text.encode()).hexdigest(), self._utc())
 
@@ -296,8 +315,7 @@ class UsersFile:
                 msgspec.json.decode(data, type=Users)
             except msgspec.ValidationError as err:
                 raise ArgumentError(
-                    f"{printable(object)}: expected a name of 1 to 64 letters, digits, dots, dashes or underscores, "
-                    f"and at most {_MOST:,} users, got: {err}. Take another name."
+                    f"{printable(object)}: expected at most {_MOST:,} users and tokens each, got: {err}. Remove some."
                 ) from err
             write_bytes(self._path, msgspec.json.format(data), durable=True, private=True)
 
