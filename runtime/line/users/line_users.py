@@ -172,6 +172,8 @@ class LineUsers:
         """Begin to watch the file, and to record what happens."""
         self._events = events
         self._recorded = Recorded(self._state, events)
+        # Now, and not at the first login: a line that runs makes no more threads.
+        self._worker.submit(self._say_unsaid)
         self._thread.start()
 
     def stop(self) -> None:
