@@ -20,7 +20,7 @@ _LEAST_DIFFERENT = 5
 _N, _R, _P = 1 << 15, 8, 3
 _SALT_BYTES, _KEY_BYTES = 16, 32
 
-_Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){16,64}$")]
+_Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){16,64}\Z")]
 
 
 class PasswordHash(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -69,7 +69,7 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: Name
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     utc: str
 
 
