@@ -69,7 +69,9 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, beside: Path | None = None, durable: bool = False) -> Iterator[Path]:
+def atomic_file(
+    path: Path, *, beside: Path | None = None, durable: bool = False, private: bool = False
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     Args:
@@ -77,6 +79,7 @@ def atomic_file(path: Path, *, beside: Path | None = None, durable: bool = False
         beside: The folder around `path` beside which the temporary file lies, for a folder that may hold nothing
             else, such as a bundle; None: the temporary file lies beside `path` itself.
         durable: Whether the file must survive a power cut from the moment on that it has its name.
+        private: Whether its owner alone may read and write it, whatever the umask says.
 
     Raises:
         StorageError: If the system refuses to write.
@@ -89,7 +92,8 @@ def atomic_file(path: Path, *, beside: Path | None = None, durable: bool = False
         with scratch_file(place) as temporary:
             yield temporary
             # Scratch has the mode 0600, which a service of another user could not read.
-            _follow_umask(temporary)
+            if not private:
+                _follow_umask(temporary)
             if durable:
                 sync(temporary)
             temporary.replace(path)
@@ -116,9 +120,11 @@ def _follow_umask(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def write_bytes(path: Path, data: bytes, *, beside: Path | None = None, durable: bool = False) -> None:
+def write_bytes(
+    path: Path, data: bytes, *, beside: Path | None = None, durable: bool = False, private: bool = False
+) -> None:
     """Write `data` to `path` atomically; see `atomic_file`."""
-    with atomic_file(path, beside=beside, durable=durable) as temporary:
+    with atomic_file(path, beside=beside, durable=durable, private=private) as temporary:
         temporary.write_bytes(data)
 
 

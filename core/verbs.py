@@ -156,6 +156,36 @@ _BUNDLE = Group(
         ),
     },
 )
+_LINE_USER = Group(
+    "Add, list or remove the users of a line.",
+    {
+        "add": Verb("flawscope.runtime.line.users.user_commands:add", "Add a user to a line."),
+        "list": Verb("flawscope.runtime.line.users.user_commands:list_users", "List users and tokens of a line."),
+        "remove": Verb("flawscope.runtime.line.users.user_commands:remove", "Remove a user from a line."),
+        "password": Verb("flawscope.runtime.line.users.user_commands:password", "Give a user another password."),
+        "role": Verb("flawscope.runtime.line.users.user_commands:role", "Give a user another role."),
+    },
+    """Add, list or remove the users of a line; see docs/line-users.md.
+
+    Call it as the user of the operating system that owns the line's state folder. Passwords are never arguments.
+    """,
+)
+_LINE_TOKEN = Group(
+    "Make or remove tokens, with which programs may trigger and read.",
+    {
+        "add": Verb("flawscope.runtime.line.users.user_commands:add_token", "Make a token for a program."),
+        "remove": Verb("flawscope.runtime.line.users.user_commands:remove_token", "Remove a token."),
+    },
+)
+_LINE_AUDIT = Group(
+    "Verify the journal of a line, or list who did what.",
+    {
+        "verify": Verb(
+            "flawscope.runtime.line.journal.audit_command:verify", "Check that nobody has changed the journal."
+        ),
+        "events": Verb("flawscope.runtime.line.journal.audit_command:events", "List who did what on a line."),
+    },
+)
 _LINE = Group(
     "Run a production line: parts, cameras, verdicts in time.",
     {
@@ -165,6 +195,9 @@ _LINE = Group(
         "run": Verb("flawscope.runtime.line.line_command:run", "Run a line until it is stopped."),
         "status": Verb("flawscope.runtime.line.line_command:status", "Show the state and the account of a line."),
         "cameras": Verb("flawscope.runtime.line.cameras_command:cameras", "List GigE and USB3 Vision cameras."),
+        "user": _LINE_USER,
+        "token": _LINE_TOKEN,
+        "audit": _LINE_AUDIT,
     },
     """Run a production line from one configuration file; see docs/line.md.
 

@@ -175,11 +175,11 @@ def _check_http(config: LineConfig) -> Iterator[Mistake]:
     if http is None:
         return
     host, _ = address_of(http.listen)
-    if not is_loopback(host):
+    if not is_loopback(host) and http.tls is None:
         yield Mistake(
             "http.listen",
-            f"expected an address that this machine alone reaches, such as 127.0.0.1:8710, got {http.listen}: on any "
-            "other, TLS and users are needed, and there are no users yet. Put a reverse proxy with a login before it.",
+            "expected http.tls, or an address that this machine alone reaches, such as 127.0.0.1:8710, got "
+            f"{http.listen} without TLS: passwords could be read on the way. Add a certificate and its key.",
         )
     if http.tls and http.tls.ca:
         yield Mistake(

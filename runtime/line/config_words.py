@@ -10,9 +10,10 @@ from msgspec import inspect
 from flawscope.text import printable
 
 PATTERNS: dict[str, str] = {
-    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$": "name of at most 64 letters, digits, `_`, `.` and `-`, no sign first",
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z": "name of at most 64 letters, digits, `_`, `.` and `-`, no sign first",
     r"^(env|file):.+$": "`env:VARIABLE` or `file:PATH`, never the secret itself",
     r"^.+:[0-9]{1,5}$": "`ADDRESS:PORT`",
+    r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z": "name of a machine",
     r"^https?://[^@]+$": "`http://...` or `https://...` without user and password",
     r"^[^+#\0]+$": "topic without `+` and `#`",
 }

@@ -37,6 +37,7 @@ from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import View
 from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
+from flawscope.runtime.line.users.line_users import LineUsers
 
 _JUMP_NS = 10**9
 """Difference between the clocks that counts as a jump of the wall clock."""
@@ -59,6 +60,7 @@ class Line:
         journal: The journal, after `start`.
         gallery: What is kept of images, after `start`.
         drift: Watches for drift, after `start`; None where no view is watched.
+        users: Who may ask over HTTP, after `start`; None without a server.
         is_written: Whether all that was recorded is on the disk, after `stop`.
         lost: Why only a new process can go on, in words: a device that did not come back; else empty.
     """
@@ -70,6 +72,7 @@ class Line:
         self.stations: dict[str, Station] = {}
         self._sinks: list[SinkRunner] = []
         self._server: LineServer | None = None
+        self.users: LineUsers | None = None
         self._journal: Journal | None = None
         self.gallery: Gallery | None = None
         self._numbers: OpenParts | None = None
@@ -108,6 +111,10 @@ class Line:
     def _start(self) -> None:
         config, stack = self._config, self._stack
         state = config.line.state
+        if config.http is not None:
+            # First: a line that everybody could stop is not started.
+            self.users = LineUsers.open(state, config.http)
+            stack.callback(self.users.stop)
         with storage_errors(state):
             state.mkdir(parents=True, exist_ok=True)
         journal = self._journal = Journal.open(state, config.line.name, self._clock)
@@ -146,6 +153,10 @@ class Line:
         if config.http is not None:
             server = self._server = LineServer(config, self)
             stack.callback(server.stop)
+            assert self.users is not None
+            self.users.start(journal)
+            # Again: before the journal is closed.
+            stack.callback(self.users.stop)
         built = [self._station(options, measures, services, server) for options in config.stations]
         for station in built:
             # Before it starts: what was opened when another output cannot be is closed again.
@@ -157,7 +168,7 @@ class Line:
             self.stations[station.name] = station
         if server is not None:
             server.start()
-            self._say(f"http://{server.address[0]}:{server.address[1]}")
+            self._say(server.url)
         for runner in sink_runners(config.sinks, config.line.name, journal):
             runner.start()
             self._sinks.append(runner)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flawscope.ranges import PositiveCount, Share
-from flawscope.runtime.line.options import Milliseconds, Name, Options, Seconds, Text
+from flawscope.runtime.line.options import HostName, Milliseconds, Name, Options, Seconds, Text
 from flawscope.runtime.line.outputs.table import OutputOptions
 from flawscope.runtime.line.sinks.table import SinkOptions, Tls
 from flawscope.runtime.line.sources.table import SourceOptions
@@ -164,10 +164,17 @@ class HttpOptions(Options, frozen=True, kw_only=True):
     Attributes:
         listen: Address and port; another address than that of this machine needs `tls` and at least one user.
         tls: Certificate and key.
+        names: Names, without port, by which browsers and programs call this machine, beside its addresses and
+            `localhost`; requests under other names are refused.
+        idle_s: Seconds without a request after which somebody who has logged in is logged out.
+        session_s: Seconds after which everybody is logged out who has logged in.
     """
 
     listen: Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}$")] = "127.0.0.1:8710"
     tls: Tls | None = None
+    names: tuple[HostName, ...] = ()
+    idle_s: Seconds = 7200.0
+    session_s: Seconds = 43200.0
 
 
 class LineConfig(Options, frozen=True, kw_only=True):

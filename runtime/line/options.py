@@ -6,8 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 """Name of a line, station or view: it becomes part of file names, topics and labels."""
+
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")]
+"""Name of a machine, without port."""
 
 Milliseconds = Annotated[float, msgspec.Meta(gt=0.0, le=3.6e6)]
 

@@ -13,6 +13,7 @@ from line_view_stand_in import FakeLine, FakeStation
 
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.line_config import LineConfig
+from flawscope.runtime.line.users.line_users import LineUsers
 
 WAIT_S = 20.0
 GOES = {"X-Flawscope": "1"}
@@ -37,11 +38,15 @@ def config(state: Path, listen: str = "127.0.0.1:0", deadline_ms: float = 5000.0
 class Here:
     """A server, its line, and a client."""
 
-    def __init__(self, state: Path, deadline_ms: float = 5000.0) -> None:
+    def __init__(self, state: Path, deadline_ms: float = 5000.0, now: Callable[[], float] = time.monotonic) -> None:
         self.line = FakeLine()
         for name in ("one", "two", "asked", "wired"):
             self.line.add(name, is_triggered=name == "asked")
-        self.server = LineServer(config(state, deadline_ms=deadline_ms), self.line)
+        options = config(state, deadline_ms=deadline_ms)
+        assert options.http is not None
+        self.line.users = self.users = LineUsers.open(state, options.http, now)
+        self.users.start(self.line.journal)
+        self.server = LineServer(options, self.line)
         for name, station in self.line.stations.items():
             station.outputs.append(self.server.output(name))
         self.server.start()
@@ -72,6 +77,7 @@ class Here:
     def close(self) -> None:
         self.client.close()
         self.server.stop()
+        self.users.stop()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from flawscope.runtime.line.outputs.output import Output, Signal
 from flawscope.runtime.line.parts import PartRecord, Verdict, ViewRecord
 from flawscope.runtime.line.status import LineStatus, SinkStatus, StationStatus
+from flawscope.runtime.line.users.line_users import LineUsers
 
 UTC = "2026-11-30T03:52:59.123Z"
 
@@ -20,6 +21,7 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.records: list[PartRecord] = []
+        self.said: list[dict[str, str]] = []
         self.failure: Exception | None = None
         self._changed = threading.Condition()
 
@@ -35,6 +37,13 @@ class FakeJournal:
     def entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         found = list(enumerate(self.records, 1))[after : after + limit]
         return [{"line": "l", "link": link, "kind": "part", **msgspec.to_builtins(part)} for link, part in found]
+
+    def events(
+        self, after: int = 0, limit: int = 100, *, before: int | None = None, newest_first: bool = False
+    ) -> list[dict[str, Any]]:
+        found = [{"link": link, **event} for link, event in enumerate(self.said, 1)]
+        chosen = [one for one in found if after < one["link"] < (before or 1 << 53)]
+        return (chosen[::-1] if newest_first else chosen)[:limit]
 
     def parts(
         self,
@@ -60,6 +69,12 @@ class FakeJournal:
             key = (part.station, part.verdict, part.reason)
             counts[key] = counts.get(key, 0) + 1
         return counts
+
+    def event(self, action: str, **said: str) -> None:
+        self.said.append({"action": action, **said})
+
+    def flush(self, timeout_s: float) -> bool:
+        return True
 
     def wait(self, after: int, timeout_s: float) -> bool:
         with self._changed:
@@ -152,6 +167,7 @@ class FakeLine:
         self.drift = None
         self.stations: dict[str, FakeStation] = {}
         self.gallery = None
+        self.users: LineUsers | None = None
         self.before_status: Callable[[], object] = lambda: None
 
     def add(self, name: str, is_triggered: bool = False) -> FakeStation:

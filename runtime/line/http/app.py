@@ -7,13 +7,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.http.answers import crashed, failed, no_route, refusal_answer, refused, unheard
-from flawscope.runtime.line.http.context import LOCAL, Api, Context
+from flawscope.runtime.line.http.context import Context
 from flawscope.runtime.line.http.guard import Guard
 from flawscope.runtime.line.http.refusal import ClientGone, Refusal
 from flawscope.runtime.line.http.routes.table import ROUTES
@@ -35,19 +33,14 @@ class LineApp:
             FlawscopeError: failed,
             Exception: crashed,
         }
-        routes = [Route(api.path, _entered(api), methods=[api.method]) for api in apis]
-        self._guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), refusal_answer)
+        # No other routes: what is not in the table has no role, and is not answered.
+        guarded, names = context.access.guarded, context.access.names
+        routes = [
+            Route(api.path, guarded(api.handler, api.role, is_open_here=api.is_open_here), methods=[api.method])
+            for api in apis
+        ]
+        self._guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), refusal_answer, names)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, as ASGI has it."""
         await self._guarded(scope, receive, send)
-
-
-def _entered(api: Api) -> Any:
-    """Return the handler of a route, before which it is known who asks."""
-
-    async def handle(request: Request) -> Response:
-        request.state.user = LOCAL
-        return await api.handler(request)
-
-    return handle

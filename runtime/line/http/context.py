@@ -6,25 +6,23 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flawscope.runtime.line.http.access import Access
 from flawscope.runtime.line.http.bodies import OVERHEAD_BYTES, BodyMemory, read_body
 from flawscope.runtime.line.http.line_view import LineView, StationView
 from flawscope.runtime.line.http.news import News
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.line_config import StationOptions
+from flawscope.runtime.line.users.roles import Role, User
 from flawscope.text import printable
 
 SMALL_BYTES = 4096
 """Of a body without images."""
-
-Role = Literal["", "machine", "operator", "engineer", "admin"]
-"""Who may ask: empty for everybody, `machine` for programs and all people; of the others each may what those before
-it may."""
 
 T = TypeVar("T")
 
@@ -37,29 +35,14 @@ class Api(NamedTuple):
         path: Its path, as starlette has it.
         role: The least role that may ask.
         handler: Answers a request.
+        is_open_here: Whether everybody on this machine may read it.
     """
 
     method: str
     path: str
     role: Role
     handler: Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class User:
-    """Who asks.
-
-    Attributes:
-        name: In the journal, as actor.
-        role: What he may do.
-    """
-
-    name: str
-    role: Role
-
-
-LOCAL = User("local", "admin")
-"""Whoever asks from this machine, while there are no users."""
+    is_open_here: bool = False
 
 
 class Context:
@@ -71,6 +54,8 @@ class Context:
         news: Tells verdicts and changes.
         metrics: Returns the metrics as text, and their content type.
         threads: Where calls run that may take a moment; the loop itself never waits for a lock or the disk.
+        access: Who may ask.
+        state: State folder of the line.
 
     Attributes:
         options: Name -> configuration of a station.
@@ -84,8 +69,11 @@ class Context:
         news: News,
         metrics: Callable[[], tuple[bytes, str]],
         threads: Executor,
+        access: Access,
+        state: Path,
     ) -> None:
-        self.line, self.news, self.metrics, self._threads = line, news, metrics, threads
+        self.state = state
+        self.line, self.news, self.metrics, self._threads, self.access = line, news, metrics, threads, access
         self.options = {options.name: options for options in stations}
         self.memory = BodyMemory(max(256 << 20, 2 * max(body_bytes(options) for options in stations)))
 

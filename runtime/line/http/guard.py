@@ -1,14 +1,14 @@
 """What every request passes before it is answered, and every answer carries.
 
 Loopback is no wall: any page that a browser on this machine shows may send requests to it. So names that are not this
-machine's are refused (a foreign name may be made to point here), and whatever changes something needs what a page of
-another origin cannot send without being asked first.
+machine's are refused (a foreign name may be made to point here; an address cannot), and whatever changes something
+needs what a page of another origin cannot send without being asked first.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,10 +38,14 @@ class Guard:
     Args:
         app: What answers.
         refuse: Makes the answer to a request that is refused.
+        names: Names by which others call this machine.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], refuse: Refuse) -> None:
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], refuse: Refuse, names: Collection[str] = ()
+    ) -> None:
         self._app, self._refuse = app, refuse
+        self._names = frozenset(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""
@@ -52,22 +56,30 @@ class Guard:
             await send(message)
 
         try:
-            check_request(scope)
+            check_request(scope, self._names)
         except Refusal as refusal:
             await self._refuse(refusal)(scope, receive, with_headers)
             return
         await self._app(scope, receive, with_headers)
 
 
-def check_request(scope: Mapping[str, Any]) -> None:
+def check_request(scope: Mapping[str, Any], names: Collection[str] = ()) -> None:
     """Refuse requests under foreign names, and those by which a foreign page could change something.
+
+    Args:
+        scope: Of the request, as ASGI has it.
+        names: Names by which others call this machine, in lower case.
 
     Raises:
         Refusal: If it is one.
     """
     hosts = _values(scope, b"host")
-    if len(hosts) != 1 or not _is_here(hosts[0]):
-        raise Refusal(421, "expected the name of this machine (localhost, 127.0.0.1, [::1]) as host, got another.")
+    if len(hosts) != 1 or not _is_here(hosts[0], scope, names):
+        raise Refusal(
+            421,
+            "expected the name of this machine (localhost, 127.0.0.1, [::1], its address, or one of http.names) as "
+            "host, got another.",
+        )
     if scope["method"] in ("GET", "HEAD"):
         return
     origins = _values(scope, b"origin")
@@ -88,9 +100,14 @@ def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-def _is_here(host: str) -> bool:
+def _is_here(host: str, scope: Mapping[str, Any], names: Collection[str]) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+        if name == "localhost" or name in names:
+            return True
+        address = ipaddress.ip_address(name)
+        # Where the connection has come in; None for a socket without a port.
+        here = scope.get("server")
+        return address.is_loopback or (here is not None and address == ipaddress.ip_address(here[0].partition("%")[0]))
     except ValueError:
         return False

@@ -9,6 +9,7 @@ from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
+from flawscope.runtime.line.users.line_users import LineUsers
 
 
 class StationView(Protocol):
@@ -40,6 +41,11 @@ class JournalView(Protocol):
 
     def entries(self, after: int, limit: int) -> list[dict[str, Any]]:
         """Return entries in the order of the chain."""
+
+    def events(
+        self, after: int = 0, limit: int = 100, *, before: int | None = None, newest_first: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return events alone, in the order of the chain."""
 
     def parts(
         self,
@@ -86,6 +92,10 @@ class LineView(Protocol):
     @property
     def gallery(self) -> Gallery | None:
         """What is kept of images; None where nothing is."""
+
+    @property
+    def users(self) -> LineUsers | None:
+        """Who may ask; None for nobody."""
 
     def status(self) -> LineStatus:
         """Return what is known now."""

@@ -51,6 +51,7 @@ class LineServer:
 
     Attributes:
         address: Host and port that it listens on, after `start`.
+        context: What its routes share.
 
     Raises:
         ArgumentError: If the address cannot be used.
@@ -63,6 +64,7 @@ class LineServer:
         try:
             import uvicorn  # noqa: F401
 
+            from flawscope.runtime.line.http.access import Access
             from flawscope.runtime.line.http.app import LineApp
             from flawscope.runtime.line.http.context import Context
             from flawscope.runtime.line.metrics import LineMetrics
@@ -73,7 +75,10 @@ class LineServer:
         self._metrics = LineMetrics(line, config.line.state)
         self._news = News(self._metrics.signal)
         self._threads = ThreadPoolExecutor(_THREADS, "http call")
-        self._app = LineApp(Context(line, config.stations, self._news, self._metrics.text, self._threads))
+        access = Access(line.users, config.line.name, config.http)
+        state, news, metrics = config.line.state, self._news, self._metrics
+        self.context = Context(line, config.stations, news, metrics.text, self._threads, access, state)
+        self._app = LineApp(self.context)
         self._listener = _listener(self._options)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._server: Serving | None = None
@@ -84,6 +89,12 @@ class LineServer:
     def output(self, station: str) -> Output:
         """Return an output for a station, by which the server hears of verdicts and states as the PLC does."""
         return self._news.output(station)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        host, port = self.address
+        return f"{'https' if self._options.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @property
     def watchers(self) -> int:

@@ -180,6 +180,12 @@ class Journal:
         """Return entries in the order of the chain; see `JournalReader.entries`."""
         return self._reader.entries(after, limit)
 
+    def events(
+        self, after: int = 0, limit: int = 100, *, before: int | None = None, newest_first: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return events alone, in the order of the chain; see `JournalReader.events`."""
+        return self._reader.events(after, limit, before=before, newest_first=newest_first)
+
     def parts(
         self,
         after_seq: int = 0,

@@ -31,6 +31,8 @@ from flawscope.runtime.line.parts import PartRecord
 MOST_IDLE = 8
 """Connections that are kept for the next reader."""
 
+_MOST_LINK = (1 << 63) - 1
+
 
 class JournalReader:
     """Reads the journal of a state folder. Calls may come from any thread; each sees the last commit.
@@ -150,6 +152,32 @@ class JournalReader:
         with self.connection() as connection:
             rows = connection.execute(query, (*values, limit)).fetchall()
         return [part_of(dict(zip(PART_COLUMNS, row, strict=True))) for row in rows]
+
+    def events(
+        self, after: int = 0, limit: int = 100, *, before: int | None = None, newest_first: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return events alone, in the order of the chain.
+
+        Args:
+            after: Only those with a later place in the chain.
+            limit: Most events.
+            before: Only those with an earlier place.
+            newest_first: Whether the last one comes first.
+
+        Returns:
+            Events as `rows.entry_of` makes them.
+
+        Raises:
+            DataError: If a row is no record, as after a change by hand.
+            StorageError: If the file cannot be read.
+        """
+        names = (*COLUMNS["event"], *CHAIN_COLUMNS)
+        order = "DESC" if newest_first else "ASC"
+        query = f"SELECT {', '.join(names)} FROM event WHERE link > ? AND link < ? ORDER BY link {order} LIMIT ?"
+        with self.connection() as connection:
+            end = _MOST_LINK if before is None else before
+            rows = connection.execute(query, (after, end, limit)).fetchall()
+        return [entry_of(self.line, "event", dict(zip(names, row, strict=True))) for row in rows]
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Return station and verdict -> number of parts, each by its last revision. Raises StorageError."""

@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flawscope.runtime.line.http.answers import json_answer
-from flawscope.runtime.line.http.context import Api, Context, User, read_nothing, user_of
+from flawscope.runtime.line.http.context import Api, Context, read_nothing, user_of
 from flawscope.runtime.line.http.line_view import StationView
 from flawscope.runtime.line.http.query import Query
+from flawscope.runtime.line.users.roles import User
 
 
 def routes(context: Context) -> list[Api]:

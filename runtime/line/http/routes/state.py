@@ -41,7 +41,7 @@ def routes(context: Context) -> list[Api]:
     return [
         Api("GET", "/healthz", "", healthz),
         Api("GET", "/readyz", "", readyz),
-        Api("GET", "/metrics", "machine", metrics),
+        Api("GET", "/metrics", "machine", metrics, is_open_here=True),
         Api("GET", "/api/v1/state", "machine", state),
         Api("GET", "/api/v1/events", "machine", events),
     ]

@@ -33,6 +33,7 @@ from flawscope.runtime.line.station.station import Station  # noqa: E402
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits  # noqa: E402
 from flawscope.runtime.line.station.view import Measure, View  # noqa: E402
 from flawscope.runtime.line.status import LineStatus, StationStatus  # noqa: E402
+from flawscope.runtime.line.users.line_users import LineUsers  # noqa: E402
 
 WAIT_S = 20.0
 PNG = {"Content-Type": "image/png"}
@@ -53,6 +54,7 @@ class RealLine:
         self.numbers, self.deadlines = OpenParts(folder / "open_parts.bin", 0), Deadlines(self.clock)
         self.scoring = SharedScoring(self.inspector, "test")
         self.stations: dict[str, Station] = {}
+        self.users = LineUsers(folder, is_local=True, idle_s=60.0, longest_s=60.0)
         self.server = LineServer(msgspec.convert(raw, LineConfig, dec_hook=lambda _, value: Path(value)), self)
         deadline_ns = int(deadline_ms * 1e6)
         self.station = self.stations["top"] = Station(
@@ -85,6 +87,7 @@ class RealLine:
         self.inspector.gate.set()
         self.station.stop(1.0)
         self.server.stop()
+        self.users.stop()
         self.scoring.close()
         self.deadlines.close()
         self.numbers.close()
