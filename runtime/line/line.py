@@ -35,9 +35,15 @@ from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
-from flawscope.runtime.line.station.view import View
+from flawscope.runtime.line.station.view import Measure, View
 from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
 from flawscope.runtime.line.users.line_users import LineUsers
+from flawscope.runtime.line.swap.beginning import begin
+from flawscope.runtime.line.swap.overlays import Overlays
+from flawscope.runtime.line.swap.services import SwapServices
+from flawscope.runtime.line.swap.station_bundles import tell_generation
+from flawscope.runtime.line.swap.store import BundleStore
+from flawscope.runtime.line.swap.swaps import Swaps
 
 _JUMP_NS = 10**9
 """Difference between the clocks that counts as a jump of the wall clock."""
@@ -61,6 +67,7 @@ class Line:
         gallery: What is kept of images, after `start`.
         drift: Watches for drift, after `start`; None where no view is watched.
         users: Who may ask over HTTP, after `start`; None without a server.
+        swaps: Bundles and thresholds while it runs; None before `start`.
         is_written: Whether all that was recorded is on the disk, after `stop`.
         lost: Why only a new process can go on, in words: a device that did not come back; else empty.
     """
@@ -75,6 +82,7 @@ class Line:
         self.users: LineUsers | None = None
         self._journal: Journal | None = None
         self.gallery: Gallery | None = None
+        self.swaps: Swaps | None = None
         self._numbers: OpenParts | None = None
         self._first = 0
         self._drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
@@ -142,6 +150,19 @@ class Line:
         )
         stack.callback(self.gallery.stop)
         self.gallery.start()
+        swapping = SwapServices(
+            state,
+            config.swap,
+            config.trusted_keys,
+            BundleStore(state / "bundles", config.trusted_keys),
+            Overlays(state / "thresholds"),
+            measures,
+            journal,
+            self._clock,
+            self._say,
+        )
+        swaps = self.swaps = Swaps(swapping, journal.parts)
+        stack.callback(swaps.close)
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
         self.drift = DriftMonitor.of(config, journal, self._clock)
@@ -157,7 +178,7 @@ class Line:
             self.users.start(journal)
             # Again: before the journal is closed.
             stack.callback(self.users.stop)
-        built = [self._station(options, measures, services, server) for options in config.stations]
+        built = [self._station(options, swapping, services, server) for options in config.stations]
         for station in built:
             # Before it starts: what was opened when another output cannot be is closed again.
             stack.callback(station.stop)
@@ -180,7 +201,7 @@ class Line:
             self._tell(text)
 
     def _station(
-        self, options: StationOptions, measures: Measures, services: LineServices, server: LineServer | None
+        self, options: StationOptions, swapping: SwapServices, services: LineServices, server: LineServer | None
     ) -> Station:
         deadline_ns = round(options.deadline_ms * 1e6)
         collect_ms = options.deadline_ms / 2 if options.collect_ms is None else options.collect_ms
@@ -191,21 +212,24 @@ class Line:
             options.record == "before_accept",
             options.strict_alignment,
         )
-        views = [self._view(options.name, view, measures) for view in options.views]
+        begun = begin(swapping, options)
+        views = [self._view(options.name, view, begun.measures[view.name]) for view in options.views]
         outputs = [open_output(output, options.name) for output in options.outputs]
         if server is not None:
             # Whoever waits for a verdict over HTTP hears the one that the PLC was given, when it was given.
             outputs.append(server.output(options.name))
-        for view in options.views:
-            measure = measures.measure_of(view)
-            services.journal.event(
-                "generation", object=f"station {options.name}", new=f"1: {view.name} by bundle {measure.bundle}"
-            )
-        return Station(options.name, limits, services, views, outputs)
+        generation = begun.active.generation
+        tell_generation(services.journal.event, f"station {options.name}", generation, begun.measures)
+        station = Station(options.name, limits, services, views, outputs, generation=generation)
+        for name, problem in begun.problems.items():
+            station.readiness.forbid(f"bundle {name}", problem)
+        assert self.swaps is not None
+        self.swaps.attach(options, station, begun.active)
+        return station
 
-    def _view(self, station: str, options: ViewOptions, measures: Measures) -> View:
+    def _view(self, station: str, options: ViewOptions, measure: Measure) -> View:
         source = open_source(options, station, self._config.line.state)
-        return View(options.name, source, measures.measure_of(options), SceneCheck(scene_of(options)), options.crop)
+        return View(options.name, source, measure, SceneCheck(scene_of(options)), options.crop)
 
     def turn(self) -> None:
         """Do what is done once a second: the account, the clocks, the heartbeat, the file of the state."""
@@ -218,6 +242,8 @@ class Line:
                 self._say(f"station {station.name}: {state}{reason}")
         self._check_devices()
         self._check_sinks()
+        if self.swaps is not None:
+            self.swaps.turn()
         self._check_account()
         drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
         if abs(drift_ns - self._drift_ns) > _JUMP_NS:

@@ -103,6 +103,32 @@ class ViewOptions(Options, frozen=True, kw_only=True):
     drift: DriftOptions | None = DriftOptions()
 
 
+class RollbackOptions(Options, frozen=True, kw_only=True):
+    """When a swap is taken back without anybody asking.
+
+    Attributes:
+        device_faults: Parts in a row that are faults because the new bundle could not score them.
+        window_parts: Parts after a swap for which the bundle before stays in memory, and the swap can be taken back.
+    """
+
+    device_faults: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    window_parts: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 200
+
+
+class SwapOptions(Options, frozen=True, kw_only=True):
+    """Bundles that are changed while the line runs.
+
+    Attributes:
+        shadow_parts: Parts that are scored by both bundles before a swap, where it does not say.
+        rollback: When a swap is taken back.
+        upload_mb: Largest bundle that is taken over HTTP, in MiB.
+    """
+
+    shadow_parts: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    rollback: RollbackOptions = RollbackOptions()
+    upload_mb: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 4096
+
+
 class StationOptions(Options, frozen=True, kw_only=True):
     """One decision point: views, outputs, and how much time there is.
 
@@ -116,6 +142,8 @@ class StationOptions(Options, frozen=True, kw_only=True):
         record: Whether an accept is recorded before it is given out, or after (then a power cut may lose its record).
         strict_alignment: Whether an image without a trigger, or lost by the camera, stops the station.
         allow_skip: Whether images may be left out (`latest`) although an output is there.
+        challenge: Folder of the site's own parts, which a new bundle must decide rightly: `must_accept` and
+            `must_reject` in it, or in a folder for each view; by default `challenge/STATION` in the state folder.
     """
 
     name: Name
@@ -127,6 +155,7 @@ class StationOptions(Options, frozen=True, kw_only=True):
     record: Literal["before_accept", "after"] = "before_accept"
     strict_alignment: bool = False
     allow_skip: bool = False
+    challenge: Path | None = None
 
 
 class ImageOptions(Options, frozen=True, kw_only=True):
@@ -187,6 +216,7 @@ class LineConfig(Options, frozen=True, kw_only=True):
         images: What is kept of images, and what happens when the disk fills.
         http: Its HTTP server; None for none.
         trusted_keys: File or folder of public keys; with it, bundles that none of them has signed are refused.
+        swap: Bundles that are changed while the line runs.
         selftest_s: Seconds between two scorings of a golden image on an idle line.
     """
 
@@ -196,4 +226,5 @@ class LineConfig(Options, frozen=True, kw_only=True):
     images: ImageOptions = ImageOptions()
     http: HttpOptions | None = HttpOptions()
     trusted_keys: Path | None = None
+    swap: SwapOptions = SwapOptions()
     selftest_s: Seconds = 30.0

@@ -74,6 +74,21 @@ class Measure:
     in_force: InForce | None = None
     heat: HeatOf | None = None
 
+    @property
+    def revision(self) -> int:
+        """Revision of the thresholds; 0 for the bundle's own."""
+        return 0 if self.in_force is None else self.in_force.revision
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold on the score; None where there is no bundle."""
+        thresholds = None if self.in_force is None else self.in_force.thresholds
+        return None if thresholds is None else thresholds.image.value
+
+    def deciding_by(self, in_force: InForce) -> Measure:
+        """Return the same bundle with other thresholds."""
+        return replace(self, in_force=in_force)
+
 
 @dataclass(frozen=True)
 class InWork:
@@ -110,12 +125,14 @@ class View:
 
     Attributes:
         measure: As above; replaced between two parts. A part is decided by the one that it was opened with.
+        seen: Shape and bits of a value of the last image that was inspected; None before the first.
     """
 
     def __init__(
         self, name: str, source: Source, measure: Measure, scene: ChecksScene | None = None, crop: Crop | None = None
     ) -> None:
         self.name, self.source, self.measure = name, source, measure
+        self.seen: tuple[tuple[int, ...], int] | None = None
         self._scene, self._crop = scene, crop
 
     def begin(self, frame: Frame, deadline_ns: int, measure: Measure | None = None) -> InWork | Kept:
@@ -133,6 +150,7 @@ class View:
             image, color = self._pixels(frame)
             # A file is kept as it came: it is smaller, and nothing is lost.
             kept = frame.image if isinstance(frame.image, bytes) and self._crop is None else image
+            self.seen = (image.shape, 8 * image.itemsize)
             notes: tuple[str, ...] = ()
             measured: Mapping[str, float] = {}
             if self._scene is not None:

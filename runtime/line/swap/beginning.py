@@ -1,0 +1,155 @@
+"""By what a station begins: the bundle of its configuration, or the one that a swap put in its place.
+
+| the configuration names | the station begins with |
+|---|---|
+| the bundle that it named when the active file was written | what the active file says: a swap survives restarts |
+| another one | that of the configuration: whoever changed it meant it |
+| either, and it cannot be used | the next one that can: active, previous, configuration; else it is not ready |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flawscope.bundle import open_bundle
+from flawscope.errors import FlawscopeError
+from flawscope.runtime.line.clock import iso
+from flawscope.runtime.line.line_config import StationOptions, ViewOptions
+from flawscope.runtime.line.measures import check_calibrated
+from flawscope.runtime.line.station.view import Measure
+from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, read_active, write_active
+from flawscope.runtime.line.swap.services import SwapServices
+
+
+@dataclass
+class Beginning:
+    """By what a station begins.
+
+    Attributes:
+        active: The same as its file says.
+        measures: View -> measure.
+        problems: View -> why it has no bundle that can be used.
+    """
+
+    active: Active
+    measures: dict[str, Measure]
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def begin(services: SwapServices, station: StationOptions) -> Beginning:
+    """Choose and load the bundles of a station, and write its active file where it says something else.
+
+    Raises:
+        FlawscopeError: If it has never run and the bundle of its configuration cannot be used; or the store or the
+            active file cannot be written.
+    """
+    path = active_file(services.state, station.name)
+    try:
+        old = read_active(path)
+    except FlawscopeError as err:
+        _tell(services, station.name, "active_file_broken", str(err))
+        old = None
+        path.replace(path.with_suffix(".broken.json"))
+    measures: dict[str, Measure] = {}
+    problems: dict[str, str] = {}
+    rows = []
+    for view in station.views:
+        row, measure, problem = _View(services, station.name, view, old).begin()
+        measures[view.name] = measure
+        if row is not None:
+            rows.append(row)
+        if problem:
+            problems[view.name] = problem
+    active = Active(station.name, 1, tuple(rows), changed=iso(services.clock.utc_ns()))
+    if old is not None:
+        active = _following(old, active)
+    if active != old:
+        write_active(path, active)
+    return Beginning(active, measures, problems)
+
+
+def _following(old: Active, new: Active) -> Active:
+    """Return the state after one that was there: under its number if it decides the same, else under the next."""
+    changed = {_decides(row) for row in old.views} ^ {_decides(row) for row in new.views}
+    if not changed:
+        is_equal = old.views == new.views
+        return old if is_equal else Active(old.station, old.generation, new.views, old.previous, new.changed)
+    views = {view for view, _, _ in changed}
+    previous = tuple(row for row in old.views if row.view in views)
+    return Active(old.station, old.generation + 1, new.views, previous, new.changed)
+
+
+def _decides(row: ActiveView) -> tuple[str, str, int]:
+    return row.view, row.digest, row.threshold_revision
+
+
+class _View:
+    def __init__(self, services: SwapServices, station: str, view: ViewOptions, old: Active | None) -> None:
+        self._services, self._station, self._view = services, station, view
+        self._kept = None if old is None else old.of(view.name)
+        self._before = None if old is None else old.before(view.name)
+        self._label = f"station {station} view {view.name}"
+
+    def begin(self) -> tuple[ActiveView | None, Measure, str]:
+        """Return what the active file says of the view, its measure, and why it has none that can be used."""
+        kept, configured, problem = self._kept, "", ""
+        try:
+            configured = self._configured()
+        except FlawscopeError as err:
+            if kept is None:
+                raise
+            problem = str(err)
+            self._tell("bundle_refused", problem, new="of the configuration")
+        is_new = kept is None or (bool(configured) and configured != kept.configured)
+        if kept is not None and is_new:
+            self._tell(
+                "bundle_configured", "the configuration names another bundle than before", kept.digest, configured
+            )
+        for digest in self._order(configured, is_new=is_new):
+            try:
+                measure = self._services.load(self._station, self._view, digest, self._name(digest, configured))
+            except FlawscopeError as err:
+                if kept is None:
+                    raise
+                problem = str(err)
+                self._tell("bundle_refused", problem, new=digest)
+                continue
+            if kept is not None and not is_new and digest != kept.digest:
+                self._tell("bundle_replaced", f"the one in force cannot be used: {problem}", kept.digest, digest)
+            elif digest != configured:
+                self._services.say(f"{self._label}: bundle {digest[:12]}… by a swap, not that of the configuration")
+            # Kept where the configuration's cannot be read: whether it is another one is not known.
+            named = configured or ("" if kept is None else kept.configured)
+            return ActiveView(self._view.name, digest, named, measure.revision), measure, ""
+        return kept, self._services.measures.none(self._view.name, problem), problem
+
+    def _configured(self) -> str:
+        """Return the digest of the configuration's bundle, which is in the store then."""
+        services, view = self._services, self._view
+        with open_bundle(view.bundle, trusted_keys=services.trusted_keys) as bundle:
+            check_calibrated(bundle.manifest, view, view.bundle)
+            digest = services.store.keep(bundle)
+            if said := services.overlays.take_over(self._station, view, bundle.manifest):
+                self._tell("threshold", said, new=digest)
+        return digest
+
+    def _order(self, configured: str, *, is_new: bool) -> Iterable[str]:
+        kept = "" if self._kept is None else self._kept.digest
+        before = "" if self._before is None else self._before.digest
+        order = (configured, kept, before) if is_new else (kept, before, configured)
+        return dict.fromkeys(digest for digest in order if digest)
+
+    def _name(self, digest: str, configured: str) -> str:
+        return self._view.bundle.name if digest == configured else f"bundle {digest[:12]}"
+
+    def _tell(self, action: str, reason: str, old: str = "", new: str = "") -> None:
+        _tell(self._services, self._station, action, reason, self._view.name, old, new)
+
+
+def _tell(
+    services: SwapServices, station: str, action: str, reason: str, view: str = "", old: str = "", new: str = ""
+) -> None:
+    label = f"station {station} view {view}" if view else f"station {station}"
+    services.journal.event(action, object=label, old=old, new=new, reason=reason)
+    services.say(f"{label}: {reason}")

@@ -1,0 +1,51 @@
+"""Whether the memory of this machine has room for a second bundle, as far as the system says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flawscope.errors import StorageError
+
+_SHARE = 3
+"""Memory of a loaded bundle as a multiple of its files: weights as read, as the engine keeps them, and its buffers."""
+_LEAST_BYTES = 64 << 20
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int | None:
+    """Return the bytes that may still be taken, by system and container; None where it is unknown."""
+    found = []
+    try:
+        if match := re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE):
+            found.append(int(match[1]) << 10)
+    except OSError:
+        return None
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit.isdecimal():
+            found.append(max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass  # no container, or one of another kind
+    return min(found, default=None)
+
+
+def check_room(bundle_bytes: int) -> str:
+    """Return what was found, in words.
+
+    Args:
+        bundle_bytes: Size of the files of the bundle that is to be loaded beside the one in force.
+
+    Raises:
+        StorageError: If the memory would not do for both.
+    """
+    needed, free = max(_LEAST_BYTES, _SHARE * bundle_bytes), available_bytes()
+    if free is None:
+        return "how much memory is free is unknown here"
+    if free < needed:
+        raise StorageError(
+            f"expected {needed >> 20:,} MiB of free memory for a second bundle beside the one in force, got "
+            f"{free >> 20:,} MiB. Stop the line, name the bundle in the configuration, and start it again."
+        )
+    return f"{free >> 20:,} MiB of memory free, {needed >> 20:,} MiB needed"

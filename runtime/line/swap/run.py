@@ -1,0 +1,115 @@
+"""One swap on its way: its steps, what each found, and whether somebody gave it up."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flawscope.errors import FlawscopeError
+
+STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
+"""In their order. Whatever fails before the flip leaves the station as it is."""
+
+
+class GivenUp(FlawscopeError):
+    """Somebody took the swap back before it was done."""
+
+
+class Step:
+    """A step of a swap.
+
+    Attributes:
+        name: Its name, one of `STEPS`.
+        state: `waiting`, `running`, `ok`, `skipped` or `failed`.
+        detail: What it found, in words.
+        ms: Milliseconds that it took.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.state, self.detail, self.ms = name, "waiting", "", 0.0
+
+    def skip(self, detail: str) -> None:
+        """Say that there was nothing to do."""
+        self.state, self.detail = "skipped", detail
+
+
+class SwapRun:
+    """A swap.
+
+    Args:
+        view: View whose bundle is changed.
+        digest: Digest of the new bundle.
+        old: Digest of the one before.
+        shadow: Parts that are scored by both before the flip.
+        actor: Who asked for it.
+        role: His role.
+        steps: Names of its steps.
+
+    Attributes:
+        state: `running`, `done`, `failed` or `rolled_back`.
+        steps: Its steps.
+        disagreements: Parts of the shadow on which the bundles differ.
+        reason: Why it failed, or was taken back.
+        is_given_up: Set when somebody takes it back before it is done.
+        has_ended: Set when nothing is done any more.
+    """
+
+    def __init__(
+        self,
+        view: str,
+        digest: str,
+        old: str,
+        shadow: int,
+        actor: str,
+        role: str,
+        steps: tuple[str, ...] = STEPS,
+    ) -> None:
+        self.view, self.digest, self.old, self.shadow, self.actor, self.role = view, digest, old, shadow, actor, role
+        self.state = "running"
+        self.reason = ""
+        self.steps = tuple(Step(name) for name in steps)
+        self.disagreements: list[dict[str, Any]] = []
+        self.is_given_up = threading.Event()
+        self.has_ended = threading.Event()
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Do a step: what is raised in it makes it fail."""
+        step = next(step for step in self.steps if step.name == name)
+        self.check()
+        step.state, started = "running", time.monotonic()
+        try:
+            yield step
+        except BaseException as err:
+            step.state, step.detail = "failed", str(err)
+            raise
+        finally:
+            step.ms = round(1e3 * (time.monotonic() - started), 3)
+        if step.state == "running":
+            step.state = "ok"
+
+    def check(self) -> None:
+        """Raise GivenUp if somebody took it back."""
+        if self.is_given_up.is_set():
+            raise GivenUp("it was given up before it was done")
+
+    @property
+    def failed_step(self) -> str:
+        """Name of the step that failed; empty for none."""
+        return next((step.name for step in self.steps if step.state == "failed"), "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, as the HTTP interface tells it."""
+        return {
+            "state": self.state,
+            "view": self.view,
+            "digest": self.digest,
+            "old": self.old,
+            "reason": self.reason,
+            "actor": self.actor,
+            "steps": [{"name": s.name, "state": s.state, "detail": s.detail, "ms": s.ms} for s in self.steps],
+            "disagreements": list(self.disagreements),
+        }

@@ -1,0 +1,65 @@
+"""What a swap works with: what all stations of a line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flawscope.bundle import Manifest
+from flawscope.runtime.line.clock import Clock
+from flawscope.runtime.line.journal.recorder import Recorder
+from flawscope.runtime.line.line_config import SwapOptions, ViewOptions
+from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.station.view import Measure
+from flawscope.runtime.line.swap.overlays import Overlays
+from flawscope.runtime.line.swap.store import BundleStore
+
+
+@dataclass(frozen=True)
+class SwapServices:
+    """What all stations of a line share.
+
+    Attributes:
+        state: State folder of the line.
+        options: What the configuration says of swaps.
+        trusted_keys: Public keys that bundles must be signed by; None for any bundle.
+        store: The bundles.
+        overlays: The thresholds that were changed on the line.
+        measures: Loads bundles.
+        journal: Where everything is recorded.
+        clock: The clock.
+        say: Told what happens, a sentence at a time.
+    """
+
+    state: Path
+    options: SwapOptions
+    trusted_keys: Path | None
+    store: BundleStore
+    overlays: Overlays
+    measures: Measures
+    journal: Recorder
+    clock: Clock
+    say: Callable[[str], None]
+
+    def load(self, station: str, view: ViewOptions, digest: str, name: str = "") -> Measure:
+        """Return the measure of a view by a bundle of the store, with the thresholds that the line has for it.
+
+        Raises:
+            FlawscopeError: If the bundle cannot be used, or its thresholds.
+        """
+        path = self.store.path_of(digest)
+        measure = self.measures.measure_of(view, path, name or f"bundle {digest[:12]}")
+        return self.with_thresholds(station, view, measure)
+
+    def with_thresholds(self, station: str, view: ViewOptions, measure: Measure) -> Measure:
+        """Return a measure with the thresholds that the line has for its bundle and a view."""
+        manifest = manifest_of(measure)
+        in_force = self.overlays.in_force(station, view, self.store.path_of(measure.bundle), manifest)
+        return measure if in_force is None else measure.deciding_by(in_force)
+
+
+def manifest_of(measure: Measure) -> Manifest:
+    """Return the manifest of the bundle of a measure, which has one."""
+    assert measure.manifest is not None
+    return measure.manifest

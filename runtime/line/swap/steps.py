@@ -1,0 +1,153 @@
+"""What a swap does, a step after the other, beside the line that goes on."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from flawscope.bundle import Manifest
+from flawscope.errors import BundleError
+from flawscope.imaging.learned_images import Look, differences
+from flawscope.runtime.line.line_config import ViewOptions
+from flawscope.runtime.line.measures import check_calibrated
+from flawscope.runtime.line.station.view import Measure, View
+from flawscope.runtime.line.swap.challenge import challenge_parts, run_challenge
+from flawscope.runtime.line.swap.memory import check_room
+from flawscope.runtime.line.swap.run import Step, SwapRun
+from flawscope.runtime.line.swap.services import SwapServices, manifest_of
+from flawscope.runtime.line.swap.shadow import Shadow
+from flawscope.runtime.line.swap.station_bundles import StationBundles
+
+_PAUSE_S = 0.05
+"""Longest time that an image of a challenge or a shadow waits for parts that are open: they need the same cores."""
+
+
+class SwapSteps:
+    """Does the steps of one swap.
+
+    Args:
+        services: What all stations share.
+        bundles: The bundles of the station.
+        run: The swap.
+    """
+
+    def __init__(self, services: SwapServices, bundles: StationBundles, run: SwapRun) -> None:
+        self._services, self._bundles, self._run = services, bundles, run
+        self._name = bundles.options.name
+        self._view: ViewOptions = bundles.view(run.view)
+        self._wait = threading.Event()
+
+    def swap(self) -> None:
+        """Do all steps, the flip at the end.
+
+        Raises:
+            FlawscopeError: If one fails; the old bundle goes on.
+        """
+        run = self._run
+        with run.step("staged") as step:
+            self._staged(step)
+        with run.step("verified") as step:
+            self._verified(step)
+        with run.step("warm") as step:
+            measure = self._warm(step)
+        with run.step("golden") as step:
+            golden = manifest_of(measure).golden_of(self._view.precision)
+            step.detail = f"{len(golden)} golden images gave their scores when the bundle was loaded"
+        with run.step("challenge") as step:
+            self._challenge(step, measure)
+        with run.step("shadow") as step:
+            self._shadow(step, measure)
+        with run.step("flip") as step:
+            generation = self._bundles.flip(run, measure)
+            step.detail = f"generation {generation}"
+
+    def challenge(self) -> None:
+        """Challenge the bundle that is in force.
+
+        Raises:
+            FlawscopeError: If it decides a part wrongly.
+        """
+        with self._run.step("challenge") as step:
+            self._challenge(step, self._bundles.station.measures[self._view.name])
+
+    def _staged(self, step: Step) -> None:
+        with self._services.store.open(self._run.digest) as bundle:
+            step.detail = f"{bundle.manifest.name}, {bundle.manifest.method}"
+
+    def _verified(self, step: Step) -> None:
+        """Check hashes, signature, thresholds, input and memory."""
+        path = self._services.store.path_of(self._run.digest)
+        with self._services.store.open(self._run.digest) as bundle:
+            manifest = bundle.manifest
+            check_calibrated(manifest, self._view, path)
+            room = check_room(sum(entry.size for entry in manifest.files.values()))
+            signed = "signed" if bundle.signature_bytes is not None else "not signed"
+        step.detail = "; ".join([f"hashes right, {signed}", room, *self._fits(manifest)])
+
+    def _fits(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return in what the images of the view are unlike those that the bundle learned from.
+
+        Raises:
+            BundleError: If they are, and the view is strict: each part would be a fault.
+        """
+        seen, learned = self._bundles.station.views[self._view.name].seen, manifest.learned
+        if seen is None or learned is None:
+            return ()
+        (height, width, *channels), bits = seen
+        # Of their pixels nothing is kept: size and bits are compared, grey only where there is one channel.
+        look = Look(
+            height,
+            width,
+            not channels or learned.colours == "grey",
+            bits,
+            sum(learned.brightness) / 2,
+            sum(learned.red_minus_blue) / 2,
+        )
+        notes = differences(look, learned)
+        if notes and self._view.strict:
+            raise BundleError(f"unlike the images that it learned from, and the view is strict: {'; '.join(notes)}")
+        return notes
+
+    def _warm(self, step: Step) -> Measure:
+        measure = self._services.load(self._name, self._view, self._run.digest)
+        step.detail = f"up to {manifest_of(measure).max_batch} images at once; thresholds revision {measure.revision}"
+        return measure
+
+    def _challenge(self, step: Step, measure: Measure) -> None:
+        parts = challenge_parts(self._folder, self._view.name, is_only_view=len(self._bundles.options.views) == 1)
+        if not parts:
+            step.skip(f"no challenge parts in {self._folder}")
+            return
+        step.detail = run_challenge(parts, self._judge(measure), self._pause)
+
+    def _shadow(self, step: Step, measure: Measure) -> None:
+        run = self._run
+        if not run.shadow:
+            step.skip("not asked for")
+            return
+
+        def told(parts: int) -> None:
+            step.detail = f"{parts} of {run.shadow} parts"
+
+        shadow = Shadow(self._judge(measure), run.shadow)
+        self._bundles.shadow = shadow
+        try:
+            step.detail = shadow.run(self._pause, run.disagreements.append, told)
+        finally:
+            self._bundles.shadow = None
+
+    def _judge(self, measure: Measure) -> View:
+        return self._bundles.station.views[self._view.name].judged_by(measure)
+
+    @property
+    def _folder(self) -> Path:
+        own = self._bundles.options.challenge
+        return self._services.state / "challenge" / self._name if own is None else own
+
+    def _pause(self) -> None:
+        """Let parts that are open go first, and end where nobody wants the swap any more."""
+        self._run.check()
+        for _ in range(10):
+            if not self._bundles.station.counters.now().open:
+                return
+            self._wait.wait(_PAUSE_S / 10)
