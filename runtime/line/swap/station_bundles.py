@@ -291,10 +291,12 @@ class StationBundles:
 
 
 def tell_generation(event: Callable[..., None], station: str, generation: int, measures: Mapping[str, Measure]) -> None:
-    """Record what a set of bundles and thresholds holds, a view at a time."""
+    """Record what a set of bundles and thresholds holds, a view at a time; a view without a bundle decides nothing."""
     for view, measure in measures.items():
+        if not measure.bundle:
+            continue
         revision = f", thresholds revision {measure.revision}" if measure.revision else ""
-        event("generation", object=station, new=f"{generation}: {view} by bundle {measure.bundle or 'none'}{revision}")
+        event("generation", object=station, new=f"{generation}: {view} by bundle {measure.bundle}{revision}")
 
 
 def _with(row: ActiveView, measure: Measure | None) -> ActiveView:
