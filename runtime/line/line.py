@@ -240,10 +240,11 @@ class Line:
                 self._told[station.name] = state
                 reason = f": {station.readiness.reason}" if station.readiness.reason else ""
                 self._say(f"station {station.name}: {state}{reason}")
+        if self.swaps is not None:
+            # Before the devices: one that a new bundle broke may work with the old one.
+            self.swaps.turn()
         self._check_devices()
         self._check_sinks()
-        if self.swaps is not None:
-            self.swaps.turn()
         self._check_account()
         drift_ns = self._clock.utc_ns() - self._clock.mono_ns()
         if abs(drift_ns - self._drift_ns) > _JUMP_NS:

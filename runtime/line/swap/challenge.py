@@ -101,7 +101,7 @@ def score_now(view: View, frame: Frame) -> ViewRecord:
     """Score one image and wait for it; what takes longer than a minute is a fault."""
     work = view.begin(frame, time.monotonic_ns() + round(_IMAGE_S * 1e9))
     if not isinstance(work, InWork):
-        return work
+        return work.record
     try:
         return view.finish(work, work.result.result(_IMAGE_S))
     except FutureTimeout:

@@ -69,7 +69,7 @@ class StationBundles:
         self._lock = threading.RLock()
         self._faults = 0
         self._retired: list[tuple[SharedScoring, int]] = []
-        station.watch = self
+        station.observer = self
 
     @property
     def is_running(self) -> bool:
@@ -179,9 +179,13 @@ class StationBundles:
             kept = self.kept
             if kept is None:
                 return
-            stuck_s = max(self.station.measures[name].scoring.stuck_s() for name in kept.measures)
+            new = [self.station.measures[name].scoring for name in kept.measures]
+            stuck_s = max(scoring.stuck_s() for scoring in new)
+            problem = next((scoring.problem for scoring in new if scoring.problem), "")
             if stuck_s > _STUCK_S:
-                self._take_back(f"the new bundle has been at one image for {stuck_s:.0f} s")
+                problem = f"the new bundle has been at one image for {stuck_s:.0f} s"
+            if problem:
+                self._take_back(problem)
             elif self._parts() - kept.parts >= self._services.options.rollback.window_parts:
                 self._retire(kept)
                 self.kept = None

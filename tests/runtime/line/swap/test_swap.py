@@ -417,3 +417,26 @@ def test_a_start_with_a_broken_bundle_takes_the_one_before_or_is_not_ready(tmp_p
         assert verdict_of(line, 50).verdict == "accept"
     assert read_active(active_file(tmp_path / "state", "top")).views[0].digest == digest  # type: ignore[union-attr]
     check_generations(tmp_path)
+
+
+@pytest.mark.parametrize("failure", ["hangs", "loses its device"])
+def test_a_bundle_that_hangs_or_loses_its_device_is_taken_back(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    monkeypatch.setattr(station_bundles, "_STUCK_S", 0.05)
+    with running(tmp_path, deadline_ms=300.0) as line:
+        station, swaps, gate = top(line), swaps_of(line), threading.Event()
+        first = station.measures["cam0"].bundle
+        assert swapped(line, swaps.add(other))["state"] == "done"
+        scoring = station.measures["cam0"].scoring
+        if failure == "hangs":
+            scoring._inspector.score = lambda *_: gate.wait(30) and []  # type: ignore[method-assign]
+            assert verdict_of(line, 120).reason == "deadline"
+        else:
+            scoring.problem = "the device failed, and is being opened again: gone"
+        line.turn()
+        assert station.measures["cam0"].bundle == first
+        gate.set()
+        wait_until(lambda: scoring.stuck_s() == 0.0)
+        assert swaps.state("top")["state"] == "rolled_back"
+    assert not line.lost
