@@ -37,13 +37,13 @@ from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import Measure, View
 from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
-from flawscope.runtime.line.users.line_users import LineUsers
 from flawscope.runtime.line.swap.beginning import begin
 from flawscope.runtime.line.swap.overlays import Overlays
 from flawscope.runtime.line.swap.services import SwapServices
 from flawscope.runtime.line.swap.station_bundles import tell_generation
 from flawscope.runtime.line.swap.store import BundleStore
 from flawscope.runtime.line.swap.swaps import Swaps
+from flawscope.runtime.line.users.line_users import LineUsers
 
 _JUMP_NS = 10**9
 """Difference between the clocks that counts as a jump of the wall clock."""
