@@ -25,8 +25,10 @@ from flawscope.runtime.line.line_config import (
     ImageOptions,
     LineConfig,
     LineOptions,
+    RollbackOptions,
     SceneLimits,
     StationOptions,
+    SwapOptions,
     ViewOptions,
 )
 from flawscope.runtime.line.outputs.table import OUTPUTS
@@ -50,7 +52,7 @@ def tables() -> str:
     parts += [(f"Source `{_tag(kind)}`", kind) for kind in SOURCES]
     parts += [(f"Output `{_tag(kind)}`", kind) for kind in OUTPUTS]
     parts += [(f"Sink `{_tag(kind)}`", kind) for kind in SINKS]
-    parts += [("`images`", ImageOptions)]
+    parts += [("`images`", ImageOptions), ("`swap`", SwapOptions), ("`rollback`", RollbackOptions)]
     parts += [("`http`", HttpOptions), ("`tls`", Tls)]
     return "\n".join([BEGIN, "", *(table(title, kind) for title, kind in parts), END])
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from flawscope.errors import StorageError
+from flawscope.open_files import RECORD_BYTES, read_regular
 
 _SHARE = 3
 """Memory of a loaded bundle as a multiple of its files: weights as read, as the engine keeps them, and its buffers."""
@@ -18,17 +19,21 @@ def available_bytes() -> int | None:
     """Return the bytes that may still be taken, by system and container; None where it is unknown."""
     found = []
     try:
-        if match := re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE):
+        if match := re.search(r"^MemAvailable:\s+(\d+) kB", _read(_MEMINFO), re.MULTILINE):
             found.append(int(match[1]) << 10)
     except OSError:
         return None
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (_read(_CGROUP / name).strip() for name in ("memory.max", "memory.current"))
         if limit.isdecimal():
             found.append(max(0, int(limit) - int(used)))
     except (OSError, ValueError):
         pass  # no container, or one of another kind
     return min(found, default=None)
+
+
+def _read(path: Path) -> str:
+    return read_regular(path, RECORD_BYTES).decode("ascii", "replace")
 
 
 def check_room(bundle_bytes: int) -> str:

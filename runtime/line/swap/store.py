@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,14 +12,16 @@ from typing import IO, Any
 import msgspec
 
 from flawscope.bundle import MANIFEST, Bundle, decode_manifest, open_bundle, pack_bundle
-from flawscope.bundle.signature import decode_signature
+from flawscope.bundle.file_names import SIGNATURE
+from flawscope.bundle.manifest import MAX_MANIFEST_BYTES
+from flawscope.bundle.signature import MAX_SIGNATURE_BYTES, decode_signature
+from flawscope.bundle.stored_files import ZipFiles
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError, StorageError
 from flawscope.files import storage_errors
 from flawscope.open_files import list_folder
 from flawscope.scratch import remove_leftovers, scratch_file, sync
 
 _SUFFIX = ".flaw"
-_SIGNATURE = "signature.json"
 _RESERVE_BYTES = 1 << 30
 """Space that stays free on the disk: without any, the journal cannot be written, and each part is a fault."""
 
@@ -135,8 +136,6 @@ class BundleStore:
     def take(self, temporary: Path) -> str:
         """Verify a packed bundle that lies in the folder under a temporary name, and give it its own; its digest."""
         try:
-            if not zipfile.is_zipfile(temporary):
-                raise BundleError("expected a packed bundle (flawscope bundle pack), got another file.")
             with open_bundle(temporary, trusted_keys=self._trusted_keys) as bundle:
                 digest = bundle.manifest.digest
         except FlawscopeError as err:
@@ -222,9 +221,13 @@ class Receiving:
 
 
 def _described(path: Path, size: int) -> StoredBundle:
-    with zipfile.ZipFile(path) as archive:
-        manifest = decode_manifest(archive.read(MANIFEST), path.name)
-        signed = archive.read(_SIGNATURE) if _SIGNATURE in archive.namelist() else None
+    with contextlib.closing(ZipFiles(path, path.name)) as files:
+        with files.open(MANIFEST) as file:
+            manifest = decode_manifest(file.read(MAX_MANIFEST_BYTES), path.name)
+        signed = None
+        if SIGNATURE in files.sizes():
+            with files.open(SIGNATURE) as file:
+                signed = file.read(MAX_SIGNATURE_BYTES)
     thresholds: dict[str, dict[str, float | None]] = {}
     for precision in ("fp32", *manifest.precisions):
         if (own := manifest.thresholds_of(precision)) is not None:
