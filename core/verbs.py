@@ -194,6 +194,9 @@ _LINE = Group(
         ),
         "run": Verb("flawscope.runtime.line.line_command:run", "Run a line until it is stopped."),
         "status": Verb("flawscope.runtime.line.line_command:status", "Show the state and the account of a line."),
+        "export": Verb(
+            "flawscope.runtime.line.gallery.export_command:export", "Write reviewed images as data sets to learn from."
+        ),
         "cameras": Verb("flawscope.runtime.line.cameras_command:cameras", "List GigE and USB3 Vision cameras."),
         "user": _LINE_USER,
         "token": _LINE_TOKEN,

@@ -52,11 +52,13 @@ class FakeJournal:
         station: str | None = None,
         verdict: str | None = None,
         newest_first: bool = False,
+        before_seq: int | None = None,
+        is_reviewed: bool | None = None,
     ) -> list[PartRecord]:
         if self.failure is not None:
             raise self.failure
         last = {record.seq: record for record in self.records}
-        found = [last[seq] for seq in sorted(last, reverse=newest_first) if seq > after_seq]
+        found = [last[seq] for seq in sorted(last, reverse=newest_first) if after_seq < seq < (before_seq or 1 << 53)]
         kept = [part for part in found if station in (None, part.station) and verdict in (None, part.verdict)]
         return kept[:limit]
 

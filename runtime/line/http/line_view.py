@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.runtime.line.gallery.gallery import Gallery
+from flawscope.runtime.line.journal.reviews import Review
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
 from flawscope.runtime.line.users.line_users import LineUsers
@@ -54,11 +55,32 @@ class JournalView(Protocol):
         station: str | None = None,
         verdict: str | None = None,
         newest_first: bool = False,
+        before_seq: int | None = None,
+        is_reviewed: bool | None = None,
     ) -> list[PartRecord]:
         """Return parts, each by its last revision."""
 
     def part_of(self, seq: int) -> PartRecord | None:
         """Return a part by its last revision; None where it has no record."""
+
+    def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
+        """Return reviews of a part, or of all, in the order in which they were made."""
+
+    def event(
+        self,
+        action: str,
+        *,
+        actor: str = "line",
+        role: str = "",
+        object: str = "",
+        old: str = "",
+        new: str = "",
+        reason: str = "",
+    ) -> None:
+        """Queue an event, as of now."""
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was queued before is on the disk; return whether it is."""
 
     def wait(self, after: int, timeout_s: float) -> bool:
         """Wait until there is an entry beyond a place in the chain."""

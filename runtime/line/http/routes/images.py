@@ -53,10 +53,7 @@ def routes(context: Context) -> list[Api]:
             shown = await context.call(_image_of, context.line.gallery, part, name)
         except DataError as err:
             raise Refusal(404, str(err)) from err
-        answer = Response(shown.data, media_type=shown.media_type)
-        # It never changes; who looks at it again needs no second one.
-        answer.headers["cache-control"] = "private, max-age=3600"
-        return answer
+        return Response(shown.data, media_type=shown.media_type)
 
     return [
         Api("GET", "/stations/{station}/live.jpg", "operator", live),

@@ -27,8 +27,12 @@ def routes(context: Context) -> list[Api]:
         station = query.word("station", tuple(context.options))
         verdict = query.word("verdict", get_args(Verdict))
         newest = query.word("order", ("newest", "oldest")) == "newest"
+        before = query.number("before", 1 << 53, 1, 1 << 53)
+        reviewed = query.word("reviewed", ("0", "1"))
         query.end()
-        return json_answer({"parts": await context.call(journal.parts, after, limit, station, verdict, newest)})
+        is_reviewed = None if reviewed is None else reviewed == "1"
+        found = await context.call(journal.parts, after, limit, station, verdict, newest, before, is_reviewed)
+        return json_answer({"parts": found})
 
     async def part(request: Request) -> Response:
         seq = request.path_params["seq"]
