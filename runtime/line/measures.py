@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from flawscope.errors import ArgumentError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.line_config import ViewOptions
+from flawscope.runtime.line.selftest import golden_check
 from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.results import Result
@@ -66,7 +68,8 @@ class Measures:
         if key not in self._loaded:
             self._loaded[key] = self._load(view)
         inspector, scoring = self._loaded[key]
-        return Measure(scoring, inspector.manifest.digest, inspector.manifest.input.bits)
+        manifest = inspector.manifest
+        return Measure(scoring, manifest.digest, manifest.input.bits, golden=partial(golden_check, inspector))
 
     def inspector_of(self, view: ViewOptions) -> Inspector:
         """Return the inspector of a view, for `check`; as `measure_of`."""

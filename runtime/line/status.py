@@ -12,6 +12,7 @@ import msgspec
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.runtime.line.drift.state import ViewDrift
+from flawscope.runtime.line.selftest_status import SelfTestStatus
 from flawscope.text import encode_json
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         boot_id: Boot of the machine that the monotonic clock belongs to.
         drift: What is known of the drift of each view that is watched.
         drift_missed: Images that were not looked at for drift, as too many waited.
+        selftests: What is known of the self-test of each bundle in use.
     """
 
     line: str
@@ -125,6 +127,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     boot_id: str = ""
     drift: tuple[ViewDrift, ...] = ()
     drift_missed: int = 0
+    selftests: tuple[SelfTestStatus, ...] = ()
 
 
 class StatusFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -58,11 +58,14 @@ class Measure:
         scoring: Scores images, together with other views of the same bundle.
         bundle: Digest of the bundle.
         bits: Bits in use of 16-bit images, as the bundle was trained.
+        golden: Prepares one of the bundle's golden images, by its number, and returns what scores it and raises where
+            it has not its stored score; None where there is no bundle.
     """
 
     scoring: SharedScoring
     bundle: str
     bits: int | None
+    golden: Callable[[int], Callable[[], None]] | None = None
 
 
 @dataclass(frozen=True)
