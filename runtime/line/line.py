@@ -28,6 +28,7 @@ from flawscope.runtime.line.outputs.output import Output
 from flawscope.runtime.line.outputs.table import OUTPUTS
 from flawscope.runtime.line.recovery import record_open_parts
 from flawscope.runtime.line.scene.limits import SceneCheck
+from flawscope.runtime.line.selftest import SelfTest
 from flawscope.runtime.line.sinks.runner import SinkRunner, sink_runners
 from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.table import CameraSource
@@ -94,6 +95,7 @@ class Line:
         self._status_file = StatusFile(self._config.line.state / STATUS)
         self._is_stopped = False
         self.drift: DriftMonitor | None = None
+        self._selftest: SelfTest | None = None
         self.is_written = True
         self.lost = ""
         self._before: dict[tuple[str, str], int] = {}
@@ -187,6 +189,10 @@ class Line:
             self._heed_disk(station)
             station.start()
             self.stations[station.name] = station
+        selftest = self._selftest = SelfTest(self.stations, journal, config.selftest_s)
+        selftest.start()
+        # Before the bundles are released: a test of one that was closed would fail.
+        stack.callback(selftest.stop)
         if server is not None:
             server.start()
             self._say(server.url)
@@ -290,6 +296,22 @@ class Line:
         else:
             station.readiness.allow("disk")
 
+    def is_sound(self, period_s: float) -> bool:
+        """Return whether a new process would be no better: what a watchdog must know.
+
+        Args:
+            period_s: Time within which the threads of all stations must have turned.
+
+        Returns:
+            False where a self-test has failed, an inspector or a thread hangs, a device is lost, or the account is
+            wrong. What others cause (cameras, disks, the PLC) does not count.
+        """
+        if self._selftest is None or self.lost or self._is_wrong or not self._selftest.is_good:
+            return False
+        return all(
+            station.turns(period_s) and not station.readiness.against("inspector") for station in self.stations.values()
+        )
+
     @property
     def has_ended(self) -> bool:
         """Whether all sources of all stations have ended, as for folders that are not watched."""
@@ -318,6 +340,7 @@ class Line:
                 for runner in self._sinks
             ),
             drift=drift,
+            selftests=() if self._selftest is None else self._selftest.state(),
             drift_missed=0 if self.drift is None else self.drift.missed,
         )
 
@@ -345,6 +368,8 @@ class Line:
             if self.gallery is not None:
                 # Before the last head is signed: what it could not write is on record.
                 self.gallery.stop()
+            if self._selftest is not None:
+                self._selftest.stop()
             if self.drift is not None:
                 self.drift.stop()
             if self._journal is not None and self.stations:
@@ -380,13 +405,27 @@ class Line:
                 station.readiness.forbid("account", "parts are not accept + reject + fault + open", hold=True)
 
 
-def run(line: Line, should_stop: Callable[[], bool], *, wait: Callable[[float], Any] = time.sleep) -> None:
-    """Turn a line that was started once a second, until it is asked to stop, or is lost, or its sources have ended."""
+def run(
+    line: Line,
+    should_stop: Callable[[], bool],
+    *,
+    wait: Callable[[float], Any] = time.sleep,
+    each: Callable[[], None] = lambda: None,
+) -> None:
+    """Turn a line that was started once a second, until it is asked to stop, or is lost, or its sources have ended.
+
+    Args:
+        line: The line.
+        should_stop: Whether it is asked to stop.
+        wait: Waits for some seconds, or less.
+        each: Called 20 times a second, by the same thread.
+    """
     next_turn = time.monotonic()
     while not should_stop() and not line.lost and not line.has_ended:
         if time.monotonic() >= next_turn:
             line.turn()
             next_turn = time.monotonic() + 1.0
+        each()
         wait(0.05)
 
 

@@ -41,21 +41,32 @@ def run(config: Path) -> int:
     from flawscope.runtime.line.config_file import read_config
     from flawscope.runtime.line.line import Line
     from flawscope.runtime.line.line import run as turn
+    from flawscope.runtime.line.systemd import Systemd
 
     stop = _Stop()
-    line = Line(read_config(config), lambda text: echo(text, err=True))
+    systemd = Systemd.of(os.environ)
+
+    def say(text: str) -> None:
+        systemd.say(text)
+        echo(text, err=True)
+
+    line = Line(read_config(config), say)
     try:
         with stop.at_once():
             line.start()
     except _Stopped:
+        systemd.stopping()
         line.stop()
         echo("stopped while it was starting; no part was judged", err=True)
         return _end_without_its_threads()
     try:
         echo(f"line {line.status().line}: running, {len(line.stations)} stations", err=True)
-        turn(line, stop.is_set, wait=stop.wait)
+        systemd.ready()
+        turn(line, stop.is_set, wait=stop.wait, each=lambda: systemd.turn(line))
     finally:
+        systemd.stopping()
         line.stop()
+        systemd.close()
     status = line.status(is_running=False)
     for station in status.stations:
         echo(_counts(station), err=True)
@@ -105,6 +116,9 @@ def _show(said: LineStatus, is_running: bool) -> None:
             echo(f"station {station.name}: warning: {warning}")
     if said.images is not None and said.images.warning:
         echo(f"images: {said.images.warning}")
+    for test in said.selftests:
+        problem = f", FAILED: {test.problem}" if test.problem else ""
+        echo(f"self-test of bundle {test.bundle[:12]}: held {test.age_s:.0f} s before{problem}")
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.gallery.keeper import Heat, HeatOf
 from flawscope.runtime.line.line_config import ViewOptions
+from flawscope.runtime.line.selftest import golden_check
 from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.results import Result
@@ -119,8 +121,16 @@ class Measures:
                 self._loaded[key] = loaded
         inspector = loaded.inspector
         assert inspector is not None
-        manifest, heat = inspector.manifest, heat_of(inspector)
-        return Measure(loaded.scoring, manifest.digest, manifest.input.bits, manifest, inspector.in_force, heat)
+        manifest = inspector.manifest
+        return Measure(
+            loaded.scoring,
+            manifest.digest,
+            manifest.input.bits,
+            manifest,
+            inspector.in_force,
+            heat_of(inspector),
+            partial(golden_check, inspector),
+        )
 
     def none(self, view: str, reason: str) -> Measure:
         """Return a measure that makes a fault of each image, for a view without a bundle that can be used."""

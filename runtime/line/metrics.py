@@ -113,6 +113,7 @@ class LineMetrics:
         yield from (ready, up)
         yield from self._sinks(status)
         yield from _drift(status)
+        yield from _selftests(status)
         holds = GaugeMetricFamily("flawscope_account_holds", "Whether parts = accept + reject + fault + open.")
         holds.add_metric([], status.account_holds)
         works = GaugeMetricFamily("flawscope_journal_ok", "Whether the journal is written.")
@@ -164,6 +165,17 @@ class LineMetrics:
                     _log.exception("The journal could not be read for the metrics; it is tried again.")
                 is_told = True
                 self._stopping.wait(_WAIT_S)
+
+
+def _selftests(status: LineStatus) -> Iterator[Metric]:
+    age = GaugeMetricFamily(
+        "flawscope_selftest_age_seconds", "Seconds since a golden image had its stored score.", labels=["bundle"]
+    )
+    ok = GaugeMetricFamily("flawscope_selftest_ok", "Whether the last self-test held.", labels=["bundle"])
+    for one in status.selftests:
+        age.add_metric([one.bundle], one.age_s)
+        ok.add_metric([one.bundle], not one.problem)
+    yield from (age, ok)
 
 
 def _drift(status: LineStatus) -> Iterator[Metric]:

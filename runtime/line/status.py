@@ -12,6 +12,7 @@ import msgspec
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.runtime.line.drift.state import ViewDrift
+from flawscope.runtime.line.selftest_status import SelfTestStatus
 from flawscope.text import encode_json
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         images: What is kept of images, and how full the disk is.
         drift: What is known of the drift of each view that is watched.
         drift_missed: Images that were not looked at for drift, as too many waited.
+        selftests: What is known of the self-test of each bundle in use.
     """
 
     line: str
@@ -151,6 +153,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     images: ImagesStatus | None = None
     drift: tuple[ViewDrift, ...] = ()
     drift_missed: int = 0
+    selftests: tuple[SelfTestStatus, ...] = ()
 
 
 class StatusFile:

@@ -6,6 +6,7 @@ It finds what no hash can: another resize in OpenCV, a driver or a processor tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,14 +29,36 @@ def check_golden(bundle: Bundle, scorer: Scorer, options: ScorerOptions) -> None
         image = prepare(decode_image(bundle.read(golden.file), golden.file), bundle.manifest.input)
         maps, scores = scorer.score(image[None])
         check_outputs(maps, scores, 1, bundle.manifest.input.size)
-        for quantity, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
-            # `not <=` instead of `>`: every comparison with NaN is false, and NaN must fail.
-            if not abs(float(got) - stored) <= tolerance * max(abs(stored), scorer.least_score):
-                raise BundleError(
-                    f"{bundle.path}: golden image {golden.file}: expected {quantity} {stored:.6g} as at export, got "
-                    f"{float(got):.6g} on {options.backend}. This installation computes something else: see flawscope "
-                    "doctor."
-                )
+        compare_golden(golden, maps, scores, tolerance, scorer.least_score, bundle.path, options.backend)
+
+
+def compare_golden(
+    golden: Golden,
+    maps: Float32Array,
+    scores: Float32Array,
+    tolerance: float,
+    least_score: float,
+    path: Path,
+    backend: str,
+) -> None:
+    """Raise BundleError unless map and score of a golden image are the stored ones.
+
+    Args:
+        golden: The golden image.
+        maps: Its anomaly map, float32 [1, H, W].
+        scores: Its score, float32 [1].
+        tolerance: Largest difference as a share of the stored value, or of `least_score` if that is larger.
+        least_score: As `Scorer.least_score`.
+        path: The bundle.
+        backend: Backend that computed them.
+    """
+    for quantity, got, stored in (("score", scores[0], golden.score), ("map", maps[0].max(), golden.map_max)):
+        # `not <=` instead of `>`: every comparison with NaN is false, and NaN must fail.
+        if not abs(float(got) - stored) <= tolerance * max(abs(stored), least_score):
+            raise BundleError(
+                f"{path}: golden image {golden.file}: expected {quantity} {stored:.6g} as at export, got "
+                f"{float(got):.6g} on {backend}. This installation computes something else: see flawscope doctor."
+            )
 
 
 def measured_golden(bundle: Bundle, scorer: Scorer, entries: Sequence[Golden]) -> tuple[Golden, ...]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from flawscope.bundle import InForce
 from flawscope.errors import DeviceError
@@ -28,6 +28,9 @@ _MOST_WAITING = 256
 """Requests that may wait before those whose deadline has passed are thrown out: an inspector may hang for hours."""
 _STEADY_S = 60.0
 """A device that fails again so soon after it was opened again is lost: only a new process may help."""
+_NEVER = (1 << 63) - 1
+"""Deadline of what can wait."""
+_NO_COLOR = ""
 _WEIGHT = 0.1
 """Weight of the last time in the running mean of times."""
 
@@ -52,14 +55,15 @@ class ScoresImages(Protocol):
 
 @dataclass(order=True)
 class _Request:
-    """An image that waits, first by its deadline and then by its arrival."""
+    """An image that waits, first by its deadline and then by its arrival; or a call, which comes after all of them."""
 
     deadline_ns: int
     order: int
     source: Source = field(compare=False)
     color: str = field(compare=False)
     in_force: InForce | None = field(compare=False)
-    future: Future[Result] = field(compare=False)
+    future: Future[Any] = field(compare=False)
+    call: Callable[[], None] | None = field(compare=False, default=None)
 
 
 class SharedScoring:
@@ -85,6 +89,7 @@ class SharedScoring:
         self._is_closed = False
         self._took_ms: dict[int, float] = {}
         self._busy_since: int | None = None
+        self._idle_since = time.monotonic_ns()
         self.batches = self.images = self.device_failures = 0
         self.problem = self.lost = ""
         self._opened_again = float("-inf")
@@ -114,6 +119,29 @@ class SharedScoring:
             _answer(request, _EXPIRED)
         return future
 
+    def submit_last(self, call: Callable[[], None]) -> Future[Any]:
+        """Queue a call, for when no image waits; an image that comes while it runs waits for it.
+
+        Returns:
+            When it was called None, or what it raised; a fault where it will not be.
+        """
+        future: Future[Any] = Future()
+        with self._ready:
+            if self._is_closed:
+                future.set_result(_CLOSED)
+                return future
+            # A colour of its own: it is never in a batch with images.
+            request = _Request(_NEVER, next(self._numbers), b"", _NO_COLOR, None, future, call)
+            heapq.heappush(self._waiting, request)
+            self._ready.notify()
+        return future
+
+    def idle_s(self) -> float:
+        """Return for how many seconds nothing has been scored and nothing has waited."""
+        with self._ready:
+            is_idle = self._busy_since is None and not self._waiting
+            return (time.monotonic_ns() - self._idle_since) / 1e9 if is_idle else 0.0
+
     def measure(self) -> None:
         """Run the graphs alone and in batches of 2, 4, ... and keep the times; before the first part."""
         size = 1
@@ -142,6 +170,9 @@ class SharedScoring:
         while (batch := self._next()) is not None:
             if not batch:
                 continue
+            if batch[0].call is not None:
+                self._call(batch[0], batch[0].call)
+                continue
             started, first = time.perf_counter(), batch[0]
             try:
                 if self.lost:
@@ -155,14 +186,35 @@ class SharedScoring:
                 results = [_fault(text)] * len(batch)
             self._note(len(batch), 1e3 * (time.perf_counter() - started))
             self.batches, self.images = self.batches + 1, self.images + len(batch)
-            with self._ready:
-                self._busy_since = None
+            self._is_free()
             for request, result in zip(batch, results, strict=True):
                 _answer(request, result)
             if not self.lost and self._inspector.device_failed:
                 self._open_again(results[0].reason or "no reason was given")
             # Else the images of the last batch would stay in memory until the next one comes.
             del batch, first, results, request, result
+
+    def _call(self, request: _Request, call: Callable[[], None]) -> None:
+        try:
+            if self.lost:
+                raise DeviceError(self.lost)
+            call()
+        except BaseException as err:  # as above
+            failure: BaseException | None = err
+        else:
+            failure = None
+        self._is_free()
+        with contextlib.suppress(BaseException):  # as in `_answer`
+            if failure is None:
+                request.future.set_result(None)
+            else:
+                request.future.set_exception(failure)
+        if not self.lost and self._inspector.device_failed:
+            self._open_again(str(failure))
+
+    def _is_free(self) -> None:
+        with self._ready:
+            self._busy_since, self._idle_since = None, time.monotonic_ns()
 
     def _open_again(self, reason: str) -> None:
         """Have the device opened again, once; the images that it failed on are faults already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -65,6 +65,8 @@ class Measure:
         manifest: Manifest of the bundle; None where there is no bundle.
         in_force: The thresholds that decide; None for those that the bundle was loaded with.
         heat: Says how an anomaly map is drawn; None where it is not.
+        golden: Prepares one of the bundle's golden images, by its number, and returns what scores it and raises where
+            it has not its stored score; None where there is no bundle.
     """
 
     scoring: SharedScoring
@@ -73,6 +75,7 @@ class Measure:
     manifest: Manifest | None = None
     in_force: InForce | None = None
     heat: HeatOf | None = None
+    golden: Callable[[int], Callable[[], None]] | None = None
 
     @property
     def revision(self) -> int:
