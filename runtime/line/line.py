@@ -280,8 +280,9 @@ class Line:
         for runner in self._sinks:
             if not runner.stops_line:
                 continue
+            against = runner.against()
             for station in self.stations.values():
-                if against := runner.against:
+                if against:
                     station.readiness.forbid(f"sink {runner.name}", against)
                 else:
                     station.readiness.allow(f"sink {runner.name}")

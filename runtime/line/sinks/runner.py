@@ -92,7 +92,7 @@ class SinkRunner:
         self._chance = chance
         self._cursor = journal.cursor(name)
         self._failures = 0
-        self._is_told = False
+        self._is_told = self._is_against = False
         self._drain_until = 0.0
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
 
@@ -106,10 +106,12 @@ class SinkRunner:
         """Whether the sink is required, and more than `max_behind` entries behind."""
         return self._most is not None and self.behind > self._most
 
-    @property
     def against(self) -> str:
-        """Why no part may be scored for its sake, in words; empty where one may."""
-        return f"is {self.behind} entries behind" if self.stops_line and self._is_told else ""
+        """Return why no part may be scored for its sake, in words; empty where one may. Called once a second."""
+        behind, most = self.behind, self._most
+        # Not by what was told: a sink that hangs tells nothing until its time is over.
+        self._is_against = most is not None and behind > (most // 2 if self._is_against else most)
+        return f"is {behind} entries behind" if self._is_against else ""
 
     def start(self) -> None:
         """Begin to send."""
