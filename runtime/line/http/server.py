@@ -17,6 +17,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.runtime.line.config_checks import address_of
 from flawscope.runtime.line.http.line_view import LineView
 from flawscope.runtime.line.http.news import News
+from flawscope.runtime.line.http.tls import check_tls
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.text import printable
@@ -107,7 +108,7 @@ class LineServer:
         Raises:
             ArgumentError: If certificate or key cannot be used.
         """
-        self._check_tls()
+        check_tls(self._options)
         self._metrics.start()
         self._thread.start()
         if not self._has_started.wait(START_S):
@@ -169,20 +170,6 @@ class LineServer:
         except Exception:
             _log.exception("%s %s failed.", scope["method"], printable(scope["path"]))
             raise
-
-    def _check_tls(self) -> None:
-        tls = self._options.tls
-        if tls is None:
-            return
-        import ssl
-
-        assert tls.cert is not None
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key)
-        except OSError as err:  # ssl.SSLError is one
-            raise ArgumentError(
-                f"http.tls: expected a certificate ({tls.cert}) and its key ({tls.key}), got: {err}. Mend the files."
-            ) from err
 
 
 def _listener(options: HttpOptions) -> socket.socket:

@@ -174,6 +174,7 @@ class LineUsers:
         self._recorded = Recorded(self._state, events)
         # Now, and not at the first login: a line that runs makes no more threads.
         self._worker.submit(self._say_unsaid)
+        self._asked += 1
         self._thread.start()
 
     def stop(self) -> None:
