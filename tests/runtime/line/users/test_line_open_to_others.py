@@ -176,3 +176,23 @@ def test_each_start_records_changes_once(tmp_path: Path) -> None:
         assert [event["action"] for event in reader.events()].count("token_added") == 1
     finally:
         reader.close()
+
+
+def test_users_that_the_journal_tells_of_are_not_forgotten(tmp_path: Path) -> None:
+    """Whoever removes their file does not become everybody's admin at the next start."""
+    file = UsersFile(tmp_path / "state")
+    file.add_user("anna", "admin", PASSWORD)
+    config = read_config(with_http(tmp_path, listen="127.0.0.1:0"))
+    line = Line(config, lambda text: None)
+    line.start()
+    line.stop()
+    (tmp_path / "state" / "users" / "users.json").unlink()
+    with pytest.raises(ArgumentError, match="expected the users that the journal tells of, got no file"):
+        Line(config, lambda text: None).start()
+    file.add_user("anna", "admin", PASSWORD)
+    file.remove_user("anna", last=True)
+    line = Line(config, lambda text: None)
+    line.start()
+    assert line.users is not None
+    assert not line.users.has_users
+    line.stop()
