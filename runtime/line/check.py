@@ -16,11 +16,12 @@ from flawscope.errors import FlawscopeError
 from flawscope.files import temporary_folder
 from flawscope.runtime.line.clock import SystemClock, iso
 from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.http.tls import check_tls
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE as JOURNAL
 from flawscope.runtime.line.line import open_output, scene_of
-from flawscope.runtime.line.line_config import StationOptions, ViewOptions
+from flawscope.runtime.line.line_config import HttpOptions, StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
@@ -29,6 +30,7 @@ from flawscope.runtime.line.sinks.runner import open_sink, sink_names
 from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.line.users.line_users import LineUsers
 from flawscope.runtime.results import Result
 
 SHARE = 0.8
@@ -109,6 +111,8 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
         measures = Measures(config.trusted_keys, say)
         stack.callback(measures.close)
         yield _state(config.line.state, config.line.name)
+        if config.http is not None:
+            yield _users(config.line.state, config.http)
         record_ms = _record_ms(folder)
         for station in config.stations:
             scored_ms = []
@@ -159,6 +163,19 @@ def _state(folder: Path, line: str) -> Finding:
         text = f"{folder}: expected the journal of line {line}, got that of line {reader.line}. Name another folder."
         return Finding("state", False, text)
     return Finding("state", True, f"{folder}: the journal of this line")
+
+
+def _users(state: Path, options: HttpOptions) -> Finding:
+    """Look who may ask over HTTP, as far as no server is needed."""
+    try:
+        check_tls(options)
+        users = LineUsers.open(state, options)
+    except FlawscopeError as err:
+        return Finding("http", False, str(err))
+    users.stop()
+    if not users.count:
+        return Finding("http", True, f"{options.listen}: no users: everybody on this machine may do everything")
+    return Finding("http", True, f"{options.listen}: everybody has to log in; {users.count} users")
 
 
 def _source(view: ViewOptions, station: str, folder: Path) -> tuple[Finding | None, Frame | None]:

@@ -75,6 +75,9 @@ class FakeJournal:
     def event(self, action: str, **said: str) -> None:
         self.said.append({"action": action, **said})
 
+    def has_event(self, action: str) -> bool:
+        return any(event["action"] == action for event in self.said)
+
     def flush(self, timeout_s: float) -> bool:
         return True
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.runtime.line.config_checks import address_of
+from flawscope.errors import MissingExtra
 from flawscope.runtime.line.http.line_view import LineView
+from flawscope.runtime.line.http.listening import listener
 from flawscope.runtime.line.http.news import News
+from flawscope.runtime.line.http.tls import check_tls
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.text import printable
@@ -79,7 +79,7 @@ class LineServer:
         state, news, metrics = config.line.state, self._news, self._metrics
         self.context = Context(line, config.stations, news, metrics.text, self._threads, access, state)
         self._app = LineApp(self.context)
-        self._listener = _listener(self._options)
+        self._listener = listener(self._options)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._server: Serving | None = None
         self._stopping = threading.Event()
@@ -107,7 +107,7 @@ class LineServer:
         Raises:
             ArgumentError: If certificate or key cannot be used.
         """
-        self._check_tls()
+        check_tls(self._options)
         self._metrics.start()
         self._thread.start()
         if not self._has_started.wait(START_S):
@@ -169,43 +169,6 @@ class LineServer:
         except Exception:
             _log.exception("%s %s failed.", scope["method"], printable(scope["path"]))
             raise
-
-    def _check_tls(self) -> None:
-        tls = self._options.tls
-        if tls is None:
-            return
-        import ssl
-
-        assert tls.cert is not None
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key)
-        except OSError as err:  # ssl.SSLError is one
-            raise ArgumentError(
-                f"http.tls: expected a certificate ({tls.cert}) and its key ({tls.key}), got: {err}. Mend the files."
-            ) from err
-
-
-def _listener(options: HttpOptions) -> socket.socket:
-    """Return a socket that listens, so that an address in use is told at once and not by a thread."""
-    host, port = address_of(options.listen)
-    try:
-        family, kind, proto, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-    except OSError as err:
-        raise ArgumentError(f"http.listen: {options.listen} cannot be used: {err}. Choose another.") from err
-    try:
-        # Else the address stays taken for a minute after each restart.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-        listener.listen(_MOST_CONNECTIONS)
-    except OSError as err:
-        listener.close()
-        raise ArgumentError(
-            f"http.listen: expected a free address, got {options.listen}: {err.strerror or err}. Choose "
-            "another port, or end what uses it."
-        ) from err
-    listener.setblocking(False)
-    return listener
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

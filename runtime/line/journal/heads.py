@@ -112,10 +112,32 @@ def public_key(path: Path) -> PublicKey:
     return keys[0]
 
 
+class _Entry(msgspec.Struct, frozen=True):
+    """What is taken of an entry that a sink has stored; it has more fields."""
+
+    line: str
+    link: int
+    kind: str
+    hash: str
+    utc: str
+    seq: int = 0
+    head_link: int = 0
+    head_hash: str = ""
+    key: str = ""
+    signature: str = ""
+
+    def head(self) -> Head:
+        """Return the head that it holds, or, as it has place and hash of itself, the unsigned one that it is."""
+        if self.kind == "head":
+            return Head(self.line, self.head_link, self.head_hash, self.seq, self.utc, self.key, self.signature)
+        return Head(self.line, self.link, self.hash, self.seq, self.utc)
+
+
 def read_heads(path: Path) -> tuple[list[Head], list[str]]:
     """Return the heads of a file, and what is wrong with it; no file is none.
 
-    A power cut may leave half of the last line, which is said, and no more than that.
+    A power cut may leave half of the last line, which is said, and no more than that. The file may be one of a sink,
+    too: of entries that are no heads the last one counts as one, which nobody has signed.
 
     Raises:
         ArgumentError: If it cannot be read.
@@ -126,14 +148,28 @@ def read_heads(path: Path) -> tuple[list[Head], list[str]]:
         return [], []
     except OSError as err:
         raise ArgumentError(f"{path}: expected signed heads, got: {err.strerror}. Name another file.") from err
-    heads, problems = [], []
+    heads, problems, last = [], [], None
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
-                heads.append(msgspec.json.decode(line, type=Head))
+                found = _decoded(line)
             except NOT_JSON:
                 problems.append(f"line {number} of {path.name} is no head")
-    return heads, problems
+                continue
+            if isinstance(found, Head):
+                heads.append(found)
+            elif found.kind == "head":
+                heads.append(found.head())
+            else:
+                last = found
+    return heads + ([] if last is None else [last.head()]), problems
+
+
+def _decoded(line: bytes) -> Head | _Entry:
+    try:
+        return msgspec.json.decode(line, type=Head)
+    except msgspec.ValidationError:
+        return msgspec.json.decode(line, type=_Entry)
 
 
 def append_heads(path: Path, heads: Sequence[Head]) -> None:

@@ -186,6 +186,10 @@ class Journal:
         """Return events alone, in the order of the chain; see `JournalReader.events`."""
         return self._reader.events(after, limit, before=before, newest_first=newest_first)
 
+    def has_event(self, action: str) -> bool:
+        """Return whether there is an event of an action; see `JournalReader.has_event`."""
+        return self._reader.has_event(action)
+
     def parts(
         self,
         after_seq: int = 0,

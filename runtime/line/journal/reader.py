@@ -179,6 +179,12 @@ class JournalReader:
             rows = connection.execute(query, (after, end, limit)).fetchall()
         return [entry_of(self.line, "event", dict(zip(names, row, strict=True))) for row in rows]
 
+    def has_event(self, action: str) -> bool:
+        """Return whether there is an event of an action. Raises StorageError."""
+        with self.connection() as connection:
+            query = "SELECT EXISTS (SELECT 1 FROM event WHERE action = ?)"
+            return bool(connection.execute(query, (action,)).fetchone()[0])
+
     def counts(self) -> dict[tuple[str, str], int]:
         """Return station and verdict -> number of parts, each by its last revision. Raises StorageError."""
         with self.connection() as connection:

@@ -25,7 +25,7 @@ from flawscope.runtime.line.users.passwords import nobody
 from flawscope.runtime.line.users.recorded import Events, Recorded
 from flawscope.runtime.line.users.roles import LOCAL, NOBODY, User
 from flawscope.runtime.line.users.sessions import Session, Sessions
-from flawscope.runtime.line.users.users_file import Account, Print, Users, print_of, read_users
+from flawscope.runtime.line.users.users_file import FILE, FOLDER, Account, Print, Users, print_of, read_users
 
 NAME_BURST, NAME_EVERY_S = 5, 30.0
 ADDRESS_BURST, ADDRESS_EVERY_S = 20, 6.0
@@ -169,11 +169,22 @@ class LineUsers:
         return len(self._known.accounts)
 
     def start(self, events: Events) -> None:
-        """Begin to watch the file, and to record what happens."""
+        """Begin to watch the file, and to record what happens.
+
+        Raises:
+            ArgumentError: If there is no file of users, and the journal says that there was one.
+        """
+        if self._print is None and events.has_event("user_added"):
+            path = self._state / FOLDER / FILE
+            raise ArgumentError(
+                f"{path}: expected the users that the journal tells of, got no file. Put a copy back, or begin anew: "
+                "flawscope line user add CONFIG NAME --role admin"
+            )
         self._events = events
         self._recorded = Recorded(self._state, events)
         # Now, and not at the first login: a line that runs makes no more threads.
         self._worker.submit(self._say_unsaid)
+        self._asked += 1
         self._thread.start()
 
     def stop(self) -> None:

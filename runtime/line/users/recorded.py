@@ -33,6 +33,9 @@ class Events(Protocol):
     ) -> None:
         """Queue an event."""
 
+    def has_event(self, action: str) -> bool:
+        """Return whether there is an event of an action."""
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was queued is on the disk; return whether it is."""
 

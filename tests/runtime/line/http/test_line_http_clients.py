@@ -24,7 +24,7 @@ for needed in ("starlette", "uvicorn", "prometheus_client"):
 from http_here import PNG, WAIT_S, Here, config, until  # noqa: E402
 
 from flawscope.errors import ArgumentError  # noqa: E402
-from flawscope.runtime.line.http import bodies, news, serving  # noqa: E402
+from flawscope.runtime.line.http import bodies, listening, news, serving  # noqa: E402
 from flawscope.runtime.line.http.server import LineServer  # noqa: E402
 from flawscope.runtime.line.line_config import HttpOptions  # noqa: E402
 from flawscope.runtime.line.sinks.table import Tls  # noqa: E402
@@ -104,6 +104,30 @@ def test_a_hundred_watchers_come_and_go_and_leave_nothing(fresh: Here) -> None:
     threads, requests = left()
     round_of(100)
     assert left() == (threads, requests)
+
+
+def test_whoever_opens_hundreds_of_connections_is_hung_up_on(fresh: Here) -> None:
+    """Those that say nothing count too: with TLS they have a minute, and the process only so many files."""
+    clients: list[socket.socket] = []
+    try:
+        for _ in range(listening.MOST_OPEN + 60):
+            clients.append(socket.create_connection(fresh.server.address, timeout=WAIT_S))
+            clients[-1].setblocking(False)
+        until(lambda: sum(has_ended(client) for client in clients) >= 60)
+        assert sum(has_ended(client) for client in clients) <= 61
+    finally:
+        for client in clients:
+            client.close()
+    until(lambda: _answers(fresh.url))
+
+
+def has_ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 def test_a_verdict_is_awaited_no_longer_than_the_deadline(tmp_path: Path) -> None:

@@ -267,6 +267,9 @@ class Journal:
     def event(self, action: str, **said: str) -> None:
         self.events.append({"action": action, **said})
 
+    def has_event(self, action: str) -> bool:
+        return any(event["action"] == action for event in self.events)
+
     def flush(self, timeout_s: float) -> bool:
         return self.is_written
 
