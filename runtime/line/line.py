@@ -82,6 +82,11 @@ class Line:
         assert self._journal is not None
         return self._journal
 
+    @property
+    def page(self) -> str:
+        """Address of its HTTP interface, `http://HOST:PORT`; empty without one."""
+        return "" if self._server is None else "http://{}:{}".format(*self._server.address)
+
     def start(self) -> None:
         """Start: the journal first, then what was left open, then bundles, stations, and sinks.
 
@@ -131,7 +136,7 @@ class Line:
             self.stations[station.name] = station
         if server is not None:
             server.start()
-            self._say(f"http://{server.address[0]}:{server.address[1]}")
+            self._say(self.page)
         for runner in sink_runners(config.sinks, config.line.name, journal):
             runner.start()
             self._sinks.append(runner)

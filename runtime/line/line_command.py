@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -16,6 +17,9 @@ from flawscope.runtime.line.clock import boot_id
 from flawscope.runtime.line.status import STATUS, LineStatus, StationStatus
 from flawscope.terminal import echo, echo_json
 from flawscope.text import NOT_JSON
+
+if TYPE_CHECKING:
+    from flawscope.runtime.line.line import Line
 
 _OLD_S = 5.0
 """Age of a state after which the line counts as not running, whatever it says: it is written once a second."""
@@ -37,7 +41,7 @@ def run(config: Path) -> int:
     from flawscope.runtime.line.line import run as turn
 
     stop = threading.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     line = Line(read_config(config), lambda text: echo(text, err=True))
     line.start()
     try:
@@ -45,12 +49,7 @@ def run(config: Path) -> int:
         turn(line, stop.is_set, wait=stop.wait)
     finally:
         line.stop()
-    status = line.status(is_running=False)
-    for station in status.stations:
-        echo(_counts(station), err=True)
-    if not line.is_written:
-        echo("the journal could not be written in time: the last records may be lost. See to the disk.", err=True)
-    return 0 if status.account_holds and line.is_written and not status.journal else 1
+    return tell_end(line)
 
 
 @click.command()
@@ -87,13 +86,14 @@ def _show(said: LineStatus, is_running: bool) -> None:
     if not said.account_holds:
         echo("account: WRONG, parts are not accept + reject + fault + open; see the journal's event account_wrong")
     for station in said.stations:
-        echo(_counts(station))
+        echo(counts_line(station))
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")
 
 
-def _counts(station: StationStatus) -> str:
+def counts_line(station: StationStatus) -> str:
+    """Return the state and the account of a station in one line."""
     reason = f" ({station.reason})" if station.reason and station.state != "ready" else ""
     return (
         f"station {station.name}: {station.state}{reason}: {station.parts} parts = {station.accept} accept + "
@@ -102,7 +102,17 @@ def _counts(station: StationStatus) -> str:
     )
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
+def tell_end(line: Line) -> int:
+    """Print the account of a line that was stopped, and return the exit status: 1 where it is not all right."""
+    status = line.status(is_running=False)
+    for station in status.stations:
+        echo(counts_line(station), err=True)
+    if not line.is_written:
+        echo("the journal could not be written in time: the last records may be lost. See to the disk.", err=True)
+    return 0 if status.account_holds and line.is_written and not status.journal else 1
+
+
+def stop_on_signals(stop: threading.Event) -> None:
     """Let Ctrl-C and SIGTERM end the line in order; a second one ends it at once, even in code that hangs."""
 
     def handle(number: int, frame: object) -> None:
