@@ -189,6 +189,11 @@ _LINE_AUDIT = Group(
 _LINE = Group(
     "Run a production line: parts, cameras, verdicts in time.",
     {
+        # In `workflows`, the one package that may import all others.
+        "demo": Verb(
+            "flawscope.workflows.line_demo_command:line_demo_command",
+            "Run a line without hardware, on generated parts.",
+        ),
         "check": Verb(
             "flawscope.runtime.line.check_command:check", "Check a line: sources, bundles, times, outputs, sinks."
         ),

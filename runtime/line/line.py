@@ -106,6 +106,11 @@ class Line:
         assert self._journal is not None
         return self._journal
 
+    @property
+    def page(self) -> str:
+        """Address of its HTTP interface, `https://HOST:PORT` with TLS; empty without one."""
+        return "" if self._server is None else self._server.url
+
     def start(self) -> None:
         """Start: the journal first, then what was left open, then bundles, stations, and sinks.
 
@@ -195,7 +200,7 @@ class Line:
         stack.callback(selftest.stop)
         if server is not None:
             server.start()
-            self._say(server.url)
+            self._say(self.page)
         for runner in sink_runners(config.sinks, config.line.name, journal):
             runner.start()
             self._sinks.append(runner)

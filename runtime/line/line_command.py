@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,10 +13,13 @@ import msgspec
 from flawscope.errors import ArgumentError
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.line.clock import boot_id
+from flawscope.runtime.line.line_stop import Stop, StoppedAtStart, end_without_its_threads
 from flawscope.runtime.line.status import STATUS, LineStatus, StationStatus
 from flawscope.terminal import echo, echo_json
 from flawscope.text import NOT_JSON
-from flawscope.time_limit import is_left_behind
+
+if TYPE_CHECKING:
+    from flawscope.runtime.line.line import Line
 
 _OLD_S = 5.0
 """Age of a state after which the line counts as not running, whatever it says: it is written once a second."""
@@ -43,7 +42,7 @@ def run(config: Path) -> int:
     from flawscope.runtime.line.line import run as turn
     from flawscope.runtime.line.systemd import Systemd
 
-    stop = _Stop()
+    stop = Stop()
     systemd = Systemd.of(os.environ)
 
     def say(text: str) -> None:
@@ -54,11 +53,11 @@ def run(config: Path) -> int:
     try:
         with stop.at_once():
             line.start()
-    except _Stopped:
+    except StoppedAtStart:
         systemd.stopping()
         line.stop()
         echo("stopped while it was starting; no part was judged", err=True)
-        return _end_without_its_threads()
+        return end_without_its_threads()
     try:
         echo(f"line {line.status().line}: running, {len(line.stations)} stations", err=True)
         systemd.ready()
@@ -67,14 +66,7 @@ def run(config: Path) -> int:
         systemd.stopping()
         line.stop()
         systemd.close()
-    status = line.status(is_running=False)
-    for station in status.stations:
-        echo(_counts(station), err=True)
-    if not line.is_written:
-        echo("the journal could not be written in time: the last records may be lost. See to the disk.", err=True)
-    if line.lost:
-        echo(f"{line.lost}. Start the line again; systemd does.", err=True)
-    return 0 if status.account_holds and line.is_written and not status.journal and not line.lost else 1
+    return tell_end(line)
 
 
 @click.command()
@@ -111,7 +103,7 @@ def _show(said: LineStatus, is_running: bool) -> None:
     if not said.account_holds:
         echo("account: WRONG, parts are not accept + reject + fault + open; see the journal's event account_wrong")
     for station in said.stations:
-        echo(_counts(station))
+        echo(counts_line(station))
         for warning in station.warnings:
             echo(f"station {station.name}: warning: {warning}")
     if said.images is not None and said.images.warning:
@@ -124,7 +116,8 @@ def _show(said: LineStatus, is_running: bool) -> None:
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")
 
 
-def _counts(station: StationStatus) -> str:
+def counts_line(station: StationStatus) -> str:
+    """Return the state and the account of a station in one line."""
     reason = f" ({station.reason})" if station.reason and station.state != "ready" else ""
     return (
         f"station {station.name}: {station.state}{reason}: {station.parts} parts = {station.accept} accept + "
@@ -133,42 +126,13 @@ def _counts(station: StationStatus) -> str:
     )
 
 
-class _Stopped(BaseException):
-    """A signal came while the line was starting; no `Exception`, so that nobody on the way takes it for an error."""
-
-
-class _Stop(threading.Event):
-    """Set by Ctrl-C and SIGTERM; a second one ends the process at once, even in code that hangs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_raised = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        self.set()
-        if self._is_raised:
-            raise _Stopped
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let a signal raise `_Stopped` in the block: bundles take minutes to load, and nobody looks at events then."""
-        self._is_raised = True
-        try:
-            if self.is_set():
-                raise _Stopped
-            yield
-        finally:
-            self._is_raised = False
-
-
-def _end_without_its_threads() -> int:
-    """Return the exit status 0, or end at once where a bundle is still being loaded: the end could crash in it."""
-    if is_left_behind():
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+def tell_end(line: Line) -> int:
+    """Print the account of a line that was stopped, and return the exit status: 1 where it is not all right."""
+    status = line.status(is_running=False)
+    for station in status.stations:
+        echo(counts_line(station), err=True)
+    if not line.is_written:
+        echo("the journal could not be written in time: the last records may be lost. See to the disk.", err=True)
+    if line.lost:
+        echo(f"{line.lost}. Start the line again; systemd does.", err=True)
+    return 0 if status.account_holds and line.is_written and not status.journal and not line.lost else 1
