@@ -135,6 +135,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         images: What is kept of images, and how full the disk is.
         drift: What is known of the drift of each view that is watched.
         drift_missed: Images that were not looked at for drift, as too many waited.
+        timezone: Where it stands: times are shown in this one.
     """
 
     line: str
@@ -151,6 +152,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     images: ImagesStatus | None = None
     drift: tuple[ViewDrift, ...] = ()
     drift_missed: int = 0
+    timezone: str = "UTC"
 
 
 class StatusFile:

@@ -60,6 +60,19 @@ class JournalView(Protocol):
     def part_of(self, seq: int) -> PartRecord | None:
         """Return a part by its last revision; None where it has no record."""
 
+    def event(
+        self,
+        action: str,
+        *,
+        actor: str = "line",
+        role: str = "",
+        object: str = "",
+        old: str = "",
+        new: str = "",
+        reason: str = "",
+    ) -> None:
+        """Queue an event."""
+
     def wait(self, after: int, timeout_s: float) -> bool:
         """Wait until there is an entry beyond a place in the chain."""
 
