@@ -82,6 +82,8 @@ def test_upload_swap_and_rollback(asked: Asked, tmp_path: Path) -> None:
     assert "expected a swap not longer than" in asked.error(f"{TOP}/rollback", 409, json={})
     assert asked.post(f"{TOP}/challenge", 202, json={})["digest"] == view["digest"]
     wait_until(lambda: asked.get(f"{TOP}/swap")["state"] == "done")
+    counted = 'flawscope_swaps_total{result="rolled_back",station="top"} 1.0'
+    wait_until(lambda: counted in asked.client.get("/metrics").text)
     asked.line.journal.flush()
     assert {event["actor"] for event in events_of(tmp_path, "bundle_added", "swap", "rollback")} == {"local"}
 
