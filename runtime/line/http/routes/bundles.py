@@ -32,6 +32,7 @@ _STATION = "/api/v1/stations/{station}"
 
 T = TypeVar("T")
 S = TypeVar("S")
+Said = TypeVar("Said", bound=msgspec.Struct)
 
 
 class _Swap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -207,7 +208,7 @@ def _number(text: str) -> float:
     return number
 
 
-async def _said(request: Request, kind: type[T]) -> T:
+async def _said(request: Request, kind: type[Said]) -> Said:
     """Return what the body says in JSON; an empty one is `{}`."""
     body = await read_body(request.receive, SMALL_BYTES)
     try:
