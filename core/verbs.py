@@ -202,6 +202,8 @@ _LINE = Group(
         "export": Verb(
             "flawscope.runtime.line.gallery.export_command:export", "Write reviewed images as data sets to learn from."
         ),
+        "swap": Verb("flawscope.runtime.line.swap.swap_command:swap", "Change the bundle of a line that runs."),
+        "rollback": Verb("flawscope.runtime.line.swap.swap_command:rollback", "Put the bundle before back."),
         "cameras": Verb("flawscope.runtime.line.cameras_command:cameras", "List GigE and USB3 Vision cameras."),
         "user": _LINE_USER,
         "token": _LINE_TOKEN,

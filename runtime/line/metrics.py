@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as CounterMetric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -24,6 +25,8 @@ from flawscope.runtime.line.status import LineStatus
 
 _LATENCY_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 _SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0)
+_SWAPS = {"swap": "done", "swap_failed": "failed", "rollback": "rolled_back"}
+"""Event -> how its swap is counted."""
 _BATCH = 500
 _WAIT_S = 0.5
 
@@ -60,6 +63,9 @@ class LineMetrics:
             buckets=_SHARES,
             registry=self.registry,
         )
+        self._swaps = CounterMetric(
+            "flawscope_swaps", "Bundles that were changed, or not.", ("station", "result"), registry=self.registry
+        )
         self.registry.register(self)
 
     def start(self) -> None:
@@ -78,7 +84,10 @@ class LineMetrics:
             self._parts[station, signal.verdict, signal.reason] += 1
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Take note of an entry of the journal; all but the first record of a part is passed over."""
+        """Take note of an entry of the journal: the first record of a part, and what became of swaps."""
+        if entry["kind"] == "event" and (result := _SWAPS.get(entry["action"])):
+            # `station NAME`, and for some the view.
+            self._swaps.labels(entry["object"].split()[1], result).inc()
         if entry["kind"] != "part" or entry["revision"]:
             return
         for stage, milliseconds in entry["latency_ms"].items():

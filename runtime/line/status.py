@@ -17,9 +17,34 @@ from flawscope.text import encode_json
 
 if TYPE_CHECKING:
     from flawscope.runtime.line.station.station import Station
+    from flawscope.runtime.line.station.view import Measure
 
 STATUS = "status.json"
 """Name of its file in the state folder, written once a second."""
+
+
+class ViewStatus(msgspec.Struct, frozen=True):
+    """By what a view decides.
+
+    Attributes:
+        name: Its name.
+        bundle: Name of its bundle; empty where it has none that can be used.
+        digest: Digest of the bundle.
+        threshold: Threshold on the score.
+        threshold_revision: Revision of the thresholds; 0 for the bundle's own.
+    """
+
+    name: str
+    bundle: str
+    digest: str
+    threshold: float | None
+    threshold_revision: int
+
+    @staticmethod
+    def of(name: str, measure: Measure) -> ViewStatus:
+        """Return the status of a view."""
+        bundle = "" if measure.manifest is None else measure.manifest.name
+        return ViewStatus(name, bundle, measure.bundle, measure.threshold, measure.revision)
 
 
 class StationStatus(msgspec.Struct, frozen=True):
@@ -39,6 +64,7 @@ class StationStatus(msgspec.Struct, frozen=True):
         skipped: Images that were left out.
         sources: View -> why its source does not work, empty where it does.
         warnings: What somebody should see to although it runs, in words.
+        views: By what its views decide.
     """
 
     name: str
@@ -54,6 +80,7 @@ class StationStatus(msgspec.Struct, frozen=True):
     skipped: int
     sources: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    views: tuple[ViewStatus, ...] = ()
 
     @staticmethod
     def of(station: Station, warnings: tuple[str, ...] = ()) -> StationStatus:
@@ -73,6 +100,7 @@ class StationStatus(msgspec.Struct, frozen=True):
             counts.skipped,
             {view: station.readiness.against(f"source {view}") for view in station.views},
             (*station.watch.warnings, *warnings),
+            tuple(ViewStatus.of(name, measure) for name, measure in station.measures.items()),
         )
 
 

@@ -173,6 +173,7 @@ class FakeLine:
         self.stations: dict[str, FakeStation] = {}
         self.gallery = None
         self.users: LineUsers | None = None
+        self.swaps = None
         self.before_status: Callable[[], object] = lambda: None
 
     def add(self, name: str, is_triggered: bool = False) -> FakeStation:

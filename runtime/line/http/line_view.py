@@ -10,6 +10,7 @@ from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.journal.reviews import Review
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
+from flawscope.runtime.line.swap.swaps import Swaps
 from flawscope.runtime.line.users.line_users import LineUsers
 
 
@@ -114,6 +115,10 @@ class LineView(Protocol):
     @property
     def gallery(self) -> Gallery | None:
         """What is kept of images; None where nothing is."""
+
+    @property
+    def swaps(self) -> Swaps | None:
+        """Bundles and thresholds while it runs; None before its start."""
 
     @property
     def users(self) -> LineUsers | None:

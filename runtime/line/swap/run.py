@@ -91,6 +91,11 @@ class SwapRun:
         if step.state == "running":
             step.state = "ok"
 
+    @property
+    def is_swap(self) -> bool:
+        """Whether it ends with a flip; a challenge does not."""
+        return self.steps[-1].name == STEPS[-1]
+
     def check(self) -> None:
         """Raise GivenUp if somebody took it back."""
         if self.is_given_up.is_set():

@@ -130,6 +130,12 @@ class StationBundles:
             if run is not None and self.is_running:
                 run.is_given_up.set()
                 return "given up"
+            self._put_back(actor, role, reason)
+            return "rolled back"
+
+    def _put_back(self, actor: str, role: str, reason: str) -> None:
+        with self._lock:
+            run = self.last_run
             if (kept := self.kept) is None:
                 raise ArgumentError(
                     f"station {self.options.name}: expected a swap not longer than "
@@ -145,9 +151,8 @@ class StationBundles:
             new = ", ".join(measure.bundle for measure in measures.values())
             self._put(measures, "rollback", actor, role, old, new, reason)
             self._retire(Kept(given_up, 0, 0))
-            if run is not None and run.state == "done":
+            if run is not None and run.state == "done" and run.is_swap:
                 run.state, run.reason = "rolled_back", reason
-            return "rolled back"
 
     def set_threshold(self, view: str | None, image: float, reason: str, actor: str, role: str) -> Measure:
         """Decide by another threshold from the next part on, within the limits of the bundle; returns the new measure.
@@ -182,6 +187,8 @@ class StationBundles:
             new = [self.station.measures[name].scoring for name in kept.measures]
             stuck_s = max(scoring.stuck_s() for scoring in new)
             problem = next((scoring.problem for scoring in new if scoring.problem), "")
+            if self._faults >= self._services.options.rollback.device_faults:
+                problem = problem or f"{self._faults} parts in a row could not be scored"
             if stuck_s > _STUCK_S:
                 problem = f"the new bundle has been at one image for {stuck_s:.0f} s"
             if problem:
@@ -224,9 +231,12 @@ class StationBundles:
     def _take_back(self, reason: str, kept: Kept | None = None) -> None:
         with self._lock:
             # Somebody may have been quicker, or another swap have come.
-            if self.is_running or self.kept is None or (kept is not None and self.kept is not kept):
+            if self.kept is None or (kept is not None and self.kept is not kept):
                 return
-            self.roll_back("line", "", reason)
+            if self.is_running and self.last_run is not None:
+                # Its bundle was compared with one that fails.
+                self.last_run.is_given_up.set()
+            self._put_back("line", "", reason)
         self._services.say(f"station {self.options.name}: the swap was taken back: {reason}")
 
     def _refreshed(self, view: str, measure: Measure) -> Measure:

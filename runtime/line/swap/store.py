@@ -75,7 +75,7 @@ class BundleStore:
 
     def has(self, digest: str) -> bool:
         """Return whether a bundle is there; whether it is whole, opening it says."""
-        return self.path_of(digest).is_file()
+        return _is_digest(digest) and self.path_of(digest).is_file()
 
     def open(self, digest: str) -> Bundle:
         """Open and verify a bundle.
@@ -85,7 +85,7 @@ class BundleStore:
             BundleError: As `open_bundle`, and if it is another one than its name says.
         """
         path = self.path_of(digest)
-        if not path.is_file():
+        if not self.has(digest):
             raise ArgumentError(
                 f"expected the digest of a bundle of this line, got {digest[:12]}…, which is not in {self._folder}. "
                 "Add it first."
@@ -152,7 +152,7 @@ class BundleStore:
         if not self._folder.is_dir():
             return []
         with storage_errors(self._folder):
-            files = sorted(path for path in list_folder(self._folder) if _is_digest(path))
+            files = sorted(path for path in list_folder(self._folder) if _is_stored(path))
         return [self._stored(path) for path in files]
 
     def _stored(self, path: Path) -> StoredBundle:
@@ -251,6 +251,10 @@ def _described(path: Path, size: int) -> StoredBundle:
     )
 
 
-def _is_digest(path: Path) -> bool:
-    stem = path.name.removesuffix(_SUFFIX)
-    return path.name.endswith(_SUFFIX) and len(stem) == 64 and set(stem) <= set("0123456789abcdef")
+def _is_stored(path: Path) -> bool:
+    return path.name.endswith(_SUFFIX) and _is_digest(path.name.removesuffix(_SUFFIX))
+
+
+def _is_digest(text: str) -> bool:
+    # It comes from strangers, and becomes part of a path.
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -137,8 +137,10 @@ class Swaps:
         if old == digest:
             raise ArgumentError(f"station {station}: expected another bundle, got the one in force, {digest[:12]}….")
         run = SwapRun(name, digest, old, shadow, actor, role)
-        self._enter(bundles, run, lambda: self._swap(bundles, run))
+        self._enter(bundles, run)
+        # First: what follows of it is on record behind it.
         self._event("swap_begun", bundles, run, f"shadow {shadow}" if shadow else "")
+        self._jobs.put(lambda: self._swap(bundles, run))
         return run.to_json()
 
     def challenge(self, station: str, view: str | None = None, actor: str = "line", role: str = "") -> dict[str, Any]:
@@ -151,7 +153,8 @@ class Swaps:
         name = bundles.view(view).name
         digest = bundles.station.measures[name].bundle
         run = SwapRun(name, digest, digest, 0, actor, role, (_CHALLENGE,))
-        self._enter(bundles, run, lambda: self._challenge(bundles, run))
+        self._enter(bundles, run)
+        self._jobs.put(lambda: self._challenge(bundles, run))
         return run.to_json()
 
     def state(self, station: str) -> dict[str, Any]:
@@ -215,7 +218,7 @@ class Swaps:
             raise ArgumentError(f"station: expected one of {', '.join(self._stations)}, got {station!r}. Name another.")
         return self._stations[station]
 
-    def _enter(self, bundles: StationBundles, run: SwapRun, job: Callable[[], None]) -> None:
+    def _enter(self, bundles: StationBundles, run: SwapRun) -> None:
         with self._lock:
             if bundles.is_running or self._is_closed:
                 raise ArgumentError(
@@ -223,7 +226,6 @@ class Swaps:
                     "it back."
                 )
             bundles.last_run = run
-        self._jobs.put(job)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from flawscope.errors import ArgumentError
-from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.line.line_command import CONFIG
+from flawscope.runtime.line.users.password_file import first_line
 from flawscope.runtime.line.users.users_file import PersonRole, UsersFile
 from flawscope.terminal import echo, echo_json
 
@@ -126,24 +126,10 @@ def _file(config: Path) -> UsersFile:
 def _password(name: str, place: str | None) -> str:
     """Return a password from a file or the terminal, never from an argument, which everybody on the machine sees."""
     if place is not None:
-        return _first_line(place)
+        return first_line(place)
     if not sys.stdin.isatty():
         raise ArgumentError("password: expected a terminal to ask, got none. Use --password-file FILE, or - for stdin.")
     typed = getpass.getpass(f"Password of {name}: ")
     if getpass.getpass("Once more: ") != typed:
         raise ArgumentError("password: expected the same twice, got two that differ. Nothing was changed.")
     return typed
-
-
-def _first_line(place: str) -> str:
-    try:
-        data = sys.stdin.buffer.read(SETTINGS_BYTES) if place == "-" else read_regular(Path(place), SETTINGS_BYTES)
-        lines = data.decode().splitlines()
-    except OSError as err:
-        raise ArgumentError(f"{place}: expected a file with a password, got: {err.strerror or err}.") from None
-    except UnicodeDecodeError:
-        # Not `from err`: the error holds the bytes.
-        raise ArgumentError(f"{place}: expected a password in UTF-8, got other bytes.") from None
-    if len([line for line in lines if line]) != 1 or not lines[0]:
-        raise ArgumentError(f"{place}: expected one line with a password, got {len(lines)} lines. Write it alone.")
-    return lines[0]
