@@ -15,6 +15,7 @@ import numpy as np
 
 from flawscope.bundle import InForce
 from flawscope.runtime.line.clock import SystemClock
+from flawscope.runtime.line.gallery.keeper import KeepsImages
 from flawscope.runtime.line.outputs.output import Control, Signal, State
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.sources.source import Frame, FrameSink, Policy
@@ -239,6 +240,7 @@ def bench(
     records_first: bool = True,
     is_strict: bool = False,
     scene: ChecksScene | None = None,
+    keeper: KeepsImages | None = None,
 ) -> Iterator[Bench]:
     """Yield a started station that is not ready yet; everything is closed afterwards."""
     clock, journal, inspector, output = SystemClock(), MemoryJournal(), RuleInspector(), RecordingOutput()
@@ -248,7 +250,7 @@ def bench(
     station = Station(
         "top",
         StationLimits(int(deadline_ms * 1e6), int(collect_ms * 1e6), depth, records_first, is_strict),
-        LineServices(journal, numbers, deadlines, clock),
+        LineServices(journal, numbers, deadlines, clock, keeper),
         [View(name, sources[name], Measure(scoring, "ab" * 32, None), scene) for name in views],
         [output],
     )

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from flawscope.open_files import list_folder
 from flawscope.runtime.line.gallery.paths import IMAGES, is_day, seq_of
 from flawscope.runtime.line.journal.reviews import PartFacts
 
@@ -70,6 +71,7 @@ class Retention:
 
         Raises:
             StorageError: If the journal cannot be read.
+        DataError: If a folder cannot be listed.
         """
         for kind in ("accepts", "reviewed", "unreviewed"):
             for day in self._days():
@@ -158,10 +160,7 @@ def _kind_of(facts: PartFacts | None) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return [path.name for path in list_folder(folder)] if folder.is_dir() else []
 
 
 def _size(path: Path) -> int:

@@ -9,8 +9,8 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,7 +37,8 @@ _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 """Quick rather than small: the processor is needed for verdicts."""
 
 
-class StoreCounts(NamedTuple):
+@dataclass(frozen=True)
+class StoreCounts:
     """What became of images since the start.
 
     Attributes:
@@ -88,7 +89,7 @@ class ImageStore:
     def counts(self) -> StoreCounts:
         """What became of images."""
         with self._wake:
-            return self._counts._replace(waiting=len(self._queue))
+            return replace(self._counts, waiting=len(self._queue))
 
     def start(self) -> None:
         """Begin to write."""
@@ -117,7 +118,7 @@ class ImageStore:
             is_full = len(self._queue) >= MOST_WAITING or self._waiting_bytes >= MOST_WAITING_BYTES
             if is_full or self._is_stopping or not self._has_room():
                 left_out = sum(image.image is not None for image in images)
-                self._counts = self._counts._replace(left_out=self._counts.left_out + left_out)
+                self._counts = replace(self._counts, left_out=self._counts.left_out + left_out)
                 self._untold += left_out
                 return ("",) * len(images)
         return tuple(
@@ -178,12 +179,12 @@ class ImageStore:
             self._lose(seq, kept, str(err) if isinstance(err, FlawscopeError) else f"{type(err).__name__}: {err}")
             return
         with self._wake:
-            self._counts = self._counts._replace(stored=self._counts.stored + 1, problem="")
+            self._counts = replace(self._counts, stored=self._counts.stored + 1, problem="")
 
     def _lose(self, seq: int, kept: Kept, reason: str) -> None:
         self._journal.event("image_lost", object=f"part {seq}", new=kept.record.image, reason=reason)
         with self._wake:
-            self._counts = self._counts._replace(lost=self._counts.lost + 1, problem=reason)
+            self._counts = replace(self._counts, lost=self._counts.lost + 1, problem=reason)
 
     def _tell_left_out(self, *, at_once: bool = False) -> None:
         """Say how many images were left out; not for each of them, as there may be hundreds in a second."""

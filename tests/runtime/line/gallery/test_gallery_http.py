@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from line_control import wait_for
 from line_project import png
 
 httpx = pytest.importorskip("httpx", reason="the client of these tests is not installed")
@@ -92,3 +94,30 @@ def test_images_outlive_the_line_in_memory(tmp_path: Path) -> None:
     # From memory it has boxes, too; without them, the colours are the same.
     assert drawn.shape == shown.shape
     assert np.abs(drawn[8:, 8:].astype(int) - shown[8:, 8:]).max() <= 2
+
+
+@pytest.mark.long
+def test_a_full_disk_stops_the_station_and_it_recovers_by_itself(tmp_path: Path) -> None:
+    free = [10**12]
+    with line_here(
+        tmp_path, images={"keep": "all", "stop_below_gb": 2.0, "prune_below_gb": 3.0, "fault_below_gb": 1.0}
+    ) as here:
+        gallery = here.line.gallery
+        assert gallery is not None
+        gallery._disk._usage = lambda folder: SimpleNamespace(free=free[0])
+        first = here.push(png(60))
+        told = []
+        for free_gb, level in ((1.5, "stop"), (0.5, "fault"), (4.0, "ok")):
+            free[0] = int(free_gb * 1e9)
+            wait_for(lambda level=level: gallery.disk == level)
+            here.line.turn()
+            told.append(here.push(png(60)))
+            state = here.get("/api/v1/state").json()
+            assert state["images"]["disk"] == level
+            assert state["stations"][0]["state"] == ("error" if level == "fault" else "ready")
+        assert [one["verdict"] for one in (first, *told)] == ["accept", "accept", "fault", "accept"]
+        assert told[1]["reason"] == "not_ready"
+        parts = here.get("/api/v1/parts").json()["parts"]
+        assert [bool(part["views"] and part["views"][0]["image"]) for part in parts] == [True, False, False, True]
+        here.line.turn()
+        assert here.line.status().account_holds
