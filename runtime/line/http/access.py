@@ -67,7 +67,7 @@ class Access:
             asker = self._admitted(request, role, is_open_here=is_open_here)
             request.state.user, request.state.asker = asker.user, asker
             answer = await handler(request)
-            if request.method != "GET" or not (asker.cookie or asker.token):
+            if request.method != "GET" or asker.user == NOBODY:
                 return answer
             return _WhileAllowed(answer, lambda: self.users is not None and self.users.still(asker))
 

@@ -152,24 +152,24 @@ def read_heads(path: Path) -> tuple[list[Head], list[str]]:
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             try:
-                found = _decoded(line)
+                head, is_meant = _decoded(line)
             except NOT_JSON:
                 problems.append(f"line {number} of {path.name} is no head")
                 continue
-            if isinstance(found, Head):
-                heads.append(found)
-            elif found.kind == "head":
-                heads.append(found.head())
+            if is_meant:
+                heads.append(head)
             else:
-                last = found
-    return heads + ([] if last is None else [last.head()]), problems
+                last = head
+    return heads + ([] if last is None else [last]), problems
 
 
-def _decoded(line: bytes) -> Head | _Entry:
+def _decoded(line: bytes) -> tuple[Head, bool]:
+    """Return the head of a line, and whether it was written as one."""
     try:
-        return msgspec.json.decode(line, type=Head)
+        return msgspec.json.decode(line, type=Head), True
     except msgspec.ValidationError:
-        return msgspec.json.decode(line, type=_Entry)
+        entry = msgspec.json.decode(line, type=_Entry)
+        return entry.head(), entry.kind == "head"
 
 
 def append_heads(path: Path, heads: Sequence[Head]) -> None:

@@ -79,8 +79,8 @@ class _Verifier:
             try:
                 said, error = await self._heard(process, receive)
             finally:
+                # Not waited for: it may hang in the disk. The thread that hears it does.
                 process.kill()
-                process.wait()
         finally:
             self._is_busy = False
         try:
@@ -92,7 +92,7 @@ class _Verifier:
     async def _heard(
         self, process: subprocess.Popen[bytes], receive: Callable[[], Awaitable[Any]]
     ) -> tuple[bytes, bytes]:
-        heard = asyncio.ensure_future(self._context.call(process.communicate, timeout=VERIFY_S))
+        heard = asyncio.ensure_future(self._context.call(_end_of, process))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,6 +115,15 @@ def _started(state: Path) -> subprocess.Popen[bytes]:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, _LEAST_PRIORITY)
     return process
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    try:
+        return process.communicate(timeout=VERIFY_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:

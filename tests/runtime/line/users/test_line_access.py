@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from http_here import GOES, PNG, WAIT_S, Here, until  # noqa: E402
 
 from flawscope.files import write_bytes  # noqa: E402
 from flawscope.runtime.line.http.access import Access  # noqa: E402
+from flawscope.runtime.line.http.routes import audit  # noqa: E402
 from flawscope.runtime.line.line_config import HttpOptions  # noqa: E402
 from flawscope.runtime.line.users import passwords  # noqa: E402
 from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
@@ -331,6 +335,85 @@ class TestSessions:
             guarded.users.look()
             # It ends by itself, where a stream that may go on would wait for longer than the client does.
             assert not [line for line in lines if "new" in line]
+
+
+def test_a_stream_of_everybody_ends_with_the_first_user(tmp_path: Path, clock: Clock) -> None:
+    here = Here(tmp_path, now=clock)
+    try:
+        with Person(here) as somebody, somebody.client.stream("GET", "/api/v1/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == ": flawscope"
+            UsersFile(tmp_path).add_user("olga", "operator", PASSWORD)
+            here.users.look()
+            assert not [line for line in lines if "new" in line]
+    finally:
+        here.close()
+
+
+@pytest.mark.long
+def test_a_hundred_people_come_and_go_and_leave_nothing(guarded: Here) -> None:
+    """Each with a stream of the session; half of them leave without a word."""
+    server = guarded.server._server
+    assert server is not None
+
+    def come_and_go(count: int) -> None:
+        for number in range(count):
+            client = httpx.Client(base_url=guarded.url, timeout=WAIT_S, trust_env=False, cookies=cookies)
+            request = client.build_request("GET", "/api/v1/events")
+            stream = client.send(request, stream=True)
+            assert next(stream.iter_lines()) == ": flawscope"
+            if number % 2:
+                stream.close()
+            client.close()
+        until(lambda: guarded.server.watchers == 0)
+
+    def left() -> tuple[int, int]:
+        until(lambda: len(server.server_state.connections) <= 1 and not server.server_state.tasks)
+        gc.collect()
+        return threading.active_count(), sum(type(one).__name__ == "RequestResponseCycle" for one in gc.get_objects())
+
+    with Person(guarded, "olga") as olga:
+        cookies = dict(olga.client.cookies)
+    come_and_go(10)
+    before = left()
+    come_and_go(100)
+    assert left() == before
+    assert guarded.server.watchers == 0
+
+
+class TestVerification:
+    """The audit over HTTP, whose work is done by a process of its own."""
+
+    def test_says_why_it_could_not_be_done(self, guarded: Here) -> None:
+        with Person(guarded, "erik") as erik:
+            answer = erik.client.get("/api/v1/audit/verify")
+            assert answer.status_code == 503
+            assert "expected a state folder with journal.db" in answer.json()["error"]
+
+    def test_is_done_once_at_a_time_and_ends_with_who_asked(
+        self, guarded: Here, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[Any] = []
+        real = audit._started
+        monkeypatch.setattr(audit, "_PROGRAM", "import time; time.sleep(600)")
+        monkeypatch.setattr(audit, "_started", lambda state: started.append(real(state)) or started[-1])
+        with Person(guarded, "erik") as erik, Person(guarded, "anna") as anna:
+            (cookie,) = erik.client.cookies.items()
+            head = f"GET /api/v1/audit/verify HTTP/1.1\r\nHost: localhost\r\nCookie: {'='.join(cookie)}\r\n\r\n"
+            with socket.create_connection(guarded.server.address, timeout=WAIT_S) as client:
+                client.sendall(head.encode())
+                until(lambda: len(started) == 1)
+                answer = anna.client.get("/api/v1/audit/verify")
+                assert answer.status_code == 503
+                assert "one verification at a time" in answer.json()["error"]
+                assert started[0].poll() is None
+            until(lambda: started[0].poll() is not None)
+
+    def test_ends_after_a_while(self, guarded: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(audit, "_PROGRAM", "import time; time.sleep(600)")
+        monkeypatch.setattr(audit, "VERIFY_S", 0.2)
+        with Person(guarded, "erik") as erik:
+            assert "expected an end within" in erik.client.get("/api/v1/audit/verify").json()["error"]
 
 
 def test_a_file_of_users_that_is_gone_or_broken_lets_nobody_in(
