@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.clock import Clock, iso
 from flawscope.runtime.line.drift.seen import Seen
 from flawscope.runtime.line.drift.state import QuantityDrift, ViewDrift
@@ -109,11 +110,17 @@ class DriftMonitor:
             view: Name of the view.
             actor: Who says so.
             role: Role of that user.
+
+        Raises:
+            FlawscopeError: If too many images wait.
         """
         key = (station, view)
         if key not in self._options:
             return False
-        self._queue.put(lambda: self._relearn(key, actor, role), timeout=_STOP_S)
+        try:
+            self._queue.put(lambda: self._relearn(key, actor, role), timeout=_STOP_S)
+        except queue.Full:
+            raise FlawscopeError("drift: expected room in its queue, got none. Try again.") from None
         return True
 
     def state(self) -> tuple[ViewDrift, ...]:

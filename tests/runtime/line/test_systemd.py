@@ -189,7 +189,9 @@ def test_ready_after_the_bundles_and_a_watchdog_that_the_self_test_stops(tmp_pat
         listener.until("WATCHDOG=1")
         listener.until("WATCHDOG=1")
         fed = [at for message, at in listener.heard if message == "WATCHDOG=1"]
-        assert len(fed) == 3
+        assert len(fed) >= 3
+        # At half of its time, not at each turn; they may have waited in the socket.
+        assert fed[-1] - fed[0] > 0.25 * (len(fed) - 1)
         flag.touch()
         assert "golden image" in listener.until("STATUS=top error")[-1]
         # Longer than the watchdog would wait.

@@ -9,6 +9,7 @@ from flawscope.runtime.line.http.routes import (
     audit,
     bundles,
     control,
+    drift,
     images,
     page,
     records,
@@ -28,6 +29,7 @@ ROUTES: tuple[Callable[[Context], list[Api]], ...] = (
     users.routes,
     audit.routes,
     bundles.routes,
+    drift.routes,
     page.routes,
 )
 """Each returns its routes."""

@@ -261,6 +261,7 @@ def scene(mean: float, seed: int) -> bytes:
     return cv2.imencode(".png", np.clip(np.rint(pixels), 0, 255).astype(np.uint8))[1].tobytes()
 
 
+@pytest.mark.long
 def test_a_drift_of_one_percent_is_a_warning_and_no_verdict_changes(tmp_path: Path) -> None:
     view = {
         "name": "cam0",
