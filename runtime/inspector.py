@@ -69,14 +69,7 @@ class Inspector:
     """
 
     # `inspector.threshold = 500` sets nothing, so it is an error.
-    __slots__ = (
-        "_is_closed",
-        "_judge",
-        "_ready",
-        "_strict",
-        "bundle",
-        "precision",
-    )
+    __slots__ = ("_is_closed", "_judge", "_ready", "_strict", "bundle", "precision")
 
     def __init__(
         self,

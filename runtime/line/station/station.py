@@ -73,10 +73,7 @@ class Station:
         self._outputs = tuple(outputs)
         self.counters = Counters()
         self.readiness = Readiness(self._state_changed)
-        self.watch = Watch(
-            partial(self.readiness.forbid, hold=True),
-            lambda action, reason: services.journal.event(action, object=self._label, reason=reason),
-        )
+        self.watch = Watch(self.readiness, services.journal, self._label)
         self.generation = generation
         self.observer: WatchesParts | None = None
         # Never changed, only replaced: an open part holds the one that it was opened with.

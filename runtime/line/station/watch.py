@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 
+from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.parts import Reason
+from flawscope.runtime.line.station.readiness import Readiness
 
 _INCOMPLETE, _SCENE = "incomplete", "scene"
 _KINDS: dict[str, str] = {"incomplete_image": _INCOMPLETE, "scene": _SCENE, "frozen": _SCENE}
@@ -34,12 +35,13 @@ class Watch:
     """Counts faults of one station. Calls come from any thread.
 
     Args:
-        stop: Called with a cause and a reason when a view has had too many faults in a row.
-        tell: Called with an action and a reason when a warning begins or ends; never from within the lock.
+        readiness: Of the station, which stops when a view has had too many faults in a row.
+        journal: Where it is noted that a warning begins or ends.
+        label: What the station is called in it.
     """
 
-    def __init__(self, stop: Callable[[str, str], None], tell: Callable[[str, str], None]) -> None:
-        self._stop, self._tell = stop, tell
+    def __init__(self, readiness: Readiness, journal: Recorder, label: str) -> None:
+        self._readiness, self._journal, self._label = readiness, journal, label
         self._lock = threading.Lock()
         self._in_a_row: Counter[tuple[str, str]] = Counter()
         self._missed: deque[bool] = deque(maxlen=_WINDOW)
@@ -66,7 +68,7 @@ class Watch:
                 if self._in_a_row[view, kind] >= _MOST[kind]:
                     reached, self._in_a_row[view, kind] = self._in_a_row[view, kind], 0
         if kind is not None and reached:
-            self._stop(f"images {view}", _TEXTS[kind].format(count=reached))
+            self._readiness.forbid(f"images {view}", _TEXTS[kind].format(count=reached), hold=True)
 
     def verdict(self, reason: Reason) -> None:
         """Take note of a verdict that was given out: why it is a fault, or nothing."""
@@ -83,4 +85,5 @@ class Watch:
             warning = self._warning
         if bool(warning) != was:
             text = warning or f"{count} of the last {_WINDOW} parts missed their deadline"
-            self._tell("deadlines_missed" if warning else "deadlines_kept", text)
+            action = "deadlines_missed" if warning else "deadlines_kept"
+            self._journal.event(action, object=self._label, reason=text)
