@@ -34,6 +34,7 @@ _CONFIG = f"""\
 # All keys: docs/line-configuration.md
 line: {{name: demo, state: state}}
 http: {{listen: "127.0.0.1:{PORT}"}}
+images: {{quota_gb: 0.5}}
 stations:
   - name: belt
     deadline_ms: 2000

@@ -190,7 +190,7 @@ class TestLineDemo:
     ) -> None:
         line_demo.write_config(tmp_path)
         config = (tmp_path / "line.yml").read_text()
-        changed = config.replace("right", "other").replace("{kind: push}", "{kind: folder, path: images}")
+        changed = config.split("      - name: right")[0].replace("{kind: push}", "{kind: folder, path: images}")
         (tmp_path / "line.yml").write_text(changed)
         assert "kind push" in refused(["line", "demo", "--no-open", str(tmp_path)], capsys)
         assert (tmp_path / "line.yml").read_text() == changed, "it is the user's file"
