@@ -83,6 +83,7 @@ setup(
     package_data={
         "flawscope": ["py.typed"],
         "flawscope.calibration.evaluation": ["templates/*"],
+        "flawscope.runtime.line.http": ["page/*"],
         "flawscope.training": ["presets/*.yml"],
     },
     ext_modules=[CMakeExtension("flawscope.cpp_ext._native", "cpp_ext")] if NATIVE else [],

@@ -332,6 +332,7 @@ class Line:
             utc=iso(self._clock.utc_ns()),
             mono_ns=self._clock.mono_ns(),
             boot_id=self._boot,
+            timezone=self._config.line.timezone,
             pid=os.getpid(),
             is_running=is_running,
             last_seq=journal.last_seq,

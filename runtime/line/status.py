@@ -137,6 +137,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         drift: What is known of the drift of each view that is watched.
         drift_missed: Images that were not looked at for drift, as too many waited.
         selftests: What is known of the self-test of each bundle in use.
+        timezone: Where it stands: times are shown in this one.
     """
 
     line: str
@@ -154,6 +155,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     drift: tuple[ViewDrift, ...] = ()
     drift_missed: int = 0
     selftests: tuple[SelfTestStatus, ...] = ()
+    timezone: str = "UTC"
 
 
 class StatusFile:

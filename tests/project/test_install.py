@@ -38,6 +38,10 @@ def test_without_native_kernels_the_wheel_is_pure_python(tmp_path: Path) -> None
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     assert "flawscope/cpp_ext/reference.py" in names
+    page = "runtime/line/http/page"
+    assert {path.name for path in (ROOT / page).iterdir()} == {
+        Path(name).name for name in names if name.startswith(f"flawscope/{page}/")
+    }
     assert [name for name in names if Path(name).suffix in (".so", ".cpp", ".h", ".cu")] == []
     code = "import flawscope.cpp_ext as c; print(c.HAVE_NATIVE, c.HAVE_CUDA, c.simd_level(), c.implementation())"
     # Without `site`, whose import hook of an editable installation would find the kernels of this tree.

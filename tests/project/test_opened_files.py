@@ -30,6 +30,8 @@ OWN = {
     ("core/scratch.py", "path.parent.glob"): "leftovers; what may not be looked at stays where it is, on purpose",
     ("core/versions.py", "Path('/proc/cpuinfo').read_text"): "the system's own table",
     ("core/resident_memory.py", "STATUS.read_text"): "the system's own table",
+    ("runtime/line/http/routes/page.py", "FOLDER.iterdir"): "the page, which is part of the package",
+    ("runtime/line/http/routes/page.py", "path.read_bytes"): "the page, which is part of the package",
     ("runtime/line/journal/heads.py", "os.open"): "appends to its own file of heads",
     ("runtime/line/journal/opening.py", "os.open"): "its own lock",
     ("runtime/bench/machine_state.py", "CPU_FOLDER.glob"): "the system's own tables",

@@ -26,7 +26,7 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-"""Of every answer."""
+"""Of every answer, where it says nothing else."""
 
 _SIMPLE = frozenset({"", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Types of a body that a page of any origin may send without being asked."""
@@ -52,7 +52,9 @@ class Guard:
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+                own = list(message.get("headers", ()))
+                names = {name for name, _ in own}
+                message = {**message, "headers": [*own, *(one for one in HEADERS if one[0] not in names)]}
             await send(message)
 
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flawscope.runtime.line.http.context import Api, Context
-from flawscope.runtime.line.http.routes import audit, control, images, records, review, state, triggers, users
+from flawscope.runtime.line.http.routes import audit, control, images, page, records, review, state, triggers, users
 
 ROUTES: tuple[Callable[[Context], list[Api]], ...] = (
     state.routes,
@@ -16,5 +16,6 @@ ROUTES: tuple[Callable[[Context], list[Api]], ...] = (
     review.routes,
     users.routes,
     audit.routes,
+    page.routes,
 )
 """Each returns its routes."""

@@ -81,7 +81,7 @@ def test_parts_are_listed_and_looked_up(here: Here) -> None:
         ("/api/v1/parts/0", 404, "expected the number of a part on record, got 0"),
         ("/api/v1/parts/" + "9" * 40, 404, "expected the number of a part on record"),
         ("/api/v1/parts/x", 404, "expected a path of the line"),
-        ("/", 404, "expected a path of the line"),
+        ("/nowhere", 404, "expected a path of the line"),
         ("/api/v1/stations/one/trigger", 405, "expected another method"),
     ],
 )

@@ -1,0 +1,300 @@
+"""A line for the tests of the page: the real server over a stand-in, and the routes of rooms that it has no part of.
+
+Import it after `importorskip` of what the server needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+from line_view_stand_in import FakeLine, FakeStation
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flawscope.runtime.line.clock import boot_id, iso
+from flawscope.runtime.line.http import app
+from flawscope.runtime.line.http.answers import json_answer
+from flawscope.runtime.line.http.context import Api, Context, user_of
+from flawscope.runtime.line.http.refusal import Refusal
+from flawscope.runtime.line.http.routes import table
+from flawscope.runtime.line.http.server import LineServer
+from flawscope.runtime.line.line_config import LineConfig
+from flawscope.runtime.line.parts import PartRecord, Verdict, ViewRecord, worst_view
+from flawscope.runtime.line.status import LineStatus, StationStatus
+
+LIMITS = {"low": 2.0, "high": 8.0}
+STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
+DIGESTS = {"old": "1f" * 32, "new": "a7" * 32}
+
+
+def drawn(seq: int, is_map: bool) -> np.ndarray:
+    """Return an image of a part, uint8 [120, 160, 3] BGR; with the map a red spot lies on it."""
+    image = np.full((120, 160, 3), 90 + seq % 5 * 12, np.uint8)
+    cv2.rectangle(image, (30, 20), (130, 100), (150, 150, 150), -1)
+    cv2.putText(image, str(seq), (50, 70), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (20, 20, 20), 2)
+    if is_map:
+        cv2.circle(image, (110, 40), 18, (0, 0, 255), -1)
+    return image
+
+
+class PageStation(FakeStation):
+    """A station that gives parts with scores against a threshold of 4."""
+
+    threshold = 4.0
+    revision = 0
+    views: Sequence[str] = ("left",)
+
+    def part(
+        self, scores: Sequence[float | None], part_id: str = "", reason: str = "", image: str = "", age_s: float = 0.0
+    ) -> int:
+        """Give a part its verdict by its scores, one a view; None: a fault, for the reason."""
+        with self.line.lock:
+            self.line.last_seq += 1
+            seq = self.line.last_seq
+        found = tuple(self._view(view, score, reason, image) for view, score in zip(self.views, scores, strict=True))
+        worst = worst_view(found)
+        latency = {"collected": 1.0, "scored": 6.0 + seq % 7, "verdict": 8.0 + seq % 7 + (30.0 if seq % 41 == 0 else 0)}
+        now = time.time_ns(), time.monotonic_ns()
+        utc, mono = (value - round(age_s * 1e9) for value in now)
+        record = PartRecord(
+            seq, self.name, part_id, iso(utc), mono, boot_id(), 1, worst.verdict, worst.reason,
+            score=worst.score, threshold=worst.threshold, threshold_revision=worst.threshold_revision,
+            latency_ms=latency, views=found,
+        )  # fmt: skip
+        self.line.journal.add(record)
+        self.given[worst.verdict] += 1
+        self.change(self.state)
+        return seq
+
+    def _view(self, view: str, score: float | None, reason: str, image: str) -> ViewRecord:
+        if score is None:
+            return ViewRecord(view, "fault", reason or "scene", "brightness 3, expected 40 to 220")  # type: ignore[arg-type]
+        verdict: Verdict = "accept" if score <= self.threshold else "reject"
+        return ViewRecord(
+            view, verdict, score=score, threshold=self.threshold, threshold_revision=self.revision,
+            bundle=DIGESTS["old"], image=image or f"images/{view}.png",
+        )  # fmt: skip
+
+    def status(self) -> StationStatus:
+        status = super().status()
+        reason = {"error": "source left: the camera does not answer", "halted": ""}.get(self.state, "")
+        return msgspec.structs.replace(status, reason=reason)
+
+
+class PageLine(FakeLine):
+    """The line, with what the routes below keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reviews: list[dict[str, Any]] = []
+        self.thresholds: list[dict[str, Any]] = []
+        self.in_force = "old"
+        self.swap: dict[str, Any] = {"state": "idle", "steps": [], "disagreements": []}
+        self.draw: Callable[[int, str, bool], np.ndarray] = lambda seq, view, is_map: drawn(seq, is_map)
+        self.user: dict[str, Any] = {"name": "local", "role": "admin", "csrf": "", "has_users": False}
+
+    def add(self, name: str, is_triggered: bool = False) -> PageStation:
+        station = PageStation(self, name, is_triggered)
+        self.stations[name] = station
+        return station
+
+    def status(self) -> LineStatus:
+        status = super().status()
+        return msgspec.structs.replace(
+            status, utc=iso(time.time_ns()), mono_ns=time.monotonic_ns(), boot_id=boot_id(), timezone="Europe/Berlin",
+            sinks=(), line="press-3",
+        )  # fmt: skip
+
+
+def rooms(context: Context) -> list[Api]:
+    """Return the routes of images, reviews, swaps, and whatever else a page asks of a line."""
+    line: Any = context.line
+
+    async def live(request: Request) -> Response:
+        query = request.query_params
+        image = line.draw(int(query["seq"]), query["view"], query["map"] == "1")
+        return Response(
+            cv2.imencode(".jpg", image)[1].tobytes(), media_type="image/jpeg", headers={"x-flawscope-seq": query["seq"]}
+        )
+
+    async def parts(request: Request) -> Response:
+        query = request.query_params
+        found = line.journal.parts(
+            0, 1 << 30, query.get("station"), query.get("verdict"), query.get("order") == "newest"
+        )
+        if (reviewed := query.get("reviewed")) is not None:
+            seen = {row["seq"] for row in line.reviews}
+            found = [part for part in found if (part.seq in seen) == (reviewed == "1")]
+        return json_answer({"parts": found[: int(query.get("limit", 100))]})
+
+    async def stored(request: Request) -> Response:
+        file, seq = request.path_params["file"], request.path_params["seq"]
+        view = file.removesuffix(".png")
+        image = line.draw(seq, view.removesuffix("-map"), view.endswith("-map"))
+        return Response(cv2.imencode(".png", image)[1].tobytes(), media_type="image/png")
+
+    async def review(request: Request) -> Response:
+        row = {**await request.json(), "seq": request.path_params["seq"], "actor": user_of(request).name}
+        line.reviews.append({**row, "utc": iso(time.time_ns())})
+        return json_answer({"link": len(line.reviews)})
+
+    async def reviews(request: Request) -> Response:
+        return json_answer({"reviews": [row for row in line.reviews if row["seq"] == request.path_params["seq"]]})
+
+    async def me(request: Request) -> Response:
+        return json_answer(line.user)
+
+    return [
+        Api("GET", "/stations/{station}/live.jpg", "operator", live),
+        Api("GET", "/api/v1/parts", "operator", parts),
+        Api("GET", "/api/v1/parts/{seq:int}/reviews", "operator", reviews),
+        Api("GET", "/api/v1/parts/{seq:int}/{file}", "operator", stored),
+        Api("POST", "/api/v1/parts/{seq:int}/review", "operator", review),
+        Api("GET", "/api/v1/me", "", me),
+        *_engineering(line),
+    ]
+
+
+def _engineering(line: Any) -> list[Api]:
+    async def what_if(request: Request) -> Response:
+        query = request.query_params
+        name, image = request.path_params["station"], float(query["image"])
+        found = line.journal.parts(0, int(query["last"]), name, None, True)
+        found = [part for part in found if part.score is not None]
+        rejects = [part for part in found if part.score > image]
+        changed = [
+            {"seq": part.seq, "score": part.score, "verdict": part.verdict, "would_be": would_be}
+            for part in found
+            if (would_be := "reject" if part.score > image else "accept") != part.verdict
+        ]
+        return json_answer(
+            {
+                "parts": len(found),
+                "accept": len(found) - len(rejects),
+                "reject": len(rejects),
+                "changed": changed,
+                "scores": [part.score for part in found],
+                "threshold": line.stations[name].threshold,
+                "limits": LIMITS,
+            }
+        )
+
+    async def threshold(request: Request) -> Response:
+        body = await request.json()
+        if not LIMITS["low"] <= body["image"] <= LIMITS["high"]:
+            raise Refusal(400, f"expected a threshold from 2 to 8, got {body['image']}. Choose one between.")
+        station = line.stations[request.path_params["station"]]
+        line.thresholds.append(body)
+        station.threshold, station.revision = body["image"], station.revision + 1
+        return json_answer({"revision": station.revision, "image": station.threshold})
+
+    async def bundles(request: Request) -> Response:
+        rows = [
+            {"digest": DIGESTS[name], "name": f"tile-{name}", "method": "padim", "created": f"2026-11-2{day}T08:00:00Z",
+             "bytes": 7 << 20, "category": "magnetic_tile", "signed_by": "", "problem": "",
+             "thresholds": {"fp32": {"image": 4.0, **LIMITS}}, "used_by": ["top/left"] if name == line.in_force else []}
+            for day, name in enumerate(DIGESTS)
+        ]  # fmt: skip
+        return json_answer({"bundles": rows})
+
+    async def upload(request: Request) -> Response:
+        return json_answer({"digest": DIGESTS["new"], "bytes": len(await request.body())})
+
+    async def swap(request: Request) -> Response:
+        body = await request.json()
+        line.swap = {"state": "running", "digest": body["digest"], "asked": 0, "steps": [], "disagreements": []}
+        return json_answer({"state": "running"}, 202)
+
+    async def swap_now(request: Request) -> Response:
+        now = line.swap
+        if now["state"] == "running":
+            now["asked"] += 1
+            done = min(now["asked"] * 3, len(STEPS))
+            now["steps"] = [
+                {"name": name, "state": "ok" if place < done else "waiting", "detail": "", "ms": 12.5}
+                for place, name in enumerate(STEPS)
+            ]
+            now["disagreements"] = [
+                {"seq": 3, "view": "left", "score": 5.1, "verdict": "reject", "would_be": "accept", "new_score": 3.9}
+            ]
+            if done == len(STEPS):
+                now["state"], line.in_force = "done", "new"
+        return json_answer(now)
+
+    async def done(request: Request) -> Response:
+        return json_answer({"state": "done"})
+
+    async def audit(request: Request) -> Response:
+        events = [
+            {"link": 40 + place, "utc": iso(time.time_ns()), "actor": "anna", "role": "engineer", "action": action,
+             "object": "station top", "old": "", "new": new, "reason": "too many rejects"}
+            for place, (action, new) in enumerate((("threshold", "4.2"), ("halted", ""), ("acknowledged", "")))
+        ]  # fmt: skip
+        return json_answer({"events": events})
+
+    async def verify(request: Request) -> Response:
+        return json_answer({"is_whole": True, "entries": 42, "problems": []})
+
+    async def health(request: Request) -> Response:
+        return json_answer(
+            {
+                "disk": {"free_bytes": 412 << 30, "total_bytes": 512 << 30, "state": "ok"},
+                "memory": {"rss_bytes": 410 << 20},
+                "selftest": [{"station": "top", "view": "left", "ok": True, "age_s": 12.0}],
+                "drift": [{"station": "top", "view": "left", "state": "ok", "psi": 0.03}],
+                "sinks": [],
+            }
+        )
+
+    station = "/api/v1/stations/{station}"
+    return [
+        Api("GET", f"{station}/what-if", "engineer", what_if),
+        Api("POST", f"{station}/threshold", "engineer", threshold),
+        Api("GET", "/api/v1/bundles", "engineer", bundles),
+        Api("POST", "/api/v1/bundles", "engineer", upload),
+        Api("POST", f"{station}/swap", "engineer", swap),
+        Api("GET", f"{station}/swap", "engineer", swap_now),
+        Api("POST", f"{station}/rollback", "engineer", done),
+        Api("POST", f"{station}/challenge", "engineer", done),
+        Api("GET", "/api/v1/audit", "engineer", audit),
+        Api("GET", "/api/v1/audit/verify", "engineer", verify),
+        Api("GET", "/api/v1/health", "engineer", health),
+    ]
+
+
+class PageHere:
+    """The server over stations `top` (one view) and `side` (two views), and its address."""
+
+    def __init__(
+        self, state: Path, monkeypatch: Any, names: Sequence[str] = ("top",), listen: str = "127.0.0.1:0"
+    ) -> None:
+        # First, as the first route that fits answers.
+        monkeypatch.setattr(app, "ROUTES", (rooms, *table.ROUTES))
+        self.line = PageLine()
+        views = {name: ("left", "right") if name == "side" else ("left",) for name in names}
+        pushed = {"source": {"kind": "push"}, "bundle": "b.flaw"}
+        stations = [{"name": name, "views": [{"name": view, **pushed} for view in views[name]]} for name in names]
+        raw = {"line": {"name": "press-3", "state": str(state)}, "stations": stations, "http": {"listen": listen}}
+        config = msgspec.convert(raw, LineConfig, dec_hook=lambda _, value: Path(value))
+        for name in names:
+            self.line.add(name).views = views[name]
+        self.server = LineServer(config, self.line)
+        for name, station in self.line.stations.items():
+            station.outputs.append(self.server.output(name))
+        self.server.start()
+        self.url = "http://{}:{}".format(*self.server.address)
+
+    @property
+    def top(self) -> PageStation:
+        station = self.line.stations["top"]
+        assert isinstance(station, PageStation)
+        return station
+
+    def close(self) -> None:
+        self.server.stop()

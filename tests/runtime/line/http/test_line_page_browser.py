@@ -1,0 +1,201 @@
+"""The operator's page in Chromium: what is seen, when, and what it never does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the HTTP interface needs the extra `line`")
+pytest.importorskip("uvicorn", reason="the HTTP interface needs the extra `line`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
+
+from browser import CHROMIUM, PHONE, TOUCH, launch, opened  # noqa: E402
+from line_page_stand_in import DIGESTS, PageHere  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+
+STRANGER = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = launch(playwright)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageHere]:
+    here = PageHere(tmp_path, monkeypatch)
+    yield here
+    here.close()
+
+
+def shot(page: Any, folder: Path, name: str) -> None:
+    """Keep a screenshot, with what is open at the time."""
+    data = page.screenshot(path=folder / f"{name}.png")
+    assert len(data) > 5000
+
+
+def until_shown(page: Any, where: str, part: str) -> None:
+    """Return when an image has been drawn whose path has this part; asked often, as the time it takes is tested."""
+    canvas, end = page.locator(where), time.monotonic() + 10.0
+    while part not in (canvas.get_attribute("data-key") or ""):
+        assert time.monotonic() < end, f"no image of {part}"
+        page.wait_for_timeout(20)
+
+
+def pixel(page: Any, where: str) -> list[int]:
+    """Return red, green and blue at the place of the spot that the stand-in draws on maps."""
+    # From a copy: Chromium warns of a canvas that is read often.
+    script = """(canvas) => {
+        const copy = new OffscreenCanvas(1, 1).getContext('2d');
+        copy.drawImage(canvas, -110, -40);
+        return [...copy.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    }"""
+    found: list[int] = page.locator(where).evaluate(script)
+    return found
+
+
+def test_live_follows_parts_and_says_what_is_wrong(browser: Any, line: PageHere, tmp_path: Path) -> None:
+    line.top.part([2.0], STRANGER)
+    with opened(browser, line.url, has_touch=True) as (page, watch):
+        word = page.locator(".verdict-word")
+        sync_api.expect(word).to_have_text("ACCEPT")
+        # What a stranger calls a part is text and nothing else.
+        sync_api.expect(page.locator(".which")).to_have_text(f"part 1 · {STRANGER}")
+
+        began = time.monotonic()
+        seq = line.top.part([5.5])
+        until_shown(page, ".tile canvas", f"seq={seq}")
+        sync_api.expect(word).to_have_text("REJECT")
+        assert time.monotonic() - began < 1.0, "verdict and image of a part are there within a second"
+        sync_api.expect(page.locator(".score")).to_contain_text("5.5")
+        sync_api.expect(page.locator(".strip button")).to_have_count(2)
+
+        plain = pixel(page, ".tile canvas")
+        page.keyboard.press("m")
+        until_shown(page, ".tile canvas", "map=1")
+        assert pixel(page, ".tile canvas")[0] > plain[0] + 60, "the map is drawn over the image"
+        shot(page, tmp_path, "live")
+
+        line.top.part([None])
+        sync_api.expect(word).to_have_text("FAULT")
+        sync_api.expect(page.locator(".why")).to_contain_text("too dark, too bright or blurred")
+
+        line.top.change("error")
+        banner = page.locator(".banner")
+        sync_api.expect(banner).to_contain_text("the camera does not answer")
+        sync_api.expect(word).to_have_text("NOT READY")
+        banner.get_by_role("button", name="Acknowledge").tap()
+        sync_api.expect(banner).to_be_hidden()
+        assert line.top.actors == ["acknowledge local"]
+
+        page.get_by_role("button", name="Halt").tap()
+        assert line.top.actors == ["acknowledge local"], "one touch halts nothing"
+        page.get_by_role("button", name="Press again: halt").tap()
+        sync_api.expect(word).to_have_text("HALTED")
+        banner.get_by_role("button", name="Start again").tap()
+        sync_api.expect(word).to_have_text("FAULT")
+        watch.check()
+
+
+def test_what_is_old_never_looks_current(browser: Any, line: PageHere, tmp_path: Path) -> None:
+    line.top.part([2.0], age_s=300.0)
+    with opened(browser, line.url, PHONE) as (page, watch):
+        sync_api.expect(page.locator(".age")).to_have_text("5 min ago")
+        sync_api.expect(page.locator(".pane")).to_have_attribute("data-old", "image of 5 min ago")
+        watch.check()
+        line.close()
+        sync_api.expect(page.locator("#lost")).to_contain_text("What is shown is not current")
+        sync_api.expect(page.locator(".verdict-word")).to_have_text("UNKNOWN")
+        sync_api.expect(page.locator(".pane")).to_have_attribute("data-old", "NOT CURRENT\nno connection")
+        shot(page, tmp_path, "lost")
+
+
+def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> None:
+    for score in (5.0, 2.0, 6.0, 7.0, 5.5):
+        line.top.part([score])
+    line.top.part([None], reason="missing_view", image="none")
+    with opened(browser, f"{line.url}/#review") as (page, watch):
+        title = page.locator("#review h2")
+        sync_api.expect(title).to_have_text("Part 6")
+        page.keyboard.press("u")
+        sync_api.expect(title).to_have_text("Part 5")
+        until_shown(page, "#review canvas", "/5/left.png")
+        page.keyboard.press("m")
+        until_shown(page, "#review canvas", "/5/left-map.png")
+        page.keyboard.press("a")
+        page.keyboard.type("crack")
+        page.keyboard.press("Enter")
+        sync_api.expect(title).to_have_text("Part 4")
+        page.keyboard.press("1")  # the type that was used last
+        sync_api.expect(title).to_have_text("Part 3")
+        page.keyboard.press("z")
+        sync_api.expect(title).to_have_text("Part 4")
+        shot(page, tmp_path, "review")
+        page.keyboard.press("n")
+        page.keyboard.press("ArrowRight")
+        sync_api.expect(title).to_have_text("Part 1")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("n")
+        sync_api.expect(title).to_have_text("Part 1")
+        page.keyboard.press("u")
+        sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
+        watch.check()
+    said = [(row["seq"], row["label"], row["type"]) for row in line.line.reviews]
+    assert said == [
+        (6, "unsure", ""),
+        (5, "anomalous", "crack"),
+        (4, "anomalous", "crack"),
+        (4, "normal", ""),
+        (3, "normal", ""),
+        (1, "unsure", ""),
+    ]
+
+
+def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, line: PageHere, tmp_path: Path) -> None:
+    for step in range(60):
+        line.top.part([1.0 + step / 12])
+    with opened(browser, f"{line.url}/#engineer") as (page, watch):
+        outcome = page.locator("#what-if-outcome")
+        sync_api.expect(outcome).to_contain_text("37 accept, 23 reject")
+        slider = page.locator("#what-if")
+        slider.evaluate("(slider) => { slider.value = '3'; slider.dispatchEvent(new Event('input')); }")
+        assert "more rejects than now" in outcome.inner_text(), "judged anew at once, without asking"
+        sync_api.expect(page.locator(".changed")).to_contain_text("would be decided otherwise")
+        button = page.locator("#threshold-set")
+        sync_api.expect(button).to_be_disabled()
+        page.locator("#threshold-reason").fill("more rejects, please")
+        button.click()
+        sync_api.expect(page.locator("#told")).to_contain_text("from the next part on")
+        assert [row["reason"] for row in line.line.thresholds] == ["more rejects, please"]
+        slider.evaluate("(slider) => { slider.value = slider.min; slider.dispatchEvent(new Event('input')); }")
+        sync_api.expect(button).to_contain_text("outside of the bundle's limits")
+
+        swap = page.locator(f".swap-in[data-digest='{DIGESTS['new']}']")
+        swap.click()
+        swap.click()
+        sync_api.expect(page.locator(".swap")).to_have_attribute("data-state", "done")
+        sync_api.expect(page.locator(".steps li.ok")).to_have_count(7)
+        sync_api.expect(page.locator(".swap tbody tr")).to_have_count(1)
+        sync_api.expect(page.locator(".bundle.here h3")).to_have_text("tile-new")
+        page.locator("#verify").click()
+        sync_api.expect(page.locator("#verified")).to_have_text("The chain is whole: 42 entries.")
+        shot(page, tmp_path, "engineer")
+        watch.check()
+
+
+def test_a_role_sees_what_it_may_do(browser: Any, line: PageHere) -> None:
+    line.line.user = {"name": "olga", "role": "operator", "csrf": "t", "has_users": True}
+    with opened(browser, f"{line.url}/#engineer", TOUCH, color_scheme="dark") as (page, watch):
+        sync_api.expect(page.locator("#tab-review")).to_be_visible()
+        sync_api.expect(page.locator("#tab-engineer")).to_be_hidden()
+        sync_api.expect(page.locator("#engineer")).to_be_hidden()
+        sync_api.expect(page.locator("#user")).to_contain_text("olga")
+        watch.check()
