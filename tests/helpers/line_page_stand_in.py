@@ -27,6 +27,7 @@ from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.line_config import LineConfig
 from flawscope.runtime.line.parts import PartRecord, Verdict, ViewRecord, worst_view
 from flawscope.runtime.line.status import LineStatus, StationStatus
+from flawscope.runtime.line.users.line_users import LineUsers
 
 LIMITS = {"low": 2.0, "high": 8.0}
 STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
@@ -97,7 +98,6 @@ class PageLine(FakeLine):
         self.in_force = "old"
         self.swap: dict[str, Any] = {"state": "idle", "steps": [], "disagreements": []}
         self.draw: Callable[[int, str, bool], np.ndarray] = lambda seq, view, is_map: drawn(seq, is_map)
-        self.user: dict[str, Any] = {"name": "local", "role": "admin", "csrf": "", "has_users": False}
 
     def add(self, name: str, is_triggered: bool = False) -> PageStation:
         station = PageStation(self, name, is_triggered)
@@ -147,16 +147,12 @@ def rooms(context: Context) -> list[Api]:
     async def reviews(request: Request) -> Response:
         return json_answer({"reviews": [row for row in line.reviews if row["seq"] == request.path_params["seq"]]})
 
-    async def me(request: Request) -> Response:
-        return json_answer(line.user)
-
     return [
         Api("GET", "/stations/{station}/live.jpg", "operator", live),
         Api("GET", "/api/v1/parts", "operator", parts),
         Api("GET", "/api/v1/parts/{seq:int}/reviews", "operator", reviews),
         Api("GET", "/api/v1/parts/{seq:int}/{file}", "operator", stored),
         Api("POST", "/api/v1/parts/{seq:int}/review", "operator", review),
-        Api("GET", "/api/v1/me", "", me),
         *_engineering(line),
     ]
 
@@ -284,6 +280,9 @@ class PageHere:
         config = msgspec.convert(raw, LineConfig, dec_hook=lambda _, value: Path(value))
         for name in names:
             self.line.add(name).views = views[name]
+        assert config.http is not None
+        self.line.users = LineUsers.open(state, config.http)
+        self.line.users.start(self.line.journal)
         self.server = LineServer(config, self.line)
         for name, station in self.line.stations.items():
             station.outputs.append(self.server.output(name))
@@ -298,3 +297,5 @@ class PageHere:
 
     def close(self) -> None:
         self.server.stop()
+        if self.line.users is not None:
+            self.line.users.stop()

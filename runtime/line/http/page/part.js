@@ -42,11 +42,11 @@ function latency(part) {
   return verdict === undefined ? "–" : `${number(verdict, 3)} ms to the verdict`;
 }
 
-/** Open a part. */
-export async function openPart(seq) {
+/** Open a part, with its anomaly map or without. */
+export async function openPart(seq, withMap = recall("map", false)) {
   let part;
   try { part = await get(`/api/v1/parts/${seq}`); } catch (error) { tell(error.message, true); return; }
-  let isMap = recall("map", false);
+  let isMap = withMap;
   let view = part.views.find((one) => one.verdict === part.verdict) ?? part.views[0];
   const pane = new Pane(`Part ${seq}`);
   const said = el("div", {});

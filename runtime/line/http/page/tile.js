@@ -39,7 +39,7 @@ export class Tile {
     this.word = el("p", { class: "verdict-word" });
     this.why = el("p", { class: "why" });
     this.verdict = el("div", { class: "verdict unknown", role: "status" }, this.shape, el("div", { class: "fill" }, this.word, this.why));
-    this.which = el("button", { type: "button", class: "which", onclick: () => this.#parts[0] && openPart(this.#parts[0].seq) });
+    this.which = el("button", { type: "button", class: "which", onclick: () => this.#parts[0] && openPart(this.#parts[0].seq, this.#isMap) });
     this.ageText = el("span", { class: "age" });
     this.counters = el("dl", { class: "counters" });
     this.since = el("p", { class: "since small muted fill" });
@@ -179,7 +179,7 @@ export class Tile {
       const height = el("span", { class: "height" });
       height.style.height = `${Math.max(8, 100 * Math.max(0, share))}%`;
       const label = `Part ${part.seq}, ${part.verdict}, ${clock(part.utc)}${part.score === null ? "" : `, score ${number(part.score)}`}`;
-      return el("button", { type: "button", class: part.verdict, "aria-label": label, title: label, onclick: () => openPart(part.seq) },
+      return el("button", { type: "button", class: part.verdict, "aria-label": label, title: label, onclick: () => openPart(part.seq, this.#isMap) },
         el("span", { class: "column" }, height), mark(part.verdict));
     });
     this.strip.replaceChildren(...buttons);

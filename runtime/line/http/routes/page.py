@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flawscope.runtime.line.http.answers import json_answer
-from flawscope.runtime.line.http.context import Api, Context, User, read_nothing, user_of
+from flawscope.runtime.line.http.context import Api, Context, read_nothing, user_of
 from flawscope.runtime.line.http.query import Query, shown
 from flawscope.runtime.line.http.refusal import Refusal
+from flawscope.runtime.line.users.roles import User
 from flawscope.text import encode_json
 
 FOLDER = Path(__file__).parent.parent / "page"

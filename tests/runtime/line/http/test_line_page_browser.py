@@ -13,11 +13,17 @@ pytest.importorskip("starlette", reason="the HTTP interface needs the extra `lin
 pytest.importorskip("uvicorn", reason="the HTTP interface needs the extra `line`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 
-from browser import CHROMIUM, PHONE, TOUCH, launch, opened  # noqa: E402
+pytest.importorskip("httpx", reason="the client of these tests")
+
+from browser import CHROMIUM, DESKTOP, PHONE, launch, opened  # noqa: E402
+from line_here import line_here, spotted  # noqa: E402
 from line_page_stand_in import DIGESTS, PageHere  # noqa: E402
+
+from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
+PASSWORD = "correct horse battery"
 STRANGER = "<img src=x onerror=alert(1)>"
 
 
@@ -191,11 +197,54 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, line: 
         watch.check()
 
 
-def test_a_role_sees_what_it_may_do(browser: Any, line: PageHere) -> None:
-    line.line.user = {"name": "olga", "role": "operator", "csrf": "t", "has_users": True}
-    with opened(browser, f"{line.url}/#engineer", TOUCH, color_scheme="dark") as (page, watch):
+def test_a_user_signs_in_and_sees_what_his_role_may_do(browser: Any, line: PageHere, tmp_path: Path) -> None:
+    line.top.part([5.0])
+    UsersFile(tmp_path).add_user("olga", "operator", PASSWORD)
+    line.line.users.look()
+    with opened(browser, f"{line.url}/#engineer", PHONE, color_scheme="dark") as (page, watch):
+        sync_api.expect(page.locator("#live")).to_be_hidden()
+        page.get_by_label("Name").fill("olga")
+        page.get_by_label("Password").fill(PASSWORD)
+        page.keyboard.press("Enter")
         sync_api.expect(page.locator("#tab-review")).to_be_visible()
         sync_api.expect(page.locator("#tab-engineer")).to_be_hidden()
         sync_api.expect(page.locator("#engineer")).to_be_hidden()
-        sync_api.expect(page.locator("#user")).to_contain_text("olga")
+        # What changes something brings the token of the session.
+        page.locator("#tab-review").click()
+        page.locator("#say-unsure").click()
+        sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
+        assert [row["actor"] for row in line.line.reviews] == ["olga"]
         watch.check()
+        page.locator("#user").click()
+        sync_api.expect(page.get_by_label("Password")).to_be_visible()
+        sync_api.expect(page.locator("#live")).to_be_hidden()
+
+
+def test_a_real_line_is_seen_within_a_second_and_halted(browser: Any, tmp_path: Path) -> None:
+    with line_here(tmp_path) as here, opened(browser, str(here.client.base_url).rstrip("/"), DESKTOP) as (page, watch):
+        here.push(spotted(90, 120))
+        word = page.locator(".verdict-word")
+        sync_api.expect(word).to_have_text("ACCEPT")
+        seq = here.push(spotted(90, 230))["seq"]
+        began = time.monotonic()
+        until_shown(page, ".tile canvas", f"seq={seq}")
+        sync_api.expect(word).to_have_text("REJECT")
+        assert time.monotonic() - began < 1.0, "verdict and image of a part are there within a second"
+        plain = page.locator(".tile canvas").screenshot()
+        page.locator(".tile .map").click()
+        until_shown(page, ".tile canvas", f"map=1&seq={seq}")
+        assert page.locator(".tile canvas").screenshot() != plain, "the map is drawn over the image"
+        page.locator(".strip button").last.click()
+        sync_api.expect(page.locator("dialog")).to_contain_text("reject")
+        until_shown(page, "dialog canvas", f"/{seq}/cam0-map.png")
+        shot(page, tmp_path, "part")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Halt").click()
+        page.get_by_role("button", name="Press again: halt").click()
+        sync_api.expect(word).to_have_text("HALTED")
+        assert here.push(spotted(90, 120))["verdict"] == "fault"
+        sync_api.expect(page.locator(".why")).to_contain_text("station was not ready")
+        page.get_by_role("button", name="Start again").click()
+        assert here.push(spotted(80, 110))["verdict"] == "accept"
+        sync_api.expect(word).to_have_text("ACCEPT")
+        watch.check(but="review")
