@@ -71,7 +71,7 @@ export async function openPart(seq, withMap = recall("map", false)) {
 }
 
 function buttons(seq, then) {
-  const type = el("input", { name: "type", list: "types", placeholder: "defect type", "aria-label": "Defect type", maxlength: 64, autocomplete: "off" });
+  const type = el("input", { name: "type", list: "types", placeholder: "defect type", "aria-label": "Defect type", maxlength: 40, autocomplete: "off" });
   const list = el("datalist", { id: "types" }, lastTypes().map((one) => el("option", { value: one })));
   const send = async (what) => {
     try { await label(seq, { label: what, type: what === "anomalous" ? type.value.trim() : "" }); tell(`Part ${seq}: ${what}.`); await then(); } catch (error) { tell(error.message, true); }

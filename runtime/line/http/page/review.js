@@ -53,7 +53,7 @@ export function startReview() {
     pane: new Pane("Part under review"),
     side: el("div", { class: "review-side card" }),
     body: el("div", { class: "review-body" }),
-    type: el("input", { id: "type", list: "review-types", placeholder: "defect type, or empty", "aria-label": "Defect type", maxlength: 64, autocomplete: "off", autocapitalize: "none" }),
+    type: el("input", { id: "type", list: "review-types", placeholder: "defect type, or empty", "aria-label": "Defect type", maxlength: 40, autocomplete: "off", autocapitalize: "none" }),
     note: el("input", { id: "note", placeholder: "note", "aria-label": "Note", maxlength: 500, autocomplete: "off" }),
     entry: null,
   };
@@ -76,6 +76,7 @@ function onEntry(event, done) {
 
 async function load() {
   if (!isOpen) return;
+  byId("export").href = path("/api/v1/reviews/export", { station: nodes.station.value });
   const order = nodes.order.value;
   try {
     const answers = await Promise.all(nodes.what.value.split(",").map((verdict) => getIfThere(path("/api/v1/parts",
