@@ -217,7 +217,11 @@ def _engineering(line: Any) -> list[Api]:
                 for place, name in enumerate(STEPS)
             ]
             now["disagreements"] = [
-                {"seq": 3, "view": "left", "score": 5.1, "verdict": "reject", "would_be": "accept", "new_score": 3.9}
+                {
+                    "seq": 3,
+                    "old": {"verdict": "reject", "score": 5.1, "threshold": 4.0},
+                    "new": {"verdict": "accept", "score": 3.9, "threshold": 4.0},
+                }
             ]
             if done == len(STEPS):
                 now["state"], line.in_force = "done", "new"
@@ -235,18 +239,7 @@ def _engineering(line: Any) -> list[Api]:
         return json_answer({"events": events})
 
     async def verify(request: Request) -> Response:
-        return json_answer({"is_whole": True, "entries": 42, "problems": []})
-
-    async def health(request: Request) -> Response:
-        return json_answer(
-            {
-                "disk": {"free_bytes": 412 << 30, "total_bytes": 512 << 30, "state": "ok"},
-                "memory": {"rss_bytes": 410 << 20},
-                "selftest": [{"station": "top", "view": "left", "ok": True, "age_s": 12.0}],
-                "drift": [{"station": "top", "view": "left", "state": "ok", "psi": 0.03}],
-                "sinks": [],
-            }
-        )
+        return json_answer({"is_whole": True, "parts": 42, "events": 3, "signed": 1, "notes": []})
 
     station = "/api/v1/stations/{station}"
     return [
@@ -260,7 +253,6 @@ def _engineering(line: Any) -> list[Api]:
         Api("POST", f"{station}/challenge", "engineer", done),
         Api("GET", "/api/v1/audit", "engineer", audit),
         Api("GET", "/api/v1/audit/verify", "engineer", verify),
-        Api("GET", "/api/v1/health", "engineer", health),
     ]
 
 

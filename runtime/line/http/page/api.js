@@ -66,7 +66,7 @@ export async function post(path, body = {}, waitMs = 30000) {
 /** POST bytes and return the answer's JSON. */
 export async function upload(path, body, type, waitMs = 600000) {
   const headers = { "Content-Type": type, "X-Flawscope": "1" };
-  if (csrf) headers["X-Flawscope-Csrf"] = csrf;
+  if (csrf) headers["X-Flawscope-CSRF"] = csrf;
   const answer = await send(path, { method: "POST", headers, body }, waitMs);
   return answer.status === 204 ? {} : answer.json();
 }

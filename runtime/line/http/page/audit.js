@@ -43,11 +43,10 @@ export class AuditCard {
     this.verdict.textContent = "Verifying; the line goes on meanwhile.";
     try {
       const found = await get("/api/v1/audit/verify", 660000);
-      const problems = found.problems ?? [];
-      const isWhole = found.is_whole ?? found.ok ?? problems.length === 0;
-      this.verdict.className = isWhole ? "word accept" : "wrong";
-      const entries = found.entries ?? found.links;
-      this.verdict.textContent = isWhole ? `The chain is whole${entries ? `: ${count(entries)} entries` : ""}.` : `The journal is not whole. ${problems.map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join(" ")}`;
+      this.verdict.className = found.is_whole === true ? "whole" : "wrong";
+      const what = found.is_whole === true ? `The chain is whole: ${count(found.parts)} parts, ${count(found.events)} events, ${count(found.signed)} signed heads.`
+        : `The journal is not whole, from entry ${found.wrong_link}: ${found.wrong}.`;
+      this.verdict.textContent = [what, ...found.notes].join(" ");
     } catch (error) {
       this.verdict.textContent = "";
       tell(error.message, true);

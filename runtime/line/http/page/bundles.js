@@ -1,4 +1,4 @@
-// Bundles of the line with their evidence, and swapping them: each step is shown while it is done.
+// Bundles of the line with what their manifests say, and swapping them: each step is shown while it is done.
 
 import { get, getIfThere, post, upload } from "./api.js";
 import { el, tell, twice, word } from "./dom.js";
@@ -17,10 +17,10 @@ export class BundlesCard {
   constructor() {
     this.list = el("div", { class: "bundles" });
     this.swap = el("div", { class: "swap", role: "status" });
-    this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, value: 0, inputmode: "numeric" });
+    this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, placeholder: "as set", inputmode: "numeric" });
     this.file = el("input", { type: "file", id: "upload", accept: ".flaw", "aria-label": "Bundle to upload", onchange: () => this.#upload() });
-    this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", { reason: "asked for on the page" }), { id: "rollback" });
-    const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge") }, "Challenge the one in force");
+    this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", {}), { id: "rollback" });
+    const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge", { view: this.#where.view }) }, "Challenge the one in force");
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
       el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback,
         el("label", { class: "shadow" }, "Parts that both score before a swap", this.shadow)), this.swap, this.list);
@@ -32,7 +32,7 @@ export class BundlesCard {
     const answer = await getIfThere("/api/v1/bundles").catch(() => null);
     this.node.hidden = answer === null;
     if (answer === null) return;
-    this.#bundles = answer.bundles ?? answer;
+    this.#bundles = answer.bundles;
     this.#drawList();
     await this.#follow();
   }
@@ -49,7 +49,7 @@ export class BundlesCard {
       const isHere = used.includes(here);
       const facts = [["Digest", el("code", { title: bundle.digest }, bundle.digest.slice(0, 16))], ["Method", bundle.method], ["Category", bundle.category],
         ["Exported", bundle.created ? `${bundle.created.slice(0, 16).replace("T", " ")} UTC` : ""], ["Size", bundle.bytes ? bytes(bundle.bytes) : ""], ["Signed by", bundle.signed_by || "nobody"],
-        ["Threshold", thresholds(bundle.thresholds)], ["Evidence", evidence(bundle.evidence)], ["In force at", used.join(", ")], ["Problem", bundle.problem]];
+        ["Threshold", thresholds(bundle.thresholds)], ["Precisions", ["fp32", ...(bundle.precisions ?? [])].join(", ")], ["In force at", used.join(", ")], ["Problem", bundle.problem]];
       const act = isHere ? el("span", { class: "word accept" }, "in force here") : bundle.problem ? null
         : twice("Swap in", `Press again: ${this.#where.station} decides by it`, () => this.#begin(bundle.digest), { class: "swap-in", "data-digest": bundle.digest });
       return el("article", { class: isHere ? "bundle here" : "bundle" }, el("header", { class: "row" }, el("h3", { class: "fill" }, bundle.name || bundle.digest.slice(0, 12)), act),
@@ -58,19 +58,19 @@ export class BundlesCard {
   }
 
   async #begin(digest) {
-    const shadow = Number(this.shadow.value) || 0;
+    const shadow = this.shadow.value === "" ? null : Number(this.shadow.value);
     try {
       await post(this.#path("swap"), { view: this.#where.view, digest, shadow });
       await this.#follow();
     } catch (error) { tell(error.message, true); }
   }
 
-  async #act(what, body = {}) {
+  async #act(what, body) {
     try {
-      await post(this.#path(what), what === "rollback" ? body : { view: this.#where.view });
+      await post(this.#path(what), body);
       await this.#follow();
       const answer = await get("/api/v1/bundles");
-      this.#bundles = answer.bundles ?? answer;
+      this.#bundles = answer.bundles;
       this.#drawList();
     } catch (error) { tell(error.message, true); }
   }
@@ -94,7 +94,7 @@ export class BundlesCard {
   }
 
   #drawSwap(state) {
-    this.rollback.hidden = state?.state !== "running" && !Object.keys(state?.previous ?? { any: 1 }).length;
+    this.rollback.hidden = state?.state !== "running" && !Object.keys(state?.previous ?? {}).length;
     this.swap.hidden = !state || state.state === "idle";
     if (this.swap.hidden) return;
     this.swap.dataset.state = state.state;
@@ -126,14 +126,9 @@ function thresholds(found) {
   return Object.entries(found).map(([precision, one]) => `${number(one.image)} in ${precision}${one.low === null || one.low === undefined ? ", no limits" : `, allowed ${number(one.low)} to ${number(one.high)}`}`).join("; ");
 }
 
-function evidence(found) {
-  if (!found || typeof found !== "object") return "";
-  return Object.entries(found).filter(([, value]) => typeof value === "number").map(([name, value]) => `${name.replaceAll("_", " ")} ${number(value)}`).join(", ");
-}
-
 function disagreements(rows) {
   if (!rows.length) return "";
   return el("div", { class: "scroll" }, el("h3", {}, `${rows.length} parts on which the two differ`), el("table", {}, el("thead", {}, el("tr", {}, ["Part", "Old", "New"].map((name) => el("th", {}, name)))),
     el("tbody", {}, rows.slice(0, MOST_ROWS).map((row) => el("tr", {}, el("td", {}, el("button", { type: "button", onclick: () => openPart(row.seq) }, String(row.seq))),
-      el("td", {}, row.verdict ? word(row.verdict) : "", " ", number(row.score)), el("td", {}, row.would_be ? word(row.would_be) : "", " ", number(row.new_score)))))));
+      [row.old, row.new].map((one) => el("td", {}, word(one.verdict), ` ${number(one.score)} of ${number(one.threshold)}`)))))));
 }

@@ -23,7 +23,6 @@ export async function label(seq, { label: what, type = "", note = "", view = "" 
   const body = { label: what, type, note };
   if (view) body.view = view;
   await post(`/api/v1/parts/${seq}/review`, body);
-  useType(type);
 }
 
 /** Rows of labels of a part, the newest first; null where the line keeps none. */

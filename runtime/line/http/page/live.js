@@ -14,8 +14,11 @@ let isMap = recall("map", false);
 /** Make the view; it follows the line by itself. */
 export function startLive() {
   const grid = el("div", { class: "tiles" });
+  const shifts = () => loadShift().then(() => line.refresh()).catch(() => {});
+  let pid = 0; // another one: the line was started again, and counts from zero
   byId("live").replaceChildren(grid);
   line.addEventListener("state", () => {
+    if (line.state.pid !== pid) { pid = line.state.pid; shifts(); }
     const names = line.state.stations.map((station) => station.name);
     for (const name of names) if (!tiles.has(name)) addTile(name, grid);
     for (const [name, tile] of tiles) if (!names.includes(name)) { tile.node.remove(); tiles.delete(name); }
@@ -26,8 +29,6 @@ export function startLive() {
   line.addEventListener("parts", ({ detail }) => tiles.get(detail)?.setParts(line.parts.get(detail)));
   line.addEventListener("link", tick);
   setInterval(tick, 250);
-  const shifts = () => loadShift().then(() => line.refresh()).catch(() => {});
-  shifts();
   setInterval(shifts, SHIFT_MS);
   showMap();
 }

@@ -59,6 +59,7 @@ function showState() {
   const notices = [];
   if (state.journal) notices.push(`The journal is not written: ${state.journal}`);
   if (!state.account_holds) notices.push("The account of the line is wrong: parts are not accept + reject + fault + open. Tell an engineer.");
+  if (state.images?.warning) notices.push(`Images: ${state.images.warning}`);
   for (const sink of state.sinks) {
     if (sink.last_error && sink.behind) notices.push(`${sink.name}: ${count(sink.behind)} entries have not been sent. ${sink.last_error}`);
   }

@@ -67,7 +67,8 @@ export class Pane {
         if (this.#wanted !== wanted) return;
         const found = await getImage(path);
         if (found === null) continue;
-        if (this.#wanted === wanted || this.seq === null) this.#draw(found.bitmap, wanted);
+        // Also when a newer one is wanted already: on a slow network there would never be any.
+        if (this.#wanted) this.#draw(found.bitmap, wanted);
         found.bitmap.close();
         return;
       }

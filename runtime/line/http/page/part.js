@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { el, openDialog, tell, word } from "./dom.js";
 import { dayAndClock, number, reasonOf, zoneName } from "./format.js";
-import { label, labelList, labelsOf, lastTypes } from "./labels.js";
+import { label, labelList, labelsOf, lastTypes, useType } from "./labels.js";
 import { may } from "./me.js";
 import { Pane, livePath, storedPath } from "./pane.js";
 import { recall } from "./store.js";
@@ -71,10 +71,16 @@ export async function openPart(seq, withMap = recall("map", false)) {
 }
 
 function buttons(seq, then) {
-  const type = el("input", { name: "type", list: "types", placeholder: "defect type", "aria-label": "Defect type", maxlength: 64, autocomplete: "off" });
+  const type = el("input", { name: "type", list: "types", placeholder: "defect type", "aria-label": "Defect type", maxlength: 40, autocomplete: "off" });
   const list = el("datalist", { id: "types" }, lastTypes().map((one) => el("option", { value: one })));
   const send = async (what) => {
-    try { await label(seq, { label: what, type: what === "anomalous" ? type.value.trim() : "" }); tell(`Part ${seq}: ${what}.`); await then(); } catch (error) { tell(error.message, true); }
+    const named = what === "anomalous" ? type.value.trim() : "";
+    try {
+      await label(seq, { label: what, type: named });
+      useType(named);
+      tell(`Part ${seq}: ${what}.`);
+      await then();
+    } catch (error) { tell(error.message, true); }
   };
   return el("div", { class: "row" }, el("button", { type: "button", onclick: () => send("normal") }, "Normal"),
     el("button", { type: "button", onclick: () => send("anomalous") }, "Anomalous"), type, list,

@@ -3,7 +3,7 @@
 import { getIfThere, path } from "./api.js";
 import { byId, el, mark, tell, word } from "./dom.js";
 import { ago, count, dayAndClock } from "./format.js";
-import { SHAPE_OF, label, labelList, labelsOf, lastTypes } from "./labels.js";
+import { SHAPE_OF, label, labelList, labelsOf, lastTypes, useType } from "./labels.js";
 import { line } from "./line.js";
 import { may } from "./me.js";
 import { Pane } from "./pane.js";
@@ -26,7 +26,7 @@ let isMap = recall("map", false);
 const said = new Map(); // seq -> what was said here
 const history = []; // seqs in the order in which they were labelled
 let nodes = null;
-let isBusy = false;
+let sending = Promise.resolve();
 
 export const REVIEW = {
   role: "operator",
@@ -53,7 +53,7 @@ export function startReview() {
     pane: new Pane("Part under review"),
     side: el("div", { class: "review-side card" }),
     body: el("div", { class: "review-body" }),
-    type: el("input", { id: "type", list: "review-types", placeholder: "defect type, or empty", "aria-label": "Defect type", maxlength: 64, autocomplete: "off", autocapitalize: "none" }),
+    type: el("input", { id: "type", list: "review-types", placeholder: "defect type, or empty", "aria-label": "Defect type", maxlength: 40, autocomplete: "off", autocapitalize: "none" }),
     note: el("input", { id: "note", placeholder: "note", "aria-label": "Note", maxlength: 500, autocomplete: "off" }),
     entry: null,
   };
@@ -76,7 +76,9 @@ function onEntry(event, done) {
 
 async function load() {
   if (!isOpen) return;
+  byId("export").href = path("/api/v1/reviews/export", { station: nodes.station.value });
   const order = nodes.order.value;
+  await sending; // else what has just been labelled comes again
   try {
     const answers = await Promise.all(nodes.what.value.split(",").map((verdict) => getIfThere(path("/api/v1/parts",
       { verdict, station: nodes.station.value, reviewed: 0, order, limit: MOST }))));
@@ -90,12 +92,16 @@ async function load() {
 
 const current = () => parts[at];
 
-function show() {
-  const part = current();
+function drawCount() {
   const left = parts.filter((one) => !said.has(one.seq)).length;
   nodes.left.textContent = `${count(left)}${parts.length >= MOST ? " or more" : ""} to look at`;
   nodes.progress.max = Math.max(1, parts.length);
   nodes.progress.value = parts.length - left;
+}
+
+function show() {
+  const part = current();
+  drawCount();
   if (!part) {
     nodes.body.replaceChildren(el("div", { class: "review-none" }, mark("accept"),
       el("p", {}, parts.length ? "All of these have been looked at." : "Nothing to look at."),
@@ -156,19 +162,27 @@ function askType() {
   nodes.type.focus();
 }
 
-async function choose(what, type = "") {
+/** Go on at once and send the label meanwhile, one after the other: whoever types fast must not label the wrong part. */
+function choose(what, type = "") {
   const part = current();
-  if (!part || isBusy) return;
-  isBusy = true;
-  try {
-    // Of one view, the label says which; of several, what was on the screen.
-    await label(part.seq, { label: what, type, note: nodes.note.value.trim(), view: part.views.length > 1 ? (view?.view ?? "") : "" });
-    said.set(part.seq, { label: what, type });
-    history.push(part.seq);
-    document.activeElement?.blur();
-    tell(`Part ${part.seq}: ${type ? `${what}, ${type}` : what}.`);
-    next();
-  } catch (error) { tell(error.message, true); } finally { isBusy = false; }
+  if (!part) return;
+  // Of one view, the label says which; of several, what was on the screen.
+  const row = { label: what, type, note: nodes.note.value.trim(), view: part.views.length > 1 ? (view?.view ?? "") : "" };
+  said.set(part.seq, row);
+  history.push(part.seq);
+  sending = sending.then(() => label(part.seq, row)).catch((error) => notSent(part, row, error));
+  useType(type);
+  document.activeElement?.blur();
+  tell(`Part ${part.seq}: ${type ? `${what}, ${type}` : what}.`);
+  next();
+}
+
+function notSent(part, row, error) {
+  tell(`Part ${part.seq} is not labelled: ${error.message}`, true);
+  if (said.get(part.seq) !== row) return;
+  said.delete(part.seq);
+  history.splice(history.lastIndexOf(part.seq), 1);
+  if (current()) drawCount(); else next();
 }
 
 function next() {

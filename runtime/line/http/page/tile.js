@@ -38,7 +38,7 @@ export class Tile {
     this.shape = el("div", { class: "shape" });
     this.word = el("p", { class: "verdict-word" });
     this.why = el("p", { class: "why" });
-    this.verdict = el("div", { class: "verdict unknown", role: "status" }, this.shape, el("div", { class: "fill" }, this.word, this.why));
+    this.verdict = el("div", { class: "verdict unknown" }, this.shape, el("div", { class: "fill" }, this.word, this.why));
     this.which = el("button", { type: "button", class: "which", onclick: () => this.#parts[0] && openPart(this.#parts[0].seq, this.#isMap) });
     this.ageText = el("span", { class: "age" });
     this.counters = el("dl", { class: "counters" });
@@ -172,17 +172,33 @@ export class Tile {
   }
 
   #drawStrip() {
-    const scored = this.#parts.filter((part) => part.score !== null && part.threshold > 0);
+    const parts = [...this.#parts].reverse();
+    const scored = parts.filter((part) => part.score !== null && part.threshold > 0);
     const top = Math.max(1.3, ...scored.map((part) => part.score / part.threshold).map((share) => Math.min(share, 2)));
-    const buttons = [...this.#parts].reverse().map((part) => {
+    // The same buttons each time: one that is replaced under a finger is never pressed, and loses the focus.
+    while (this.strip.children.length < parts.length) this.strip.append(this.#stripButton());
+    while (this.strip.children.length > parts.length) this.strip.lastChild.remove();
+    for (const [place, part] of parts.entries()) {
+      const button = this.strip.children[place];
       const share = part.threshold > 0 && part.score !== null ? Math.min(part.score / part.threshold, top) / top : 1;
-      const height = el("span", { class: "height" });
-      height.style.height = `${Math.max(8, 100 * Math.max(0, share))}%`;
+      button.querySelector(".height").style.height = `${Math.max(8, 100 * Math.max(0, share))}%`;
       const label = `Part ${part.seq}, ${part.verdict}, ${clock(part.utc)}${part.score === null ? "" : `, score ${number(part.score)}`}`;
-      return el("button", { type: "button", class: part.verdict, "aria-label": label, title: label, onclick: () => openPart(part.seq, this.#isMap) },
-        el("span", { class: "column" }, height), mark(part.verdict));
-    });
-    this.strip.replaceChildren(...buttons);
+      button.setAttribute("aria-label", label);
+      button.title = label;
+      button.dataset.seq = part.seq;
+      if (button.className !== part.verdict) {
+        button.className = part.verdict;
+        button.lastChild.replaceWith(mark(part.verdict));
+      }
+    }
+  }
+
+  #stripButton() {
+    const button = el("button", { type: "button" }, el("span", { class: "column" }, el("span", { class: "height" })), el("span", {}));
+    // What was under the finger when it came down, as parts move on meanwhile.
+    button.addEventListener("pointerdown", () => { button.dataset.pressed = button.dataset.seq; });
+    button.addEventListener("click", () => { openPart(button.dataset.pressed ?? button.dataset.seq, this.#isMap); delete button.dataset.pressed; });
+    return button;
   }
 
   #drawViews() {
@@ -190,6 +206,9 @@ export class Tile {
     this.views.hidden = views.length < 2;
     if (views.length < 2) return;
     const shown = this.#shown()?.view;
+    const key = JSON.stringify([shown, views.map((view) => [view.view, view.verdict])]);
+    if (this.views.dataset.key === key) return;
+    this.views.dataset.key = key;
     this.views.replaceChildren(...views.map((view) => el("button", { type: "button", "aria-pressed": String(view.view === shown),
       class: view.verdict, onclick: () => { this.#view = this.#view === view.view ? "" : view.view; this.#drawViews(); this.#drawImage(); } },
       mark(view.verdict), view.view)));

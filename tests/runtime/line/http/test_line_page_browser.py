@@ -16,12 +16,13 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested
 pytest.importorskip("httpx", reason="the client of these tests")
 
 from browser import CHROMIUM, DESKTOP, PHONE, launch, opened  # noqa: E402
+from line_control import wait_for  # noqa: E402
 from line_here import line_here, spotted  # noqa: E402
 from line_page_stand_in import DIGESTS, PageHere  # noqa: E402
 
 from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
 
 PASSWORD = "correct horse battery"
 STRANGER = "<img src=x onerror=alert(1)>"
@@ -153,6 +154,7 @@ def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> N
         sync_api.expect(title).to_have_text("Part 1")
         page.keyboard.press("u")
         sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
+        wait_for(lambda: len(line.line.reviews) == 6)
         watch.check()
     said = [(row["seq"], row["label"], row["type"]) for row in line.line.reviews]
     assert said == [
@@ -191,8 +193,6 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, line: 
         sync_api.expect(page.locator(".steps li.ok")).to_have_count(7)
         sync_api.expect(page.locator(".swap tbody tr")).to_have_count(1)
         sync_api.expect(page.locator(".bundle.here h3")).to_have_text("tile-new")
-        page.locator("#verify").click()
-        sync_api.expect(page.locator("#verified")).to_have_text("The chain is whole: 42 entries.")
         shot(page, tmp_path, "engineer")
         watch.check()
 
@@ -213,14 +213,14 @@ def test_a_user_signs_in_and_sees_what_his_role_may_do(browser: Any, line: PageH
         page.locator("#tab-review").click()
         page.locator("#say-unsure").click()
         sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
-        assert [row["actor"] for row in line.line.reviews] == ["olga"]
+        wait_for(lambda: [row["actor"] for row in line.line.reviews] == ["olga"])
         watch.check()
         page.locator("#user").click()
         sync_api.expect(page.get_by_label("Password")).to_be_visible()
         sync_api.expect(page.locator("#live")).to_be_hidden()
 
 
-def test_a_real_line_is_seen_within_a_second_and_halted(browser: Any, tmp_path: Path) -> None:
+def test_a_real_line_is_seen_within_a_second_halted_and_reviewed(browser: Any, tmp_path: Path) -> None:
     with line_here(tmp_path) as here, opened(browser, str(here.client.base_url).rstrip("/"), DESKTOP) as (page, watch):
         here.push(spotted(90, 120))
         word = page.locator(".verdict-word")
@@ -245,6 +245,22 @@ def test_a_real_line_is_seen_within_a_second_and_halted(browser: Any, tmp_path: 
         assert here.push(spotted(90, 120))["verdict"] == "fault"
         sync_api.expect(page.locator(".why")).to_contain_text("station was not ready")
         page.get_by_role("button", name="Start again").click()
+        sync_api.expect(page.locator(".banner")).to_be_hidden()
         assert here.push(spotted(80, 110))["verdict"] == "accept"
         sync_api.expect(word).to_have_text("ACCEPT")
-        watch.check(but="review")
+
+        page.keyboard.press("2")  # the fault first, then the reject
+        for key, typed in (("u", ""), ("a", "crack")):
+            sync_api.expect(page.locator("#review .facts")).to_be_visible()
+            page.keyboard.press(key)
+            if typed:
+                page.keyboard.type(typed)
+                page.keyboard.press("Enter")
+        sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
+        expected = [(seq + 1, "unsure", "", "local"), (seq, "anomalous", "crack", "local")]
+        reviews = here.line.journal.reviews
+        wait_for(lambda: [(row.seq, row.label, row.type, row.actor) for row in reviews()] == expected)
+        watch.check()
+        page.locator("#tab-engineer").click()
+        page.locator("#verify").click()
+        sync_api.expect(page.locator("#verified")).to_contain_text("The chain is whole: 4 parts")
