@@ -459,11 +459,7 @@ class Inspector:
         return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
     def deciding_by(self, in_force: InForce) -> Inspector:
-        """Return one that decides by other thresholds; bundle and scorer are shared with this one, which closes them.
-
-        Raises:
-            ArgumentError: If they are those of an overlay, and this one was loaded for a product.
-        """
+        """Return one of other thresholds, which shares this one's scorer and is closed with it; errors are `Judge`'s."""
         other = copy.copy(self)
         other._judge = Judge(self.manifest, in_force, self.product, self.bundle.path)
         return other

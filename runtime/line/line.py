@@ -167,8 +167,9 @@ class Line:
             journal,
             self._clock,
             self._say,
+            journal.parts,
         )
-        swaps = self.swaps = Swaps(swapping, journal.parts)
+        swaps = self.swaps = Swaps(swapping)
         stack.callback(swaps.close)
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)

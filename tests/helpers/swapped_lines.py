@@ -109,3 +109,11 @@ def check_generations(folder: Path) -> dict[int, str]:
             for view in entry["views"]:
                 assert not view["bundle"] or view["bundle"] == held[entry["generation"]], entry
     return held
+
+
+def flip_a_byte(folder: Path, digest: str) -> None:
+    """Change one byte of a bundle in the store."""
+    path = folder / "state" / "bundles" / f"{digest}.flaw"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

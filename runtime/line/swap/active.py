@@ -76,8 +76,8 @@ def read_active(path: Path) -> Active | None:
         return None
     except (OSError, *NOT_JSON) as err:
         raise StorageError(
-            f"{path}: expected which bundles are in force, got: {err}. Move it away: the station then begins with "
-            "those of the configuration."
+            f"{path}: expected which bundles are in force, got: {err}. The station begins with those of the "
+            "configuration."
         ) from err
 
 

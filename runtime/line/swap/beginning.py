@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from flawscope.bundle import open_bundle
 from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.clock import iso
@@ -20,6 +22,9 @@ from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, read_active, write_active
 from flawscope.runtime.line.swap.services import SwapServices
+
+_LAST_PARTS = 100
+"""Parts in which the last generation is looked for: those that were open at a kill have none."""
 
 
 @dataclass
@@ -50,7 +55,6 @@ def begin(services: SwapServices, station: StationOptions) -> Beginning:
     except FlawscopeError as err:
         _tell(services, station.name, "active_file_broken", str(err))
         old = None
-        path.replace(path.with_suffix(".broken.json"))
     measures: dict[str, Measure] = {}
     problems: dict[str, str] = {}
     rows = []
@@ -64,6 +68,11 @@ def begin(services: SwapServices, station: StationOptions) -> Beginning:
     active = Active(station.name, 1, tuple(rows), changed=iso(services.clock.utc_ns()))
     if old is not None:
         active = _following(old, active)
+    else:
+        # Where the file was lost, the numbers go on behind those of parts: none must name two sets.
+        last = services.parts(0, _LAST_PARTS, station.name, newest_first=True)
+        generation = 1 + max((part.generation for part in last), default=0)
+        active = msgspec.structs.replace(active, generation=generation)
     if active != old:
         write_active(path, active)
     return Beginning(active, measures, problems)

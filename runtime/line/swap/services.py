@@ -11,6 +11,7 @@ from flawscope.runtime.line.clock import Clock
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.line_config import SwapOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.overlays import Overlays
 from flawscope.runtime.line.swap.store import BundleStore
@@ -30,6 +31,7 @@ class SwapServices:
         journal: Where everything is recorded.
         clock: The clock.
         say: Told what happens, a sentence at a time.
+        parts: Returns parts on record, as `Journal.parts`.
     """
 
     state: Path
@@ -41,6 +43,7 @@ class SwapServices:
     journal: Recorder
     clock: Clock
     say: Callable[[str], None]
+    parts: Callable[..., list[PartRecord]]
 
     def load(self, station: str, view: ViewOptions, digest: str, name: str = "") -> Measure:
         """Return the measure of a view by a bundle of the store, with the thresholds that the line has for it.

@@ -15,7 +15,6 @@ import msgspec
 from flawscope.bundle import open_bundle
 from flawscope.errors import ArgumentError, FlawscopeError
 from flawscope.runtime.line.line_config import StationOptions
-from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.swap.active import Active
 from flawscope.runtime.line.swap.run import SwapRun
@@ -35,11 +34,10 @@ class Swaps:
 
     Args:
         services: What all stations share.
-        parts: Returns parts on record: `(after, limit, station, verdict, newest_first)`.
     """
 
-    def __init__(self, services: SwapServices, parts: Callable[..., list[PartRecord]]) -> None:
-        self._services, self._parts = services, parts
+    def __init__(self, services: SwapServices) -> None:
+        self._services = services
         self._stations: dict[str, StationBundles] = {}
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._is_closed = False
@@ -210,7 +208,7 @@ class Swaps:
         """
         bundles = self._bundles(station)
         name = bundles.view(view).name
-        records = self._parts(0, last, station, None, True)
+        records = self._services.parts(0, last, station, newest_first=True)
         return what_if(records, bundles.station.measures[name], bundles.view(name), image)
 
     def _bundles(self, station: str) -> StationBundles:

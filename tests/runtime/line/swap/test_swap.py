@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from line_project import png, read_config, read_line, without_http
+import yaml
+from line_project import png, read_config, read_line, without_http, write_line
 from line_stand_ins import wait_until
 from swapped_lines import (
     check_generations,
     events_of,
+    flip_a_byte,
     running,
     step_of,
     swapped,
@@ -27,6 +28,7 @@ from tiny_bundle import write_tiny_bundle
 from flawscope.bundle import Golden, open_bundle, pack_bundle, sign_bundle
 from flawscope.bundle.ed25519 import read_private_key, write_keys
 from flawscope.errors import ArgumentError, BundleError, StorageError
+from flawscope.imaging.learned_images import LearnedImages
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.swap import memory, station_bundles
@@ -149,13 +151,6 @@ def test_open_parts_are_decided_by_what_they_were_opened_with(tmp_path: Path, ot
     check_generations(tmp_path)
 
 
-def _flip_a_byte(line: Line, folder: Path, digest: str) -> None:
-    path = folder / "state" / "bundles" / f"{digest}.flaw"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def _challenge(line: Line, folder: Path, digest: str) -> None:
     good = folder / "state" / "challenge" / "top" / "must_accept"
     good.mkdir(parents=True)
@@ -176,7 +171,7 @@ def _full_disk(line: Line, folder: Path, digest: str) -> None:
 @pytest.mark.parametrize(
     ("cause", "step", "words"),
     [
-        (_flip_a_byte, "staged", "hash|changed|broken|CRC"),
+        (lambda line, folder, digest: flip_a_byte(folder, digest), "staged", "hash|changed|broken|CRC"),
         (_no_memory, "verified", "MiB of free memory for a second bundle"),
         (_challenge, "challenge", "part-7.png: expected accept, got reject"),
         (_full_disk, "flip", "the disk is full"),
@@ -370,55 +365,6 @@ def test_a_swap_that_waits_for_parts_can_be_given_up(tmp_path: Path, other: Path
     assert event["reason"] == "shadow: it was given up before it was done"
 
 
-def test_a_swap_survives_restarts_until_the_configuration_names_another_bundle(tmp_path: Path, other: Path) -> None:
-    with running(tmp_path) as line:
-        assert swapped(line, swaps_of(line).add(other))["state"] == "done"
-    said: list[str] = []
-    with running(tmp_path, said=said) as line:
-        record = verdict_of(line, 120)
-        assert (record.verdict, record.generation) == ("reject", 2)
-    assert any("by a swap, not that of the configuration" in text for text in said), said
-    write_bundle_at(tmp_path / "tiny.flaw", 200.0)
-    said.clear()
-    with running(tmp_path, said=said) as line:
-        record = verdict_of(line, 180)
-        assert (record.verdict, record.generation) == ("accept", 3)
-    assert any("names another bundle than before" in text for text in said), said
-    assert len(events_of(tmp_path, "bundle_configured")) == 1
-    with running(tmp_path, said=said) as line:
-        assert verdict_of(line, 180).generation == 3
-    check_generations(tmp_path)
-
-
-def test_a_start_with_a_broken_bundle_takes_the_one_before_or_is_not_ready(tmp_path: Path, other: Path) -> None:
-    with running(tmp_path) as line:
-        first = line.stations["top"].measures["cam0"].bundle
-        digest = swaps_of(line).add(other)
-        assert swapped(line, digest)["state"] == "done"
-    _flip_a_byte(line, tmp_path, digest)
-    said: list[str] = []
-    with running(tmp_path, said=said) as line:
-        record = verdict_of(line, 120)
-        assert (record.verdict, record.views[0].bundle, record.generation) == ("accept", first, 3)
-    assert any("the one in force cannot be used" in text for text in said), said
-    # Nothing is left: the line starts, and says why it decides nothing.
-    _flip_a_byte(line, tmp_path, first)
-    read = read_line(tmp_path)
-    shutil.rmtree(tmp_path / "tiny.flaw")
-    with running(tmp_path, read=read) as line:
-        station = line.stations["top"]
-        wait_until(lambda: station.readiness.state == "error")
-        assert "bundle cam0" in station.readiness.reason
-        seq = station.push({"cam0": png(50)})
-        wait_until(lambda: line.journal.part_of(seq) is not None)
-        assert line.journal.part_of(seq).reason == "not_ready"  # type: ignore[union-attr]
-        # A swap brings it back.
-        assert swapped(line, swaps_of(line).add(other))["state"] == "done"
-        assert verdict_of(line, 50).verdict == "accept"
-    assert read_active(active_file(tmp_path / "state", "top")).views[0].digest == digest  # type: ignore[union-attr]
-    check_generations(tmp_path)
-
-
 @pytest.mark.parametrize("failure", ["hangs", "loses its device"])
 def test_a_bundle_that_hangs_or_loses_its_device_is_taken_back(
     tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch, failure: str
@@ -440,3 +386,62 @@ def test_a_bundle_that_hangs_or_loses_its_device_is_taken_back(
         wait_until(lambda: scoring.stuck_s() == 0.0)
         assert swaps.state("top")["state"] == "rolled_back"
     assert not line.lost
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_images_unlike_those_that_it_learned_from_are_said_and_with_strict_refused(
+    tmp_path: Path, other: Path, strict: bool
+) -> None:
+    learned = LearnedImages(
+        images=5,
+        heights=(480, 480),
+        widths=(640, 640),
+        aspects=(1.3, 1.4),
+        colours="colour",
+        bits=(8,),
+        brightness=(0.0, 255.0),
+        red_minus_blue=(0.0, 0.0),
+    )
+    write_bundle_at(other, 100.0, learned=learned)
+    path = write_line(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    config["stations"][0]["views"][0]["strict"] = strict
+    path.write_text(yaml.safe_dump(config))
+    with running(tmp_path, read=without_http(read_config(path))) as line:
+        digest = swaps_of(line).add(other)
+        assert verdict_of(line, 120).verdict == "accept"  # the size of images is known then
+        state = swapped(line, digest)
+        assert state["state"] == ("failed" if strict else "done")
+        assert "width by height is 1, of the images learned from 1.3 to 1.4" in step_of(state, "verified")["detail"]
+
+
+def test_one_view_of_two_is_changed(tmp_path: Path, other: Path) -> None:
+    path = write_line(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    (view,) = config["stations"][0]["views"]
+    config["stations"][0]["views"] = [view, {**view, "name": "cam1", "source": dict(view["source"])}]
+    path.write_text(yaml.safe_dump(config))
+    (tmp_path / "state" / "challenge" / "top" / "must_accept").mkdir(parents=True)
+    with running(tmp_path, read=without_http(read_config(path))) as line:
+        swaps, station = swaps_of(line), top(line)
+        digest = swaps.add(other)
+        with pytest.raises(ArgumentError, match="expected one of cam0, cam1, got None"):
+            swaps.begin("top", None, digest)
+        swaps.begin("top", "cam1", digest)
+        wait_until(lambda: swaps.state("top")["state"] != "running")
+        # Of which view its parts are is not said.
+        assert "expected a folder for each view" in swaps.state("top")["reason"]
+        (tmp_path / "state" / "challenge" / "top" / "must_accept").rmdir()
+        swaps.begin("top", "cam1", digest)
+        wait_until(lambda: swaps.state("top")["state"] == "done")
+        seq = station.push({"cam0": png(120), "cam1": png(120)})
+        wait_until(lambda: line.journal.part_of(seq) is not None)
+        record = line.journal.part_of(seq)
+        assert record is not None
+        assert [(view.view, view.verdict) for view in record.views] == [("cam0", "accept"), ("cam1", "reject")]
+        assert [view.bundle == digest for view in record.views] == [False, True]
+        swaps.set_threshold("top", "cam1", 150.0, "as before")
+        # The way back is that of the bundle alone.
+        assert swaps.rollback("top")["state"] == "rolled_back"
+        assert {name: measure.threshold for name, measure in station.measures.items()} == {"cam0": 150.0, "cam1": 150.0}
+        assert len({measure.bundle for measure in station.measures.values()}) == 1
