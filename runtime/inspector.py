@@ -459,7 +459,7 @@ class Inspector:
         return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
 
     def deciding_by(self, in_force: InForce) -> Inspector:
-        """Return one of other thresholds, which shares this one's scorer and is closed with it; errors are `Judge`'s."""
+        """Return one of other thresholds that shares this one's scorer and is closed with it. Raises as `Judge`."""
         other = copy.copy(self)
         other._judge = Judge(self.manifest, in_force, self.product, self.bundle.path)
         return other

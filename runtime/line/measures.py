@@ -214,5 +214,11 @@ def _key(view: ViewOptions, bundle: Path) -> tuple[object, ...]:
 
 
 def _close(loaded: _Loaded) -> None:
-    if loaded.scoring.close() and loaded.inspector is not None:
+    has_ended = loaded.scoring.close()
+    if loaded.inspector is None:
+        return
+    if has_ended:
         loaded.inspector.close()
+    else:
+        # The engine stays with the thread that hangs in it; the file of the bundle need not.
+        loaded.inspector.bundle.close()
