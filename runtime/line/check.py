@@ -16,12 +16,13 @@ from flawscope.errors import FlawscopeError
 from flawscope.files import temporary_folder
 from flawscope.runtime.line.clock import SystemClock, iso
 from flawscope.runtime.line.config_file import ReadConfig
+from flawscope.runtime.line.gallery.disk import GB, Disk
 from flawscope.runtime.line.http.tls import check_tls
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE as JOURNAL
 from flawscope.runtime.line.line import open_output, scene_of
-from flawscope.runtime.line.line_config import HttpOptions, StationOptions, ViewOptions
+from flawscope.runtime.line.line_config import HttpOptions, ImageOptions, StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
@@ -111,6 +112,7 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
         measures = Measures(config.trusted_keys, say)
         stack.callback(measures.close)
         yield _state(config.line.state, config.line.name)
+        yield _disk(_existing(config.line.state), config.images)
         if config.http is not None:
             yield _users(config.line.state, config.http)
         record_ms = _record_ms(folder)
@@ -146,6 +148,14 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
             yield _times(station, scored_ms, record_ms)
             yield from _outputs(station)
         yield from _sinks(read)
+
+
+def _disk(folder: Path, options: ImageOptions) -> Finding:
+    """Look whether the disk has room for records; whether it has for images, is said."""
+    disk = Disk(folder, options)
+    disk.look()
+    words = disk.problem or disk.words() or f"{disk.free / GB:.3g} GB are free"
+    return Finding("disk", not disk.problem and disk.level != "fault", words)
 
 
 def _state(folder: Path, line: str) -> Finding:

@@ -15,7 +15,7 @@ from flawscope.bundle import InForce, Manifest
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.line.gallery.keeper import Heat, HeatOf
+from flawscope.runtime.line.gallery.keeper import Heat
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.selftest import golden_check
 from flawscope.runtime.line.station.scoring import SharedScoring
@@ -200,11 +200,13 @@ def check_calibrated(manifest: Manifest, view: ViewOptions, bundle: Path) -> Non
         )
 
 
-def heat_of(inspector: Inspector) -> HeatOf:
-    """Return how the maps of an inspector are drawn: its pixel threshold has the same colour in all of them."""
+def heat_of(inspector: Inspector) -> Callable[[InForce | None, Float32Array], Heat]:
+    """Return how the maps of an inspector are drawn: the pixel threshold in force has one colour in all of them."""
 
-    def heat(anomaly_map: Float32Array) -> Heat:
-        return Heat(inspector.manifest.map_spec, inspector.pixel_thresholds(anomaly_map))
+    def heat(in_force: InForce | None, anomaly_map: Float32Array) -> Heat:
+        # One of its own: zones keep what they were asked last, and another thread scores.
+        judge = inspector.deciding_by(inspector.in_force if in_force is None else in_force)
+        return Heat(inspector.manifest.map_spec, judge.pixel_thresholds(anomaly_map))
 
     return heat
 

@@ -123,6 +123,7 @@ class LineMetrics:
         yield from self._sinks(status)
         yield from _drift(status)
         yield from _selftests(status)
+        yield from _images(status)
         holds = GaugeMetricFamily("flawscope_account_holds", "Whether parts = accept + reject + fault + open.")
         holds.add_metric([], status.account_holds)
         works = GaugeMetricFamily("flawscope_journal_ok", "Whether the journal is written.")
@@ -174,6 +175,15 @@ class LineMetrics:
                     _log.exception("The journal could not be read for the metrics; it is tried again.")
                 is_told = True
                 self._stopping.wait(_WAIT_S)
+
+
+def _images(status: LineStatus) -> Iterator[Metric]:
+    if (images := status.images) is None:
+        return
+    family = CounterMetricFamily("flawscope_images", "Images by what became of them.", labels=["result"])
+    for result in ("stored", "left_out", "lost", "deleted"):
+        family.add_metric([result], getattr(images, result))
+    yield family
 
 
 def _selftests(status: LineStatus) -> Iterator[Metric]:

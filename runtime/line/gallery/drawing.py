@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 
@@ -11,6 +13,8 @@ from flawscope.imaging.images import decode_stored, to_8_bit
 from flawscope.runtime.line.gallery.keeper import Heat, Kept, Pixels
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.results import Box
+
+_log = logging.getLogger(__name__)
 
 MIDDLE = 0.5
 """Level of the reference of a map, the pixel threshold; 1 is twice as much, and more."""
@@ -48,16 +52,27 @@ def rgb(image: Pixels | bytes, name: str, color: str, bits: int | None) -> UInt8
     return np.asarray(cv2.cvtColor(shown, cv2.COLOR_BGR2RGB), np.uint8) if color == "bgr" else shown
 
 
-def levels_of(anomaly_map: Float32Array, heat: Heat) -> Float32Array:
+def levels_of(kept: Kept) -> Float32Array | None:
+    """Return the map of an image as `levels` does; None where it has none, or none that can be drawn."""
+    if kept.anomaly_map is None or kept.heat is None:
+        return None
+    try:
+        return levels(kept.anomaly_map, kept.heat(kept.anomaly_map))
+    except Exception:  # of a bundle that was closed meanwhile: a map that cannot be drawn costs no image
+        _log.exception("An anomaly map of view %s could not be drawn.", kept.view)
+        return None
+
+
+def levels(anomaly_map: Float32Array, heat: Heat) -> Float32Array:
     """Return a map as float32 [h, w] from 0 to 1 that shows the whole image; its reference becomes `MIDDLE`.
 
     Args:
-        anomaly_map: float32 [h, w], finite.
+        anomaly_map: float32 [h, w]; what is no number becomes 0.
         heat: How it lies on the image.
     """
     # A threshold that was set by hand can be 0 or below.
     floor = np.maximum(np.asarray(heat.reference, np.float32), np.float32(1e-12))
-    level = np.clip(anomaly_map * MIDDLE / floor, 0.0, 1.0).astype(np.float32)
+    level = np.clip(np.nan_to_num(anomaly_map * MIDDLE / floor, nan=0.0), 0.0, 1.0).astype(np.float32)
     if heat.spec is None:
         return level
     # The map covers the crop of the bundle; outside of it nothing was inspected.
@@ -67,9 +82,9 @@ def levels_of(anomaly_map: Float32Array, heat: Heat) -> Float32Array:
     return whole
 
 
-def with_map(image: UInt8Array, levels: Float32Array, boxes: tuple[Box, ...] = ()) -> UInt8Array:
-    """Return an image uint8 [H, W, 3] RGB under its map, with boxes in its pixels; see `levels_of`."""
-    return draw_overlay(image, levels, None, MIDDLE, boxes)
+def with_map(image: UInt8Array, level: Float32Array, boxes: tuple[Box, ...] = ()) -> UInt8Array:
+    """Return an image uint8 [H, W, 3] RGB under its map, with boxes in its pixels; see `levels`."""
+    return draw_overlay(image, level, None, MIDDLE, boxes)
 
 
 def jpeg(image: UInt8Array, longest_px: int, quality: int = 85) -> bytes:

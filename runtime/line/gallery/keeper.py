@@ -32,7 +32,7 @@ class Heat:
 
 
 HeatOf = Callable[[Float32Array], Heat]
-"""Returns how a map float32 [h, w] is drawn."""
+"""Returns how a map float32 [h, w] is drawn. It may take milliseconds: whoever draws calls it, and no station."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Kept:
         color: Order of the channels of an array.
         bits: Bits in use of 16-bit images, as the bundle was trained; None for all.
         anomaly_map: float32 [h, w]; None where there is none.
-        heat: How the map is drawn; None where there is no map.
+        heat: Says how the map is drawn; None where it is not.
         boxes: Regions above the pixel threshold, in pixels of `image`.
     """
 
@@ -57,16 +57,14 @@ class Kept:
     color: Literal["rgb", "bgr"] = "rgb"
     bits: int | None = None
     anomaly_map: Float32Array | None = field(default=None, repr=False)
-    heat: Heat | None = field(default=None, repr=False)
+    heat: HeatOf | None = field(default=None, repr=False)
     boxes: tuple[Box, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes, in bytes."""
         image = 0 if self.image is None else len(self.image) if isinstance(self.image, bytes) else self.image.nbytes
-        reference = self.heat.reference if self.heat is not None else None
-        maps = (self.anomaly_map, reference if isinstance(reference, np.ndarray) else None)
-        return image + sum(one.nbytes for one in maps if one is not None)
+        return image + (0 if self.anomaly_map is None else self.anomaly_map.nbytes)
 
 
 class KeepsImages(Protocol):

@@ -100,8 +100,8 @@ class RecentParts:
                 self._drawn.move_to_end(key)
                 return drawn
         shown = pixels_of(image)
-        if with_heat and image.anomaly_map is not None and image.heat is not None:
-            shown = with_map(shown, levels_of(image.anomaly_map, image.heat), image.boxes)
+        if with_heat and (level := levels_of(image)) is not None:
+            shown = with_map(shown, level, image.boxes)
         drawn = jpeg(shown, LONGEST_PX)
         with self._lock:
             self._drawn[key] = drawn

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from flawscope.arrays import Float32Array
 from flawscope.errors import DataError, FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.runtime.line.gallery.drawing import levels_of
@@ -170,8 +171,8 @@ class ImageStore:
     def _write(self, seq: int, kept: Kept) -> None:
         try:
             written = [(kept.record.image, stored_bytes(kept))]
-            if self._options.maps and kept.anomaly_map is not None and kept.heat is not None:
-                written.append((map_path(kept.record.image), map_bytes(kept)))
+            if self._options.maps and (level := levels_of(kept)) is not None:
+                written.append((map_path(kept.record.image), map_bytes(level)))
             for path, data in written:
                 write_bytes(self._state / path, data)
                 self._stored(len(data))
@@ -213,17 +214,18 @@ def stored_bytes(kept: Kept) -> bytes:
     return _png(turned)
 
 
-def map_bytes(kept: Kept) -> bytes:
+def map_bytes(level: Float32Array) -> bytes:
     """Return the file of a map: a grey PNG of 16 bits that shows the whole image.
 
     The middle of its range is the pixel threshold, its end twice as much and all above.
 
+    Args:
+        level: float32 [h, w] from 0 to 1, as `levels_of` gives it.
+
     Raises:
         DataError: If it cannot be encoded.
     """
-    assert kept.anomaly_map is not None
-    assert kept.heat is not None
-    return _png(np.rint(levels_of(kept.anomaly_map, kept.heat) * 65535).astype(np.uint16))
+    return _png(np.rint(level * 65535).astype(np.uint16))
 
 
 def _png(image: np.ndarray) -> bytes:

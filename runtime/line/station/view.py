@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from flawscope.arrays import Float32Array
 from flawscope.bundle import InForce, Manifest
 from flawscope.errors import FlawscopeError
 from flawscope.imaging.images import decode_stored, to_8_bit
 from flawscope.runtime.inspector import UNLIKE
-from flawscope.runtime.line.gallery.keeper import HeatOf, Kept, Pixels
+from flawscope.runtime.line.gallery.keeper import Heat, Kept, Pixels
 from flawscope.runtime.line.parts import Reason, ViewRecord
 from flawscope.runtime.line.sources.source import Frame, Source
 from flawscope.runtime.line.station.scoring import SharedScoring
@@ -64,7 +65,7 @@ class Measure:
         bits: Bits in use of 16-bit images, as the bundle was trained.
         manifest: Manifest of the bundle; None where there is no bundle.
         in_force: The thresholds that decide; None for those that the bundle was loaded with.
-        heat: Says how an anomaly map is drawn; None where it is not.
+        heat: Says how an anomaly map is drawn by which thresholds; None where it is not.
         golden: Prepares one of the bundle's golden images, by its number, and returns what scores it and raises where
             it has not its stored score; None where there is no bundle.
     """
@@ -74,7 +75,7 @@ class Measure:
     bits: int | None
     manifest: Manifest | None = None
     in_force: InForce | None = None
-    heat: HeatOf | None = None
+    heat: Callable[[InForce | None, Float32Array], Heat] | None = None
     golden: Callable[[int], Callable[[], None]] | None = None
 
     @property
@@ -205,20 +206,15 @@ class View:
         if isinstance(work, Kept):
             return work
         result = work.result.result()
-        measure, anomaly_map, heat = work.measure, result.anomaly_map, None
-        record = self.finish(work, result)
-        # What cannot be drawn costs no verdict.
-        with contextlib.suppress(Exception):
-            if anomaly_map is not None and measure.heat is not None and np.isfinite(anomaly_map).all():
-                heat = measure.heat(anomaly_map)
+        measure = work.measure
         return Kept(
             self.name,
-            record,
+            self.finish(work, result),
             work.image,
             work.color,
             measure.bits,
-            None if heat is None else anomaly_map,
-            heat,
+            result.anomaly_map,
+            None if measure.heat is None else partial(measure.heat, measure.in_force),
             result.boxes,
         )
 

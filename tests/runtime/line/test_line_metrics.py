@@ -21,6 +21,7 @@ from flawscope.runtime.line.journal.journal import Journal  # noqa: E402
 from flawscope.runtime.line.metrics import LineMetrics  # noqa: E402
 from flawscope.runtime.line.outputs.output import Signal  # noqa: E402
 from flawscope.runtime.line.parts import PartRecord, ViewRecord  # noqa: E402
+from flawscope.runtime.line.status import ImagesStatus  # noqa: E402
 
 WAIT_S = 20.0
 
@@ -166,3 +167,12 @@ def test_a_journal_that_fails_for_a_while_is_read_afterwards(
         until(lambda: "planted" in caplog.text)
     until(lambda: ("flawscope_score_count", (("station", "top"), ("view", "left"))) in samples(metrics))
     assert sample(metrics, "score_count", station="top", view="left") == 1
+
+
+def test_what_became_of_images(line: FakeLine, metrics: LineMetrics) -> None:
+    status = line.status()
+    images = ImagesStatus("prune", 4.5, stored=7, left_out=1, lost=2, deleted=30, waiting=3)
+    line.status = lambda: msgspec.structs.replace(status, images=images)  # type: ignore[method-assign]
+    counted = {result: sample(metrics, "images_total", result=result) for result in ("stored", "left_out", "lost")}
+    assert counted == {"stored": 7, "left_out": 1, "lost": 2}
+    assert sample(metrics, "images_total", result="deleted") == 30

@@ -94,10 +94,9 @@ def _plain(gallery: Gallery, part: PartRecord, view: ViewRecord) -> Shown:
 
 
 def _drawn(recent: Kept) -> Shown | None:
-    if recent.anomaly_map is None or recent.heat is None:
+    if (level := levels_of(recent)) is None:
         return None
-    image = with_map(pixels_of(recent), levels_of(recent.anomaly_map, recent.heat), recent.boxes)
-    return Shown(png(image), "image/png")
+    return Shown(png(with_map(pixels_of(recent), level, recent.boxes)), "image/png")
 
 
 def _gone(what: str) -> Refusal:

@@ -15,7 +15,10 @@ from line_control import wait_for
 from line_journals import a_part
 from line_stand_ins import MemoryJournal
 
+from flawscope.errors import BundleError
+from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.line.gallery import store as store_module
+from flawscope.runtime.line.gallery.drawing import levels
 from flawscope.runtime.line.gallery.keeper import Heat, Kept
 from flawscope.runtime.line.gallery.paths import below, map_path, seq_of
 from flawscope.runtime.line.gallery.store import MOST_WAITING, ImageStore
@@ -86,17 +89,38 @@ def test_a_map_is_stored_beside_its_image_with_the_threshold_in_the_middle(
     image = np.zeros((8, 8), np.uint8)
     desk = Desk(tmp_path, journal)
     desk.store.start()
-    path = desk.store_one(5, image, anomaly_map=anomaly_map, heat=Heat(None, 2.0))
+    path = desk.store_one(5, image, anomaly_map=anomaly_map, heat=lambda anomaly_map: Heat(None, 2.0))
     desk.store.stop()
     levels = cv2.imread(str(tmp_path / map_path(path)), cv2.IMREAD_UNCHANGED)
     assert levels.dtype == np.uint16
     np.testing.assert_allclose(levels / 65535, [[0.0, 0.5], [1.0, 1.0]], atol=1e-4)
     without = Desk(tmp_path, journal, maps=False)
     without.store.start()
-    other = without.store_one(6, image, anomaly_map=anomaly_map, heat=Heat(None, 2.0))
+    other = without.store_one(6, image, anomaly_map=anomaly_map, heat=lambda anomaly_map: Heat(None, 2.0))
     without.store.stop()
     assert (tmp_path / other).exists()
     assert not (tmp_path / map_path(other)).exists()
+
+
+def test_a_map_that_cannot_be_drawn_costs_no_image(tmp_path: Path, journal: MemoryJournal) -> None:
+    def closed(anomaly_map: Any) -> Heat:
+        raise BundleError("the bundle was closed")
+
+    desk = Desk(tmp_path, journal)
+    desk.store.start()
+    path = desk.store_one(5, np.zeros((8, 8), np.uint8), anomaly_map=np.zeros((2, 2), np.float32), heat=closed)
+    desk.store.stop()
+    assert (tmp_path / path).exists()
+    assert not (tmp_path / map_path(path)).exists()
+    assert desk.store.counts.lost == 0
+
+
+def test_a_map_covers_the_crop_of_its_bundle_alone() -> None:
+    spec = Preprocessing(resize=(20, 24), crop=(16, 16))
+    level = levels(np.full((16, 16), 3.0, np.float32), Heat(spec, 2.0))
+    np.testing.assert_allclose(level, np.pad(np.full((16, 16), 0.75), ((2, 2), (4, 4))))
+    odd = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
+    np.testing.assert_allclose(levels(odd, Heat(None, 0.0)), [[0.0, 1.0, 0.0, 1.0]])
 
 
 def test_which_images_are_stored(tmp_path: Path, journal: MemoryJournal) -> None:

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from line_stand_ins import Bench, bench, frame, wait_until
+from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope.errors import StorageError
 from flawscope.imaging.png import encode_png
+from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.gallery.recent import RecentParts
+from flawscope.runtime.line.measures import heat_of
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
 
 
@@ -207,3 +211,16 @@ def test_a_frame_that_was_cropped_is_kept_as_it_was_inspected(tmp_path: Path) ->
         for _, (image,), _ in keeper.kept:
             assert image.image is not None
             np.testing.assert_array_equal(np.asarray(image.image), pixels[2:11, 4:12])
+
+
+def test_a_map_is_coloured_by_the_thresholds_that_decided(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "tiny.flaw", thresholds=tiny_thresholds(150.0))
+    anomaly_map = np.zeros((4, 4), np.float32)
+    with Inspector.load(tmp_path / "tiny.flaw", "cpu") as inspector:
+        heat, own = heat_of(inspector), inspector.in_force
+        pixel = msgspec.structs.replace(own.thresholds.pixel, value=77.0)
+        other = dataclasses.replace(own, thresholds=msgspec.structs.replace(own.thresholds, pixel=pixel))
+        assert heat(None, anomaly_map).reference == own.thresholds.pixel.value != 77.0
+        assert heat(other, anomaly_map).reference == 77.0
+    # Images of a bundle that was closed since then can still be drawn.
+    assert heat(other, anomaly_map).reference == 77.0
