@@ -283,6 +283,31 @@ def test_what_needs_nobody_and_what_programs_may_change_is_said_once(guarded: Gu
     assert changed_by_machines == {"/api/v1/stations/{station}/trigger", "/api/v1/logout"}
 
 
+def test_every_route_refuses_whoever_has_less_than_its_role(guarded: Guarded) -> None:
+    from flawscope.runtime.line.http.routes.table import ROUTES
+
+    apis = [api for make in ROUTES for api in make(guarded.server.context) if api.role and not api.is_open_here]
+    assert {"/api/v1/stations/{station}/threshold", "/api/v1/stations/{station}/swap"} < {api.path for api in apis}
+    order = ["machine", "operator", "engineer", "admin"]
+    with Person(guarded) as plc, Person(guarded, "olga") as olga, Person(guarded, "erik") as erik:
+        plc.client.headers["Authorization"] = f"Bearer {guarded.token}"
+        people = {"machine": plc, "operator": olga, "engineer": erik}
+        with Person(guarded) as stranger:
+            for api in apis:
+                path = api.path.replace("{seq:int}", "1").format(station="one", name="left")
+                headers = {**GOES, "Content-Type": "application/json"}
+                assert stranger.client.request(api.method, path, headers=headers).status_code == 401, path
+                for role, person in people.items():
+                    if order.index(role) >= order.index(api.role):
+                        continue
+                    headers["X-Flawscope-CSRF"] = person.csrf
+                    answer = person.client.request(api.method, path, headers=headers)
+                    assert answer.status_code == 403, (path, role)
+                    assert f"expected the role {api.role} or a higher one, got {role}" in answer.json()["error"]
+    assert not guarded.one.actors
+    assert guarded.line.last_seq == 0
+
+
 def test_a_token_triggers_and_reads_and_nothing_else(guarded: Guarded) -> None:
     bearer = {"Authorization": f"Bearer {guarded.token}"}
     with httpx.Client(base_url=guarded.url, timeout=WAIT_S, trust_env=False, headers=bearer) as plc:
