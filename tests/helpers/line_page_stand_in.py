@@ -118,7 +118,7 @@ def rooms(context: Context) -> list[Api]:
 
     async def live(request: Request) -> Response:
         query = request.query_params
-        image = line.draw(int(query["seq"]), query["view"], query["map"] == "1")
+        image = await context.call(line.draw, int(query["seq"]), query["view"], query["map"] == "1")
         return Response(
             cv2.imencode(".jpg", image)[1].tobytes(), media_type="image/jpeg", headers={"x-flawscope-seq": query["seq"]}
         )
@@ -136,7 +136,7 @@ def rooms(context: Context) -> list[Api]:
     async def stored(request: Request) -> Response:
         file, seq = request.path_params["file"], request.path_params["seq"]
         view = file.removesuffix(".png")
-        image = line.draw(seq, view.removesuffix("-map"), view.endswith("-map"))
+        image = await context.call(line.draw, seq, view.removesuffix("-map"), view.endswith("-map"))
         return Response(cv2.imencode(".png", image)[1].tobytes(), media_type="image/png")
 
     async def review(request: Request) -> Response:

@@ -9,6 +9,7 @@ import { Tile } from "./tile.js";
 const SHIFT_MS = 15000;
 
 const tiles = new Map();
+let isShown = true;
 let isMap = recall("map", false);
 
 /** Make the view; it follows the line by itself. */
@@ -33,6 +34,12 @@ export function startLive() {
   showMap();
 }
 
+/** The view is shown, or hidden behind another one. */
+export function setSeen(isSeen) {
+  isShown = isSeen;
+  for (const tile of tiles.values()) tile.setSeen(isSeen);
+}
+
 /** Show or hide the anomaly map of all tiles. */
 export function toggleMap() {
   isMap = !isMap;
@@ -48,6 +55,7 @@ function addTile(name, grid) {
   tiles.set(name, tile);
   grid.append(tile.node);
   tile.setMap(isMap);
+  tile.setSeen(isShown);
 }
 
 function tick() { for (const tile of tiles.values()) tile.tick(); }

@@ -5,13 +5,13 @@ import { byId, el, isTyping, openDialog, say, svg, tell } from "./dom.js";
 import { ENGINEER, startEngineer } from "./engineer.js";
 import { clock, count, zoneName } from "./format.js";
 import { line } from "./line.js";
-import { startLive, toggleMap } from "./live.js";
+import { setSeen, startLive, toggleMap } from "./live.js";
 import { knowMe, showLogin, signOut } from "./login.js";
 import { may, me, showByRole } from "./me.js";
 import { REVIEW, REVIEW_KEYS, reviewKey, startReview } from "./review.js";
 import { keep, recall } from "./store.js";
 
-const VIEWS = { live: { role: "", open() {}, close() {} }, review: REVIEW, engineer: ENGINEER };
+const VIEWS = { live: { role: "", open: () => setSeen(true), close: () => setSeen(false) }, review: REVIEW, engineer: ENGINEER };
 const THEMES = ["system", "light", "dark"];
 
 let view = "";
@@ -57,7 +57,7 @@ function showState() {
   say(byId("line-name"), state.line);
   document.title = `${state.line} · ${state.stations.every((one) => one.state === "ready") ? "ready" : "NOT READY"}`;
   const notices = [];
-  if (state.journal) notices.push(`The journal is not written: ${state.journal}`);
+  if (state.journal) notices.push(`Journal: ${state.journal}`);
   if (!state.account_holds) notices.push("The account of the line is wrong: parts are not accept + reject + fault + open. Tell an engineer.");
   if (state.images?.warning) notices.push(`Images: ${state.images.warning}`);
   for (const sink of state.sinks) {

@@ -8,6 +8,7 @@ const TRIES_MS = [0, 120, 300, 700];
 
 export class Pane {
   seq = null; // part that is shown
+  drawnAt = 0; // when it was drawn, by the page's clock
   #wanted = null;
   #isBusy = false;
 
@@ -83,6 +84,7 @@ export class Pane {
     this.canvas.setAttribute("aria-label", `${this.name}: ${wanted.label}`);
     this.canvas.dataset.key = wanted.key;
     this.seq = wanted.seq;
+    this.drawnAt = performance.now();
     this.empty.hidden = true;
     this.says.hidden = false;
     say(this.says, wanted.label);

@@ -12,6 +12,7 @@ import { beginShift, hasShifts, sinceShift } from "./shift.js";
 
 const OLD_S = 60; // an image of this age is shown as old
 const APART_MS = 1500; // longest time that image and verdict may be of different parts without a word
+const WITHOUT_IMAGE = ["missing_view", "lost_frame", "unreadable_image", "overrun", "not_ready"];
 const RANK = { accept: 0, reject: 1, fault: 2 };
 
 /** Words for the states of a station. */
@@ -22,7 +23,8 @@ export class Tile {
   #parts = [];
   #view = ""; // chosen by hand; empty: the view that decided
   #isMap = false;
-  #verdictAt = 0;
+  #isSeen = true;
+  #apartSince = null;
 
   constructor(name) {
     this.name = name;
@@ -77,12 +79,16 @@ export class Tile {
 
   /** Take its last parts, the newest first. */
   setParts(parts) {
-    const isNew = parts[0]?.seq !== this.#parts[0]?.seq || parts[0]?.revision !== this.#parts[0]?.revision;
     this.#parts = parts;
-    if (isNew) this.#verdictAt = performance.now();
     this.#drawVerdict();
     this.#drawStrip();
     this.#drawViews();
+    this.#drawImage();
+  }
+
+  /** Whether somebody can see the tile: images are asked for then alone. */
+  setSeen(isSeen) {
+    this.#isSeen = isSeen;
     this.#drawImage();
   }
 
@@ -100,7 +106,9 @@ export class Tile {
     const seconds = line.age(part);
     say(this.ageText, seconds === null ? "" : ago(seconds));
     this.ageText.classList.toggle("old", seconds > OLD_S);
-    const isApart = this.pane.seq !== null && this.pane.seq !== part.seq && performance.now() - this.#verdictAt > APART_MS;
+    // Since the first part whose image did not come, or the last image that came late: not since each new part.
+    if (this.pane.seq === null || this.pane.seq === part.seq) this.#apartSince = null; else this.#apartSince ??= performance.now();
+    const isApart = this.#apartSince !== null && performance.now() - Math.max(this.#apartSince, this.pane.drawnAt) > APART_MS;
     if (line.isLost) this.pane.age("NOT CURRENT\nno connection");
     else if (isApart) this.pane.age(`image of part ${this.pane.seq}`);
     else this.pane.age(seconds > OLD_S && this.pane.seq !== null ? `image of ${ago(seconds)}` : "");
@@ -217,8 +225,8 @@ export class Tile {
   #drawImage() {
     const part = this.#parts[0];
     const view = this.#shown();
-    if (!part) return;
-    if (!view) { this.pane.clear(`Part ${part.seq} has no image`); return; }
+    if (!part || !this.#isSeen) return;
+    if (!view || WITHOUT_IMAGE.includes(view.reason)) { this.pane.clear(`Part ${part.seq}: ${reasonOf(view ?? part) || "no image"}`); return; }
     const several = part.views.length > 1 ? ` · ${view.view}` : "";
     this.pane.show({ paths: [livePath(this.name, view.view, part.seq, this.#isMap)], seq: part.seq,
       label: `part ${part.seq}${several}${this.#isMap ? " · map" : ""}`, gone: `No image of part ${part.seq}` });

@@ -18,7 +18,7 @@ pytest.importorskip("httpx", reason="the client of these tests")
 from browser import CHROMIUM, DESKTOP, PHONE, launch, opened  # noqa: E402
 from line_control import wait_for  # noqa: E402
 from line_here import line_here, spotted  # noqa: E402
-from line_page_stand_in import DIGESTS, PageHere  # noqa: E402
+from line_page_stand_in import DIGESTS, PageHere, drawn  # noqa: E402
 
 from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
@@ -123,6 +123,19 @@ def test_what_is_old_never_looks_current(browser: Any, line: PageHere, tmp_path:
         sync_api.expect(page.locator(".verdict-word")).to_have_text("UNKNOWN")
         sync_api.expect(page.locator(".pane")).to_have_attribute("data-old", "NOT CURRENT\nno connection")
         shot(page, tmp_path, "lost")
+
+
+def test_an_image_that_belongs_to_another_part_says_so_however_fast_parts_come(browser: Any, line: PageHere) -> None:
+    first = line.top.part([2.0])
+    with opened(browser, line.url) as (page, watch):
+        until_shown(page, ".tile canvas", f"seq={first}")
+        line.line.draw = lambda seq, view, is_map: time.sleep(6) or drawn(seq, is_map)  # a network that hangs
+        veil, end = page.locator(".pane"), time.monotonic() + 10.0
+        while veil.get_attribute("data-old") != f"image of part {first}":
+            assert time.monotonic() < end, "an old image looked current"
+            line.top.part([2.0])
+            page.wait_for_timeout(300)
+        watch.check()
 
 
 def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> None:
