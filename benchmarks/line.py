@@ -14,10 +14,12 @@ import argparse
 import itertools
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from flawscope.resident_memory import resident_kib
 from flawscope.runtime import Inspector
 from flawscope.runtime.line import line as line_module
 from flawscope.runtime.line.config_file import read_config
+from flawscope.runtime.line.garbage import only_new_garbage
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.outputs.output import Signal
 from flawscope.runtime.line.station.station import Station
@@ -36,7 +39,7 @@ from flawscope.versions import package_versions
 
 CONFIG = """
 line: {{name: bench, state: state}}
-http: {{listen: "127.0.0.1:18710"}}
+http: {{listen: "127.0.0.1:0"}}
 stations:
 {stations}
 """
@@ -52,14 +55,20 @@ STATION = """
 
 
 class Told:
-    """An output that notes when it is told a verdict."""
+    """An output that notes when it is told a verdict; whoever gives parts waits for room here, and takes no core."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         self.at: dict[int, int] = {}
+        self._room = threading.Semaphore(depth)
+
+    def wait_for_room(self) -> None:
+        """Return when one of the last parts of this station has its verdict."""
+        self._room.acquire()
 
     def verdict(self, signal: Signal) -> None:
         """Note when."""
         self.at[signal.seq] = time.monotonic_ns()
+        self._room.release()
 
     def start(self, control: object) -> None:
         """Do nothing."""
@@ -82,19 +91,25 @@ def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
         bundle = json.dumps(str(options.bundle.resolve()))
         rows = [
             STATION.format(
-                number=number, port=15020 + number, depth=options.depth, bundle=bundle, backend=options.backend
+                # A part has its verdict a moment before it is open no more.
+                number=number,
+                port=15020 + number,
+                depth=options.depth + 2,
+                bundle=bundle,
+                backend=options.backend,
             )
             for number in range(stations)
         ]
         config.write_text(CONFIG.format(stations="".join(rows)))
         line = Line(read_config(config), lambda text: None)
-        told = Told()
+        told = {f"s{number}": Told(options.depth) for number in range(stations)}
         # In place of a PLC: it notes when it hears a verdict.
-        line_module.open_output = lambda *_: told  # type: ignore[assignment]
+        line_module.open_output = lambda _, station: told[station]  # type: ignore[assignment]
         line.start()
         line.told = told  # type: ignore[attr-defined]
         try:
-            yield line
+            with only_new_garbage():  # as `flawscope line run` does
+                yield line
         finally:
             line.stop()
 
@@ -121,14 +136,45 @@ def inspect(inspector: Inspector, images: Sequence[bytes], batch: int) -> dict[s
     return {"images_per_s": len(images) / (time.perf_counter() - started), "ms": times}
 
 
-def burst(line: Line, images: Sequence[bytes], depth: int) -> float:
+def inspect_paced(inspector: Inspector, images: Sequence[bytes], parts_per_s: float) -> list[float]:
+    """Give images to a thread with the bare inspector at equal distances; return the times from arrival to decision.
+
+    The least that a line can do at this rate: the same pauses, in which caches and clocks of the cores cool down, and
+    the same waiting of an image for the one before it.
+    """
+    waiting: SimpleQueue[tuple[bytes, float] | None] = SimpleQueue()
+    times: list[float] = []
+
+    def work() -> None:
+        while (item := waiting.get()) is not None:
+            list(inspector.stream([item[0]]))
+            times.append(1e3 * (time.perf_counter() - item[1]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for image in at_distances(images, parts_per_s):
+        waiting.put((image, time.perf_counter()))
+    waiting.put(None)
+    thread.join()
+    return times
+
+
+def at_distances(images: Sequence[bytes], parts_per_s: float) -> Iterator[bytes]:
+    """Yield images at equal distances."""
+    start = time.perf_counter()
+    for number, image in enumerate(images):
+        if (left := start + number / parts_per_s - time.perf_counter()) > 0:
+            time.sleep(left)
+        yield image
+
+
+def burst(line: Line, images: Sequence[bytes]) -> float:
     """Give all images to the stations in turn as fast as they have room, and return the parts per second."""
     before = sum(station.counters.now().parts for station in line.stations.values())
     stations = list(line.stations.values())
     started = time.perf_counter()
     for image, station in zip(images, itertools.cycle(stations), strict=False):
-        while station.counters.now().open >= depth:
-            time.sleep(0.0002)
+        line.told[station.name].wait_for_room()  # type: ignore[attr-defined]
         station.push({"cam0": image})
     settled(line, before + len(images))
     return len(images) / (time.perf_counter() - started)
@@ -139,16 +185,14 @@ def paced(line: Line, images: Sequence[bytes], parts_per_s: float) -> list[dict[
     stations = list(line.stations.values())
     before = line.journal.last_seq
     count = sum(station.counters.now().parts for station in stations)
-    start = time.perf_counter()
-    for number, (image, station) in enumerate(zip(images, itertools.cycle(stations), strict=False)):
-        if (left := start + number / parts_per_s - time.perf_counter()) > 0:
-            time.sleep(left)
+    for image, station in zip(at_distances(images, parts_per_s), itertools.cycle(stations), strict=False):
+        line.told[station.name].wait_for_room()  # type: ignore[attr-defined]
         station.push({"cam0": image})
     settled(line, count + len(images))
     return [
         {
             "scored": record.latency_ms["scored"],
-            "told": (line.told.at[record.seq] - record.mono_ns) / 1e6,  # type: ignore[attr-defined]
+            "told": (line.told[record.station].at[record.seq] - record.mono_ns) / 1e6,  # type: ignore[attr-defined]
             "accept": float(record.verdict == "accept"),
         }
         for record in line.journal.parts(after_seq=before, limit=len(images))
@@ -165,18 +209,23 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the bare inspector and a line in turns."""
     bare: list[dict[str, Any]] = []
+    bare_paced: list[float] = []
     batches: list[float] = []
     bursts: list[float] = []
     verdicts: list[dict[str, float]] = []
     with running(options, stations) as line:
-        burst(line, images, options.depth)  # the first warms up
+        burst(line, images)  # the first warms up
         inspect(inspector, images, 1)
         for _ in range(options.turns):
             bare.append(inspect(inspector, images, 1))
             batches.append(inspect(inspector, images, min(options.batch, inspector.manifest.max_batch))["images_per_s"])
-            bursts.append(burst(line, images, options.depth))
-            verdicts += paced(line, images, options.load * bare[-1]["images_per_s"])
+            bursts.append(burst(line, images))
+            parts_per_s = options.load * bare[-1]["images_per_s"]
+            bare_paced += inspect_paced(inspector, images, parts_per_s)
+            verdicts += paced(line, images, parts_per_s)
     alone = percentiles([ms for turn in bare for ms in turn["ms"]])
+    alone_paced = percentiles(bare_paced)
+    scored = percentiles([row["scored"] for row in verdicts])
     line_ms = percentiles([row["told"] for row in verdicts])
     record = percentiles([row["told"] - row["scored"] for row in verdicts if row["accept"]] or [0.0])
     per_s = {
@@ -188,10 +237,11 @@ def measure(
         "stations": stations,
         "parts": len(verdicts),
         "inspector_ms": alone,
+        "inspector_paced_ms": alone_paced,
         "trigger_to_verdict_ms": line_ms,
-        "trigger_to_scored_ms": percentiles([row["scored"] for row in verdicts]),
+        "trigger_to_scored_ms": scored,
         "record_ms": record,
-        "overhead_beside_record_ms": percentiles([row["scored"] for row in verdicts])["p99"] - alone["p99"],
+        "overhead_beside_record_ms": scored["p99"] - alone_paced["p99"],
         "per_s": per_s,
         "line_of_inspector": per_s["line"] / per_s["inspector"],
         "line_of_batch": per_s["line"] / per_s["inspector_batch"],
@@ -201,12 +251,12 @@ def measure(
 def soak(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]:
     """Give many parts to one station, and return how its memory grows."""
     with running(options, 1) as line:
-        burst(line, images, options.depth)
+        burst(line, images)
         points = []
-        told: Told = line.told  # type: ignore[attr-defined]
+        (told,) = line.told.values()  # type: ignore[attr-defined]
         for _ in range(options.soak_points):
             for _ in range(max(1, options.soak // options.soak_points // len(images))):
-                burst(line, images, options.depth)
+                burst(line, images)
                 told.at.clear()
             points.append(
                 (sum(station.counters.now().parts for station in stations_of(line)), 1024 * (resident_kib() or 0))

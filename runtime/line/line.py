@@ -20,6 +20,7 @@ from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.drift.monitor import DriftMonitor
 from flawscope.runtime.line.drift.state import warnings_of
 from flawscope.runtime.line.gallery.gallery import Gallery
+from flawscope.runtime.line.garbage import only_new_garbage
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
@@ -429,12 +430,13 @@ def run(
         each: Called 20 times a second, by the same thread.
     """
     next_turn = time.monotonic()
-    while not should_stop() and not line.lost and not line.has_ended:
-        if time.monotonic() >= next_turn:
-            line.turn()
-            next_turn = time.monotonic() + 1.0
-        each()
-        wait(0.05)
+    with only_new_garbage():
+        while not should_stop() and not line.lost and not line.has_ended:
+            if time.monotonic() >= next_turn:
+                line.turn()
+                next_turn = time.monotonic() + 1.0
+            each()
+            wait(0.05)
 
 
 def open_output(options: Any, station: str) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import threading
@@ -23,7 +24,7 @@ from flawscope.runtime.line.config_file import read_config
 from flawscope.runtime.line.journal import journal as journal_module
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.reader import JournalReader
-from flawscope.runtime.line.line import Line
+from flawscope.runtime.line.line import Line, run
 from flawscope.runtime.line.status import STATUS, LineStatus
 
 
@@ -213,6 +214,22 @@ class TestStop:
     def test_before_it_was_started(self, tmp_path: Path) -> None:
         Line(read_line(tmp_path), lambda text: None).stop()
         assert not (tmp_path / "state").exists()
+
+
+def test_while_it_runs_garbage_is_looked_for_among_new_objects_alone(tmp_path: Path) -> None:
+    line = started(tmp_path)
+    frozen = []
+
+    def should_stop() -> bool:
+        frozen.append(gc.get_freeze_count())
+        return len(frozen) > 1
+
+    try:
+        run(line, should_stop)
+    finally:
+        line.stop()
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 class JumpingClock(SystemClock):
