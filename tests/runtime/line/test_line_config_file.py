@@ -147,8 +147,21 @@ def test_what_a_key_may_not_be_is_told_with_place_and_remedy(tmp_path: Path, con
         "rtsp://user:hunter2@host/1",
     ],
 )
-def test_no_message_shows_a_secret(tmp_path: Path, source: Any) -> None:
+def test_no_message_shows_a_secret_of_a_source(tmp_path: Path, source: Any) -> None:
     assert "hunter2" not in refused(tmp_path, changed(view_source=source))
+
+
+@pytest.mark.parametrize(
+    "sink",
+    [
+        {"kind": "webhook", "url": "https://user:hunter2@host/1"},
+        {"kind": "webhook", "url": "https://host/1", "token": "hunter2"},
+        {"kind": "webhook", "url": "https://host/1", "token": ["hunter2"]},
+        {"kind": "mqtt", "host": "h", "topic": "t", "password": "hunter2"},
+    ],
+)
+def test_no_message_shows_a_secret_of_a_sink(tmp_path: Path, sink: Any) -> None:
+    assert "hunter2" not in refused(tmp_path, changed(top_sinks=[sink]))
 
 
 PUSH = {**VIEW, "source": {"kind": "push"}}
