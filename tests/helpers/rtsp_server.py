@@ -21,7 +21,8 @@ import gi
 gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0")
 from gi.repository import Gst, GstRtspServer
 Gst.init(None)
-missing = [name for name in ("x264enc", "rtph264pay", "videotestsrc") if not Gst.ElementFactory.find(name)]
+names = "videotestsrc videoconvert identity x264enc rtph264pay x265enc rtph265pay jpegenc rtpjpegpay".split()
+missing = [name for name in names if not Gst.ElementFactory.find(name)]
 if missing: raise SystemExit("no element " + ", ".join(missing))
 """
 
@@ -54,25 +55,47 @@ GLib.MainLoop().run()
 )
 
 
-def bars(*, rate: int = 20, key_every: int = 10, slices: bool = False, moving: bool = False, loss: float = 0.0) -> str:
-    """Return a pipeline of seven colour bars above, 320 x 240, in H.264.
+_H264 = (
+    "x264enc tune=zerolatency sliced-threads={slices} threads=2 speed-preset=ultrafast bitrate=4000 "
+    "key-int-max={key_every} ! rtph264pay config-interval=-1 pt=96"
+)
+_CODECS = {
+    "h264": _H264,
+    "h265": "x265enc tune=zerolatency speed-preset=ultrafast bitrate=4000 key-int-max={key_every} "
+    "! rtph265pay config-interval=-1 pt=96",
+    "jpeg": "jpegenc quality=90 ! rtpjpegpay pt=26",
+}
+
+
+def bars(
+    *,
+    codec: str = "h264",
+    rate: int = 20,
+    key_every: int = 10,
+    slices: bool = False,
+    moving: bool = False,
+    loss: float = 0.0,
+) -> str:
+    """Return a pipeline of seven colour bars above, 320 x 240.
 
     Args:
+        codec: `h264`, `h265` or `jpeg`.
         rate: Images a second.
         key_every: Images from one key image to the next.
-        slices: Whether an image comes in two slices; GStreamer puts parameters before each slice of a key image, and
-            FFmpeg takes its two halves for two images.
+        slices: Whether an image of H.264 comes in two slices; GStreamer puts parameters before each slice of a key
+            image, and FFmpeg takes its two halves for two images.
         moving: Whether the bars move to the side.
         loss: Share of network packets that are left out.
     """
     move = "horizontal-speed=3 " if moving else ""
-    pay = "rtph264pay config-interval=-1 pt=96"
-    return (
-        f"( videotestsrc is-live=true pattern=smpte {move}! "
-        f"video/x-raw,format=I420,width=320,height=240,framerate={rate}/1 ! "
-        f"x264enc tune=zerolatency sliced-threads={str(slices).lower()} threads=2 speed-preset=ultrafast bitrate=4000 "
-        f"key-int-max={key_every} ! "
-        + (f"{pay} ! identity name=pay0 drop-probability={loss} )" if loss else f"{pay} name=pay0 )")
+    form = f"width=320,height=240,framerate={rate}/1"
+    if codec == "jpeg":  # it has the full range of values, and the encoder does not see to it
+        drawn = f"video/x-raw,format=RGB,{form} ! videoconvert ! video/x-raw,format=I420,colorimetry=1:4:0:0"
+    else:
+        drawn = f"video/x-raw,format=I420,{form}"
+    coded = _CODECS[codec].format(slices=str(slices).lower(), key_every=key_every)
+    return f"( videotestsrc is-live=true pattern=smpte {move}! {drawn} ! {coded} " + (
+        f"! identity name=pay0 drop-probability={loss} )" if loss else "name=pay0 )"
     )
 
 

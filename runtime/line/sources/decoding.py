@@ -93,6 +93,9 @@ class Decoding:
                 images, error = [], reason_of(err)
         damaged = "a damaged packet" if packet.is_corrupt else ""
         self._complain(complaint or _complaint(messages) or error or damaged)
+        if complaint:
+            # What was lost on the network may be of this image or of the next, which is being put together.
+            self._last_bad = self.packets + 1
         decoded = [Decoded(image, self._judged(image)) for image in images]
         return [*decoded, Decoded(None, error)] if error else decoded
 

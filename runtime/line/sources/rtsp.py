@@ -127,6 +127,9 @@ class RtspGrabber:
         options = {
             "rtsp_transport": self._options.transport,
             "allowed_media_types": "video",
+            # Over TCP nothing is out of order, but without a queue FFmpeg does not look whether a packet is missing,
+            # which a camera leaves out whose network is too slow.
+            **({"reorder_queue_size": "2"} if self._options.transport == "tcp" else {}),
             "analyzeduration": str(round(_LOOK_S * 1e6)),
             "fpsprobesize": "0",
         }

@@ -134,8 +134,9 @@ def test_an_address_without_a_stream_is_refused(tmp_path: Path) -> None:
 @needs_server
 @pytest.mark.long
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_an_image_of_which_a_part_was_lost_is_a_fault(tmp_path: Path, transport: str) -> None:
-    pipeline = bars(moving=True, loss=0.02)
+@pytest.mark.parametrize("codec", ["h264", "h265", "jpeg"])
+def test_an_image_of_which_a_part_was_lost_is_a_fault(tmp_path: Path, codec: str, transport: str) -> None:
+    pipeline = bars(codec=codec, rate=40, moving=True, loss=0.02)
     with rtsp_server(0, pipeline) as server, opened(server.url, tmp_path, transport=transport) as grabber:
         frames = take(grabber, 120)
     whole = [frame for frame in frames if not frame.problem]
@@ -147,6 +148,18 @@ def test_an_image_of_which_a_part_was_lost_is_a_fault(tmp_path: Path, transport:
     for frame in damaged:
         assert (frame.problem, frame.image) == ("incomplete_image", None)
         assert "parts of the stream are missing or damaged" in frame.detail
+
+
+@needs_server
+@pytest.mark.long
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize("codec", ["h264", "h265", "jpeg"])
+def test_what_arrives_whole_is_whole(tmp_path: Path, codec: str, transport: str) -> None:
+    pipeline = bars(codec=codec, rate=40)
+    with rtsp_server(0, pipeline) as server, opened(server.url, tmp_path, transport=transport) as grabber:
+        for frame in take(grabber, 40):
+            assert not frame.problem, frame.detail
+            check_bars(frame.image)
 
 
 @needs_server
