@@ -67,7 +67,7 @@ def test_a_lossless_video_scores_as_its_images_do(tmp_path: Path, name: str, cod
     images = noise(24, size=(40, 40))
     write_video(tmp_path / name, images, codec, form)
     config = write_line(tmp_path, source={"kind": "video", "path": name}, deadline_ms=20000.0)
-    command = [sys.executable, "-m", "flawscope", "line", "run", config]
+    command = [sys.executable, "-m", "flawscope", "line", "run", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "24 parts" in done.stderr
@@ -180,8 +180,10 @@ def test_a_camera_four_times_as_fast_as_the_scoring_for_three_minutes(
     _log.info("%s", figures)
     assert np.percentile(latency, 95) < 1e3 * (5 * SCORING_S)
     assert abs(halves[1] - halves[0]) < 1e3 * SCORING_S
-    # A frame of 225 KiB that stayed behind once a second would be 13 MiB a minute.
-    assert max(slopes) < 2.0, figures
+    # An image of 225 KiB that stayed behind for each part would be 66 MiB a minute. The line's own lists, which are
+    # bounded, fill within the first thousand parts.
+    assert slopes[0] < 4.0, figures
+    assert slopes[1] < 0.5, figures
 
 
 @needs_server

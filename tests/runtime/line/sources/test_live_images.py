@@ -109,7 +109,11 @@ def test_data_without_an_image_is_the_end_later(started: Start, monkeypatch: pyt
 
 def test_a_camera_that_does_not_open_is_given_up() -> None:
     stop = threading.Event()
-    live = LiveImages(lambda live: bool(stop.wait(20)) and None, "latest", 2.0)
+
+    def read(live: LiveImages) -> None:
+        stop.wait(20)
+
+    live = LiveImages(read, "latest", 2.0)
     with pytest.raises(SourceLost, match=r"expected an answer within 0\.05 s, got none\."):
         live.start(0.05)
     stop.set()

@@ -112,7 +112,7 @@ def test_a_grey_file_stays_grey(tmp_path: Path) -> None:
 
 
 class TestCut:
-    FILES = (
+    FILES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         ("a.mkv", "ffv1", "bgr0", {}),
         ("b.mkv", "libx264", "yuv420p", {}),
         ("a.webm", "libvpx-vp9", "yuv420p", {}),
