@@ -14,7 +14,7 @@ from flawscope.imaging.images import MAX_SIDE_PX, MIN_SIDE_PX
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig, StationOptions, ViewOptions
 from flawscope.runtime.line.outputs.table import GpioOutput, ModbusOutput
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
-from flawscope.runtime.line.sources.table import FolderSource, PushSource, is_triggered, policy_of
+from flawscope.runtime.line.sources.table import FolderSource, PushSource, V4l2Source, is_triggered, policy_of
 
 
 class Mistake(NamedTuple):
@@ -123,8 +123,15 @@ def _check_triggers(config: LineConfig) -> Iterator[Mistake]:
 
 def _check_images(config: LineConfig) -> Iterator[Mistake]:
     for where, _, view in _views(config):
+        source = view.source
+        size = source.size if isinstance(source, V4l2Source) else None
+        if size and not all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in size):
+            yield Mistake(
+                f"{where}.source.size",
+                f"expected width and height from {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels, got {list(size)}. Mend it.",
+            )
         if view.crop:
-            yield from _crop_mistakes(f"{where}.crop", view.crop)
+            yield from _crop_mistakes(f"{where}.crop", view.crop, size)
         if (limits := view.scene.brightness) and limits[0] > limits[1]:
             yield Mistake(
                 f"{where}.scene.brightness",
@@ -132,7 +139,7 @@ def _check_images(config: LineConfig) -> Iterator[Mistake]:
             )
 
 
-def _crop_mistakes(where: str, crop: tuple[int, int, int, int]) -> Iterator[Mistake]:
+def _crop_mistakes(where: str, crop: tuple[int, int, int, int], size: tuple[int, int] | None) -> Iterator[Mistake]:
     left, top, width, height = crop
     if min(width, height) < MIN_SIDE_PX or max(left + width, top + height) > MAX_SIDE_PX:
         yield Mistake(
@@ -140,6 +147,8 @@ def _crop_mistakes(where: str, crop: tuple[int, int, int, int]) -> Iterator[Mist
             f"expected left, top, width, height with sides of at least {MIN_SIDE_PX} pixels that end before pixel "
             f"{MAX_SIDE_PX}, got {list(crop)}. Mend it.",
         )
+    elif size and (left + width > size[0] or top + height > size[1]):
+        yield Mistake(where, f"expected a part of the image of {size[0]}x{size[1]} pixels, got {list(crop)}. Mend it.")
 
 
 def _check_addresses(config: LineConfig) -> Iterator[Mistake]:

@@ -14,12 +14,13 @@ PATTERNS: dict[str, str] = {
     r"^(env|file):.+$": "`env:VARIABLE` or `file:PATH`, never the secret itself",
     r"^.+:[0-9]{1,5}$": "`ADDRESS:PORT`",
     r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z": "name of a machine",
+    r"^rtsps?://[^@]+$": "`rtsp://HOST/...` without user and password, which are named by `user` and `password`",
     r"^https?://[^@]+$": "`http://...` or `https://...` without user and password",
     r"^[^+#\0]+$": "topic without `+` and `#`",
 }
 """Pattern of a text -> what it asks for. A test demands words for every pattern of the configuration."""
 
-_HIDDEN = frozenset({r"^(env|file):.+$", r"^https?://[^@]+$"})
+_HIDDEN = frozenset({r"^(env|file):.+$", r"^rtsps?://[^@]+$", r"^https?://[^@]+$"})
 """Patterns of texts that may hold a secret where they are wrong: what was got is not shown."""
 
 _LONGEST = 60

@@ -32,7 +32,7 @@ from flawscope.runtime.line.scene.limits import SceneCheck
 from flawscope.runtime.line.selftest import SelfTest
 from flawscope.runtime.line.sinks.runner import SinkRunner, sink_runners
 from flawscope.runtime.line.sources.opening import open_source
-from flawscope.runtime.line.sources.table import CameraSource
+from flawscope.runtime.line.sources.table import is_camera
 from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.station import Station
@@ -454,5 +454,4 @@ def scene_of(options: ViewOptions) -> Any:
     """Return the limits of a view's scene; where it does not say, equal images are a fault from cameras alone."""
     if options.scene.frozen is not None:
         return options.scene
-    is_camera = isinstance(options.source, CameraSource)
-    return msgspec.structs.replace(options.scene, frozen="fault" if is_camera else "note")
+    return msgspec.structs.replace(options.scene, frozen="fault" if is_camera(options.source) else "note")

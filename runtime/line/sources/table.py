@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from flawscope.runtime.line.options import Options, Seconds, Text
+from flawscope.runtime.line.options import Options, Seconds, Secret, Text
 from flawscope.runtime.line.sources.source import Policy
 
 
@@ -38,6 +38,64 @@ class FolderSource(Options, frozen=True, kw_only=True, tag="folder", tag_field="
 
 class PushSource(Options, frozen=True, kw_only=True, tag="push", tag_field="kind"):
     """Images that are sent to the line over HTTP, one part a request; where the station is full, it is a fault."""
+
+
+class VideoSource(Options, frozen=True, kw_only=True, tag="video", tag_field="kind"):
+    """Images of a video file.
+
+    Attributes:
+        path: The file.
+        pace: Whether images come as fast as they were taken, or as fast as they can be scored.
+        on_full: What happens when the station is full.
+    """
+
+    path: Path
+    pace: Literal["file", "fast"] = "fast"
+    on_full: Policy = "wait"
+
+
+class RtspSource(Options, frozen=True, kw_only=True, tag="rtsp", tag_field="kind"):
+    """Images of a network camera (RTSP).
+
+    Attributes:
+        url: Its address; user and password by `user` and `password`, never in the address.
+        user: Where its user name is.
+        password: Where its password is.
+        transport: Protocol of the stream; UDP may lose parts of images without a word.
+        open_s: Seconds until it must answer.
+        read_s: Seconds until the next image must come.
+        on_full: What happens when the station is full.
+    """
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^rtsps?://[^@]+$", max_length=4096)]
+    user: Secret | None = None
+    password: Secret | None = None
+    transport: Literal["tcp", "udp"] = "tcp"
+    open_s: Seconds = 3.0
+    read_s: Seconds = 2.0
+    on_full: Policy = "latest"
+
+
+V4l2Format = Literal["YUYV", "UYVY", "YU12", "NV12", "RGB3", "BGR3", "GREY", "MJPG", "H264"]
+"""Formats of Video4Linux by its own names of four characters."""
+
+
+class V4l2Source(Options, frozen=True, kw_only=True, tag="v4l2", tag_field="kind"):
+    """Images of a USB camera (Video4Linux).
+
+    Attributes:
+        device: Its file.
+        size: Width and height of its images; None for what it is set to.
+        pixel_format: Format of its images; None for what it is set to.
+        read_s: Seconds until the next image must come.
+        on_full: What happens when the station is full.
+    """
+
+    device: Path
+    size: tuple[int, int] | None = None
+    pixel_format: V4l2Format | None = None
+    read_s: Seconds = 2.0
+    on_full: Policy = "latest"
 
 
 class CameraSource(Options, frozen=True, kw_only=True):
@@ -83,7 +141,7 @@ class GentlSource(CameraSource, frozen=True, kw_only=True, tag="gentl", tag_fiel
     producer: Path
 
 
-SourceOptions = FolderSource | PushSource | GenicamSource | GentlSource
+SourceOptions = FolderSource | PushSource | VideoSource | RtspSource | V4l2Source | GenicamSource | GentlSource
 
 
 class Row(NamedTuple):
@@ -104,6 +162,9 @@ _HERE = "flawscope.runtime.line.sources"
 SOURCES: dict[type[Any], Row] = {
     FolderSource: Row(f"{_HERE}.folder:FolderGrabber", ""),
     PushSource: Row(f"{_HERE}.push:Push", ""),
+    VideoSource: Row(f"{_HERE}.video:VideoGrabber", "line"),
+    RtspSource: Row(f"{_HERE}.rtsp:RtspGrabber", "line"),
+    V4l2Source: Row(f"{_HERE}.v4l2:V4l2Grabber", "line"),
     GenicamSource: Row(f"{_HERE}.genicam:GenicamGrabber", ""),
     GentlSource: Row(f"{_HERE}.gentl:GentlGrabber", "gentl"),
 }
@@ -119,3 +180,8 @@ def policy_of(options: Any) -> Policy:
 def is_triggered(options: Any) -> bool:
     """Return whether a source gives an image only after it was asked for one."""
     return getattr(options, "trigger", "") == "software"
+
+
+def is_camera(options: Any) -> bool:
+    """Return whether a source is a camera, whose images are never equal: noise alone makes them differ."""
+    return isinstance(options, CameraSource | RtspSource | V4l2Source)

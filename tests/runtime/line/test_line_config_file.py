@@ -74,7 +74,7 @@ def test_every_example_is_read(path: Path) -> None:
 
 def test_there_is_an_example_of_every_way_that_images_come() -> None:
     kinds = {type(view.source).__name__ for path in EXAMPLES for view in read_config(path).config.stations[0].views}
-    assert kinds == {"FolderSource", "PushSource", "GenicamSource"}
+    assert kinds == {"FolderSource", "PushSource", "GenicamSource", "RtspSource"}
 
 
 def test_paths_and_secrets_in_files_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,20 @@ def test_what_a_key_may_not_be_is_told_with_place_and_remedy(tmp_path: Path, con
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "rtsp", "url": "rtsp://user:hunter2@host/1"},
+        {"kind": "rtsp", "url": "rtsp://host/1", "password": "hunter2"},
+        {"kind": "rtsp", "url": "rtsp://host/1", "password": ["hunter2"]},
+        {"kind": "rtsp", "url": "rtsp://host/1", "open_s": "rtsp://user:hunter2@host/1"},
+        "rtsp://user:hunter2@host/1",
+    ],
+)
+def test_no_message_shows_a_secret_of_a_source(tmp_path: Path, source: Any) -> None:
+    assert "hunter2" not in refused(tmp_path, changed(view_source=source))
+
+
+@pytest.mark.parametrize(
     "sink",
     [
         {"kind": "webhook", "url": "https://user:hunter2@host/1"},
@@ -146,7 +160,7 @@ def test_what_a_key_may_not_be_is_told_with_place_and_remedy(tmp_path: Path, con
         {"kind": "mqtt", "host": "h", "topic": "t", "password": "hunter2"},
     ],
 )
-def test_no_message_shows_a_secret(tmp_path: Path, sink: Any) -> None:
+def test_no_message_shows_a_secret_of_a_sink(tmp_path: Path, sink: Any) -> None:
     assert "hunter2" not in refused(tmp_path, changed(top_sinks=[sink]))
 
 
@@ -170,12 +184,26 @@ HARDWARE = {"name": "other", "source": {"kind": "genicam", "camera": "d"}, "bund
             "views[0].source.on_full: expected `every` or `wait`",
         ),
         (
+            changed(view_source={"kind": "v4l2", "device": "/dev/video0"}, station_outputs=[MODBUS]),
+            "on_full: expected `every` or `wait` where the station has outputs, got `latest`",
+        ),
+        (
             changed(station_views=[PUSH, {**VIEW, "name": "two"}]),
             "stations[0].views: expected all or none of a station's",
         ),
         (changed(station_views=[SOFTWARE, HARDWARE]), "to wait for a software trigger, got it for cam alone"),
         (changed(station_views=[PUSH], top_http=None), "http: expected a server for the images of station top (push)"),
         (changed(view_crop=[0, 0, 4, 400]), "crop: expected left, top, width, height with sides of at least 8 pixels"),
+        (
+            changed(
+                view_source={"kind": "v4l2", "device": "/dev/video0", "size": [640, 480]}, view_crop=[0, 0, 641, 9]
+            ),
+            "crop: expected a part of the image of 640x480 pixels, got [0, 0, 641, 9]",
+        ),
+        (
+            changed(view_source={"kind": "v4l2", "device": "/dev/video0", "size": [0, 480]}),
+            "source.size: expected width and height from 8 to",
+        ),
         (changed(view_scene={"brightness": [180, 60]}), "scene.brightness: expected the smaller number first"),
         (
             changed(top_http={"listen": "0.0.0.0:8710"}),
