@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from cuda_resources import ARCHITECTURES
@@ -22,6 +23,9 @@ from flawscope.export.export_command import export
 from flawscope.files import write_text
 from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.engines import RUNTIMES
+from flawscope.runtime.line.outputs.table import OUTPUTS
+from flawscope.runtime.line.sinks.table import SINKS
+from flawscope.runtime.line.sources.table import SOURCES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "support-matrix.md"
 
@@ -181,6 +185,30 @@ SYSTEM_STATUS = {
     "Linux, 64-bit Arm": (STAND_IN, "kernels in emulation; the Python packages were not run there"),
     "Windows, macOS": (NO, "not tested"),
 }
+# Of the line: by the kind that its configuration names. A kind of the code without a status is an error.
+SOURCE_STATUS = {
+    "folder": (TESTED, ""),
+    "push": (TESTED, "over HTTP"),
+    "genicam": (TESTED, "Aravis with its fake camera on loopback; no real camera was at hand"),
+    "gentl": (STAND_IN, "the simulated cameras of the package genicam; no driver of a maker was at hand"),
+    "rtsp": (TESTED, "with GStreamer's server on loopback; no network camera was at hand"),
+    "video": (TESTED, ""),
+    "v4l2": (STAND_IN, "a stand-in for the device; none was at hand"),
+}
+OUTPUT_STATUS = {
+    "modbus": (TESTED, "with pymodbus' client; no PLC was at hand"),
+    "gpio": (STAND_IN, "a stand-in for libgpiod; no pins were at hand"),
+}
+SINK_STATUS = {
+    "jsonl": (TESTED, ""),
+    "webhook": (TESTED, "with a server on loopback, over TLS too"),
+    "mqtt": (TESTED, "with mosquitto"),
+}
+SERVICE_STATUS = {
+    "`flawscope line demo`": (TESTED, "generated parts, no hardware"),
+    "`deploy/flawscope-line.service`": (STAND_IN, "systemd-analyze finds nothing wrong; its protocol with a socket"),
+    "`deploy/Dockerfile`, `deploy/compose.yaml`": (STAND_IN, "held to the code by a test; no Docker was at hand"),
+}
 METHODS = (
     "patchcore",
     "padim",
@@ -195,6 +223,18 @@ METHODS = (
     "synth",
 )
 WAYS = ("score graph", "features and kernel", "FP16", "BF16", "INT8", "engine", "Triton")
+
+
+LINE_TABLES: tuple[tuple[str, dict[str, tuple[str, str]], dict[type[Any], Any]], ...] = (
+    ("source", SOURCE_STATUS, SOURCES),
+    ("output", OUTPUT_STATUS, OUTPUTS),
+    ("sink", SINK_STATUS, SINKS),
+)
+
+
+def kinds(rows: dict[type[Any], Any]) -> set[str]:
+    """Return the kinds that a table of the line has, as its configuration names them."""
+    return {str(options.__struct_config__.tag) for options in rows}
 
 
 def check_complete() -> None:
@@ -212,6 +252,7 @@ def check_complete() -> None:
         ("runtimes", {name for name, _ in ENGINE_STATUS}, set(RUNTIMES) - {"auto"}),
         ("methods", set(METHODS), tags),
         ("architectures", set(RTX_STATUS), set(ARCHITECTURES)),
+        *((f"{subject} of a line", set(table) & kinds(rows), kinds(rows)) for subject, table, rows in LINE_TABLES),
     )
     for subject, declared, real in pairs:
         if declared != real:
@@ -244,6 +285,10 @@ def listing(corner: str, table: dict[str, tuple[str, str]], quote: str = "") -> 
 def page() -> str:
     """Return the page as Markdown."""
     cuda = dict.fromkeys(ARCHITECTURES, (COMPILED, "the kernels' sources also run in emulation on the CPU"))
+    line_tables = "\n\n".join(
+        listing(subject, {name: status for name, status in table.items() if name in kinds(rows)}, "`")
+        for subject, table, rows in LINE_TABLES
+    )
     return f"""# Support matrix
 
 Written by `python tools/support_matrix.py`; a test compares it with the code.
@@ -266,6 +311,11 @@ stand-ins or on another provider. **{COMPILED}**: the compiler and the assembler
 
 ## Native kernels on the CPU
 {listing("SIMD level", LEVEL_STATUS, "`")}
+
+## A production line
+{line_tables}
+
+{listing("service", SERVICE_STATUS)}
 
 ## Systems
 {listing("system", SYSTEM_STATUS)}

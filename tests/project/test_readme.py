@@ -25,6 +25,7 @@ def test_the_readme_shows_the_whole_main_job():
         "line",
         "line",
         "line",
+        "line",
     ]
 
 
