@@ -163,7 +163,7 @@ score = measures._Batches.score
 def crashes(self, sources, color):
     if any(source.max() == 77 for source in sources):
         ctypes.string_at(0)
-    return score(self, sources, color)
+    return score(self, sources, color, in_force)
 measures._Batches.score = crashes
 """
 _LOST = """
@@ -171,12 +171,12 @@ from flawscope.errors import DeviceError
 from flawscope.runtime import ready_scorer
 from flawscope.runtime.line import measures
 score = measures._Batches.score
-def fails(self, sources, color):
+def fails(self, sources, color, in_force=None):
     if any(source.max() == 77 for source in sources):
         def lost(*given):
             raise DeviceError("backend cuda: the device failed")
         self._inspector._ready.scorer.score = ready_scorer.open_scorer = lost
-    return score(self, sources, color)
+    return score(self, sources, color, in_force)
 measures._Batches.score = fails
 """
 _HANGS = """

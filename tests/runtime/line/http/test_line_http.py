@@ -76,7 +76,11 @@ def test_parts_are_listed_and_looked_up(here: Here) -> None:
         ("/api/v1/parts?after=" + "1" * 5000, 400, "after: expected"),
         ("/api/v1/parts?verdict=good", 400, "verdict: expected one of accept, reject, fault, got 'good'"),
         ("/api/v1/parts?station=none", 400, "station: expected one of one, two, asked, wired, got 'none'"),
-        ("/api/v1/parts?afer=1", 400, "expected no parameters but after, limit, station, verdict, order, got 'afer'"),
+        (
+            "/api/v1/parts?afer=1",
+            400,
+            "expected no parameters but after, limit, station, verdict, order, before, reviewed, got 'afer'",
+        ),
         ("/api/v1/parts?after=1&after=2", 400, "expected after once"),
         ("/api/v1/parts/0", 404, "expected the number of a part on record, got 0"),
         ("/api/v1/parts/" + "9" * 40, 404, "expected the number of a part on record"),
