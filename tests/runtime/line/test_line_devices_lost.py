@@ -160,7 +160,7 @@ _CRASH = """
 import ctypes
 from flawscope.runtime.line import measures
 score = measures._Batches.score
-def crashes(self, sources, color):
+def crashes(self, sources, color, in_force=None):
     if any(source.max() == 77 for source in sources):
         ctypes.string_at(0)
     return score(self, sources, color, in_force)
