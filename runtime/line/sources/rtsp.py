@@ -16,6 +16,7 @@ from flawscope.errors import ArgumentError
 from flawscope.runtime.line.secrets import read_secret, without_secrets
 from flawscope.runtime.line.sources.decoding import Decoding
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
+from flawscope.runtime.line.sources.lateness import Lateness
 from flawscope.runtime.line.sources.live import LiveImages
 from flawscope.runtime.line.sources.pyav import image_of, load_av, reason_of
 from flawscope.runtime.line.sources.source import Frame
@@ -24,12 +25,6 @@ from flawscope.text import printable
 
 _DAMAGED_S = 10.0
 """How long images may be damaged until the stream is opened anew."""
-
-_BEHIND_S = 2.0
-"""How much later than at first images may come: beyond that they are from a queue that grows."""
-
-_CLOCK_DRIFT = 2e-4
-"""How much slower than this computer's a camera's clock may be."""
 
 _LOOK_S = 0.5
 """How long FFmpeg looks at a stream before it hands anything over; by default it takes up to five seconds."""
@@ -51,8 +46,7 @@ class RtspGrabber:
         self._secrets: tuple[str | None, str | None] = (None, None)
         self._live: LiveImages | None = None
         self._damaged_since: float | None = None
-        self._earliest_s: float | None = None
-        self._measured_s = 0.0
+        self._lateness = Lateness()
 
     def open(self) -> None:
         """Ask the camera for its images.
@@ -68,7 +62,7 @@ class RtspGrabber:
         if password and not user:
             raise SourceLost("password: expected a user beside it, got none. Set user.")
         self._secrets = (user, password)
-        self._damaged_since = self._earliest_s = None
+        self._damaged_since, self._lateness = None, Lateness(self._options.read_s)
         self._live = LiveImages(lambda live: self._read(av, live), self.policy, self._options.read_s)
         try:
             self._live.start(self._options.open_s)
@@ -153,8 +147,8 @@ class RtspGrabber:
 
     def _frame(self, image: Any, damage: str) -> Frame:
         now = time.monotonic_ns()
-        if image is not None and image.time is not None:
-            self._check_time(now / 1e9, image.time)
+        if image is not None:
+            self._lateness.check(now / 1e9, image.time)
         if not damage:
             self._damaged_since = None
             return Frame(image_of(image), now)
@@ -167,16 +161,3 @@ class RtspGrabber:
             )
         detail = f"parts of the stream are missing or damaged, up to the next key image ({damage})"
         return Frame(None, now, problem="incomplete_image", detail=detail)
-
-    def _check_time(self, now_s: float, shown_s: float) -> None:
-        """Refuse a stream whose images wait longer and longer before they are decoded: they show what has gone by."""
-        offset_s = now_s - shown_s
-        if self._earliest_s is None:
-            self._earliest_s = offset_s
-        drift_s = _CLOCK_DRIFT * (now_s - self._measured_s)
-        self._earliest_s, self._measured_s = min(self._earliest_s + drift_s, offset_s), now_s
-        if offset_s - self._earliest_s > max(_BEHIND_S, self._options.read_s) + _LOOK_S:
-            raise SourceLost(
-                f"images come {offset_s - self._earliest_s:.1f} s later than at first, so it is opened anew. If "
-                "that happens again, let the camera send fewer or smaller images."
-            )

@@ -9,6 +9,7 @@ from typing import Any
 
 from flawscope.runtime.line.sources.decoding import Decoding
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
+from flawscope.runtime.line.sources.lateness import Lateness
 from flawscope.runtime.line.sources.live import LiveImages
 from flawscope.runtime.line.sources.pyav import image_of, load_av, reason_of
 from flawscope.runtime.line.sources.source import Frame
@@ -97,12 +98,14 @@ class V4l2Grabber:
             container = av.open(str(self._options.device), format="v4l2", options=options, timeout=times)
         with container:
             self._check(container.streams.video[0].codec_context)
-            decoding = Decoding(av, container)
+            decoding, lateness = Decoding(av, container), Lateness(self._options.read_s)
             live.opened()
             with _plain(av, "it gave no image"):
                 while not live.is_stopping and (images := decoding.read()) is not None:
                     live.alive()
                     for image, damage in images:
+                        # FFmpeg keeps up to 256 images of a camera.
+                        lateness.check(time.monotonic(), None if image is None else image.time)
                         live.put(_frame(image, damage or ("" if decoding.has_begun else "no key image yet")))
 
     def _check(self, found: Any) -> None:

@@ -186,22 +186,3 @@ def test_a_half_of_a_key_image_is_no_image(tmp_path: Path, monkeypatch: pytest.M
     ):
         take(grabber, 1)
     assert "take transport: tcp" in str(raised.value)
-
-
-class TestLate:
-    def times(self, tmp_path: Path) -> RtspGrabber:
-        return RtspGrabber(RtspSource(url="rtsp://host/1"), SourcePlace("top", "cam0", tmp_path))
-
-    def test_a_queue_that_grows_is_noticed(self, tmp_path: Path) -> None:
-        grabber = self.times(tmp_path)
-        for number in range(900):  # 20 a second are sent, 19 are decoded
-            grabber._check_time(5000 + number / 19, number / 20)
-        with pytest.raises(SourceLost, match=r"images come 2\.\d s later than at first"):
-            grabber._check_time(5000 + 1000 / 19, 1000 / 20)
-
-    def test_a_pause_and_a_slow_clock_are_none(self, tmp_path: Path) -> None:
-        grabber = self.times(tmp_path)
-        for number in range(200_000):
-            shown_s = number / 2
-            # 100 millionths slower, after a day 8 seconds; now and then the network holds images back.
-            grabber._check_time(5000 + shown_s * 1.0001 + (1.5 if number % 100 == 0 else 0), shown_s)
