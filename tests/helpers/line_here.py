@@ -11,6 +11,7 @@ import cv2
 import httpx
 import numpy as np
 import yaml
+from line_control import wait_for
 from line_project import write_line
 
 from flawscope.runtime.line.config_file import read_config
@@ -27,12 +28,17 @@ class LineHere:
         self.line, self.client = line, client
 
     def push(self, data: bytes, station: str = "top") -> dict[str, Any]:
-        """Send an image and wait for its verdict; returns what the sender is told."""
+        """Send an image, wait for its verdict and until all of it is kept; returns what the sender is told."""
         headers = {**_SENDS, "Content-Type": "application/octet-stream"}
         answer = self.client.post(f"/api/v1/stations/{station}/trigger?wait=1", content=data, headers=headers)
         assert answer.status_code == 200, answer.text
         told: dict[str, Any] = answer.json()
-        assert self.line.journal.flush(WAIT_S)
+        # The sender hears of it with the PLC: record and image follow.
+        gallery = self.line.gallery
+        assert gallery is not None
+        wait_for(lambda: self.line.journal.part_of(told["seq"]) is not None)
+        if told["reason"] not in ("not_ready", "overrun"):
+            wait_for(lambda: gallery.recent.find(station, told["seq"]) is not None and not gallery.status().waiting)
         return told
 
     def get(self, path: str, status: int = 200) -> httpx.Response:

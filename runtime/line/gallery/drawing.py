@@ -93,16 +93,8 @@ def jpeg(image: UInt8Array, longest_px: int, quality: int = 85) -> bytes:
     if (share := longest_px / max(height, width)) < 1.0:
         size = (max(1, round(width * share)), max(1, round(height * share)))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return _encoded(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-
-
-def png(image: UInt8Array) -> bytes:
-    """Return an image uint8 [H, W, 3] RGB as PNG."""
-    return _encoded(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-
-
-def _encoded(kind: str, image: UInt8Array, options: list[int]) -> bytes:
-    is_done, data = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    # The order of OpenCV is BGR.
+    is_done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not is_done:
-        raise DataError(f"expected an image that can be encoded as {kind}, got {image.shape}.")
+        raise DataError(f"expected an image that can be encoded as JPEG, got {list(image.shape)}.")
     return data.tobytes()

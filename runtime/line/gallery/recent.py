@@ -83,6 +83,12 @@ class RecentParts:
                 return part.seq, image
         return None
 
+    def is_to_come(self, station: str, seq: int) -> bool:
+        """Return whether a part is newer than all that are in memory: its verdict may have been told a moment ago."""
+        with self._lock:
+            parts = self._parts.get(station)
+            return parts is not None and (not parts or parts[-1].seq < seq)
+
     def found(self, seq: int, view: str) -> Kept | None:
         """Return the image of a part of any station; None where it is not, or no longer, in memory."""
         hits = (self.find(station, seq, view) for station in self._parts)

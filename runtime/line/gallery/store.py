@@ -25,7 +25,7 @@ from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.line_config import ImageOptions
 from flawscope.runtime.line.parts import Verdict
 
-MOST_WAITING = 64
+MOST_WAITING = 512
 """Images that may wait for the disk; twice as many where they were planned before that."""
 
 MOST_WAITING_BYTES = 256 << 20
@@ -33,9 +33,6 @@ MOST_WAITING_BYTES = 256 << 20
 
 _TELL_S = 10.0
 """Between two events about images that are left out."""
-
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-"""Quick rather than small: the processor is needed for verdicts."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class StoreCounts:
         stored: Images on the disk.
         left_out: Images that should have been stored; their records name no file.
         lost: Images that a record names and that could not be written.
-        waiting: Images that wait for the disk.
+        waiting: Images that wait for the disk, and that which is being written.
         problem: Why the last one could not be written; empty where it could.
     """
 
@@ -83,14 +80,14 @@ class ImageStore:
         self._waiting_bytes = 0
         self._counts = StoreCounts()
         self._untold, self._told_at = 0, float("-inf")
-        self._is_stopping = self._has_ended = False
+        self._is_stopping = self._has_ended = self._is_writing = False
         self._thread = threading.Thread(target=self._run, name="image store", daemon=True)
 
     @property
     def counts(self) -> StoreCounts:
         """What became of images."""
         with self._wake:
-            return replace(self._counts, waiting=len(self._queue))
+            return replace(self._counts, waiting=len(self._queue) + self._is_writing)
 
     def start(self) -> None:
         """Begin to write."""
@@ -160,10 +157,12 @@ class ImageStore:
                 if self._has_ended or (self._is_stopping and not self._queue):
                     return
                 seq, kept = self._queue.popleft() if self._queue else (0, None)
+                self._is_writing = kept is not None
             if kept is not None:
                 self._write(seq, kept)
                 with self._wake:
                     self._waiting_bytes -= kept.nbytes
+                    self._is_writing = False
             # Else its pixels would stay until the next one comes.
             kept = None
             self._tell_left_out()
@@ -229,7 +228,8 @@ def map_bytes(level: Float32Array) -> bytes:
 
 
 def _png(image: np.ndarray) -> bytes:
-    is_done, data = cv2.imencode(".png", image, _PNG)
+    # With OpenCV's own settings: each other one that was tried is slower, and hardly smaller.
+    is_done, data = cv2.imencode(".png", image)
     if not is_done:
         raise DataError(f"expected an image that can be written as PNG, got {image.shape} {image.dtype}.")
     return data.tobytes()

@@ -10,8 +10,9 @@ import numpy as np
 from flawscope.errors import DataError
 from flawscope.imaging.image_headers import read_header
 from flawscope.imaging.images import decode_stored
+from flawscope.imaging.png import encode_png
 from flawscope.open_files import read_regular
-from flawscope.runtime.line.gallery.drawing import png, rgb, with_map
+from flawscope.runtime.line.gallery.drawing import rgb, with_map
 from flawscope.runtime.line.gallery.paths import below, map_path
 from flawscope.runtime.line.parts import ViewRecord
 
@@ -44,7 +45,7 @@ def as_shown(data: bytes, name: str) -> Shown:
     kind = "" if header is None else header.format
     if kind in _TYPES:
         return Shown(data, _TYPES[kind])
-    return Shown(png(rgb(data, name, "bgr", None)), "image/png")
+    return Shown(encode_png(rgb(data, name, "bgr", None)), "image/png")
 
 
 def read_image(state: Path, record: ViewRecord) -> bytes | None:
@@ -67,7 +68,7 @@ def drawn_with_map(state: Path, record: ViewRecord) -> bytes | None:
     if data is None or levels is None:
         return None
     level = decode_stored(levels, f"map of {record.view}").astype(np.float32) / np.float32(65535)
-    return png(with_map(rgb(data, record.view, "bgr", None), level))
+    return encode_png(with_map(rgb(data, record.view, "bgr", None), level))
 
 
 def _read(state: Path, path: str) -> bytes | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from flawscope.errors import DataError
-from flawscope.runtime.line.gallery.drawing import levels_of, pixels_of, png, with_map
+from flawscope.imaging.png import encode_png
+from flawscope.runtime.line.gallery.drawing import levels_of, pixels_of, with_map
 from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.gallery.store import stored_bytes
@@ -16,6 +20,9 @@ from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
 from flawscope.text import printable
+
+COMES_S = 0.2
+"""Longest wait for the image of a part whose verdict was told: it is handed over when the PLC knows it."""
 
 _MAP = "-map"
 _LARGEST = 1 << 53
@@ -32,7 +39,7 @@ def routes(context: Context) -> list[Api]:
         seq = query.number("seq", 0, 0, _LARGEST)
         query.end()
         gallery = context.line.gallery
-        found = gallery.recent.find(options.name, seq or None, view) if gallery is not None else None
+        found = await _found(gallery, options.name, seq, view) if gallery is not None else None
         if gallery is None or found is None:
             raise _gone(f"part {seq}" if seq else "a part with an image")
         try:
@@ -59,6 +66,16 @@ def routes(context: Context) -> list[Api]:
         Api("GET", "/stations/{station}/live.jpg", "operator", live),
         Api("GET", "/api/v1/parts/{seq:int}/{name}.png", "operator", stored),
     ]
+
+
+async def _found(gallery: Gallery, station: str, seq: int, view: str | None) -> tuple[int, Kept] | None:
+    """Return number and image of a part in memory; 0 is the last one."""
+    end = time.monotonic() + COMES_S
+    while (found := gallery.recent.find(station, seq or None, view)) is None:
+        if not seq or time.monotonic() >= end or not gallery.recent.is_to_come(station, seq):
+            return None
+        await asyncio.sleep(0.01)
+    return found
 
 
 def _image_of(gallery: Gallery, part: PartRecord, name: str) -> Shown:
@@ -96,7 +113,7 @@ def _plain(gallery: Gallery, part: PartRecord, view: ViewRecord) -> Shown:
 def _drawn(recent: Kept) -> Shown | None:
     if (level := levels_of(recent)) is None:
         return None
-    return Shown(png(with_map(pixels_of(recent), level, recent.boxes)), "image/png")
+    return Shown(encode_png(with_map(pixels_of(recent), level, recent.boxes)), "image/png")
 
 
 def _gone(what: str) -> Refusal:

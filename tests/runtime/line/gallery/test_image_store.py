@@ -184,7 +184,7 @@ def test_what_waits_at_the_end_for_too_long_is_lost_and_said(
     desk.store.start()
     for seq in (1, 2, 3):
         desk.store_one(seq, np.zeros((8, 8), np.uint8))
-    wait_for(lambda: desk.store.counts.waiting == 2)
+    wait_for(lambda: desk.store.counts.waiting == 3 and len(desk.store._queue) == 2)
     desk.store.stop(0.05)
     gate.set()
     assert [fields["object"] for action, fields in journal.events] == ["part 2", "part 3"]

@@ -174,6 +174,8 @@ class TestRecentParts:
         recent.put(7, "top", [self.kept()])
         assert [seq for seq in range(1, 8) if recent.find("top", seq)] == [7]
         assert recent.find("side") is None
+        assert [recent.is_to_come("top", seq) for seq in (6, 7, 8)] == [False, False, True]
+        assert [recent.is_to_come(station, 1) for station in ("side", "unknown")] == [True, False]
         assert recent.find("unknown") is None
 
     def test_the_last_part_is_that_with_an_image(self) -> None:
