@@ -26,7 +26,7 @@ from flawscope.runtime.line.http.routes import table
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.line_config import LineConfig
 from flawscope.runtime.line.parts import PartRecord, Verdict, ViewRecord, worst_view
-from flawscope.runtime.line.status import LineStatus, StationStatus
+from flawscope.runtime.line.status import LineStatus, StationStatus, ViewStatus
 from flawscope.runtime.line.users.line_users import LineUsers
 
 LIMITS = {"low": 2.0, "high": 8.0}
@@ -85,7 +85,10 @@ class PageStation(FakeStation):
     def status(self) -> StationStatus:
         status = super().status()
         reason = {"error": "source left: the camera does not answer", "halted": ""}.get(self.state, "")
-        return msgspec.structs.replace(status, reason=reason)
+        assert isinstance(self.line, PageLine)
+        name = self.line.in_force
+        views = [ViewStatus(view, f"tile-{name}", DIGESTS[name], self.threshold, self.revision) for view in self.views]
+        return msgspec.structs.replace(status, reason=reason, views=tuple(views))
 
 
 class PageLine(FakeLine):
