@@ -18,8 +18,11 @@ pytest.importorskip("httpx", reason="the client of these tests")
 from browser import CHROMIUM, DESKTOP, PHONE, launch, opened  # noqa: E402
 from line_control import wait_for  # noqa: E402
 from line_here import line_here, spotted  # noqa: E402
-from line_page_stand_in import DIGESTS, PageHere, drawn  # noqa: E402
+from line_page_stand_in import PageHere, drawn  # noqa: E402
+from line_project import png  # noqa: E402
+from swapped_lines import write_bundle_at  # noqa: E402
 
+from flawscope.bundle import open_bundle, pack_bundle  # noqa: E402
 from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
@@ -57,6 +60,11 @@ def until_shown(page: Any, where: str, part: str) -> None:
     while part not in (canvas.get_attribute("data-key") or ""):
         assert time.monotonic() < end, f"no image of {part}"
         page.wait_for_timeout(20)
+
+
+def base(here: Any) -> str:
+    """Return the address of a real line."""
+    return str(here.client.base_url).rstrip("/")
 
 
 def seconds_until_seen(here: Any, page: Any, value: int) -> float:
@@ -189,33 +197,50 @@ def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> N
     ]
 
 
-def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, line: PageHere, tmp_path: Path) -> None:
-    for step in range(60):
-        line.top.part([1.0 + step / 12])
-    with opened(browser, f"{line.url}/#engineer") as (page, watch):
+def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_path: Path) -> None:
+    write_bundle_at(tmp_path / "tiny.flaw", 150.0)
+    digest = write_bundle_at(tmp_path / "other.flaw", 100.0, name="other")
+    with open_bundle(tmp_path / "other.flaw") as bundle:
+        pack_bundle(bundle, tmp_path / "packed.flaw")
+    with line_here(tmp_path) as here, opened(browser, f"{base(here)}/#engineer") as (page, watch):
+        for value in range(95, 215, 6):
+            here.push(png(value))
+        page.get_by_role("button", name="Load again").click()
         outcome = page.locator("#what-if-outcome")
-        sync_api.expect(outcome).to_contain_text("37 accept, 23 reject")
+        sync_api.expect(outcome).to_contain_text("10 accept, 10 reject")
         slider = page.locator("#what-if")
-        slider.evaluate("(slider) => { slider.value = '3'; slider.dispatchEvent(new Event('input')); }")
-        assert "more rejects than now" in outcome.inner_text(), "judged anew at once, without asking"
-        sync_api.expect(page.locator(".changed")).to_contain_text("would be decided otherwise")
+        move = "(slider, to) => { slider.value = to; slider.dispatchEvent(new Event('input')); }"
+        slider.evaluate(move, "120")
+        assert "5 accept, 15 reject" in outcome.inner_text(), "judged anew at once, without asking"
+        sync_api.expect(page.locator(".changed")).to_contain_text("5 would be decided otherwise")
         button = page.locator("#threshold-set")
         sync_api.expect(button).to_be_disabled()
-        page.locator("#threshold-reason").fill("more rejects, please")
+        page.locator("#threshold-reason").fill("scratches come through")
         button.click()
         sync_api.expect(page.locator("#told")).to_contain_text("from the next part on")
-        assert [row["reason"] for row in line.line.thresholds] == ["more rejects, please"]
-        slider.evaluate("(slider) => { slider.value = slider.min; slider.dispatchEvent(new Event('input')); }")
+        assert here.push(png(130))["verdict"] == "reject"
+        slider.evaluate(move, "225")
         sync_api.expect(button).to_contain_text("outside of the bundle's limits")
 
-        swap = page.locator(f".swap-in[data-digest='{DIGESTS['new']}']")
+        page.locator("#upload").set_input_files(tmp_path / "packed.flaw")
+        swap = page.locator(f".swap-in[data-digest='{digest}']")
+        page.locator("#shadow").fill("1")
         swap.click()
         swap.click()
+        sync_api.expect(page.locator(".steps li.running b")).to_have_text("shadow")
+        here.push(png(110))  # on this one the two differ
         sync_api.expect(page.locator(".swap")).to_have_attribute("data-state", "done")
-        sync_api.expect(page.locator(".steps li.ok")).to_have_count(7)
+        sync_api.expect(page.locator(".steps li.ok")).to_have_count(6)
+        sync_api.expect(page.locator(".steps li.skipped b")).to_have_text("challenge")
         sync_api.expect(page.locator(".swap tbody tr")).to_have_count(1)
-        sync_api.expect(page.locator(".bundle.here h3")).to_have_text("tile-new")
+        sync_api.expect(page.locator(".bundle.here h3")).to_have_text("other")
+        assert here.push(png(110))["verdict"] == "reject"
         shot(page, tmp_path, "engineer")
+        page.get_by_role("button", name="Roll back").click()
+        page.get_by_role("button", name="Press again: roll back").click()
+        sync_api.expect(page.locator(".bundle.here h3")).to_have_text("tiny")
+        page.locator("#verify").click()
+        sync_api.expect(page.locator("#verified")).to_contain_text("The chain is whole: 23 parts")
         watch.check()
 
 
@@ -243,7 +268,7 @@ def test_a_user_signs_in_and_sees_what_his_role_may_do(browser: Any, line: PageH
 
 
 def test_a_real_line_is_seen_within_a_second_halted_and_reviewed(browser: Any, tmp_path: Path) -> None:
-    with line_here(tmp_path) as here, opened(browser, str(here.client.base_url).rstrip("/"), DESKTOP) as (page, watch):
+    with line_here(tmp_path) as here, opened(browser, base(here), DESKTOP) as (page, watch):
         here.push(spotted(90, 120))
         word = page.locator(".verdict-word")
         sync_api.expect(word).to_have_text("ACCEPT")
@@ -282,6 +307,3 @@ def test_a_real_line_is_seen_within_a_second_halted_and_reviewed(browser: Any, t
         said = [(row.seq, row.label, row.type) for row in reviews()]
         assert said == [(5, "unsure", ""), (4, "anomalous", "crack"), (3, "anomalous", "crack"), (2, "normal", "")]
         watch.check()
-        page.locator("#tab-engineer").click()
-        page.locator("#verify").click()
-        sync_api.expect(page.locator("#verified")).to_contain_text("The chain is whole: 6 parts")
