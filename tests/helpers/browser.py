@@ -63,7 +63,7 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = TOUCH, **options:
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     try:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(40_000)
         watch = Watch(page, url.partition("/#")[0])
         page.goto(url)
         yield page, watch

@@ -21,17 +21,12 @@ from flawscope.runtime.line.clock import boot_id, iso
 from flawscope.runtime.line.http import app
 from flawscope.runtime.line.http.answers import json_answer
 from flawscope.runtime.line.http.context import Api, Context, user_of
-from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.http.routes import table
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.line_config import LineConfig
 from flawscope.runtime.line.parts import PartRecord, Verdict, ViewRecord, worst_view
 from flawscope.runtime.line.status import LineStatus, StationStatus, ViewStatus
 from flawscope.runtime.line.users.line_users import LineUsers
-
-LIMITS = {"low": 2.0, "high": 8.0}
-STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
-DIGESTS = {"old": "1f" * 32, "new": "a7" * 32}
 
 
 def drawn(seq: int, is_map: bool) -> np.ndarray:
@@ -79,7 +74,7 @@ class PageStation(FakeStation):
         verdict: Verdict = "accept" if score <= self.threshold else "reject"
         return ViewRecord(
             view, verdict, score=score, threshold=self.threshold, threshold_revision=self.revision,
-            bundle=DIGESTS["old"], image=image or f"images/{view}.png",
+            bundle="1f" * 32, image=image or f"images/{view}.png",
         )  # fmt: skip
 
     def status(self) -> StationStatus:
@@ -97,9 +92,6 @@ class PageLine(FakeLine):
     def __init__(self) -> None:
         super().__init__()
         self.reviews: list[dict[str, Any]] = []
-        self.thresholds: list[dict[str, Any]] = []
-        self.in_force = "old"
-        self.swap: dict[str, Any] = {"state": "idle", "steps": [], "disagreements": []}
         self.draw: Callable[[int, str, bool], np.ndarray] = lambda seq, view, is_map: drawn(seq, is_map)
 
     def add(self, name: str, is_triggered: bool = False) -> PageStation:
@@ -116,7 +108,7 @@ class PageLine(FakeLine):
 
 
 def rooms(context: Context) -> list[Api]:
-    """Return the routes of images, reviews, swaps, and whatever else a page asks of a line."""
+    """Return the routes of images and reviews."""
     line: Any = context.line
 
     async def live(request: Request) -> Response:
@@ -156,106 +148,6 @@ def rooms(context: Context) -> list[Api]:
         Api("GET", "/api/v1/parts/{seq:int}/reviews", "operator", reviews),
         Api("GET", "/api/v1/parts/{seq:int}/{file}", "operator", stored),
         Api("POST", "/api/v1/parts/{seq:int}/review", "operator", review),
-        *_engineering(line),
-    ]
-
-
-def _engineering(line: Any) -> list[Api]:
-    async def what_if(request: Request) -> Response:
-        query = request.query_params
-        name, image = request.path_params["station"], float(query["image"])
-        found = line.journal.parts(0, int(query["last"]), name, None, True)
-        found = [part for part in found if part.score is not None]
-        rejects = [part for part in found if part.score > image]
-        changed = [
-            {"seq": part.seq, "score": part.score, "verdict": part.verdict, "would_be": would_be}
-            for part in found
-            if (would_be := "reject" if part.score > image else "accept") != part.verdict
-        ]
-        return json_answer(
-            {
-                "parts": len(found),
-                "accept": len(found) - len(rejects),
-                "reject": len(rejects),
-                "changed": changed,
-                "scores": [part.score for part in found],
-                "threshold": line.stations[name].threshold,
-                "limits": LIMITS,
-            }
-        )
-
-    async def threshold(request: Request) -> Response:
-        body = await request.json()
-        if not LIMITS["low"] <= body["image"] <= LIMITS["high"]:
-            raise Refusal(400, f"expected a threshold from 2 to 8, got {body['image']}. Choose one between.")
-        station = line.stations[request.path_params["station"]]
-        line.thresholds.append(body)
-        station.threshold, station.revision = body["image"], station.revision + 1
-        return json_answer({"revision": station.revision, "image": station.threshold})
-
-    async def bundles(request: Request) -> Response:
-        rows = [
-            {"digest": DIGESTS[name], "name": f"tile-{name}", "method": "padim", "created": f"2026-11-2{day}T08:00:00Z",
-             "bytes": 7 << 20, "category": "magnetic_tile", "signed_by": "", "problem": "",
-             "thresholds": {"fp32": {"image": 4.0, **LIMITS}}, "used_by": ["top/left"] if name == line.in_force else []}
-            for day, name in enumerate(DIGESTS)
-        ]  # fmt: skip
-        return json_answer({"bundles": rows})
-
-    async def upload(request: Request) -> Response:
-        return json_answer({"digest": DIGESTS["new"], "bytes": len(await request.body())})
-
-    async def swap(request: Request) -> Response:
-        body = await request.json()
-        line.swap = {"state": "running", "digest": body["digest"], "asked": 0, "steps": [], "disagreements": []}
-        return json_answer({"state": "running"}, 202)
-
-    async def swap_now(request: Request) -> Response:
-        now = line.swap
-        if now["state"] == "running":
-            now["asked"] += 1
-            done = min(now["asked"] * 3, len(STEPS))
-            now["steps"] = [
-                {"name": name, "state": "ok" if place < done else "waiting", "detail": "", "ms": 12.5}
-                for place, name in enumerate(STEPS)
-            ]
-            now["disagreements"] = [
-                {
-                    "seq": 3,
-                    "old": {"verdict": "reject", "score": 5.1, "threshold": 4.0},
-                    "new": {"verdict": "accept", "score": 3.9, "threshold": 4.0},
-                }
-            ]
-            if done == len(STEPS):
-                now["state"], line.in_force = "done", "new"
-        return json_answer(now)
-
-    async def done(request: Request) -> Response:
-        return json_answer({"state": "done"})
-
-    async def audit(request: Request) -> Response:
-        events = [
-            {"link": 40 + place, "utc": iso(time.time_ns()), "actor": "anna", "role": "engineer", "action": action,
-             "object": "station top", "old": "", "new": new, "reason": "too many rejects"}
-            for place, (action, new) in enumerate((("threshold", "4.2"), ("halted", ""), ("acknowledged", "")))
-        ]  # fmt: skip
-        return json_answer({"events": events})
-
-    async def verify(request: Request) -> Response:
-        return json_answer({"is_whole": True, "parts": 42, "events": 3, "signed": 1, "notes": []})
-
-    station = "/api/v1/stations/{station}"
-    return [
-        Api("GET", f"{station}/what-if", "engineer", what_if),
-        Api("POST", f"{station}/threshold", "engineer", threshold),
-        Api("GET", "/api/v1/bundles", "engineer", bundles),
-        Api("POST", "/api/v1/bundles", "engineer", upload),
-        Api("POST", f"{station}/swap", "engineer", swap),
-        Api("GET", f"{station}/swap", "engineer", swap_now),
-        Api("POST", f"{station}/rollback", "engineer", done),
-        Api("POST", f"{station}/challenge", "engineer", done),
-        Api("GET", "/api/v1/audit", "engineer", audit),
-        Api("GET", "/api/v1/audit/verify", "engineer", verify),
     ]
 
 

@@ -19,7 +19,7 @@ export class BundlesCard {
     this.swap = el("div", { class: "swap", role: "status" });
     this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, placeholder: "as set", inputmode: "numeric" });
     this.file = el("input", { type: "file", id: "upload", accept: ".flaw", "aria-label": "Bundle to upload", onchange: () => this.#upload() });
-    this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", {}), { id: "rollback" });
+    this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", { reason: "on the page" }), { id: "rollback" });
     const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge", { view: this.#where.view }) }, "Challenge the one in force");
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
       el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback,

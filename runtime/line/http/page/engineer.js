@@ -52,8 +52,8 @@ function fillStations() {
 
 function fillViews() {
   const known = line.state.stations.find((station) => station.name === cards.station.value);
-  // Older lines tell views by their parts alone.
-  const names = known?.views?.map((view) => view.name) ?? line.parts.get(cards.station.value)?.find((part) => part.views.length)?.views.map((view) => view.view) ?? [];
+  // A station that starts knows no bundles yet.
+  const names = known?.views?.length ? known.views.map((view) => view.name) : line.parts.get(cards.station.value)?.find((part) => part.views.length)?.views.map((view) => view.view) ?? [];
   cards.view.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
   cards.view.parentElement.hidden = names.length < 2;
 }

@@ -1,6 +1,7 @@
 // Whether the line is well: account, journal, images and disk, sinks, self-tests, drift.
 
-import { el, mark } from "./dom.js";
+import { path, post } from "./api.js";
+import { el, mark, tell, twice } from "./dom.js";
 import { ago, count, number } from "./format.js";
 import { line } from "./line.js";
 
@@ -26,8 +27,8 @@ export class HealthCard {
   }
 }
 
-function row(isWell, name, text) {
-  return el("li", {}, mark(isWell ? "accept" : "fault"), el("b", {}, name), el("span", {}, text));
+function row(isWell, name, text, act = null) {
+  return el("li", {}, mark(isWell ? "accept" : "fault"), el("b", {}, name), el("span", {}, text, act ? [" ", act] : ""));
 }
 
 function imageRows(images) {
@@ -40,5 +41,14 @@ function driftRow(view) {
   const name = `Drift ${view.station}/${view.view}`;
   if (view.state === "learning") return row(true, name, `learning, ${count(view.learned)} of ${count(view.reference)} parts`);
   const drifting = view.quantities.filter((one) => one.is_drifting).map((one) => `${one.name} was ${number(one.mean_before)}, is ${number(one.mean_now)}`);
-  return row(view.state !== "drift", name, drifting.join("; ") || "as at first");
+  if (view.state !== "drift") return row(true, name, "as at first");
+  // What is seen now becomes what later images are compared with: for a new lamp, not for a dirty one.
+  const relearn = twice("This is right: learn anew", "Press again: learn anew", async () => {
+    try {
+      await post(path(`/api/v1/stations/${encodeURIComponent(view.station)}/drift/relearn`, { view: view.view }));
+      tell(`${view.station}/${view.view} learns anew what it sees.`);
+      await line.refresh();
+    } catch (error) { tell(error.message, true); }
+  });
+  return row(false, name, drifting.join("; ") || "drifting", relearn);
 }

@@ -18,11 +18,11 @@ export async function beginShift() {
   shift = await post("/api/v1/shift");
 }
 
-/** Return the counts of a station since the shift began, and since when, in words. */
+/** Return the counts of a station since the shift began, since when, and why then. */
 export function sinceShift(station) {
   const before = shift?.before?.[station.name] ?? { accept: 0, reject: 0, fault: 0 };
   const counts = {};
   for (const verdict of ["accept", "reject", "fault"]) counts[verdict] = Math.max(0, station[verdict] - before[verdict]);
-  if (!shift) return { counts, since: "the line started" };
-  return { counts, since: shift.is_start ? `${clock(shift.utc)}, when the line started` : `${clock(shift.utc)}, when the shift began` };
+  if (!shift) return { counts, since: "the line started", why: "" };
+  return { counts, since: clock(shift.utc), why: shift.is_start ? "The line started then." : `${shift.actor} began the shift then.` };
 }

@@ -19,7 +19,7 @@ export class ThresholdCard {
 
   constructor() {
     this.chart = el("div", {});
-    this.slider = el("input", { type: "range", id: "what-if", "aria-label": "Threshold to try", oninput: () => this.#set(Number(this.slider.value)) });
+    this.slider = el("input", { type: "range", id: "what-if", "aria-label": "Threshold to try", oninput: () => this.#set(Number(Number(this.slider.value).toPrecision(4))) });
     this.exact = el("input", { type: "number", id: "what-if-exact", step: "any", "aria-label": "Threshold to try, as a number", onchange: () => this.#set(Number(this.exact.value)) });
     this.outcome = el("p", { class: "outcome", id: "what-if-outcome", role: "status" });
     this.changed = el("div", { class: "changed" });

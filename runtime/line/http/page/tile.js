@@ -167,15 +167,16 @@ export class Tile {
   }
 
   #drawCounters() {
-    const { counts, since } = sinceShift(this.#station);
+    const { counts, since, why } = sinceShift(this.#station);
     const all = counts.accept + counts.reject + counts.fault;
     const rows = ["accept", "reject", "fault"].map((verdict) => [verdict, counts[verdict], percent(counts[verdict], all)]);
-    const key = JSON.stringify([rows, this.#station.open, since]);
+    const key = JSON.stringify([rows, this.#station.open, since, why]);
     if (this.counters.dataset.key === key) return;
     this.counters.dataset.key = key;
     this.counters.replaceChildren(...rows.map(([verdict, value, share]) => el("div", { class: verdict },
       el("dt", {}, mark(verdict), verdict), el("dd", {}, el("b", {}, count(value)), " ", el("span", { class: "muted small" }, share)))));
     const open = this.#station.open ? ` · ${this.#station.open} open` : "";
+    this.since.title = why;
     say(this.since, `${count(all)} parts since ${since}${open}`);
   }
 
