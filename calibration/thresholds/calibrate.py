@@ -39,6 +39,7 @@ from flawscope.calibration.thresholds.threshold_record import write_changed
 from flawscope.calibration.thresholds.thresholds_from_scores import (
     thresholds_from_scores,
     with_limits,
+    with_normal,
     zone_thresholds_from_scores,
 )
 from flawscope.calibration.thresholds.zones_by_hand import check_zone_request, zone_by_hand
@@ -278,6 +279,8 @@ def propose_thresholds(
             new = with_products(
                 new, products, scores.image[good], scores.map_max[good], false_reject_rate, confidence, scored_on
             )
+        else:
+            new = with_normal(new, scores.image[good])
     names = [sample.path for sample in itertools.compress(chosen.samples, good)]
     calibration = Calibration(
         old=manifest.thresholds_of(precision),
@@ -414,8 +417,10 @@ def set_thresholds(
                 f"{path}: expected both --image-threshold and --pixel-threshold, because the bundle has none yet. "
                 "Give both, or calibrate with --data."
             )
-        limits, products = (old.limits, old.products) if old else (None, msgspec.UNSET)
-        new = Thresholds(new_image, new_pixel, limits, products=products)
+        new = Thresholds(new_image, new_pixel)
+        if old is not None:
+            # The scores of the images are what they were.
+            new = msgspec.structs.replace(old, image=new_image, pixel=new_pixel)
         return msgspec.structs.replace(new, limits=limits_by_hand(new, image_limits, pixel_limits))
 
     old, written = write_changed(path, manifest, precision, by_hand, min_area_px, command)

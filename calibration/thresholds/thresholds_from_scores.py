@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from flawscope.arrays import Float64Array
 from flawscope.bundle import Guarantee, Threshold, ThresholdLimits, Thresholds, ZoneThresholds
 from flawscope.calibration.thresholds.joint_thresholds import joint_thresholds
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic, order_statistic_threshold
 from flawscope.calibration.thresholds.threshold_limits import Range, limits_by_hand, limits_from_scores
+
+MOST_NORMAL = 1000
+"""Scores of normal images that a bundle keeps."""
 
 
 def thresholds_from_scores(
@@ -68,6 +72,13 @@ def with_limits(
     limits = ThresholdLimits(limits_from_scores(new.image.value, scores), limits_from_scores(new.pixel.value, map_max))
     new = msgspec.structs.replace(new, limits=limits)
     return msgspec.structs.replace(new, limits=limits_by_hand(new, *given))
+
+
+def with_normal(new: Thresholds, scores: Float64Array) -> Thresholds:
+    """Return thresholds with the scores of the normal images that they were set on, float64 [N]."""
+    count = min(len(scores), MOST_NORMAL)
+    kept = np.sort(scores)[np.round(np.linspace(0, len(scores) - 1, count)).astype(int)]
+    return msgspec.structs.replace(new, normal=tuple(kept.tolist()))
 
 
 def _stated(statistic: OrderStatistic, backend: str, guarantee: Guarantee) -> Threshold:

@@ -111,6 +111,9 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         limits: How far a threshold overlay may go; null where none is allowed.
         zones: The thresholds of the zones, in their order; not written where the bundle has none.
         products: The thresholds by product, sorted by name; not written where there are none.
+        normal: Image scores of the normal images that the thresholds were set on, rising; of more than 1,000 so many,
+            at equal steps of their ranks. A line compares its own with them. Not written where they say less of a
+            line: with zones, by product, cross-fitted, and in bundles of before.
     """
 
     image: Threshold
@@ -119,6 +122,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # UNSET and not an empty default: manifests without them keep their bytes, which the digest covers.
     zones: tuple[ZoneThresholds, ...] | msgspec.UnsetType = msgspec.UNSET
     products: tuple[ProductThresholds, ...] | msgspec.UnsetType = msgspec.UNSET
+    normal: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def of_zones(self) -> tuple[ZoneThresholds, ...]:
@@ -129,6 +133,11 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def by_product(self) -> tuple[ProductThresholds, ...]:
         """The thresholds by product; empty where there are none."""
         return () if self.products is msgspec.UNSET else self.products
+
+    @property
+    def normal_scores(self) -> tuple[float, ...]:
+        """`normal`, empty where it is unset."""
+        return () if self.normal is msgspec.UNSET else self.normal
 
 
 class ThresholdChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

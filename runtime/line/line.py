@@ -174,7 +174,7 @@ class Line:
         stack.callback(swaps.close)
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
-        self.drift = DriftMonitor.of(config, journal, self._clock)
+        self.drift = DriftMonitor.of(config, journal, self._clock, self.stations)
         if self.drift is not None:
             self.drift.start()
             stack.callback(self.drift.stop)

@@ -16,7 +16,7 @@ import numpy as np
 
 from flawscope.arrays import Float64Array, Int64Array
 
-_ABOVE = 400
+_ABOVE = 100
 """Simulated values that pass the probability that is asked for; fewer where that would need too many."""
 _MOST = 1_000_000
 _SIGMAS = 3

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.clock import Clock, iso
+from flawscope.runtime.line.drift.calibrated import CalibratedScores, HasMeasures
 from flawscope.runtime.line.drift.seen import Seen
 from flawscope.runtime.line.drift.state import QuantityDrift, ViewDrift
 from flawscope.runtime.line.drift.stored import UNREADABLE, Reference, path_of, read_reference, write_reference
@@ -59,10 +60,20 @@ class DriftMonitor:
         state: State folder of the line.
         journal: Where events are recorded.
         clock: The clock.
+        calibrated: Returns the scores of the calibration of a bundle that a view accepts, as far as they are known;
+            called with station, view and digest.
     """
 
-    def __init__(self, options: Mapping[_View, DriftOptions], state: Path, journal: Recorder, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: Mapping[_View, DriftOptions],
+        state: Path,
+        journal: Recorder,
+        clock: Clock,
+        calibrated: Callable[[str, str, str], Sequence[float]] = lambda station, view, bundle: (),
+    ) -> None:
         self._options, self._folder, self._journal, self._clock = dict(options), state, journal, clock
+        self._calibrated = calibrated
         self._queue: queue.Queue[Seen | Callable[[], None] | None] = queue.Queue(_MOST_WAITING)
         self._watched: dict[_View, _Watched] = {}
         self._lock = threading.Lock()
@@ -73,15 +84,18 @@ class DriftMonitor:
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
 
     @staticmethod
-    def of(config: LineConfig, journal: Recorder, clock: Clock) -> DriftMonitor | None:
-        """Return the monitor of a line; None where no view is watched."""
+    def of(
+        config: LineConfig, journal: Recorder, clock: Clock, stations: Mapping[str, HasMeasures]
+    ) -> DriftMonitor | None:
+        """Return the monitor of a line; None where no view is watched. The stations may come later."""
         options = {
             (station.name, view.name): view.drift
             for station in config.stations
             for view in station.views
             if view.drift is not None
         }
-        return DriftMonitor(options, config.line.state, journal, clock) if options else None
+        calibrated = CalibratedScores(config, stations)
+        return DriftMonitor(options, config.line.state, journal, clock, calibrated) if options else None
 
     @property
     def missed(self) -> int:
@@ -173,17 +187,22 @@ class DriftMonitor:
         except UNREADABLE as err:
             stored = None
             self._event("drift_relearned", view, reason=f"its reference could not be read: {err}")
-        since = iso(self._clock.utc_ns())
         same = (image.bundle, image.revision, options.reference)
         if stored is None or (stored.bundle, stored.revision, stored.size) != same:
-            return _Watched(image.generation, image.bundle, image.revision, ViewWatch(options, since=since))
-        watch = ViewWatch(options, stored.values, stored.since)
+            watch = self._watch(view, image.bundle)
+        else:
+            watch = ViewWatch(options, stored.values, stored.since, self._calibrated(*view, image.bundle))
         return _Watched(image.generation, image.bundle, image.revision, watch, watch.has_learned)
+
+    def _watch(self, view: _View, bundle: str) -> ViewWatch:
+        """Return a watch that learns its reference from now on."""
+        since, calibrated = iso(self._clock.utc_ns()), self._calibrated(*view, bundle)
+        return ViewWatch(self._options[view], since=since, calibrated=calibrated)
 
     def _relearn(self, view: _View, actor: str, role: str) -> None:
         self._event("drift_relearned", view, actor=actor, role=role)
         if (watched := self._watched.get(view)) is not None:
-            watched.watch = ViewWatch(self._options[view], since=iso(self._clock.utc_ns()))
+            watched.watch = self._watch(view, watched.bundle)
             self._states[view] = watched.watch.state(*view, watched.bundle)
             # At once: after a kill the old one must not come back.
             self._store(view, watched)

@@ -9,8 +9,13 @@ from flawscope.runtime.line.drift.seen import Seen
 from flawscope.runtime.line.drift.state import QuantityDrift, ViewDrift
 from flawscope.runtime.line.line_config import DriftOptions
 
+_CALIBRATED = "score_calibrated"
+_LEAST_CALIBRATED = 50
+"""Scores of its calibration that a bundle must hold, for the same reason as `reference`."""
+
 QUANTITIES = (
     "score",
+    _CALIBRATED,
     "map_mean",
     "rejected",
     "brightness_p1",
@@ -20,7 +25,8 @@ QUANTITIES = (
     "sharpness",
 )
 """What is watched: `score` and `map_mean`, the mean of the anomaly map, of accepted images; all others, the share of
-rejected ones among them, of all images that were scored."""
+rejected ones among them, of all images that were scored. `score_calibrated` is the score, compared with those of the
+bundle's calibration where it holds them."""
 
 _TESTS = 2 * len(QUANTITIES)
 _MOST_ALPHA = 0.05
@@ -41,22 +47,32 @@ class ViewWatch:
         options: What the configuration says.
         references: Quantity -> values of its reference, as `references` gives them.
         since: When the reference began, in UTC.
+        calibrated: Scores of the calibration that the view accepts; fewer than 50 are not used.
     """
 
     def __init__(
-        self, options: DriftOptions, references: Mapping[str, Sequence[float]] | None = None, since: str = ""
+        self,
+        options: DriftOptions,
+        references: Mapping[str, Sequence[float]] | None = None,
+        since: str = "",
+        calibrated: Sequence[float] = (),
     ) -> None:
         self._options, self._since, self._plan = options, since, plan_of(options)
         given = references or {}
         self._quantities = {
-            name: Quantity(self._plan, given.get(name, ()), seed) for seed, name in enumerate(QUANTITIES)
+            name: Quantity(self._plan, given.get(name, ()), seed)
+            for seed, name in enumerate(QUANTITIES)
+            if name != _CALIBRATED
         }
+        if len(calibrated) >= _LEAST_CALIBRATED:
+            plan = self._plan._replace(reference=len(calibrated))
+            self._quantities[_CALIBRATED] = Quantity(plan, calibrated, QUANTITIES.index(_CALIBRATED))
         self._looked: dict[str, QuantityDrift] = {}
 
     @property
     def references(self) -> dict[str, Sequence[float]]:
         """Quantity -> values of its reference so far."""
-        return {name: quantity.reference for name, quantity in self._quantities.items()}
+        return {name: quantity.reference for name, quantity in self._quantities.items() if name != _CALIBRATED}
 
     @property
     def since(self) -> str:
@@ -72,10 +88,11 @@ class ViewWatch:
         """Take an image; returns the quantities that have begun to drift with it, or drift no more."""
         changed = []
         for name, quantity in self._quantities.items():
-            if name not in image.values:
+            value = image.values.get("score" if name == _CALIBRATED else name)
+            if value is None:
                 continue
             was_drifting = quantity.is_drifting
-            found = quantity.add(image.values[name], image.seq, image.source)
+            found = quantity.add(value, image.seq, image.source)
             if found is None:
                 continue
             self._looked[name] = now = QuantityDrift(

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from line_project import PUSH, read_line
 from line_stand_ins import WAIT_S, MemoryJournal, wait_until
+from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope.runtime.line.clock import SystemClock
+from flawscope.runtime.line.drift.calibrated import CalibratedScores
 from flawscope.runtime.line.drift.monitor import DriftMonitor
 from flawscope.runtime.line.drift.seen import Seen, seen_of
 from flawscope.runtime.line.drift.state import ViewDrift
@@ -24,7 +26,7 @@ from flawscope.runtime.line.line_config import DriftOptions
 from flawscope.runtime.line.metrics import LineMetrics
 from flawscope.runtime.line.parts import ViewRecord
 
-OPTIONS = DriftOptions(window=20, reference=50, false_alarms=0.5, bins=5)
+OPTIONS = DriftOptions(window=20, reference=50, false_alarms=5.0, bins=5)
 BUNDLE = "ab" * 32
 
 
@@ -129,6 +131,60 @@ class TestWatch:
             assert not journal.events
         finally:
             monitor.stop()
+
+
+class TestCalibration:
+    """A bundle that holds the scores of its calibration: no part of the line has to be learned for it."""
+
+    def test_scores_that_are_not_those_of_the_calibration_are_found_while_it_learns(
+        self, tmp_path: Path, journal: MemoryJournal
+    ) -> None:
+        asked = []
+
+        def calibrated(*names: str) -> list[float]:
+            asked.append(names)
+            return np.random.default_rng(9).normal(10.0, 1.0, 80).tolist()
+
+        monitor = DriftMonitor({("top", "cam0"): OPTIONS}, tmp_path, journal, SystemClock(), calibrated)
+        monitor.start()
+        try:
+            feed(monitor, 10.0, 20, 1)
+            assert drained(monitor).warnings == ()
+            feed(monitor, 14.0, 20, 21, seed=1)
+            state = drained(monitor)
+            assert (state.learned, [one.name for one in state.quantities if one.is_drifting]) == (
+                40,
+                ["score_calibrated"],
+            )
+            assert asked == [("top", "cam0", BUNDLE)]
+        finally:
+            monitor.stop()
+        # Of the bundle, and not of the line: it is not stored with its reference.
+        assert "score_calibrated" not in msgspec.json.decode((tmp_path / "drift/top/cam0.json").read_bytes())["values"]
+
+    def test_too_few_scores_are_not_used(self, tmp_path: Path, journal: MemoryJournal) -> None:
+        monitor = DriftMonitor({("top", "cam0"): OPTIONS}, tmp_path, journal, SystemClock(), lambda *names: [1.0] * 49)
+        monitor.start()
+        try:
+            feed(monitor, 14.0, 45, 1)
+            assert drained(monitor).quantities == ()
+        finally:
+            monitor.stop()
+
+    def test_they_are_those_of_the_bundle_up_to_its_threshold(self, tmp_path: Path) -> None:
+        normal = tuple(float(score) for score in range(100, 200))
+        thresholds = msgspec.structs.replace(tiny_thresholds(150.0), normal=normal)
+        write_tiny_bundle(tmp_path / "tiny.flaw", thresholds=thresholds)
+        read = read_line(tmp_path)
+        line = Line(read, lambda text: None)
+        line.start()
+        try:
+            measure = line.stations["top"].views["cam0"].measure
+            scores = CalibratedScores(read.config, line.stations)
+            assert scores("top", "cam0", measure.bundle) == normal[:51]
+            assert scores("top", "cam0", "ab" * 32) == scores("other", "cam0", measure.bundle) == ()
+        finally:
+            line.stop()
 
 
 class TestReference:
@@ -270,7 +326,7 @@ def test_a_drift_of_one_percent_is_a_warning_and_no_verdict_changes(tmp_path: Pa
         "backend": "cpu",
         "threads": 1,
         "scene": {"brightness": [60, 140]},
-        "drift": {"window": 40, "reference": 60, "false_alarms": 0.5},
+        "drift": {"window": 40, "reference": 60, "false_alarms": 5.0},
     }
     line = Line(read_line(tmp_path, views=[view], depth=1024, deadline_ms=60000), lambda text: None)
     line.start()
