@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flawscope.errors import ArgumentError
+from flawscope.runtime.line.journal.schema import FILE
 from flawscope.runtime.line.line_command import counts_line, tell_end
 from flawscope.runtime.line.line_stop import Stop, StoppedAtStart, end_without_its_threads
 from flawscope.terminal import command_line, echo, progress_bars
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 _SAY_S = 5.0
 """Seconds between two lines of the account."""
-_MOST_BYTES = 1 << 30
-"""Size of the state folder at which the demo ends: nobody watches it for ever."""
+_MOST_BYTES = 512 << 20
+"""Size of the journal at which the demo ends: nobody watches it for ever. Images have their quota in line.yml."""
 
 
 def _between(low: float, high: float) -> Callable[[click.Context, click.Parameter, float], float]:
@@ -71,7 +72,7 @@ def line_demo_command(folder: Path, minutes: float, port: int | None, rate: floa
     FOLDER, by default line-demo, gets the bundle (about half a minute, offline; it needs PyTorch once), the
     configuration line.yml, and the state of the line. What is there is used again, so change line.yml as you like.
     Of 25 parts in a row 4 have a defect, and 3 are faults: a camera sends nothing, the lamp is off, a file is cut
-    off. Ends with Ctrl-C, after --minutes, or when the state folder has 1 GiB.
+    off. Ends with Ctrl-C, after --minutes, or when its journal has 512 MiB.
     """
     # Here and not above: --help must work without the extra.
     from flawscope.runtime.line.line import Line
@@ -115,7 +116,7 @@ class _Watch:
     """Says each few seconds how the line stands, and when its time is over."""
 
     def __init__(self, line: Line, belt: FakeBelt, state: Path, minutes: float) -> None:
-        self._line, self._belt, self._state = line, belt, state
+        self._line, self._belt, self._journal = line, belt, state / FILE
         self._started = time.monotonic()
         self._end = self._started + 60 * minutes
         self._next = self._started + _SAY_S
@@ -130,19 +131,11 @@ class _Watch:
             echo(f"{now - self._started:4.0f} s  {counts_line(station)}", err=True)
         if self._belt.problem:
             echo(f"the belt could not send a part: {self._belt.problem}", err=True)
-        if (size := _bytes_below(self._state)) > _MOST_BYTES:
-            echo(f"{self._state}: {size / 2**30:.1f} GiB, more than a demo may use: it ends", err=True)
-            return True
+        with contextlib.suppress(OSError):  # what is wrong with the disk the line itself says
+            if self._journal.stat().st_size > _MOST_BYTES:
+                echo(f"{self._journal}: more than {_MOST_BYTES / 2**20:.0f} MiB, enough for a demo: it ends", err=True)
+                return True
         return now >= self._end
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # removed a moment ago
-                total += (Path(place) / name).lstat().st_size
-    return total
 
 
 def _open_page(url: str) -> None:

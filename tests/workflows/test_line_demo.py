@@ -194,3 +194,15 @@ class TestLineDemo:
         (tmp_path / "line.yml").write_text(changed)
         assert "kind push" in refused(["line", "demo", "--no-open", str(tmp_path)], capsys)
         assert (tmp_path / "line.yml").read_text() == changed, "it is the user's file"
+
+    @pytest.mark.long
+    def test_it_ends_when_its_journal_is_large(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, small: None
+    ) -> None:
+        from flawscope.workflows import line_demo_command as command
+
+        write_tiny_bundle(tmp_path / "board.flaw", thresholds=tiny_thresholds())
+        monkeypatch.setattr(command, "_MOST_BYTES", 1)
+        monkeypatch.setattr(command, "_SAY_S", 0.2)
+        assert cli.run(["line", "demo", "--no-open", "--port", "0", str(tmp_path)]) == 0
+        assert "enough for a demo: it ends" in capsys.readouterr().err
