@@ -80,9 +80,7 @@ class PageStation(FakeStation):
     def status(self) -> StationStatus:
         status = super().status()
         reason = {"error": "source left: the camera does not answer", "halted": ""}.get(self.state, "")
-        assert isinstance(self.line, PageLine)
-        name = self.line.in_force
-        views = [ViewStatus(view, f"tile-{name}", DIGESTS[name], self.threshold, self.revision) for view in self.views]
+        views = [ViewStatus(view, "tile", "1f" * 32, self.threshold, self.revision) for view in self.views]
         return msgspec.structs.replace(status, reason=reason, views=tuple(views))
 
 

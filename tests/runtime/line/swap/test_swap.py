@@ -445,3 +445,15 @@ def test_one_view_of_two_is_changed(tmp_path: Path, other: Path) -> None:
         assert swaps.rollback("top")["state"] == "rolled_back"
         assert {name: measure.threshold for name, measure in station.measures.items()} == {"cam0": 150.0, "cam1": 150.0}
         assert len({measure.bundle for measure in station.measures.values()}) == 1
+
+
+def test_the_way_back_does_not_need_the_disk(tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path) as line:
+        assert swapped(line, swaps_of(line).add(other))["state"] == "done"
+        monkeypatch.setattr(station_bundles, "write_active", station_bundles.write_active)
+        _full_disk(line, tmp_path, "")
+        assert swaps_of(line).rollback("top", "eva", "engineer", "too many rejects")["state"] == "rolled_back"
+        record = verdict_of(line, 120)
+        assert (record.verdict, record.generation) == ("accept", 3)
+    (event,) = events_of(tmp_path, "rollback")
+    assert event["reason"] == "too many rejects; the disk is full"
