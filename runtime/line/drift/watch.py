@@ -32,12 +32,17 @@ _TESTS = 2 * len(QUANTITIES)
 _MOST_ALPHA = 0.05
 
 
-def plan_of(options: DriftOptions) -> Plan:
-    """Return how each quantity is watched so that all looks together alarm by chance no more often than is allowed."""
+def plan_of(options: DriftOptions, reference: int | None = None) -> Plan:
+    """Return how a quantity is watched so that all looks together alarm by chance no more often than is allowed.
+
+    Args:
+        options: What the configuration says.
+        reference: Values of the reference; None for as many as it says.
+    """
     step = max(1, options.window // 4)
     # Bonferroni: whatever depends on what, the chances of all tests of a look add up to its own at most.
     alpha = options.false_alarms / 1000 * step / _TESTS
-    return Plan(options.reference, options.window, step, options.bins, min(alpha, _MOST_ALPHA))
+    return Plan(reference or options.reference, options.window, step, options.bins, min(alpha, _MOST_ALPHA))
 
 
 class ViewWatch:
@@ -65,7 +70,7 @@ class ViewWatch:
             if name != _CALIBRATED
         }
         if len(calibrated) >= _LEAST_CALIBRATED:
-            plan = self._plan._replace(reference=len(calibrated))
+            plan = plan_of(options, len(calibrated))
             self._quantities[_CALIBRATED] = Quantity(plan, calibrated, QUANTITIES.index(_CALIBRATED))
         self._looked: dict[str, QuantityDrift] = {}
 
