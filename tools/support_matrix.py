@@ -285,10 +285,7 @@ def listing(corner: str, table: dict[str, tuple[str, str]], quote: str = "") -> 
 def page() -> str:
     """Return the page as Markdown."""
     cuda = dict.fromkeys(ARCHITECTURES, (COMPILED, "the kernels' sources also run in emulation on the CPU"))
-    line_tables = "\n\n".join(
-        listing(subject, table, "`")
-        for subject, table, rows in LINE_TABLES
-    )
+    line_tables = "\n\n".join(listing(subject, table, "`") for subject, table, rows in LINE_TABLES)
     return f"""# Support matrix
 
 Written by `python tools/support_matrix.py`; a test compares it with the code.
