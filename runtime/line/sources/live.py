@@ -57,7 +57,8 @@ class LiveImages:
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._is_open or self._end is not None, open_s)
-            if self._end is not None:
+            # One that was open and has ended since may have left images; `take` says so behind them.
+            if self._end is not None and not self._is_open:
                 raise SourceLost(self._end)
             if not self._is_open:
                 raise SourceLost(f"expected an answer within {open_s:g} s, got none. Check the camera and its network.")
