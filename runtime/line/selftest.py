@@ -26,7 +26,7 @@ from flawscope.runtime.scorers.golden import compare_golden
 
 _QUIET_S = 0.25
 """Seconds without an image after which a line counts as idle. On one that never is, the test comes when no image waits,
-a period later."""
+a period later; and where one always does, before them, another period later."""
 _AGAIN_S = 5.0
 """Seconds until a test that failed is repeated, where the period is longer."""
 _STOP_S = 2.0
@@ -152,7 +152,9 @@ class SelfTest:
             return
         tested.number += 1
         try:
-            tested.pending = scoring.submit_last(golden(tested.number))
+            tested.pending = scoring.submit_last(
+                golden(tested.number), time.monotonic_ns() + round(self._period_s * 1e9)
+            )
         except Exception as err:  # the image cannot be read any more, or what prepares it is broken
             tested.tried_at = now
             self._failed(tested, f"{type(err).__name__}: {err}")

@@ -119,8 +119,13 @@ class SharedScoring:
             _answer(request, _EXPIRED)
         return future
 
-    def submit_last(self, call: Callable[[], None]) -> Future[Any]:
+    def submit_last(self, call: Callable[[], None], latest_ns: int = _NEVER) -> Future[Any]:
         """Queue a call, for when no image waits; an image that comes while it runs waits for it.
+
+        Args:
+            call: The call.
+            latest_ns: From then on, by the monotonic clock, it comes before images: where there is always one that
+                waits, as of a camera that is faster than the inspector, it would never be called.
 
         Returns:
             When it was called None, or what it raised; a fault where it will not be.
@@ -131,7 +136,7 @@ class SharedScoring:
                 future.set_result(_CLOSED)
                 return future
             # A colour of its own: it is never in a batch with images.
-            request = _Request(_NEVER, next(self._numbers), b"", _NO_COLOR, None, future, call)
+            request = _Request(latest_ns, next(self._numbers), b"", _NO_COLOR, None, future, call)
             heapq.heappush(self._waiting, request)
             self._ready.notify()
         return future
@@ -249,9 +254,14 @@ class SharedScoring:
 
     def _take_expired(self) -> list[_Request]:
         """Return the requests whose deadline has passed, which wait no more. Holds the lock."""
-        expired, now = [], time.monotonic_ns()
+        expired: list[_Request] = []
+        calls: list[_Request] = []
+        now = time.monotonic_ns()
         while self._waiting and self._waiting[0].deadline_ns < now:
-            expired.append(heapq.heappop(self._waiting))
+            request = heapq.heappop(self._waiting)
+            (expired if request.call is None else calls).append(request)
+        for request in calls:  # their time has come, and is not over
+            heapq.heappush(self._waiting, request)
         return expired
 
     def _batch_size(self, first: _Request) -> int:

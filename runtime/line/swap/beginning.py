@@ -68,11 +68,12 @@ def begin(services: SwapServices, station: StationOptions) -> Beginning:
     active = Active(station.name, 1, tuple(rows), changed=iso(services.clock.utc_ns()))
     if old is not None:
         active = _following(old, active)
-    else:
-        # Where the file was lost, the numbers go on behind those of parts: none must name two sets.
-        last = services.parts(0, _LAST_PARTS, station.name, newest_first=True)
-        generation = 1 + max((part.generation for part in last), default=0)
-        active = msgspec.structs.replace(active, generation=generation)
+    # Where the file was lost, or the last change could not be written, the numbers go on behind those of parts: none
+    # must name two sets.
+    parts = services.parts(0, _LAST_PARTS, station.name, newest_first=True)
+    last = max((part.generation for part in parts), default=0)
+    if old is None or last > old.generation:
+        active = msgspec.structs.replace(active, generation=max(last + 1, active.generation))
     if active != old:
         write_active(path, active)
     return Beginning(active, measures, problems)

@@ -53,6 +53,7 @@ class SwapRun:
         steps: Its steps.
         disagreements: Parts of the shadow on which the bundles differ.
         reason: Why it failed, or was taken back.
+        has_flipped: Whether its bundle was put in force: from then on it is taken back, and not given up.
         is_given_up: Set when somebody takes it back before it is done.
         has_ended: Set when nothing is done any more.
     """
@@ -72,6 +73,7 @@ class SwapRun:
         self.reason = ""
         self.steps = tuple(Step(name) for name in steps)
         self.disagreements: list[dict[str, Any]] = []
+        self.has_flipped = False
         self.is_given_up = threading.Event()
         self.has_ended = threading.Event()
 

@@ -68,6 +68,7 @@ class StationBundles:
         self.shadow: Shadow | None = None
         self._lock = threading.RLock()
         self._faults = 0
+        self._is_unwritten = False
         self._retired: list[tuple[SharedScoring, int]] = []
         station.observer = self
 
@@ -107,11 +108,12 @@ class StationBundles:
             # would give again.
             active = self._next({run.view: measure}, keeps=True)
             write_active(self._file, active)
-            self.active = active
+            self.active, self._is_unwritten = active, False
             reason = (
                 f"bundle {run.digest[:12]}… after {', '.join(step.name for step in run.steps if step.state == 'ok')}"
             )
             self._put({run.view: measure}, "swap", run.actor, run.role, old.bundle, run.digest, reason)
+            run.has_flipped = True
             self._retire(self.kept)
             # A place without a bundle is nothing to go back to.
             self.kept = None if not old.bundle else Kept({run.view: old}, active.generation, self._parts())
@@ -127,11 +129,27 @@ class StationBundles:
         """
         with self._lock:
             run = self.last_run
-            if run is not None and self.is_running:
+            # One whose flip this has waited for is done, although its thread has not said so yet.
+            if run is not None and self.is_running and not run.has_flipped:
                 run.is_given_up.set()
-                return "given up"
+                # A challenge changes nothing: who wants the bundle before it wants it now.
+                if run.is_swap or self.kept is None:
+                    return "given up"
             self._put_back(actor, role, reason)
             return "rolled back"
+
+    def end(self, run: SwapRun, failure: str = "") -> None:
+        """Note that a swap or a challenge is over, and why it failed; one that was taken back meanwhile stays so."""
+        with self._lock:
+            if run.state == "running":
+                run.state, run.reason = ("failed", failure) if failure else ("done", run.reason)
+            run.has_ended.set()
+
+    def write_again(self) -> None:
+        """Write the active file where it could not be written: a restart must not put back what was taken away."""
+        with self._lock:
+            if self._is_unwritten:
+                self._written(self.active)
 
     def _put_back(self, actor: str, role: str, reason: str) -> None:
         with self._lock:
@@ -151,7 +169,7 @@ class StationBundles:
             new = ", ".join(measure.bundle for measure in measures.values())
             self._put(measures, "rollback", actor, role, old, new, reason)
             self._retire(Kept(given_up, 0, 0))
-            if run is not None and run.state == "done" and run.is_swap:
+            if run is not None and run.has_flipped:
                 run.state, run.reason = "rolled_back", reason
 
     def set_threshold(self, view: str | None, image: float, reason: str, actor: str, role: str) -> Measure:
@@ -261,13 +279,15 @@ class StationBundles:
         """Write the active file, and return what there is to say of it.
 
         For what must happen even if it cannot be written: a bundle that failed has to go, and of thresholds the overlay
-        is what a start reads.
+        is what a start reads. It is then written as soon as it can be.
         """
         self.active = active
         try:
             write_active(self._file, active)
         except FlawscopeError as err:
+            self._is_unwritten = True
             return f"; {err}"
+        self._is_unwritten = False
         return ""
 
     def _put(

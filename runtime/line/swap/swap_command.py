@@ -80,7 +80,9 @@ def rollback(config: Path, station: str, reason: str, user: str | None, password
     """Put back, for the next part, what STATION decided by before its last swap; or give up a swap that runs."""
     with asking(config, user, _password(user, password_file)) as client:
         state = client.post(f"/api/v1/stations/{quote(station, safe='')}/rollback", {"reason": reason})
-    echo(f"station {station}: {'given up' if state['state'] in ('running', 'failed') else 'rolled back'}")
+    # A challenge has no flip: it ends, and the bundle before is put back all the same.
+    is_given_up = state["state"] in ("running", "failed") and any(step["name"] == "flip" for step in state["steps"])
+    echo(f"station {station}: {'given up' if is_given_up else 'rolled back'}")
 
 
 def _followed(client: LineClient, path: str) -> dict[str, Any]:

@@ -247,17 +247,20 @@ class Swaps:
             bundles.station.readiness.forbid(_CHALLENGE, step.detail, hold=True)
 
     def _guarded(self, bundles: StationBundles, run: SwapRun, work: Callable[[], None]) -> None:
+        failure = "it ended without a word"
         try:
             work()
-            run.state = "done"
+            failure = ""
         except Exception as err:  # whatever it is: the old bundle goes on, and the reason is on record
-            run.reason = str(err) if isinstance(err, FlawscopeError) else f"unexpected {type(err).__name__}: {err}"
-            run.state = "failed"
+            failure = str(err) if isinstance(err, FlawscopeError) else f"unexpected {type(err).__name__}: {err}"
+            failure = failure or type(err).__name__
         finally:
-            run.has_ended.set()
+            bundles.end(run, failure)
 
     def _tidy(self) -> None:
         """Close what nobody uses; where bundles are loaded, so that none is closed that has just come."""
+        for bundles in self._stations.values():
+            bundles.write_again()
         used = {scoring for bundles in self._stations.values() for scoring in bundles.used()}
         if self._stations:
             self._services.measures.keep_only(used)

@@ -206,6 +206,42 @@ class TestItsPlaceInTheQueue:
         assert done == ["image"] * 3 + ["call"]
         wait_until(lambda: scoring.idle_s() > 0)
 
+    def test_where_an_image_always_waits_its_time_comes(self, inspector: RuleInspector, scoring: SharedScoring) -> None:
+        inspector.gate.clear()
+        done: list[str] = []
+        now = time.monotonic_ns()
+        scoring.submit(grey(1), now + FAR)
+        wait_until(lambda: len(inspector.sizes) == 1)
+        # Over already when it comes to its turn, and not thrown out as images are.
+        called = scoring.submit_last(lambda: done.append("call"), now)
+        scoring.submit(grey(2), now + FAR).add_done_callback(lambda future: done.append("image"))
+        late = scoring.submit(grey(3), now)
+        inspector.gate.set()
+        assert called.result(WAIT_S) is None
+        wait_until(lambda: len(done) == 2)
+        assert done == ["call", "image"]
+        assert "its deadline passed" in (late.result(WAIT_S).reason or "")
+
+    def test_a_line_that_is_never_idle_is_tested_too(self, line: Line) -> None:
+        scoring: Any = line.stations["top"].views["cam0"].measure.scoring
+        stop = threading.Event()
+
+        def feed() -> None:
+            waiting = [scoring.submit(grey(1), time.monotonic_ns() + 10**9) for _ in range(4)]
+            while not stop.is_set():
+                waiting.append(scoring.submit(grey(1), time.monotonic_ns() + 10**9))
+                waiting.pop(0).result(WAIT_S)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        try:
+            tested = next(iter(line._selftest._tested.values()))  # type: ignore[union-attr]
+            number, good_at = tested.number, tested.good_at
+            wait_until(lambda: tested.number >= number + 2 and tested.good_at > good_at)
+        finally:
+            stop.set()
+            feeder.join()
+
     def test_what_it_raises_is_told_and_ends_nothing(self, scoring: SharedScoring) -> None:
         def fails() -> None:
             raise BundleError("another score")

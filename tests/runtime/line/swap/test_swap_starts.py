@@ -19,6 +19,8 @@ from swapped_lines import (
     write_bundle_at,
 )
 
+from flawscope.errors import StorageError
+from flawscope.runtime.line.swap import station_bundles
 from flawscope.runtime.line.swap.active import active_file, read_active
 
 
@@ -98,3 +100,39 @@ def test_a_lost_active_file_gives_no_number_twice(tmp_path: Path, other: Path) -
         assert verdict_of(line, 120).generation == 5
     check_generations(tmp_path)
     assert len(events_of(tmp_path, "active_file_broken")) == 2
+
+
+def test_a_way_back_that_could_not_be_written_is_written_later_and_its_number_is_not_given_again(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise StorageError("the disk is full")
+
+    path = active_file(tmp_path / "state", "top")
+    with running(tmp_path) as line:
+        first = line.stations["top"].measures["cam0"].bundle
+        digest = swaps_of(line).add(other)
+        assert swapped(line, digest)["state"] == "done"
+        with monkeypatch.context() as patch:
+            patch.setattr(station_bundles, "write_active", full)
+            swaps_of(line).rollback("top")
+            line.turn()
+            assert verdict_of(line, 120).generation == 3
+    # Killed before the disk had room again: what is in the file is in force, under a number of its own.
+    with running(tmp_path) as line:
+        record = verdict_of(line, 120)
+        assert (record.verdict, record.generation, record.views[0].bundle) == ("reject", 4, digest)
+        swaps_of(line).set_threshold("top", None, 130.0, "looked at")
+        assert verdict_of(line, 120).generation == 5
+        assert swapped(line, first)["state"] == "done"
+        with monkeypatch.context() as patch:
+            patch.setattr(station_bundles, "write_active", full)
+            swaps_of(line).rollback("top")
+            line.turn()
+        assert read_active(path).views[0].digest == first  # type: ignore[union-attr]
+        line.turn()
+        wait_until(lambda: read_active(path).generation == 7)  # type: ignore[union-attr]
+        assert read_active(path).views[0].digest == digest  # type: ignore[union-attr]
+    with running(tmp_path) as line:
+        assert verdict_of(line, 120).generation == 7
+    check_generations(tmp_path)
