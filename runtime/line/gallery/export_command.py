@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from flawscope.output_options import OVERWRITE
 from flawscope.runtime.line.line_command import CONFIG
 from flawscope.terminal import echo
 
@@ -15,7 +16,7 @@ from flawscope.terminal import echo
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--station", default="", help="Only images of this station.")
 @click.option("--view", default="", help="Only images of this view.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+@OVERWRITE
 def export(config: Path, out: Path, station: str, view: str, overwrite: bool) -> int:
     """Write the reviewed images of a line as data sets, one folder for each view.
 
