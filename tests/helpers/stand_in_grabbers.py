@@ -25,7 +25,7 @@ class CounterSource(Options, kw_only=True, tag="counter", tag_field="kind"):
         images: Number of images; then it is idle, or with `ends` the source has ended.
         pause_s: Seconds between two images.
         at: Number of the image before which `act` is done, by the first child alone (`start` once by each).
-        act: hang, raise, lost, segv, exit, leak, or nothing.
+        act: hang, raise, lost (unread: with messages that it has not read), segv, exit, leak, or nothing.
         size: Height and width of its images.
         trigger: As `GenicamSource`.
         named: Whether images have the name of a file, and numbers begin anew with each child.
@@ -94,6 +94,8 @@ class Counter:
         elif act.startswith("raise"):
             raise ValueError("no such register")
         elif act.startswith("lost"):
+            if "unread" in act:
+                time.sleep(0.5)  # meanwhile its slots are given back, which it does not read
             raise SourceLost("the cable is out")
         elif act.startswith("segv"):
             os.kill(os.getpid(), signal.SIGSEGV)

@@ -152,6 +152,10 @@ class ChildProcess:
                 data = self._line.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 return found
+            except ConnectionResetError:
+                # It ended without reading all that it was sent; what it said before, its reason above all, is still
+                # there, behind this error.
+                continue
             except OSError:
                 return found or None
             if not data:

@@ -18,8 +18,11 @@ from recording_sink import RecordingSink
 from stand_in_grabbers import PLACE, CounterSource
 
 from flawscope.runtime.line.sources.child import ChildLimits, ChildSource
+from flawscope.runtime.line.sources.child_messages import Done, FromChild, Lost
+from flawscope.runtime.line.sources.child_process import ChildProcess
 from flawscope.runtime.line.sources.grabber import SourcePlace
 
+WAIT_S = 20.0
 QUICK = ChildLimits(hang_s=1.5)
 
 Start = Callable[..., tuple[ChildSource, RecordingSink]]
@@ -79,6 +82,25 @@ def test_images_come_in_order_and_whole(started: Start) -> None:
     assert numbers(sink) == list(range(50))
     assert [frame.frame_id for frame in sink.frames] == [*range(50), None]
     assert sink.words == ["up"]
+
+
+def test_a_reason_is_heard_from_a_child_that_ended_before_it_had_read_all(tmp_path: Path) -> None:
+    place = SourcePlace("top", "cam0", tmp_path / "state", 1 << 20)
+    options = CounterSource(folder=tmp_path, at=0, act="lost unread")
+    process = ChildProcess(ChildSource(options, place, QUICK, grabber=PLACE)._order)
+    try:
+        end = time.monotonic() + WAIT_S
+        # The line is busy elsewhere: nothing is received until the child has gone.
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            assert time.monotonic() < end
+            process.send(Done("0.png"))
+            time.sleep(0.05)
+        heard: list[FromChild] = []
+        while (messages := process.receive(0.1)) is not None:
+            heard += messages
+        assert Lost("the cable is out") in heard
+    finally:
+        process.end(0.0)
 
 
 def test_a_full_station_makes_the_child_wait_and_nothing_is_lost(started: Start) -> None:

@@ -70,6 +70,7 @@ def test_a_server_that_is_killed_is_lost_and_comes_back(started: Start) -> None:
     check_all(sink)
     # What looks like the end of a file is none.
     assert "ended" in sink.downs[0] or "broke off" in sink.downs[0]
+    assert "its process" not in sink.downs[0]
 
 
 def test_a_frozen_server_is_noticed_and_found_again(started: Start) -> None:
