@@ -74,12 +74,13 @@ class Disk:
 
     def words(self) -> str:
         """Return the level in a sentence; empty for `ok`."""
-        if self.level == "ok":
+        level = self.level  # once: another thread may find another one meanwhile
+        if level == "ok":
             return ""
         done = {
             "prune": "old images are deleted",
             "stop": "images are not stored",
             "fault": "parts are faults until there is more",
         }
-        limit = self._limits[self.level] / GB
-        return f"{self.free / GB:.3g} GB are free, {self.level}_below_gb is {limit:g}: {done[self.level]}"
+        limit = self._limits[level] / GB
+        return f"{self.free / GB:.3g} GB are free, {level}_below_gb is {limit:g}: {done[level]}"

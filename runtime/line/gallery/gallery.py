@@ -73,7 +73,7 @@ class Gallery:
         self._disk = Disk(state, options, usage)
         self._retention = Retention(state, journal, options.min_days, clock.utc_ns)
         self.store = ImageStore(state, options, journal, self._has_room, self._stored)
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         # None until they are counted, which takes a while for millions of files.
         self._bytes: int | None = None
         self._deleted = 0
@@ -82,6 +82,8 @@ class Gallery:
         self._not_before = float("-inf")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="image retention", daemon=True)
+        # One of its own: among millions of images it takes minutes to find those that may be deleted.
+        self._disk_thread = threading.Thread(target=self._watch_disk, name="disk", daemon=True)
 
     def start(self) -> None:
         """Look at the disk once, and begin.
@@ -94,6 +96,7 @@ class Gallery:
             folder.mkdir(parents=True, exist_ok=True)
         self._look()
         self.store.start()
+        self._disk_thread.start()
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -102,8 +105,10 @@ class Gallery:
             return
         self._stopping.set()
         self.store.stop(timeout_s)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        end = time.monotonic() + timeout_s
+        for thread in (self._thread, self._disk_thread):
+            if thread.ident is not None:
+                thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def disk(self) -> Level:
@@ -162,8 +167,14 @@ class Gallery:
                 self._problem = f"old images could not be deleted: {err}"
             self._stopping.wait(self._period_s)
 
+    def _watch_disk(self) -> None:
+        while not self._stopping.wait(self._period_s):
+            try:
+                self._look()
+            except Exception:  # as above
+                _log.exception("The disk could not be looked at.")
+
     def _turn(self) -> None:
-        self._look()
         if self._options.quota_gb is not None and self._bytes is None:
             counted = self._retention.stored_bytes()
             with self._lock:
@@ -177,9 +188,10 @@ class Gallery:
             self._candidates = None
 
     def _look(self) -> None:
-        before = self._disk.level
-        if (now := self._disk.look()) != before:
-            self._journal.event("disk_level", object="disk", old=before, new=now, reason=self._disk.words())
+        with self._looking:
+            before = self._disk.level
+            if (now := self._disk.look()) != before:
+                self._journal.event("disk_level", object="disk", old=before, new=now, reason=self._disk.words())
 
     def _too_full(self) -> str:
         """Return why images have to be deleted; empty where they need not."""

@@ -54,6 +54,7 @@ class Context:
         news: Tells verdicts and changes.
         metrics: Returns the metrics as text, and their content type.
         threads: Where calls run that may take a moment; the loop itself never waits for a lock or the disk.
+        acts: The same for what a line must hear whatever its disk does: triggers, halt and reset.
         access: Who may ask.
         state: State folder of the line.
 
@@ -69,11 +70,13 @@ class Context:
         news: News,
         metrics: Callable[[], tuple[bytes, str]],
         threads: Executor,
+        acts: Executor,
         access: Access,
         state: Path,
     ) -> None:
         self.state = state
         self.line, self.news, self.metrics, self._threads, self.access = line, news, metrics, threads, access
+        self._acts = acts
         self.options = {options.name: options for options in stations}
         self.memory = BodyMemory(max(256 << 20, 2 * max(body_bytes(options) for options in stations)))
 
@@ -81,6 +84,10 @@ class Context:
         """Call something that may take a moment, in a thread."""
         call = functools.partial(function, *arguments, **options)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def act(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call something of a station that waits for no disk, in a thread that nobody who reads images holds."""
+        return await asyncio.get_running_loop().run_in_executor(self._acts, functools.partial(function, *arguments))
 
     def station(self, request: Request) -> tuple[StationOptions, StationView]:
         """Return the station that the path names.

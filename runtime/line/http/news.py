@@ -112,7 +112,7 @@ class News:
             return self._recent[seq]
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(seq, set()).add(future)
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             either: set[asyncio.Future[Any]] = {future, gone}
             await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +134,7 @@ class News:
         """
         watcher = asyncio.Event()
         self._watchers.add(watcher)
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await send(b": flawscope\n\n")
             while not self._is_closed:
@@ -173,7 +173,8 @@ class News:
                 watcher.set()
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

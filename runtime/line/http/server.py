@@ -35,6 +35,7 @@ _SEND_S = 30.0
 
 _MOST_CONNECTIONS = 100
 _THREADS = 8
+_ACTS = 2
 _RESTART_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ class LineServer:
         self._metrics = LineMetrics(line, config.line.state)
         self._news = News(self._metrics.signal)
         self._threads = ThreadPoolExecutor(_THREADS, "http call")
+        self._acts = ThreadPoolExecutor(_ACTS, "http act")
         access = Access(line.users, config.line.name, config.http)
         state, news, metrics = config.line.state, self._news, self._metrics
-        self.context = Context(line, config.stations, news, metrics.text, self._threads, access, state)
+        self.context = Context(line, config.stations, news, metrics.text, self._threads, self._acts, access, state)
         self._app = LineApp(self.context)
         self._listener = listener(self._options)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
@@ -121,7 +123,8 @@ class LineServer:
         self._listener.close()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._acts):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._metrics.stop()
 
     def _run(self) -> None:

@@ -224,10 +224,11 @@ class TestItsPlaceInTheQueue:
 
     def test_a_line_that_is_never_idle_is_tested_too(self, line: Line) -> None:
         scoring: Any = line.stations["top"].views["cam0"].measure.scoring
-        stop = threading.Event()
+        stop, score = threading.Event(), scoring._inspector.score
+        scoring._inspector.score = lambda *arguments: time.sleep(0.005) or score(*arguments)
 
         def feed() -> None:
-            waiting = [scoring.submit(grey(1), time.monotonic_ns() + 10**9) for _ in range(4)]
+            waiting = [scoring.submit(grey(1), time.monotonic_ns() + 10**9) for _ in range(40)]
             while not stop.is_set():
                 waiting.append(scoring.submit(grey(1), time.monotonic_ns() + 10**9))
                 waiting.pop(0).result(WAIT_S)
@@ -237,7 +238,7 @@ class TestItsPlaceInTheQueue:
         try:
             tested = next(iter(line._selftest._tested.values()))  # type: ignore[union-attr]
             number, good_at = tested.number, tested.good_at
-            wait_until(lambda: tested.number >= number + 2 and tested.good_at > good_at)
+            wait_until(lambda: tested.number >= number + 2 and tested.good_at > good_at, 10.0)
         finally:
             stop.set()
             feeder.join()

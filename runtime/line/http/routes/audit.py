@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from flawscope.runtime.line.http.answers import json_answer
 from flawscope.runtime.line.http.context import Api, Context
+from flawscope.runtime.line.http.news import disconnected
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import ClientGone, Refusal
 from flawscope.runtime.line.http.routes.records import MOST_ROWS
@@ -93,7 +94,7 @@ class _Verifier:
         self, process: subprocess.Popen[bytes], receive: Callable[[], Awaitable[Any]]
     ) -> tuple[bytes, bytes]:
         heard = asyncio.ensure_future(self._context.call(_end_of, process))
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not heard.done():
@@ -124,8 +125,3 @@ def _end_of(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
         process.kill()
         process.communicate()
         raise
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -21,8 +21,8 @@ def routes(context: Context) -> list[Api]:
         options, station = context.station(request)
         Query(request).end()
         await read_nothing(request)
-        await context.call(act, station, user_of(request))
-        status = await context.call(context.line.status)
+        await context.act(act, station, user_of(request))
+        status = await context.act(context.line.status)
         (found,) = (one for one in status.stations if one.name == options.name)
         return json_answer({"station": found.name, "state": found.state, "reason": found.reason})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from flawscope.runtime.line.gallery.zip_stream import zipped
 from flawscope.runtime.line.http.answers import json_answer
 from flawscope.runtime.line.http.bodies import read_body
 from flawscope.runtime.line.http.context import SMALL_BYTES, Api, Context, user_of
+from flawscope.runtime.line.http.news import disconnected
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.journal.reviews import ACTION, Label, Said, object_of
@@ -126,7 +128,14 @@ class _Zip(Response):
             (b"content-disposition", b'attachment; filename="reviewed.zip"'),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while piece is not None and scope["method"] == "GET":
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            piece = await self._context.call(step)
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            while piece is not None and scope["method"] == "GET":
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if gone.done():
+                    # Or may not have it any more. Not ended as a whole one: what has come is a part of it.
+                    return
+                piece = await self._context.call(step)
+        finally:
+            gone.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -39,7 +39,7 @@ class _Triggers:
             if not images:
                 views = ", ".join(view.name for view in options.views)
                 raise Refusal(400, f"expected an image of {views}, got none. Send them in the body.")
-            seq = await self._context.call(station.push, images, part_id)
+            seq = await self._context.act(station.push, images, part_id)
         elif images:
             raise Refusal(409, f"expected no image, as station {options.name} has cameras, got one. Leave it out.")
         elif not station.is_triggered:
@@ -47,7 +47,7 @@ class _Triggers:
                 409, f"expected a station with a software trigger, got {options.name}, whose parts begin with an image."
             )
         else:
-            seq = await self._context.call(station.trigger, part_id)
+            seq = await self._context.act(station.trigger, part_id)
         if not waits:
             return json_answer({"seq": seq}, 202)
         told = await self._context.news.verdict(seq, options.deadline_ms / 1000 + GRACE_S, request.receive)

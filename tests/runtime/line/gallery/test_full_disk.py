@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from flawscope.runtime.line.gallery.disk import GB, Disk
 from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.gallery.paths import IMAGES
-from flawscope.runtime.line.gallery.retention import BATCH, ranges
+from flawscope.runtime.line.gallery.retention import BATCH, Retention, ranges
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.reviews import ACTION, object_of
 from flawscope.runtime.line.line_config import ImageOptions
@@ -172,6 +173,31 @@ def test_below_stop_verdicts_go_on_without_images(tmp_path: Path) -> None:
         disk.gallery.stop()
         assert [(event["old"], event["new"]) for event in disk.events("disk_level")] == [("ok", "stop"), ("stop", "ok")]
         assert [event["new"] for event in disk.events("images_left_out")] == ["1"]
+
+
+@pytest.mark.parametrize("slow", ["facts", "stored_bytes"])
+def test_who_looks_long_for_old_images_looks_at_the_disk_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    is_looking, go_on = threading.Event(), threading.Event()
+    owner = Journal if slow == "facts" else Retention
+    real = getattr(owner, slow)
+
+    def slowly(*arguments: object) -> object:
+        is_looking.set()
+        assert go_on.wait(WAIT_S)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, slow, slowly)
+    with stored(tmp_path, 9.0, quota_gb=100.0) as here:
+        here.record(1, "accept")
+        here.gallery.start()
+        try:
+            assert is_looking.wait(WAIT_S)
+            here.usage.free_gb = 1.5
+            wait_for(lambda: bool(here.gallery.forbids), WAIT_S)
+        finally:
+            go_on.set()
 
 
 def test_a_level_does_not_come_and_go_with_each_image(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,9 @@ for needed in ("starlette", "uvicorn", "prometheus_client", "yaml"):
     pytest.importorskip(needed, reason=f"{needed} is not installed (extra `line`)")
 
 from line_here import LineHere, decoded, line_here, spotted  # noqa: E402
+
+from flawscope.runtime.line.http.routes import images as images_routes  # noqa: E402
+from flawscope.runtime.line.parts import ViewRecord  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,29 @@ def test_the_map_is_drawn_over_the_image_on_demand(here: LineHere) -> None:
     assert plain.shape == under_map.shape == (16, 16, 3)
     assert np.ptp(plain[8:, 8:].astype(int)) < 20
     assert np.abs(under_map.astype(int) - plain).max() > 50
+
+
+def test_a_disk_that_hangs_holds_up_no_trigger_and_no_halt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, asked = threading.Event(), []
+
+    def read(state: Path, record: ViewRecord) -> None:
+        asked.append(record.image)
+        assert go_on.wait(30)
+
+    with line_here(tmp_path, images={"keep": "all"}) as here:
+        seq = here.push(png(50))["seq"]
+        monkeypatch.setattr(images_routes, "read_image", read)
+        askers = [threading.Thread(target=here.client.get, args=(f"/api/v1/parts/{seq}/cam0.png",)) for _ in range(10)]
+        for asker in askers:
+            asker.start()
+        try:
+            wait_for(lambda: len(asked) == 8)
+            assert here.push(png(50))["verdict"] == "accept"
+            assert here.post("/api/v1/stations/top/halt", {})["state"] == "halted"
+        finally:
+            go_on.set()
+            for asker in askers:
+                asker.join()
 
 
 def test_a_part_that_is_gone_is_said(here: LineHere) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from line_project import png
+from line_stand_ins import wait_until
 
 httpx = pytest.importorskip("httpx", reason="the client of these tests is not installed")
 for needed in ("starlette", "uvicorn", "prometheus_client", "yaml"):
@@ -19,7 +22,9 @@ from line_here import LineHere, line_here  # noqa: E402
 
 from flawscope import cli  # noqa: E402
 from flawscope.datasets import open_dataset  # noqa: E402
+from flawscope.runtime.line.gallery import export  # noqa: E402
 from flawscope.runtime.line.journal.verify import verify  # noqa: E402
+from flawscope.runtime.line.parts import ViewRecord  # noqa: E402
 
 ALL = {"keep": "all"}
 
@@ -140,6 +145,27 @@ def test_reviewed_parts_become_data_sets(tmp_path: Path, capsys: pytest.CaptureF
     }
     assert (dataset.layout, dataset.ignored, dataset.orphan_masks) == ("folders", (), ())
     assert verify(tmp_path / "state").is_whole
+
+
+def test_an_export_that_nobody_takes_any_more_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, may = [], threading.Semaphore(2)
+
+    def read(state: Path, record: ViewRecord) -> bytes:
+        asked.append(record.image)
+        assert may.acquire(timeout=30)
+        return b"x" * 1000
+
+    with line_here(tmp_path, images=ALL) as here:
+        for _ in range(20):
+            here.post(f"/api/v1/parts/{here.push(png(50))['seq']}/review", {"label": "normal"})
+        monkeypatch.setattr(export, "read_image", read)
+        with here.client.stream("GET", "/api/v1/reviews/export") as answer:
+            assert answer.status_code == 200
+            wait_until(lambda: len(asked) == 3)
+        time.sleep(0.1)  # until the line has heard it
+        may.release(17)
+        time.sleep(0.3)
+        assert len(asked) <= 4
 
 
 def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
