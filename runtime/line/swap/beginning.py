@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from flawscope.bundle import open_bundle
-from flawscope.errors import FlawscopeError
+from flawscope.errors import BundleError, FlawscopeError
 from flawscope.runtime.line.clock import iso
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
@@ -119,6 +119,7 @@ class _View:
         for digest in self._order(configured, is_new=is_new):
             try:
                 measure = self._services.load(self._station, self._view, digest, self._name(digest, configured))
+                self._check_revision(measure)
             except FlawscopeError as err:
                 if kept is None:
                     raise
@@ -143,6 +144,22 @@ class _View:
             if said := services.overlays.take_over(self._station, view, bundle.manifest):
                 self._tell("threshold", said, new=digest)
         return digest
+
+    def _check_revision(self, measure: Measure) -> None:
+        """Refuse the bundle's own thresholds where others were in force: they may have been the stricter ones.
+
+        Raises:
+            BundleError: If they are gone.
+        """
+        rows = (row for row in (self._kept, self._before) if row is not None and row.digest == measure.bundle)
+        wanted = next((row.threshold_revision for row in rows), 0)
+        if measure.revision < wanted:
+            place = self._services.overlays.place(self._station, self._view.name, measure.bundle)
+            raise BundleError(
+                f"{place}: expected the thresholds of revision {wanted}, which were in force, got "
+                f"{f'revision {measure.revision}' if measure.revision else 'none'}. Put a copy back and start again, "
+                "or swap to the bundle, which decides by what there is."
+            )
 
     def _order(self, configured: str, *, is_new: bool) -> Iterable[str]:
         kept = "" if self._kept is None else self._kept.digest

@@ -14,6 +14,8 @@ from flawscope.bundle import open_bundle
 from flawscope.bundle.file_names import overlay_beside
 from flawscope.bundle.threshold_overlay import add_revision
 from flawscope.errors import ArgumentError
+from flawscope.runtime.line.line import Line
+from flawscope.runtime.line.parts import PartRecord
 
 
 @pytest.fixture
@@ -167,3 +169,33 @@ def test_what_if_counts_the_scores_on_record(folder: Path) -> None:
         write_bundle_at(folder / "other.flaw", 100.0)
         assert swapped(line, swaps.add(folder / "other.flaw"))["state"] == "done"
         assert swaps.what_if("top", None, 130.0, 100).parts == 0
+
+
+def test_a_threshold_that_was_in_force_and_is_gone_is_not_passed_over(folder: Path) -> None:
+    with running(folder) as line:
+        assert verdict_of(line, 120).verdict == "accept"
+        swaps_of(line).set_threshold("top", None, 110.0, "scratches of lot 7")
+        assert verdict_of(line, 120).verdict == "reject"
+        digest = line.stations["top"].measures["cam0"].bundle
+    (overlay,) = (folder / "state" / "thresholds").rglob("*.json")
+    overlay.unlink()
+    with running(folder) as line:
+        station = line.stations["top"]
+        wait_until(lambda: station.readiness.state == "error")
+        assert "expected the thresholds of revision 1" in station.readiness.reason
+        record = verdict_of_any(line, 120)
+        assert (record.verdict, record.reason) == ("fault", "not_ready")
+        # Who puts it in force again has decided so.
+        assert swapped(line, digest)["state"] == "done"
+        assert verdict_of(line, 120).verdict == "accept"
+    with running(folder) as line:
+        assert verdict_of(line, 120).verdict == "accept"
+
+
+def verdict_of_any(line: Line, value: int) -> PartRecord:
+    """Push an image to a station that need not be ready, and return what is on record of it."""
+    seq = line.stations["top"].push({"cam0": png(value)})
+    wait_until(lambda: line.journal.part_of(seq) is not None)
+    record = line.journal.part_of(seq)
+    assert record is not None
+    return record
