@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from flawscope.imaging.images import decode_image, prepare
 from flawscope.runtime.backends.table import golden_tolerance
@@ -63,11 +64,11 @@ def golden_check(inspector: Inspector, number: int) -> Callable[[], None]:
 class _Tested:
     """What is known of one bundle. Times by `time.monotonic`."""
 
-    def __init__(self, measure: Measure) -> None:
+    def __init__(self, measure: Measure, problem: str = "") -> None:
         self.measure = measure
         self.good_at = self.tried_at = time.monotonic()
         self.number = 0
-        self.problem = ""
+        self.problem = problem
         self.pending: Future[Any] | None = None
 
 
@@ -83,6 +84,8 @@ class SelfTest:
     def __init__(self, stations: Mapping[str, Station], journal: Recorder, period_s: float) -> None:
         self._stations, self._journal, self._period_s = stations, journal, period_s
         self._tested: dict[SharedScoring, _Tested] = {}
+        # Why the last test of bundles failed that are not in use now: a rollback may put one back.
+        self._failed_before: WeakKeyDictionary[SharedScoring, str] = WeakKeyDictionary()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="self-test", daemon=True)
 
@@ -127,8 +130,14 @@ class SelfTest:
             for measure in _measures(station)
             if measure.golden is not None
         }
+        for scoring, tested in self._tested.items():
+            if tested.problem and scoring not in measures:
+                self._failed_before[scoring] = tested.problem
         # Replaced as a whole: others read it.
-        self._tested = {scoring: self._tested.get(scoring) or _Tested(measure) for scoring, measure in measures.items()}
+        self._tested = {
+            scoring: self._tested.get(scoring) or _Tested(measure, self._failed_before.pop(scoring, ""))
+            for scoring, measure in measures.items()
+        }
         for station in self._stations.values():
             problems = [self._tested[scoring].problem for scoring in self._scorings(station)]
             problem = next((text for text in problems if text), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,28 @@ class TestOfALine:
             assert line.stations["top"].readiness.state == "ready"
             assert line._selftest is not None
             assert line._selftest.is_good
+        finally:
+            view.measure = before
+            scoring.close()
+
+    def test_a_bundle_that_failed_and_comes_back_has_failed(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        station = line.stations["top"]
+        view = station.views["cam0"]
+        before = view.measure
+        scoring = SharedScoring(RuleInspector(), "another")
+        try:
+            wrong_from_now_on(line, monkeypatch)
+            wait_until(lambda: station.readiness.state == "error")
+            view.measure = type(before)(scoring, "cd" * 32, None, golden=lambda number: lambda: None)
+            wait_until(lambda: [one.bundle for one in line.status().selftests] == ["cd" * 32])
+            wait_until(lambda: not station.readiness.against("golden image"))
+            station.acknowledge("anna")
+            assert station.readiness.state == "ready"
+            # From now on no test of it ends.
+            before.scoring.submit_last = lambda *arguments: Future()  # type: ignore[method-assign]
+            view.measure = before
+            wait_until(lambda: station.readiness.state == "error")
+            assert "expected score 200" in station.readiness.reason
         finally:
             view.measure = before
             scoring.close()
