@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ MOST_SCORES = 10_000
 """Most parts that `what-if` looks at."""
 
 _BLOCK_BYTES = 1 << 20
+_LEAST_BYTES_A_S = 64 << 10
+"""Slowest upload that is taken, after its first seconds."""
 _STATION = "/api/v1/stations/{station}"
 
 T = TypeVar("T")
@@ -107,15 +110,19 @@ class _Bundles:
 
     async def _receive(self, request: Request, receiving: Receiving) -> None:
         waiting = bytearray()
-        is_more = True
+        is_more, size, started = True, 0, time.monotonic()
         while is_more:
+            # Not so long for each piece: one byte at a time would keep others from sending a bundle for ever.
+            left_s = started + BODY_S + size / _LEAST_BYTES_A_S - time.monotonic()
             try:
-                message = await asyncio.wait_for(request.receive(), BODY_S)
+                message = await asyncio.wait_for(request.receive(), max(0.0, min(BODY_S, left_s)))
             except asyncio.TimeoutError:
-                raise Refusal(408, "expected the whole bundle, got a part of it. Send it again.") from None
+                raise Refusal(408, "expected the whole bundle in time, got a part of it. Send it again.") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            waiting += message.get("body", b"")
+            piece = message.get("body", b"")
+            waiting += piece
+            size += len(piece)
             is_more = message.get("more_body", False)
             if len(waiting) >= _BLOCK_BYTES or not is_more:
                 await self._context.call(receiving.write, bytes(waiting))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from line_stand_ins import WAIT_S, wait_until  # noqa: E402
 from swapped_lines import SWAP_S, events_of, running, verdict_of, write_bundle_at  # noqa: E402
 
 from flawscope.bundle import open_bundle, pack_bundle  # noqa: E402
+from flawscope.runtime.line.http.routes import bundles  # noqa: E402
 from flawscope.runtime.line.line import Line  # noqa: E402
 
 TOP = "/api/v1/stations/top"
@@ -151,3 +153,26 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_whole(tmp_path: Pat
         assert sent < 64
         assert len(list((tmp_path / "state" / "bundles").iterdir())) == 1
         assert line.stations["top"].push({"cam0": png(50)}) == 1
+
+
+def test_an_upload_that_trickles_keeps_others_out_for_a_while_alone(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "BODY_S", 0.4)
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(30):
+            sent += 1
+            yield b"P"
+            time.sleep(0.1)
+
+    try:
+        answer = asked.client.post("/api/v1/bundles", content=pieces(), headers=PACKED)
+    except httpx.WriteError:
+        pass  # the server has hung up while it was being sent
+    else:
+        assert answer.status_code == 408
+    assert sent < 15
+    assert asked.post("/api/v1/bundles", 201, content=asked.packed, headers=PACKED)["digest"]
