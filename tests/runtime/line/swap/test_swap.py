@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,6 @@ from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.swap import memory, station_bundles
 from flawscope.runtime.line.swap.active import active_file, read_active
-from flawscope.runtime.line.swap.run import Step, SwapRun
 
 
 @pytest.fixture
@@ -348,66 +345,6 @@ def test_the_old_bundle_is_let_go_after_its_window(
         wait_until(lambda: len(loaded) == 1)
         with pytest.raises(ArgumentError, match="Swap to that bundle"):
             swaps.rollback("top")
-
-
-def test_a_way_back_during_the_flip_is_not_lost(tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    is_writing, go_on = threading.Event(), threading.Event()
-    write, ended = station_bundles.write_active, SwapRun.step
-
-    def slow(*arguments: Any) -> None:
-        is_writing.set()
-        assert go_on.wait(30)
-        write(*arguments)
-
-    @contextlib.contextmanager
-    def ends_late(run: SwapRun, name: str) -> Iterator[Step]:
-        with ended(run, name) as step:
-            yield step
-            if name == "flip":
-                has_answered.wait(30)
-
-    has_answered = threading.Event()
-    with running(tmp_path) as line:
-        swaps = swaps_of(line)
-        digest = swaps.add(other)
-        first = line.stations["top"].measures["cam0"].bundle
-        with monkeypatch.context() as patch:
-            patch.setattr(station_bundles, "write_active", slow)
-            patch.setattr(SwapRun, "step", ends_late)
-            swaps.begin("top", None, digest)
-            assert is_writing.wait(30)
-
-            def go_back() -> None:
-                swaps.rollback("top", "eva", "engineer")
-                has_answered.set()
-
-            asks = threading.Thread(target=go_back)
-            asks.start()
-            time.sleep(0.05)  # until it waits for the flip
-            go_on.set()
-            asks.join(30)
-            assert has_answered.is_set()
-            wait_until(lambda: swaps.state("top")["state"] != "running")
-        assert swaps.state("top")["state"] == "rolled_back"
-        record = verdict_of(line, 120)
-        assert (record.verdict, record.views[0].bundle) == ("accept", first)
-    check_generations(tmp_path)
-
-
-def test_a_challenge_does_not_keep_a_swap_from_being_taken_back(tmp_path: Path, other: Path) -> None:
-    with running(tmp_path) as line:
-        swaps = swaps_of(line)
-        first = line.stations["top"].measures["cam0"].bundle
-        assert swapped(line, swaps.add(other))["state"] == "done"
-        gate = threading.Event()
-        swaps._jobs.put(lambda: gate.wait(30) and None)
-        swaps.challenge("top")
-        swaps.rollback("top", "eva", "engineer")
-        assert verdict_of(line, 120).views[0].bundle == first
-        gate.set()
-        wait_until(lambda: swaps.state("top")["state"] != "running")
-        assert swaps.state("top")["state"] == "failed"
-    check_generations(tmp_path)
 
 
 def test_a_swap_that_waits_for_parts_can_be_given_up(tmp_path: Path, other: Path) -> None:
