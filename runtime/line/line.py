@@ -169,6 +169,7 @@ class Line:
             self._clock,
             self._say,
             journal.parts,
+            journal.last_event,
         )
         swaps = self.swaps = Swaps(swapping)
         stack.callback(swaps.close)

@@ -190,6 +190,10 @@ class Journal:
         """Return whether there is an event of an action; see `JournalReader.has_event`."""
         return self._reader.has_event(action)
 
+    def last_event(self, action: str, object: str) -> str:
+        """Return what the last event of an action on an object has as new; see `JournalReader.last_event`."""
+        return self._reader.last_event(action, object)
+
     def parts(
         self,
         after_seq: int = 0,

@@ -185,6 +185,13 @@ class JournalReader:
             query = "SELECT EXISTS (SELECT 1 FROM event WHERE action = ?)"
             return bool(connection.execute(query, (action,)).fetchone()[0])
 
+    def last_event(self, action: str, object: str) -> str:
+        """Return what the last event of an action on an object has as new; empty for none. Raises StorageError."""
+        with self.connection() as connection:
+            query = "SELECT new FROM event WHERE action = ? AND object = ? ORDER BY link DESC LIMIT 1"
+            row = connection.execute(query, (action, object)).fetchone()
+            return "" if row is None else str(row[0])
+
     def counts(self) -> dict[tuple[str, str], int]:
         """Return station and verdict -> number of parts, each by its last revision. Raises StorageError."""
         with self.connection() as connection:

@@ -68,15 +68,21 @@ def begin(services: SwapServices, station: StationOptions) -> Beginning:
     active = Active(station.name, 1, tuple(rows), changed=iso(services.clock.utc_ns()))
     if old is not None:
         active = _following(old, active)
-    # Where the file was lost, or the last change could not be written, the numbers go on behind those of parts: none
+    # Where the file was lost, or the last change could not be written, the numbers go on behind those on record: none
     # must name two sets.
-    parts = services.parts(0, _LAST_PARTS, station.name, newest_first=True)
-    last = max((part.generation for part in parts), default=0)
+    last = _last_generation(services, station.name)
     if old is None or last > old.generation:
         active = msgspec.structs.replace(active, generation=max(last + 1, active.generation))
     if active != old:
         write_active(path, active)
     return Beginning(active, measures, problems)
+
+
+def _last_generation(services: SwapServices, station: str) -> int:
+    """Return the largest number of a set that is on record; 0 for none."""
+    parts = services.parts(0, _LAST_PARTS, station, newest_first=True)
+    told = services.last_event("generation", f"station {station}").partition(":")[0]
+    return max(int(told) if told.isascii() and told.isdecimal() else 0, *(part.generation for part in parts), 0)
 
 
 def _following(old: Active, new: Active) -> Active:

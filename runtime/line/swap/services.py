@@ -32,6 +32,7 @@ class SwapServices:
         clock: The clock.
         say: Told what happens, a sentence at a time.
         parts: Returns parts on record, as `Journal.parts`.
+        last_event: Returns what the last event of an action on an object has as new, as `Journal.last_event`.
     """
 
     state: Path
@@ -44,6 +45,7 @@ class SwapServices:
     clock: Clock
     say: Callable[[str], None]
     parts: Callable[..., list[PartRecord]]
+    last_event: Callable[[str, str], str]
 
     def load(self, station: str, view: ViewOptions, digest: str, name: str = "") -> Measure:
         """Return the measure of a view by a bundle of the store, with the thresholds that the line has for it.

@@ -102,6 +102,17 @@ def test_a_lost_active_file_gives_no_number_twice(tmp_path: Path, other: Path) -
     assert len(events_of(tmp_path, "active_file_broken")) == 2
 
 
+def test_a_number_that_no_part_has_is_not_given_twice_either(tmp_path: Path, other: Path) -> None:
+    with running(tmp_path) as line:
+        assert verdict_of(line, 120).generation == 1
+        assert swapped(line, swaps_of(line).add(other))["state"] == "done"
+    active_file(tmp_path / "state", "top").unlink()
+    with running(tmp_path) as line:
+        record = verdict_of(line, 120)
+        assert (record.verdict, record.generation) == ("accept", 3)
+    check_generations(tmp_path)
+
+
 def test_a_way_back_that_could_not_be_written_is_written_later_and_its_number_is_not_given_again(
     tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
