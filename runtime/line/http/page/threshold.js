@@ -102,9 +102,10 @@ export class ThresholdCard {
 
   async #send() {
     const { station, view } = this.#where;
+    const name = view ? `${station}/${view}` : station;
     try {
       await post(`/api/v1/stations/${encodeURIComponent(station)}/threshold`, { view, image: this.value, reason: this.reason.value.trim() });
-      tell(`The threshold of ${station} is ${number(this.value)} from the next part on.`);
+      tell(`The threshold of ${name} is ${number(this.value)} from the next part on.`);
       this.reason.value = "";
       await this.open({ ...this.#where, start: this.value });
       this.node.dispatchEvent(new Event("set"));
