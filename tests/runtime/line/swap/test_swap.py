@@ -490,7 +490,7 @@ def test_one_view_of_two_is_changed(tmp_path: Path, other: Path) -> None:
     with running(tmp_path, read=without_http(read_config(path))) as line:
         swaps, station = swaps_of(line), top(line)
         digest = swaps.add(other)
-        with pytest.raises(ArgumentError, match="expected one of cam0, cam1, got None"):
+        with pytest.raises(ArgumentError, match="expected one of cam0, cam1, got none"):
             swaps.begin("top", None, digest)
         swaps.begin("top", "cam1", digest)
         wait_until(lambda: swaps.state("top")["state"] != "running")
