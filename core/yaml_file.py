@@ -41,7 +41,7 @@ def read_yaml(data: bytes, place: str, *, feature: str, extra: str) -> dict[str,
     except (msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as err:
         if isinstance(err, ArgumentError):
             raise
-        raise ArgumentError(f"{place}: is no valid YAML: {' '.join(str(err).split())}.") from err
+        raise ArgumentError(f"{place}: is no valid YAML: {_words(err)}.") from err
     if settings is None:  # an empty file, or one of comments alone
         return {}
     if not isinstance(settings, dict):
@@ -49,6 +49,11 @@ def read_yaml(data: bytes, place: str, *, feature: str, extra: str) -> dict[str,
     if any(isinstance(value, float) and not math.isfinite(value) for value in _leaves(settings)):
         raise ArgumentError(f"{place}: expected finite numbers, got NaN or infinity. Mend the file.")
     return settings
+
+
+def _words(err: Exception) -> str:
+    """Return in one line what PyYAML says of a text, which has no name there but `<unicode string>`."""
+    return " ".join(str(err).replace('in "<unicode string>", ', "at ").split())
 
 
 def _check(text: str, place: str) -> None:
@@ -82,7 +87,7 @@ def _check(text: str, place: str) -> None:
                 _check_keys([key for key, _ in node.value], place)
                 pending += [value for _, value in node.value]
     except yaml.YAMLError as err:
-        raise ArgumentError(f"{place}: is no valid YAML: {' '.join(str(err).split())}.") from err
+        raise ArgumentError(f"{place}: is no valid YAML: {_words(err)}.") from err
 
 
 def _check_keys(keys: Iterable[Any], place: str) -> None:

@@ -347,7 +347,13 @@ def _readable(path: Path) -> Iterator[None]:
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
         if (kind := kind_of_path(path)) in (None, "a bundle"):
             raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
-        raise BundleError(f"{path}: expected a bundle, got {kind}. Name the bundle first.") from err
+        raise BundleError(f"{path}: expected a bundle, got {kind}. {_hint(kind)}") from err
+
+
+def _hint(kind: str) -> str:
+    if kind == "a training run":
+        return "Export it first: flawscope export."
+    return "Name a bundle: what flawscope export wrote."
 
 
 def _verified(path: Path, files: StoredFiles) -> Bundle:
@@ -357,8 +363,13 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, KeyError) as err:  # of a folder, of a zip file
         if kind := kind_of_path(path):
-            hint = "Export it first: flawscope export." if kind == "a training run" else "Name the bundle first."
-            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {hint}") from err
+            if kind == "a bundle":  # by its first bytes or its name alone
+                form = "a folder" if path.is_dir() else "an archive"
+                raise BundleError(
+                    f"{path}: expected a bundle with {MANIFEST}, got {form} without it at the top. Make one file of a "
+                    "bundle's folder with flawscope bundle pack."
+                ) from err
+            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {_hint(kind)}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
     if len(data) > MAX_MANIFEST_BYTES:

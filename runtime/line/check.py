@@ -17,8 +17,10 @@ from flawscope.files import temporary_folder
 from flawscope.runtime.line.clock import SystemClock, iso
 from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.gallery.disk import GB, Disk
+from flawscope.runtime.line.http.listening import listener
 from flawscope.runtime.line.http.tls import check_tls
 from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.journal.opening import is_in_use
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE as JOURNAL
 from flawscope.runtime.line.line import open_output, scene_of
@@ -176,9 +178,11 @@ def _state(folder: Path, line: str) -> Finding:
 
 
 def _users(state: Path, options: HttpOptions) -> Finding:
-    """Look who may ask over HTTP, as far as no server is needed."""
+    """Look who may ask over HTTP, and whether the address is free."""
     try:
         check_tls(options)
+        if not is_in_use(state):  # a line that runs has the address itself
+            listener(options).close()
         users = LineUsers.open(state, options)
     except FlawscopeError as err:
         return Finding("http", False, str(err))

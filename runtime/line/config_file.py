@@ -52,7 +52,10 @@ def read_config(path: Path) -> ReadConfig:
     try:
         data = read_regular(path, SETTINGS_BYTES)
     except OSError as err:
-        raise ArgumentError(f"{path}: could not be read: {err.strerror or err}.") from err
+        raise ArgumentError(
+            f"{path}: expected the YAML file of a line, which could not be read: {err.strerror or err}. Name "
+            "another file."
+        ) from err
     settings = read_yaml(data, str(path), feature="reading a line's configuration", extra="line")
     _check_texts(settings, "", path)
     folder = path.absolute().parent

@@ -58,8 +58,9 @@ def run(config: Path) -> int:
         line.stop()
         echo("stopped while it was starting; no part was judged", err=True)
         return end_without_its_threads()
+    stations = "1 station" if len(line.stations) == 1 else f"{len(line.stations)} stations"
     try:
-        echo(f"line {line.status().line}: running, {len(line.stations)} stations", err=True)
+        echo(f"line {line.status().line}: running, {stations}", err=True)
         systemd.ready()
         turn(line, stop.is_set, wait=stop.wait, each=lambda: systemd.turn(line))
     finally:
@@ -82,7 +83,10 @@ def status(config: Path, as_json: bool) -> int:
         data = read_regular(path, RECORD_BYTES)
         said = msgspec.json.decode(data, type=LineStatus)
     except FileNotFoundError as err:
-        raise ArgumentError(f"{path}: expected the state of a line, got none: it was never started.") from err
+        raise ArgumentError(
+            f"{path}: expected the state of a line, got none: it was never started. "
+            f"Start it: flawscope line run {config}."
+        ) from err
     except (OSError, *NOT_JSON) as err:
         raise ArgumentError(f"{path}: expected the state of a line, got: {err}. Start the line again.") from err
     # By the clock that does not jump: the wall clock of a line may be set while it runs.
@@ -110,7 +114,7 @@ def _show(said: LineStatus, is_running: bool) -> None:
         echo(f"images: {said.images.warning}")
     for test in said.selftests:
         problem = f", FAILED: {test.problem}" if test.problem else ""
-        echo(f"self-test of bundle {test.bundle[:12]}: held {test.age_s:.0f} s before{problem}")
+        echo(f"self-test of bundle {test.bundle[:12]}: held {test.age_s:.0f} s ago{problem}")
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")

@@ -168,7 +168,7 @@ def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"resize: [1, 2\n", r"is no valid YAML"),
+        (b"resize: [1, 2\n", r"is no valid YAML: while parsing a flow sequence at line 1, column 9"),
         (b"- a\n- b\n", r"expected KEY: VALUE lines, got list"),
         (b"just text\n", r"expected KEY: VALUE lines, got str"),
         (b"1: 2\n", r"expected KEY: VALUE lines"),

@@ -9,6 +9,7 @@ import click
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.line.line_command import CONFIG
 from flawscope.terminal import echo
+from flawscope.text import printable
 
 
 @click.command()
@@ -30,7 +31,8 @@ def export(config: Path, out: Path, station: str, view: str, overwrite: bool) ->
     from flawscope.runtime.line.gallery.export import LIST, Tally, Wanted, exported
     from flawscope.runtime.line.journal.reader import JournalReader
 
-    state = read_config(config).config.line.state
+    options = read_config(config).config
+    state = options.line.state
     tally = Tally()
     reader = JournalReader(state)
     try:
@@ -47,4 +49,6 @@ def export(config: Path, out: Path, station: str, view: str, overwrite: bool) ->
         echo(f"left out: {count} images: {reason}", err=True)
     if not tally.folders:
         echo("no reviewed image could be exported: review parts on the page first.", err=True)
+        if station is not None and station not in (names := [one.name for one in options.stations]):
+            echo(f"--station: expected one of {', '.join(names)}, got {printable(station)}. Name another.", err=True)
     return 0 if tally.folders else 1

@@ -84,6 +84,12 @@ class Access:
             )
         if may(asker.user, role) or (is_open_here and is_reading and _is_here(request)):
             return asker
+        if asker.user == NOBODY and _bearer(request):
+            raise Refusal(
+                401,
+                "expected a token that the line knows, got another one. A new one counts within a second; make one "
+                "with flawscope line token add.",
+            )
         if asker.user == NOBODY:
             raise Refusal(401, "expected somebody who has logged in, or a token, got neither. Log in.")
         raise Refusal(403, f"expected the role {role} or a higher one, got {asker.user.role}. Ask who has it.")

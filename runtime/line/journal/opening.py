@@ -122,6 +122,21 @@ def _locked(path: Path) -> int:
     return handle
 
 
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process has the journal of this state folder open; holds a shared lock for a moment."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # no line ran here, or its lock is not ours to open
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as err:
+        return isinstance(err, BlockingIOError)
+    finally:
+        os.close(handle)
+    return False
+
+
 def _last_head(folder: Path, line: str) -> Head | None:
     heads = [head for head in read_heads(folder / HEADS)[0] if head.line == line]
     return max(heads, key=lambda head: head.link, default=None)

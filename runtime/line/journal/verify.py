@@ -124,7 +124,10 @@ def _known_heads(folder: Path, heads: Path | Sequence[Head] | None, notes: list[
         elsewhere = list(heads or ())
     notes.extend(problems)
     if heads is None:
-        notes.append("no heads kept elsewhere: a chain that was computed anew, by whoever has the key, is not noticed")
+        notes.append(
+            "no heads kept elsewhere were given: a chain that somebody with the device's key wrote anew would not be "
+            "noticed"
+        )
     return beside, elsewhere
 
 

@@ -170,7 +170,7 @@ class View:
                     )
                 notes, measured = scene.notes, scene.values
         except FlawscopeError as err:
-            return self._unscored(frame, "unreadable_image", str(err))
+            return self._unscored(frame, "unreadable_image", str(err).removeprefix(f"{self.name}: "))
         except Exception as err:  # a decoder or a check that fails in a way that nobody foresaw is no accept
             return self._unscored(frame, "unreadable_image", f"unexpected {type(err).__name__}: {err}")
         result = measure.scoring.submit(image, deadline_ns, color, measure.in_force)

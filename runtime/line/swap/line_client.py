@@ -16,6 +16,7 @@ from flawscope.runtime.line.config_checks import address_of
 from flawscope.runtime.line.line_config import HttpOptions
 from flawscope.text import NOT_JSON, printable
 
+_LOGIN = "/api/v1/login"
 _TIMEOUT_S = 60.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _MOST_BYTES = 64 << 20
@@ -58,7 +59,7 @@ class LineClient:
         Raises:
             LineRefused: If the line has no such user, or the password is wrong.
         """
-        answer, headers = self._asked("POST", "/api/v1/login", json.dumps({"name": name, "password": password}))
+        answer, headers = self._asked("POST", _LOGIN, json.dumps({"name": name, "password": password}))
         self._headers["X-Flawscope-CSRF"] = str(answer["csrf"])
         self._headers["Cookie"] = (headers.get("Set-Cookie") or "").partition(";")[0]
 
@@ -103,7 +104,8 @@ class LineClient:
         except NOT_JSON as err:
             raise RunError(f"{self._address}: expected the answer of a line, got another. Does it run there?") from err
         if answer.status >= 400:
-            raise LineRefused(printable(str(value.get("error", answer.reason))))
+            who = " Say who asks with --user NAME." if answer.status == 401 and path != _LOGIN else ""
+            raise LineRefused(printable(str(value.get("error", answer.reason))) + who)
         return value, answer.headers
 
     def __enter__(self) -> LineClient:

@@ -89,7 +89,7 @@ class StationBundles:
         found = next((view for view in views if view.name == name), None)
         if found is None:
             names = ", ".join(view.name for view in views)
-            raise ArgumentError(f"view: expected one of {names}, got {name!r}. Name one of them.")
+            raise ArgumentError(f"view: expected one of {names}, got {name or 'none'}. Name one of them.")
         return found
 
     def flip(self, run: SwapRun, measure: Measure) -> int:

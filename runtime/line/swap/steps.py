@@ -82,7 +82,13 @@ class SwapSteps:
             check_calibrated(manifest, self._view, path)
             room = check_room(sum(entry.size for entry in manifest.files.values()))
             signed = "signed" if bundle.signature_bytes is not None else "not signed"
-        step.detail = "; ".join([f"hashes right, {signed}", room, *self._fits(manifest)])
+        notes = self._fits(manifest)
+        unlike = (
+            [f"NOTE: the images of this view are unlike those that it learned from: {'; '.join(notes)}"]
+            if notes
+            else []
+        )
+        step.detail = "; ".join([f"hashes right, {signed}", room, *unlike])
 
     def _fits(self, manifest: Manifest) -> tuple[str, ...]:
         """Return in what the images of the view are unlike those that the bundle learned from.

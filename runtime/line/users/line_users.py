@@ -269,7 +269,7 @@ class LineUsers:
         is_right = (self._nobody if account is None else account.password).matches(password)
         if account is None or not is_right:
             self._failed(name, address, "wrong name or password")
-            raise LoginRefused("expected a name and its password, got another one. Try again.")
+            raise LoginRefused("expected a user's name and password, got a wrong name or password. Try again.")
         self._names.forget(name)
         self._addresses.give_back(network)
         value, session = self._sessions.begin(name, _stamp(account))

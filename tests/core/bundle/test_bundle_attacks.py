@@ -234,6 +234,13 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path, refuse):
     refuse(tmp_path, "expected a bundle with manifest.json, got a folder without it")
 
 
+def test_an_archive_of_a_bundles_folder_is_refused(tmp_path, folder, refuse):
+    path = tmp_path / "archive.flaw"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(folder / MANIFEST, f"bottle.flaw/{MANIFEST}")
+    refuse(path, "got an archive without it at the top. Make one file of a bundle's folder with flawscope bundle pack")
+
+
 def test_a_manifest_that_is_a_folder_is_refused(folder, refuse):
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from error_lines import refused
 from line_project import png, write_line
 from line_stand_ins import WAIT_S, wait_until
@@ -43,14 +45,16 @@ def status_of(**changes: object) -> bytes:
 
 class TestStatus:
     def test_of_a_line_that_never_ran(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "was never started" in refused(["line", "status", str(write_line(tmp_path))], capsys)
+        said = refused(["line", "status", str(write_line(tmp_path))], capsys)
+        assert "was never started. Start it: flawscope line run" in said
 
     @pytest.mark.parametrize("command", ["status", "check", "run"])
     @pytest.mark.parametrize("name", ["none.yml", "none/none.yml", "."])
     def test_of_no_configuration(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
     ) -> None:
-        refused(["line", command, str(tmp_path / name)], capsys)
+        said = refused(["line", command, str(tmp_path / name)], capsys)
+        assert "expected the YAML file of a line, which could not be read: " in said
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b"[]", b'{"line": 1}', b"{" * 5000])
     def test_of_a_broken_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes) -> None:
@@ -103,6 +107,21 @@ class TestCheck:
         Journal.open(tmp_path / "state", "another", SystemClock()).close()
         assert cli.run(["line", "check", str(config)]) == 1
         assert "FAIL state: " in capsys.readouterr().out
+
+    def test_of_an_address_that_is_taken(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = with_images(tmp_path, 50)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            settings = yaml.safe_load(config.read_text())
+            config.write_text(yaml.safe_dump({**settings, "http": {"listen": address}}))
+            assert cli.run(["line", "check", str(config)]) == 1
+            assert f"FAIL http: http.listen: expected a free address, got {address}" in capsys.readouterr().out
+            # A line that runs has the address itself.
+            journal = Journal.open(tmp_path / "state", "press", SystemClock())
+            try:
+                assert cli.run(["line", "check", str(config)]) == 0
+            finally:
+                journal.close()
 
     @pytest.mark.parametrize("broken", ["file", "journal"])
     def test_of_a_state_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str) -> None:

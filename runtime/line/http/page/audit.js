@@ -46,7 +46,7 @@ export class AuditCard {
       this.verdict.className = found.is_whole === true ? "whole" : "wrong";
       const what = found.is_whole === true ? `The chain is whole: ${count(found.parts)} parts, ${count(found.events)} events, ${count(found.signed)} signed heads.`
         : `The journal is not whole, from entry ${found.wrong_link}: ${found.wrong}.`;
-      this.verdict.textContent = [what, ...found.notes].join(" ");
+      this.verdict.textContent = [what, ...found.notes.map((note) => `Note: ${note}.`)].join(" ");
     } catch (error) {
       this.verdict.textContent = "";
       tell(error.message, true);
@@ -54,8 +54,11 @@ export class AuditCard {
   }
 }
 
-/** Digests are cut, other texts are bounded. */
+/** Digests are cut, other texts are bounded, and an object of JSON becomes `key value` without what is empty. */
 function short(text) {
+  if (text.startsWith("{")) {
+    try { return short(Object.entries(JSON.parse(text)).filter(([, value]) => value !== "").map(([key, value]) => `${key} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ")); } catch { /* as it is */ }
+  }
   const cut = text.replace(/\b[0-9a-f]{64}\b/g, (digest) => `${digest.slice(0, 12)}…`);
   return cut.length > 160 ? `${cut.slice(0, 160)}…` : cut;
 }

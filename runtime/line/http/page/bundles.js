@@ -51,7 +51,7 @@ export class BundlesCard {
         ["Exported", bundle.created ? `${bundle.created.slice(0, 16).replace("T", " ")} UTC` : ""], ["Size", bundle.bytes ? bytes(bundle.bytes) : ""], ["Signed by", bundle.signed_by || "nobody"],
         ["Threshold", thresholds(bundle.thresholds)], ["Precisions", ["fp32", ...(bundle.precisions ?? [])].join(", ")], ["In force at", used.join(", ")], ["Problem", bundle.problem]];
       const act = isHere ? el("span", { class: "word accept" }, "in force here") : bundle.problem ? null
-        : twice("Swap in", `Press again: ${this.#where.station} decides by it`, () => this.#begin(bundle.digest), { class: "swap-in", "data-digest": bundle.digest });
+        : twice("Swap in", `Press again: ${here} decides by it`, () => this.#begin(bundle.digest), { class: "swap-in", "data-digest": bundle.digest });
       return el("article", { class: isHere ? "bundle here" : "bundle" }, el("header", { class: "row" }, el("h3", { class: "fill" }, bundle.name || bundle.digest.slice(0, 12)), act),
         el("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
     }));
@@ -72,6 +72,7 @@ export class BundlesCard {
       const answer = await get("/api/v1/bundles");
       this.#bundles = answer.bundles;
       this.#drawList();
+      this.node.dispatchEvent(new Event("changed"));
     } catch (error) { tell(error.message, true); }
   }
 
@@ -90,7 +91,9 @@ export class BundlesCard {
         await new Promise((go) => setTimeout(go, POLL_MS));
       }
     } catch (error) { tell(error.message, true); } finally { this.#isFollowing = false; }
-    if (wasRunning && this.#where) await this.open(this.#where);
+    if (!wasRunning || !this.#where) return;
+    await this.open(this.#where);
+    this.node.dispatchEvent(new Event("changed"));
   }
 
   #drawSwap(state) {

@@ -37,6 +37,8 @@ export function startEngineer() {
     station: el("select", { id: "engineer-station", onchange: () => { fillViews(); load(); } }), view: el("select", { id: "engineer-view", onchange: load }) };
   for (const card of ["threshold", "bundles", "latency", "health", "audit"]) cards[card].node.hidden = true;
   cards.health.node.hidden = false;
+  cards.bundles.node.addEventListener("changed", () => { cards.threshold.open(where()); cards.audit.open(); });
+  cards.threshold.node.addEventListener("set", () => cards.audit.open());
   byId("engineer").replaceChildren(el("div", { class: "engineer-top row" }, el("label", {}, "Station", cards.station), el("label", {}, "View", cards.view),
     el("button", { type: "button", onclick: load }, "Load again")),
   el("div", { class: "cards" }, cards.threshold.node, cards.latency.node, cards.health.node, cards.bundles.node, cards.audit.node));

@@ -51,8 +51,8 @@ export function histogram({ within, values, between, classOf = () => "bar", line
   const drawn = svg("svg", { class: "histogram", width: WIDTH, height: HEIGHT, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
     shades.map(([from, to]) => svg("rect", { class: "shade", x: x(from), y: HEAD, width: Math.max(0, x(to) - x(from)), height: floor - HEAD })),
     bars, svg("line", { class: "axis", x1: 0, x2: WIDTH, y1: floor, y2: floor }), ticks,
-    lines.map(({ at, text, class: kind }) => [svg("line", { class: `mark-line ${kind}`, x1: x(at), x2: x(at), y1: kind === "now" ? 31 : 15, y2: floor }),
-      svg("text", { class: `mark-text ${kind}`, x: x(at), y: kind === "now" ? 28 : 12, "text-anchor": x(at) > WIDTH * 0.8 ? "end" : x(at) < WIDTH * 0.2 ? "start" : "middle" }, text)]));
+    lines.map(({ at, class: kind }) => svg("line", { class: `mark-line ${kind}`, x1: x(at), x2: x(at), y1: kind === "now" ? 31 : 15, y2: floor })),
+    lines.map(({ at, text, class: kind }) => svg("text", { class: `mark-text ${kind}`, x: x(at), y: kind === "now" ? 28 : 12, "text-anchor": x(at) > WIDTH * 0.8 ? "end" : x(at) < WIDTH * 0.2 ? "start" : "middle" }, text)));
   return el("div", { class: "chart" }, drawn);
 }
 

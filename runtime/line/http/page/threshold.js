@@ -87,7 +87,7 @@ export class ThresholdCard {
     const rows = answer.changed.slice(0, MOST_ROWS).map((row) => el("li", {}, el("button", { type: "button", onclick: () => openPart(row.seq) },
       `part ${row.seq}`), ` score ${number(row.score)}: `, word(row.verdict), " would be ", word(row.would_be)));
     const more = answer.changed.length - rows.length;
-    this.changed.replaceChildren(...(answer.changed.length ? [el("h3", {}, `${count(answer.changed.length)} would be decided otherwise`), el("ul", {}, rows),
+    this.changed.replaceChildren(...(answer.changed.length ? [el("h3", {}, `${count(answer.changed.length)} would be decided otherwise than they were`), el("ul", {}, rows),
       more > 0 ? el("p", { class: "muted" }, `and ${count(more)} more`) : ""] : []));
   }
 
@@ -102,11 +102,13 @@ export class ThresholdCard {
 
   async #send() {
     const { station, view } = this.#where;
+    const name = view ? `${station}/${view}` : station;
     try {
       await post(`/api/v1/stations/${encodeURIComponent(station)}/threshold`, { view, image: this.value, reason: this.reason.value.trim() });
-      tell(`The threshold of ${station} is ${number(this.value)} from the next part on.`);
+      tell(`The threshold of ${name} is ${number(this.value)} from the next part on.`);
       this.reason.value = "";
       await this.open({ ...this.#where, start: this.value });
+      this.node.dispatchEvent(new Event("set"));
     } catch (error) { tell(error.message, true); }
   }
 }

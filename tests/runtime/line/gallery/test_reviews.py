@@ -175,4 +175,6 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path, capsys: p
     assert cli.run(arguments) == 2
     assert cli.run([*arguments, "--overwrite"]) == 0
     assert cli.run([*arguments, "--overwrite", "--station", "bottom"]) == 1
-    assert "no reviewed image could be exported" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no reviewed image could be exported" in said
+    assert "--station: expected one of top, got bottom. Name another." in said

@@ -218,6 +218,7 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_pa
         page.locator("#threshold-reason").fill("scratches come through")
         button.click()
         sync_api.expect(page.locator("#told")).to_contain_text("from the next part on")
+        sync_api.expect(page.locator(".audit")).to_contain_text("scratches come through")
         assert here.push(png(130))["verdict"] == "reject"
         slider.evaluate(move, "225")
         sync_api.expect(button).to_contain_text("outside of the bundle's limits")
@@ -231,6 +232,7 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_pa
         here.push(png(110))  # on this one the two differ
         sync_api.expect(page.locator(".swap")).to_have_attribute("data-state", "done")
         sync_api.expect(page.locator(".steps li.ok")).to_have_count(6)
+        sync_api.expect(page.locator("#what-if-exact")).to_have_value("100")  # the one that is in force now
         sync_api.expect(page.locator(".steps li.skipped b")).to_have_text("challenge")
         sync_api.expect(page.locator(".swap tbody tr")).to_have_count(1)
         sync_api.expect(page.locator(".bundle.here h3")).to_have_text("other")

@@ -184,6 +184,7 @@ def test_incomplete_and_unreadable_images_are_not_scored(tmp_path: Path) -> None
             )
         last = line.settled(5)
         assert {record.verdict for record in last.values()} == {"fault"}
+        assert not any("cam0: cam0: " in record.detail for record in last.values()), "its name is said once"
         assert not line.inspector.sizes
 
 

@@ -72,6 +72,7 @@ def test_with_users_it_asks_as_one_of_them(config: Path, tmp_path: Path, capsys:
     with running(tmp_path, read=read_config(config)) as line:
         command = ["line", "swap", str(config), "top", str(tmp_path / "other.flaw")]
         assert cli.run(command) == 2
+        assert "Say who asks with --user NAME." in capsys.readouterr().err
         login = ["--password-file", str(tmp_path / "password"), "--user"]
         assert cli.run([*command, *login, "olga"]) == 2
         capsys.readouterr()

@@ -325,6 +325,8 @@ def test_a_token_triggers_and_reads_and_nothing_else(guarded: Guarded) -> None:
     for wrong in ("Bearer flaw_wrong", "bearer", f"Bearer {guarded.token}x"):
         answer = httpx.get(guarded.url + READS[0], headers={"Authorization": wrong}, trust_env=False)
         assert answer.status_code == 401, wrong
+    answer = httpx.get(guarded.url + READS[0], headers={"Authorization": "Bearer flaw_wrong"}, trust_env=False)
+    assert "expected a token that the line knows, got another one" in answer.json()["error"]
 
 
 def test_a_token_that_is_removed_is_refused_at_once(alone: Guarded) -> None:
