@@ -134,8 +134,15 @@ RUN_A_BUNDLE = {
     ("explain",),
     ("synth", "generate"),
 }
-# They show, copy, sign or change a bundle, and run none.
-OTHERS = {("bundle", "info"), ("bundle", "verify"), ("bundle", "sign"), ("bundle", "pack"), ("bundle", "region")}
+# They show, copy, sign or change a bundle, or send it to a line, which has its own keys, and run none.
+OTHERS = {
+    ("bundle", "info"),
+    ("bundle", "verify"),
+    ("bundle", "sign"),
+    ("bundle", "pack"),
+    ("bundle", "region"),
+    ("line", "swap"),
+}
 
 
 def leaves(rows, above=()):

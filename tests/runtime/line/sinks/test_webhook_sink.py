@@ -96,7 +96,8 @@ def test_a_slow_server_is_an_error_when_the_time_is_over(answer: Answer) -> None
     with webhook_server() as server:
         server.answers = [answer]
         began = time.monotonic()
-        with pytest.raises(SinkError, match=r"no answer within 0\.3 s"):
+        # On a busy machine the time may be over before it is connected.
+        with pytest.raises(SinkError, match=r"no answer within 0\.3 s|does not answer"):
             sink_to(server, timeout_s=0.3).send([part_entry(1)])
         assert time.monotonic() - began < 20
 

@@ -48,6 +48,16 @@ def shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
     return source.grab(timeout_s)
 
 
+def whole_shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
+    """Trigger images until one comes of which no packet is missing: a busy machine may drop some."""
+    frame = shot(source, timeout_s)
+    for _ in range(5):
+        if frame is None or frame.problem != "incomplete_image":
+            break
+        frame = shot(source, timeout_s)
+    return frame
+
+
 def check_whole(frame: Frame | None) -> int:
     """Check that all pixels are those of this image, and return its number."""
     assert frame is not None
@@ -167,20 +177,20 @@ def test_two_packets_in_a_hundred_lost_of_large_images() -> None:
 @pytest.mark.long
 def test_a_killed_camera_is_lost_in_time_and_works_again_when_it_is_back() -> None:
     with fake_camera() as camera, opened(heartbeat_s=0.5) as source:
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
         camera.kill()
         assert "no answer" in lost_within(source, 4.0)
         with pytest.raises(SourceLost, match=r"no answer|timeout"):
             source.trigger()
         camera.start()
         source.open()
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
 
 
 @pytest.mark.long
 def test_a_camera_that_hangs_is_lost_in_time_and_works_again_afterwards() -> None:
     with fake_camera() as camera, opened(heartbeat_s=0.5) as source:
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
         camera.pause()
         try:
             # A trigger that nobody answers is noticed as well, and blocks nobody.
@@ -191,13 +201,13 @@ def test_a_camera_that_hangs_is_lost_in_time_and_works_again_afterwards() -> Non
         finally:
             camera.resume()
         source.open()
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
 
 
 @pytest.mark.long
 def test_a_camera_that_was_restarted_unnoticed_is_lost_as_nobody_controls_it() -> None:
     with fake_camera() as camera, opened(heartbeat_s=0.1) as source:
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
         camera.kill()
         camera.start()
         assert "restarted, or another program took it" in lost_within(source, _WAIT_S)
@@ -210,7 +220,7 @@ def test_a_camera_that_somebody_else_has_is_not_opened() -> None:
         with pytest.raises(SourceLost, match="got a camera that another program controls"):
             rival.open()
         rival.close()
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
 
 
 def test_settings_that_the_camera_does_not_take_are_named() -> None:
@@ -234,7 +244,7 @@ def test_settings_that_the_camera_does_not_take_are_named() -> None:
         with pytest.raises(SourceLost, match=r"PixelFormat = Mono12: 127\.0\.0\.1 refused it"):
             grabber(pixel_format="Mono12").open()
         with opened(features={**_SMALL, "ExposureTimeAbs": 800, "AcquisitionFrameRate": 20.0}) as source:
-            check_whole(shot(source))
+            check_whole(whole_shot(source))
 
 
 def test_a_hardware_trigger_waits_without_being_lost_and_needs_a_line() -> None:
@@ -278,12 +288,15 @@ def test_images_that_found_no_buffer_are_counted_as_lost() -> None:
 @pytest.mark.parametrize("size", [576, 9000, "auto"])
 def test_packets_have_the_size_that_was_asked_for(size: int | str) -> None:
     with fake_camera(), opened(packet_size=size) as source:
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
         counted = source.statistics()
-        # Of the 3072 bytes of an image, besides 2 packets that frame it.
-        least = {576: 6 + 2, 9000: 1 + 2, "auto": 1 + 2}[size]
-        # On a busy machine some come twice, as they are asked for again.
-        assert least <= counted["received_packets"] < 2 * least or size == "auto"
+        # Of the 3072 bytes of an image, besides 2 packets that frame it; on a busy machine some are asked for again.
+        if size == 576:
+            assert counted["received_packets"] >= 6 + 2
+        elif size == 9000:
+            assert 1 + 2 <= counted["received_packets"] < 6 + 2
+        else:
+            assert counted["received_packets"] >= 1 + 2
 
 
 def test_an_unknown_camera_is_not_opened() -> None:
@@ -326,7 +339,7 @@ def sent(name: str) -> bytes:
 def test_colour_bars_come_with_the_right_colours(name: str, tmp_path: Path) -> None:
     (tmp_path / "bars.raw").write_bytes(sent(name))
     with fake_camera(pixels=tmp_path / "bars.raw"), opened(pixel_format=name) as source:
-        frame = shot(source)
+        frame = whole_shot(source)
     assert frame is not None
     image = frame.image
     assert isinstance(image, np.ndarray)
@@ -342,7 +355,7 @@ def test_colour_bars_come_with_the_right_colours(name: str, tmp_path: Path) -> N
 
 def test_an_image_of_another_format_than_was_asked_for_is_a_problem() -> None:
     with fake_camera(), opened() as source:
-        check_whole(shot(source))
+        check_whole(whole_shot(source))
         camera = source._camera
         assert camera is not None
         camera.write("PixelFormat", "BayerRG8")  # as large as Mono8
@@ -370,7 +383,7 @@ def test_opening_again_and_again_leaves_no_file_open() -> None:
         counts = []
         for _ in range(6):
             source.open()
-            check_whole(shot(source))
+            check_whole(whole_shot(source))
             source.close()
             counts.append(open_files())
         assert counts[-1] == counts[1]
