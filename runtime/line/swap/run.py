@@ -47,6 +47,7 @@ class SwapRun:
         actor: Who asked for it.
         role: His role.
         steps: Names of its steps.
+        allow_unlike: Whether its bundle may have learned from images unlike those of the view.
 
     Attributes:
         state: `running`, `done`, `failed` or `rolled_back`.
@@ -67,8 +68,11 @@ class SwapRun:
         actor: str,
         role: str,
         steps: tuple[str, ...] = STEPS,
+        *,
+        allow_unlike: bool = False,
     ) -> None:
         self.view, self.digest, self.old, self.shadow, self.actor, self.role = view, digest, old, shadow, actor, role
+        self.allow_unlike = allow_unlike
         self.state = "running"
         self.reason = ""
         self.steps = tuple(Step(name) for name in steps)

@@ -94,7 +94,8 @@ class SwapSteps:
         """Return in what the images of the view are unlike those that the bundle learned from.
 
         Raises:
-            BundleError: If they are, and the view is strict: each part would be a fault.
+            BundleError: If they are, and nobody has allowed it, as the bundle may be that of another part; or the view
+                is strict: each part would be a fault.
         """
         seen, learned = self._bundles.station.views[self._view.name].seen, manifest.learned
         if seen is None or learned is None:
@@ -112,6 +113,11 @@ class SwapSteps:
         notes = differences(look, learned)
         if notes and self._view.strict:
             raise BundleError(f"unlike the images that it learned from, and the view is strict: {'; '.join(notes)}")
+        if notes and not self._run.allow_unlike:
+            raise BundleError(
+                f"the images of this view are unlike those that it learned from: {'; '.join(notes)}. Is it the bundle "
+                "of another part? If not, swap again with `allow_unlike` (--allow-unlike)."
+            )
         return notes
 
     def _warm(self, step: Step) -> Measure:

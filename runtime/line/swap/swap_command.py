@@ -41,6 +41,9 @@ def _login(command: _F) -> _F:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--view", metavar="NAME", help="The view, where the station has several.")
 @click.option("--shadow", type=click.IntRange(0, 10_000), metavar="K", help="Parts that both bundles score before.")
+@click.option(
+    "--allow-unlike", is_flag=True, help="Also where the view's images are unlike those that the bundle learned from."
+)
 @_login
 def swap(
     config: Path,
@@ -48,6 +51,7 @@ def swap(
     bundle: Path,
     view: str | None,
     shadow: int | None,
+    allow_unlike: bool,
     user: str | None,
     password_file: str | None,
 ) -> int:
@@ -61,7 +65,7 @@ def swap(
     with _packed(bundle) as (file, size, digest), asking(config, user, _password(user, password_file)) as client:
         if digest not in {stored["digest"] for stored in client.get("/api/v1/bundles")["bundles"]}:
             client.send("/api/v1/bundles", file, size)
-        said = {"digest": digest, "view": view, "shadow": shadow}
+        said = {"digest": digest, "view": view, "shadow": shadow, "allow_unlike": allow_unlike or None}
         client.post(path, {name: value for name, value in said.items() if value is not None})
         state = _followed(client, path)
     for row in state["disagreements"]:

@@ -110,6 +110,8 @@ class Swaps:
         shadow: int | None = None,
         actor: str = "line",
         role: str = "",
+        *,
+        allow_unlike: bool = False,
     ) -> dict[str, Any]:
         """Begin a swap; it goes on by itself, and `state` says how far it is.
 
@@ -120,6 +122,8 @@ class Swaps:
             shadow: Parts that both bundles score before; None for what the configuration says.
             actor: Who asks.
             role: His role.
+            allow_unlike: Whether the bundle may have learned from images unlike those of the view: else it is taken
+                for that of another part, and refused.
 
         Raises:
             ArgumentError: If there is no such station, view or bundle; it is in force already; or a swap is on its way.
@@ -134,7 +138,7 @@ class Swaps:
         old = bundles.station.measures[name].bundle
         if old == digest:
             raise ArgumentError(f"station {station}: expected another bundle, got the one in force, {digest[:12]}….")
-        run = SwapRun(name, digest, old, shadow, actor, role)
+        run = SwapRun(name, digest, old, shadow, actor, role, allow_unlike=allow_unlike)
         self._enter(bundles, run)
         # First: what follows of it is on record behind it.
         self._event("swap_begun", bundles, run, f"shadow {shadow}" if shadow else "")

@@ -18,12 +18,14 @@ export class BundlesCard {
     this.list = el("div", { class: "bundles" });
     this.swap = el("div", { class: "swap", role: "status" });
     this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, placeholder: "as set", inputmode: "numeric" });
+    this.unlike = el("input", { type: "checkbox", id: "allow-unlike" });
     this.file = el("input", { type: "file", id: "upload", accept: ".flaw", "aria-label": "Bundle to upload", onchange: () => this.#upload() });
     this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", { reason: "on the page" }), { id: "rollback" });
     const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge", { view: this.#where.view }) }, "Challenge the one in force");
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
       el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback,
-        el("label", { class: "shadow" }, "Parts that both score before a swap", this.shadow)), this.swap, this.list);
+        el("label", { class: "shadow" }, "Parts that both score before a swap", this.shadow),
+        el("label", { class: "shadow" }, "Also if it learned from other images", this.unlike)), this.swap, this.list);
   }
 
   /** Take station and view; hides itself where the line has no store of bundles. */
@@ -60,7 +62,8 @@ export class BundlesCard {
   async #begin(digest) {
     const shadow = this.shadow.value === "" ? null : Number(this.shadow.value);
     try {
-      await post(this.#path("swap"), { view: this.#where.view, digest, shadow });
+      await post(this.#path("swap"), { view: this.#where.view, digest, shadow, allow_unlike: this.unlike.checked });
+      this.unlike.checked = false;
       await this.#follow();
     } catch (error) { tell(error.message, true); }
   }

@@ -12,6 +12,7 @@ import { beginShift, hasShifts, sinceShift } from "./shift.js";
 
 const OLD_S = 60; // an image of this age is shown as old
 const APART_MS = 1500; // longest time that image and verdict may be of different parts without a word
+const BEHIND_MS = 250; // and without being dimmed: as long as an image takes that comes in time
 const WITHOUT_IMAGE = ["missing_view", "lost_frame", "unreadable_image", "overrun", "not_ready"];
 const RANK = { accept: 0, reject: 1, fault: 2 };
 
@@ -109,6 +110,8 @@ export class Tile {
     // Since the first part whose image did not come, or the last image that came late: not since each new part.
     if (this.pane.seq === null || this.pane.seq === part.seq) this.#apartSince = null; else this.#apartSince ??= performance.now();
     const isApart = this.#apartSince !== null && performance.now() - Math.max(this.#apartSince, this.pane.drawnAt) > APART_MS;
+    // At once, before there are words: nobody may take it for the image of this verdict.
+    this.pane.node.classList.toggle("behind", this.pane.seq !== null && this.#apartSince !== null && performance.now() - this.#apartSince > BEHIND_MS);
     if (line.isLost) this.pane.age("NOT CURRENT\nno connection");
     else if (isApart) this.pane.age(`image of part ${this.pane.seq}`);
     else this.pane.age(seconds > OLD_S && this.pane.seq !== null ? `image of ${ago(seconds)}` : "");

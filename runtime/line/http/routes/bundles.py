@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +43,7 @@ class _Swap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     view: str | None = None
     shadow: int | None = None
+    allow_unlike: bool = False
 
 
 class _Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,7 +152,14 @@ class _Bundles:
         said, user = await _said(request, _Swap), user_of(request)
         return json_answer(
             await self._asked(
-                409, self._swaps.begin, options.name, said.view, said.digest, said.shadow, user.name, user.role
+                409,
+                functools.partial(self._swaps.begin, allow_unlike=said.allow_unlike),
+                options.name,
+                said.view,
+                said.digest,
+                said.shadow,
+                user.name,
+                user.role,
             ),
             202,
         )

@@ -389,7 +389,7 @@ def test_a_bundle_that_hangs_or_loses_its_device_is_taken_back(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_images_unlike_those_that_it_learned_from_are_said_and_with_strict_refused(
+def test_a_bundle_that_learned_from_other_images_is_refused_unless_that_is_allowed(
     tmp_path: Path, other: Path, strict: bool
 ) -> None:
     learned = LearnedImages(
@@ -411,9 +411,13 @@ def test_images_unlike_those_that_it_learned_from_are_said_and_with_strict_refus
         digest = swaps_of(line).add(other)
         assert verdict_of(line, 120).verdict == "accept"  # the size of images is known then
         state = swapped(line, digest)
+        assert state["state"] == "failed"
+        assert "width by height is 1, of the images learned from 1.3 to 1.4" in step_of(state, "verified")["detail"]
+        assert strict or "allow_unlike" in step_of(state, "verified")["detail"]
+        assert verdict_of(line, 120).verdict == "accept"
+        state = swapped(line, digest, allow_unlike=True)
         assert state["state"] == ("failed" if strict else "done")
         detail = step_of(state, "verified")["detail"]
-        assert "width by height is 1, of the images learned from 1.3 to 1.4" in detail
         assert strict or "NOTE: the images of this view are unlike those that it learned from: " in detail
 
 
