@@ -42,7 +42,7 @@ def _between(low: float, high: float) -> Callable[[click.Context, click.Paramete
     return check
 
 
-@click.command()
+@click.command("demo")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("line-demo"))
 @click.option(
     "--minutes",

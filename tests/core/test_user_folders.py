@@ -38,6 +38,8 @@ def test_only_this_module_asks_for_the_home_folder():
     modules = [path for room in ("core", *ROOMS) for path in (ROOT / room).rglob("*.py")]
     words = ("Path.home", "expanduser", "XDG_", '"HOME"', "getpass", "import pwd")
     asking = [str(path.relative_to(ROOT)) for path in modules if any(word in path.read_text("utf-8") for word in words)]
-    # Of passphrases and of the user's name, which may be missing too, the module `getpass` is asked for in two more.
-    more = ["core/bundle/signature_command.py", "core/bundle/threshold_command.py"]
-    assert sorted(asking) == [*more, "core/user_folders.py"]
+    # The module `getpass` is asked for passphrases, passwords and the user's name, which may be missing too; `pwd` for
+    # the owner of a file.
+    more = {"core/bundle/signature_command.py", "core/bundle/threshold_command.py"}
+    line = {f"runtime/line/{name}.py" for name in ("swap/swap_command", "users/user_commands", "users/users_file")}
+    assert set(asking) == {*more, *line, "core/user_folders.py"}

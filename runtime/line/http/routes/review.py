@@ -21,7 +21,7 @@ from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.journal.reviews import ACTION, Label, Said, object_of
 from flawscope.runtime.line.parts import PartRecord
-from flawscope.text import NOT_JSON, printable
+from flawscope.text import NOT_JSON, encode_json, printable
 
 RECORD_S = 5.0
 """Longest time that an answer waits until a review is on record."""
@@ -71,7 +71,7 @@ def routes(context: Context) -> list[Api]:
             actor=user.name,
             role=user.role,
             object=object_of(part.seq),
-            new=msgspec.json.encode(said).decode(),
+            new=encode_json(said).decode(),
             reason=asked.note,
         )
         is_recorded = await context.call(line.journal.flush, RECORD_S)

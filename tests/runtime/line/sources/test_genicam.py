@@ -106,15 +106,18 @@ def check_triggers(count: int) -> None:
         assert camera.name == "Aravis-Fake-T1"
 
 
+@pytest.mark.serial  # a busy machine drops packets
 def test_every_trigger_has_its_image_in_order() -> None:
     check_triggers(150)
 
 
 @pytest.mark.long
+@pytest.mark.serial  # a busy machine drops packets
 def test_500_triggers_have_500_images() -> None:
     check_triggers(500)
 
 
+@pytest.mark.serial  # a busy machine drops packets
 def test_the_fake_camera_of_debian_gives_an_image_for_each_trigger() -> None:
     tool = shutil.which("arv-fake-gv-camera-0.8")
     if tool is None:
@@ -170,6 +173,7 @@ def test_an_image_of_which_packets_are_lost_is_a_problem_and_never_torn() -> Non
 
 
 @pytest.mark.long
+@pytest.mark.serial  # a busy machine drops packets
 def test_two_packets_in_a_hundred_lost_of_large_images() -> None:
     check_losses(60, 20.0, 256, 192)
 
@@ -261,6 +265,7 @@ def test_a_hardware_trigger_waits_without_being_lost_and_needs_a_line() -> None:
             assert source.grab(0.5) is None
 
 
+@pytest.mark.serial  # a busy machine drops packets
 def test_a_free_camera_gives_images_one_after_the_other() -> None:
     with fake_camera(), opened(trigger="free", features={**_SMALL, "AcquisitionFrameRate": 100.0}) as source:
         assert not source.is_triggered
@@ -269,6 +274,7 @@ def test_a_free_camera_gives_images_one_after_the_other() -> None:
         assert numbers == list(range(numbers[0], numbers[0] + 10))
 
 
+@pytest.mark.serial  # a busy machine drops packets
 def test_images_that_found_no_buffer_are_counted_as_lost() -> None:
     with fake_camera(), opened(trigger="free", features={**_SMALL, "AcquisitionFrameRate": 100.0}) as source:
         first = check_whole(source.grab(_WAIT_S))
