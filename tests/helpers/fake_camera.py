@@ -12,7 +12,6 @@ import ctypes
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -107,8 +106,8 @@ def fake_camera(
     """Yield a fake camera that is running, the only one of this machine; waits for others to end."""
     camera = FakeCamera(serial, lost=lost, pixels=pixels, hertz=hertz, command=command)
     with _only_one():
-        camera.start()
         try:
+            camera.start()
             yield camera
         finally:
             camera.kill()
@@ -129,19 +128,17 @@ def _only_one() -> Iterator[None]:
 
 
 def _wait_until_port(*, is_free: bool) -> None:
-    # The camera itself goes on without a word when its port is taken.
+    # The camera itself goes on without a word when its port is taken. So it is not tried by taking it for a moment:
+    # that would be the moment at which the camera wants it.
     end = time.monotonic() + 20.0
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((ADDRESS, _PORT))
-                found_free = True
-            except OSError:
-                found_free = False
-        if found_free == is_free:
-            return
-        assert time.monotonic() < end, f"port {_PORT} of {ADDRESS} is {'free' if found_free else 'taken'}"
+    while _is_port_free() != is_free:
+        assert time.monotonic() < end, f"port {_PORT} of {ADDRESS} is {'taken' if is_free else 'free'}"
         time.sleep(0.01)
+
+
+def _is_port_free() -> bool:
+    places = {f"{address}:{_PORT:04X}" for address in ("0100007F", "00000000")}  # as Linux writes 127.0.0.1 and all
+    return all(row.split()[1] not in places for row in Path("/proc/net/udp").read_text().splitlines()[1:])
 
 
 class _Value(ctypes.Structure):
