@@ -36,6 +36,24 @@ def encoded(side: int, kind: str) -> bytes:
     return cv2.imencode(kind, image)[1].tobytes()
 
 
+def _traced(run: Callable[[], object], calls: int) -> tuple[int, int]:
+    """Return by how many bytes Python's memory has grown after so many calls, and by how many at its peak."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        run()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(calls):
+            run()
+        gc.collect()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return after - before, peak - before
+
+
 @pytest.mark.serial
 @pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 3])
@@ -44,21 +62,9 @@ def test_an_image_leaves_nothing_behind_and_needs_no_more_than_its_arrays(inspec
     run: Callable[[], object] = lambda: inspector(sources)  # noqa: E731
     for _ in range(20):
         run()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        run()
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        calls = 200
-        for _ in range(calls):
-            run()
-        gc.collect()
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (after - before) / (calls * batch) <= KEPT_BYTES
+    # Threads of other tests that are just ending are counted, too: what an image leaves behind, it leaves each time.
+    kept, peaks = zip(*(_traced(run, calls=200) for _ in range(3)), strict=True)
+    assert min(kept) / (200 * batch) <= KEPT_BYTES
     height, width = inspector.manifest.input.size
     outputs = inspector.scorer.outputs(np.zeros((1, height, width, 3), np.uint8))
     of_image = (
@@ -68,7 +74,7 @@ def test_an_image_leaves_nothing_behind_and_needs_no_more_than_its_arrays(inspec
         + 8 * 4 * height * width  # the map, blurred along one side and both, what is above the threshold, its labels
     )
     # The result before is released only when the next one is there.
-    assert peak - before <= batch * of_image + 64 * 1024
+    assert min(peaks) <= batch * of_image + 64 * 1024
 
 
 @pytest.mark.serial
