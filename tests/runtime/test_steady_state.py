@@ -62,9 +62,6 @@ def test_an_image_leaves_nothing_behind_and_needs_no_more_than_its_arrays(inspec
     run: Callable[[], object] = lambda: inspector(sources)  # noqa: E731
     for _ in range(20):
         run()
-    # Threads of other tests that are just ending are counted, too: what an image leaves behind, it leaves each time.
-    kept, peaks = zip(*(_traced(run, calls=200) for _ in range(3)), strict=True)
-    assert min(kept) / (200 * batch) <= KEPT_BYTES
     height, width = inspector.manifest.input.size
     outputs = inspector.scorer.outputs(np.zeros((1, height, width, 3), np.uint8))
     of_image = (
@@ -74,7 +71,15 @@ def test_an_image_leaves_nothing_behind_and_needs_no_more_than_its_arrays(inspec
         + 8 * 4 * height * width  # the map, blurred along one side and both, what is above the threshold, its labels
     )
     # The result before is released only when the next one is there.
-    assert min(peaks) <= batch * of_image + 64 * 1024
+    most = batch * of_image + 64 * 1024
+    found = []
+    # Threads of other tests that are just ending are counted, too: what an image leaves behind, it leaves each time.
+    for _ in range(3):
+        kept, peak = _traced(run, calls=200)
+        found.append((kept / (200 * batch), peak))
+        if found[-1][0] <= KEPT_BYTES and peak <= most:
+            return
+    raise AssertionError(f"expected at most {KEPT_BYTES} bytes kept of an image and {most} at the peak, got {found}")
 
 
 @pytest.mark.serial
