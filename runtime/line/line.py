@@ -124,7 +124,8 @@ class Line:
             self.stop()
             raise
 
-    def _start(self) -> None:
+    def _open_record(self) -> tuple[Journal, OpenParts]:
+        """Open users, journal and numbers, and record the parts that were left open."""
         config, stack = self._config, self._stack
         state = config.line.state
         if config.http is not None:
@@ -145,6 +146,12 @@ class Line:
         if faults := record_open_parts(journal, numbers, self._clock):
             self._say(f"{faults} parts were open when the line ended last; they are on record as faults")
         self._first, self._before = numbers.last, journal.counts()
+        return journal, numbers
+
+    def _start(self) -> None:
+        config, stack = self._config, self._stack
+        state = config.line.state
+        journal, numbers = self._open_record()
         stack.callback(self._status_file.close)
         measures = Measures(config.trusted_keys, self._say)
         stack.callback(measures.close)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.runtime.line.gallery.gallery import Gallery
+from flawscope.runtime.line.journal.recorder import TakesEvents
 from flawscope.runtime.line.journal.reviews import Review
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.status import LineStatus
@@ -34,7 +35,7 @@ class StationView(Protocol):
         """Score no more parts until it is acknowledged."""
 
 
-class JournalView(Protocol):
+class JournalView(TakesEvents, Protocol):
     """The journal; see `flawscope.runtime.line.journal.journal.Journal`."""
 
     @property
@@ -66,19 +67,6 @@ class JournalView(Protocol):
 
     def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
         """Return reviews of a part, or of all, in the order in which they were made."""
-
-    def event(
-        self,
-        action: str,
-        *,
-        actor: str = "line",
-        role: str = "",
-        object: str = "",
-        old: str = "",
-        new: str = "",
-        reason: str = "",
-    ) -> None:
-        """Queue an event, as of now."""
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was queued before is on the disk; return whether it is."""

@@ -11,15 +11,8 @@ Done = Callable[["Exception | None"], None]
 """Called by the writer when a record is on the disk, or with the reason why it is not."""
 
 
-class Recorder(Protocol):
-    """Records parts and events."""
-
-    @property
-    def problem(self) -> str:
-        """What is wrong with the journal; empty for nothing."""
-
-    def record(self, part: PartRecord, done: Done | None = None) -> None:
-        """Queue the record of a part."""
+class TakesEvents(Protocol):
+    """Takes events; see `EventRecord`."""
 
     def event(
         self,
@@ -33,6 +26,17 @@ class Recorder(Protocol):
         reason: str = "",
     ) -> None:
         """Queue an event."""
+
+
+class Recorder(TakesEvents, Protocol):
+    """Records parts and events."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the journal; empty for nothing."""
+
+    def record(self, part: PartRecord, done: Done | None = None) -> None:
+        """Queue the record of a part."""
 
     def acknowledge(self, actor: str, role: str = "") -> None:
         """Record that somebody knows what was wrong when it was opened."""

@@ -5,12 +5,13 @@ It also keeps the time: a library may wait for an image far longer than a line c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flawscope.runtime.line.sources.grabber import SourceLost
 from flawscope.runtime.line.sources.source import Frame, Policy
@@ -157,3 +158,54 @@ class LiveImages:
         with self._changed:
             self._end = end
             self._changed.notify_all()
+
+
+class LiveGrabber:
+    """What all grabbers of live images have in common; what they differ in is `open` and how a camera is named.
+
+    Args:
+        shown: Returns the name of the camera in messages, without secrets.
+    """
+
+    def __init__(self, shown: Callable[[], str]) -> None:
+        self._name_of = shown
+        self._live: LiveImages | None = None
+
+    def begin(self, live: LiveImages, open_s: float) -> None:
+        """Begin to read; returns when the camera is open.
+
+        Raises:
+            SourceLost: If it is not within the time.
+        """
+        self._live = live
+        with self._named():
+            live.start(open_s)
+
+    def grab(self, timeout_s: float) -> Frame | None:
+        """Return the next image, or None if none came within the time.
+
+        Raises:
+            SourceLost: If the stream has ended or the camera is gone, or no image came for `read_s`.
+        """
+        with self._named():
+            if self._live is None:
+                raise SourceLost("it is not open")
+            return self._live.take(timeout_s)
+
+    def trigger(self) -> None:
+        """Do nothing: images come by themselves."""
+
+    def done(self, source: str) -> None:
+        """Do nothing: an image is no file."""
+
+    def close(self) -> None:
+        """End reading."""
+        if self._live is not None:
+            self._live.stop()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except SourceLost as err:
+            raise SourceLost(f"{self._name_of()}: {err}") from None

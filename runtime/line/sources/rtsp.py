@@ -17,7 +17,7 @@ from flawscope.runtime.line.secrets import read_secret, without_secrets
 from flawscope.runtime.line.sources.decoding import Decoding
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
 from flawscope.runtime.line.sources.lateness import Lateness
-from flawscope.runtime.line.sources.live import LiveImages
+from flawscope.runtime.line.sources.live import LiveGrabber, LiveImages
 from flawscope.runtime.line.sources.pyav import image_of, load_av, reason_of
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.sources.table import RtspSource
@@ -30,7 +30,7 @@ _LOOK_S = 0.5
 """How long FFmpeg looks at a stream before it hands anything over; by default it takes up to five seconds."""
 
 
-class RtspGrabber:
+class RtspGrabber(LiveGrabber):
     """Gives the images of a network camera.
 
     Args:
@@ -44,7 +44,7 @@ class RtspGrabber:
         self.policy = options.on_full
         self._options = options
         self._secrets: tuple[str | None, str | None] = (None, None)
-        self._live: LiveImages | None = None
+        super().__init__(lambda: self._shown)
         self._damaged_since: float | None = None
         self._lateness = Lateness()
 
@@ -63,35 +63,9 @@ class RtspGrabber:
             raise SourceLost("password: expected a user beside it, got none. Set user.")
         self._secrets = (user, password)
         self._damaged_since, self._lateness = None, Lateness(self._options.read_s)
-        self._live = LiveImages(lambda live: self._read(av, live), self.policy, self._options.read_s)
-        try:
-            self._live.start(self._options.open_s)
-        except SourceLost as err:
-            raise SourceLost(f"{self._shown}: {err}") from None
-
-    def grab(self, timeout_s: float) -> Frame | None:
-        """Return the next image as RGB, or None if none came within the time.
-
-        Raises:
-            SourceLost: If the stream ended, or no image came for `read_s`.
-        """
-        if self._live is None:
-            raise SourceLost(f"{self._shown}: it is not open")
-        try:
-            return self._live.take(timeout_s)
-        except SourceLost as err:
-            raise SourceLost(f"{self._shown}: {err}") from None
-
-    def trigger(self) -> None:
-        """Do nothing: images come by themselves."""
-
-    def done(self, source: str) -> None:
-        """Do nothing: an image is no file."""
-
-    def close(self) -> None:
-        """Close the stream."""
-        if self._live is not None:
-            self._live.stop()
+        self.begin(
+            LiveImages(lambda live: self._read(av, live), self.policy, self._options.read_s), self._options.open_s
+        )
 
     @property
     def _shown(self) -> str:

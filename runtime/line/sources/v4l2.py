@@ -10,7 +10,7 @@ from typing import Any
 from flawscope.runtime.line.sources.decoding import Decoding
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
 from flawscope.runtime.line.sources.lateness import Lateness
-from flawscope.runtime.line.sources.live import LiveImages
+from flawscope.runtime.line.sources.live import LiveGrabber, LiveImages
 from flawscope.runtime.line.sources.pyav import image_of, load_av, reason_of
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.sources.table import V4l2Format, V4l2Source
@@ -32,7 +32,7 @@ FORMATS: dict[V4l2Format, str] = {
 """Format of Video4Linux -> name of FFmpeg."""
 
 
-class V4l2Grabber:
+class V4l2Grabber(LiveGrabber):
     """Gives the images of a USB camera.
 
     Args:
@@ -45,7 +45,7 @@ class V4l2Grabber:
     def __init__(self, options: V4l2Source, place: SourcePlace) -> None:
         self.policy = options.on_full
         self._options = options
-        self._live: LiveImages | None = None
+        super().__init__(lambda: self._shown)
 
     def open(self) -> None:
         """Open the camera, write format and size, read them back and compare.
@@ -54,35 +54,7 @@ class V4l2Grabber:
             SourceLost: If it is not there, does not answer, or a setting does not read back; or PyAV is not there.
         """
         av = load_av("reading a USB camera")
-        self._live = LiveImages(lambda live: self._read(av, live), self.policy, self._options.read_s)
-        try:
-            self._live.start(_OPEN_S)
-        except SourceLost as err:
-            raise SourceLost(f"{self._shown}: {err}") from None
-
-    def grab(self, timeout_s: float) -> Frame | None:
-        """Return the next image as RGB, grey ones as they are, or None if none came within the time.
-
-        Raises:
-            SourceLost: If the camera is gone, or no image came for `read_s`.
-        """
-        if self._live is None:
-            raise SourceLost(f"{self._shown}: it is not open")
-        try:
-            return self._live.take(timeout_s)
-        except SourceLost as err:
-            raise SourceLost(f"{self._shown}: {err}") from None
-
-    def trigger(self) -> None:
-        """Do nothing: images come by themselves."""
-
-    def done(self, source: str) -> None:
-        """Do nothing: an image is no file."""
-
-    def close(self) -> None:
-        """Close the camera."""
-        if self._live is not None:
-            self._live.stop()
+        self.begin(LiveImages(lambda live: self._read(av, live), self.policy, self._options.read_s), _OPEN_S)
 
     @property
     def _shown(self) -> str:

@@ -11,27 +11,15 @@ import msgspec
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.open_files import SETTINGS_BYTES, read_regular
+from flawscope.runtime.line.journal.recorder import TakesEvents
 from flawscope.runtime.line.users.users_file import FOLDER, Users
 from flawscope.text import NOT_JSON, encode_json
 
 FILE = "recorded.json"
 
 
-class Events(Protocol):
+class Events(TakesEvents, Protocol):
     """Where events go."""
-
-    def event(
-        self,
-        action: str,
-        *,
-        actor: str,
-        role: str = "",
-        object: str = "",
-        old: str = "",
-        new: str = "",
-        reason: str = "",
-    ) -> None:
-        """Queue an event."""
 
     def has_event(self, action: str) -> bool:
         """Return whether there is an event of an action."""
