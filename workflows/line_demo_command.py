@@ -69,7 +69,7 @@ def _between(low: float, high: float) -> Callable[[click.Context, click.Paramete
 def line_demo_command(folder: Path, minutes: float, port: int | None, rate: float, is_opened: bool) -> int:
     """Run a line without hardware: generated parts on a fake belt, judged by a bundle that is made first.
 
-    FOLDER, by default line-demo, gets the bundle (about half a minute, offline; it needs PyTorch once), the
+    FOLDER, by default line-demo, gets the bundle (about a minute, offline; it needs PyTorch once), the
     configuration line.yml, and the state of the line. What is there is used again, so change line.yml as you like.
     Of 25 parts in a row 4 have a defect, and 3 are faults: a camera sends nothing, the lamp is off, a file is cut
     off. Ends with Ctrl-C, after --minutes, or when its journal has 512 MiB.
@@ -81,7 +81,7 @@ def line_demo_command(folder: Path, minutes: float, port: int | None, rate: floa
     line_demo.check_packages()
     read = line_demo.on_port(line_demo.write_config(folder), port)
     if not line_demo.bundle_of(folder).exists():
-        echo("making a bundle that knows generated boards: once, about half a minute", err=True)
+        echo("making a bundle that knows generated boards: once, about a minute", err=True)
         started = time.perf_counter()
         line_demo.make_bundle(folder, command_line(), progress_bars)
         echo(f"{line_demo.bundle_of(folder)}: made in {time.perf_counter() - started:.0f} s", err=True)
