@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -220,11 +221,19 @@ def parts(folder: Path) -> list[str]:
         reader.close()
 
 
+def files_done(folder: Path) -> int:
+    """Return how many files the source knows to have their verdict (the last number of a line of its record)."""
+    record = folder / "state" / "sources" / "top" / "cam0.folder.jsonl"
+    return sum(json.loads(line)[-1] for line in record.read_text().splitlines())
+
+
 @pytest.mark.long
 def test_a_native_crash_leaves_faults_and_no_accept(tmp_path: Path) -> None:
     config = with_images(tmp_path, 50, 200)
     with started(config, _CRASH) as process:
         wait_until(lambda: parts(tmp_path) == ["accept", "reject"])
+        # The source hears of a verdict after it is on record; a file whose verdict it never heard of is a new part.
+        wait_until(lambda: files_done(tmp_path) == 2)
         with_images(tmp_path, 50, 200, 77, 60)
         said = process.communicate(timeout=WAIT_S)[1]
     assert process.returncode == -signal.SIGSEGV, said
