@@ -50,7 +50,12 @@ STATION = """
     depth: {depth}
     outputs: [{{kind: modbus, listen: "127.0.0.1:{port}"}}]
     views:
-      - {{name: cam0, source: {{kind: push}}, bundle: {bundle}, backend: "{backend}", scene: {{frozen: allow}}}}
+      - name: cam0
+        source: {{kind: push}}
+        bundle: {bundle}
+        backend: "{backend}"
+        threads: {threads}
+        scene: {{frozen: allow}}
 """
 
 
@@ -97,6 +102,7 @@ def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
                 depth=options.depth + 2,
                 bundle=bundle,
                 backend=options.backend,
+                threads="null" if options.threads is None else options.threads,
             )
             for number in range(stations)
         ]
@@ -112,6 +118,19 @@ def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
                 yield line
         finally:
             line.stop()
+
+
+def with_rejects(inspector: Inspector, images: Sequence[bytes], share: float) -> list[bytes]:
+    """Return as many images, of which so large a share are rejects: an image of a reject is stored, with its map."""
+    kinds: dict[str, list[bytes]] = {"accept": [], "reject": []}
+    for image, result in zip(images, inspector.stream(images), strict=True):
+        kinds[result.decision].append(image)
+    if not all(kinds.values()):
+        raise SystemExit("expected images that are accepted and others that are rejected, got one kind")
+    rejects = round(share * len(images))
+    given = [*itertools.islice(itertools.cycle(kinds["accept"]), len(images) - rejects)]
+    given += itertools.islice(itertools.cycle(kinds["reject"]), rejects)
+    return [given[number] for number in np.random.default_rng(0).permutation(len(given))]
 
 
 def settled(line: Line, count: int) -> None:
@@ -280,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("folder", type=Path, help="folder for the journals, on the disk that counts")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int, help="threads of the inference; all cores by default")
+    parser.add_argument("--rejects", type=float, help="share of rejects among the images; as they are by default")
     parser.add_argument("--count", type=int, default=200, help="images of a turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
@@ -294,17 +315,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document: dict[str, Any] = {
         "suite": "line",
         "settings": {
-            name: getattr(options, name) for name in ("backend", "count", "turns", "batch", "depth", "load", "soak")
+            name: getattr(options, name)
+            for name in ("backend", "threads", "rejects", "count", "turns", "batch", "depth", "load", "soak")
         },
         "machine": machine(),
         "versions": package_versions(),
     }
-    with Inspector.load(options.bundle, options.backend) as inspector:
+    with Inspector.load(options.bundle, options.backend, threads=options.threads) as inspector:
+        if options.rejects is not None:
+            images = with_rejects(inspector, images, options.rejects)
         document["bundle"] = {
             "method": inspector.manifest.method,
             "input": list(inspector.manifest.input.size),
             "backend": inspector.backend,
         }
+        decisions = [result.decision for result in inspector.stream(images)]
+        document["rejects"] = decisions.count("reject") / len(decisions)
         document["rows"] = [measure(options, inspector, images, stations) for stations in options.stations]
     if options.soak:
         document["soak"] = soak(options, images)
