@@ -50,11 +50,9 @@ def shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
 
 def whole_shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
     """Trigger images until one comes of which no packet is missing: a busy machine may drop some."""
-    frame = shot(source, timeout_s)
-    for _ in range(5):
-        if frame is None or frame.problem != "incomplete_image":
-            break
-        frame = shot(source, timeout_s)
+    end = time.monotonic() + 30.0
+    while (frame := shot(source, timeout_s)) is not None and frame.problem == "incomplete_image":
+        assert time.monotonic() < end
     return frame
 
 
