@@ -35,20 +35,21 @@ if(cuda_missing)
     return()
 endif()
 
-# Machine code for each, and PTX of the last for what comes later. Before enable_language, which has a default as well.
+# Machine code for each, PTX of the last for what comes later, and of 9.0 for what has no machine code between: 11.0
+# (Jetson Thor) takes it. Before enable_language, which has a default as well.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
     if(FLAWSCOPE_NVCC_VERSION VERSION_LESS 12.8)
         set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 87-real 89-real 90)
     else()
-        set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 87-real 89-real 90-real 100-real 120)
+        set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 87-real 89-real 90-real 90-virtual 100-real 120)
     endif()
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
-add_library(flawscope_cuda OBJECT cuda/finish.cu cuda/interface.cu cuda/kcenter.cu cuda/mahalanobis.cu cuda/pack.cu
-                                  cuda/search.cu cuda/window.cu)
+add_library(flawscope_cuda OBJECT cuda/arrays.cu cuda/finish.cu cuda/interface.cu cuda/kcenter.cu cuda/mahalanobis.cu cuda/pack.cu
+                                  cuda/plan.cu cuda/search.cu cuda/window.cu)
 target_include_directories(flawscope_cuda PRIVATE include cuda)
 # The flags of the folder are those of the C++ compiler; nvcc knows none of them.
 set_target_properties(flawscope_cuda PROPERTIES COMPILE_OPTIONS "" CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON

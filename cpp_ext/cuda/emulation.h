@@ -60,7 +60,12 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 900 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrPageableMemoryAccess };
+enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
+struct cudaPointerAttributes {
+    cudaMemoryType type;
+    int device;
+};
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 using cudaStream_t = struct CUstream_st*;
 
@@ -75,6 +80,10 @@ struct Settings {
     Order order = Order::kAscending;
     int fail_at = 0;  // number of the call of the runtime, from 1, that fails
     int calls = 0, waits = 0;
+    // An address whose memory is not of device 0, and what it is.
+    const void* elsewhere = nullptr;
+    cudaPointerAttributes kind = {cudaMemoryTypeDevice, 1};
+    int reads_host_memory = 0;
 };
 inline Settings settings;
 
@@ -380,8 +389,15 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = 1;
     return flawscope::emulation::call();
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-    *value = flawscope::emulation::settings.processors;
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
+    const flawscope::emulation::Settings& settings = flawscope::emulation::settings;
+    *attributes = {cudaMemoryTypeDevice, 0};
+    if (address == settings.elsewhere) *attributes = settings.kind;
+    return flawscope::emulation::call();
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    const flawscope::emulation::Settings& settings = flawscope::emulation::settings;
+    *value = attribute == cudaDevAttrMultiProcessorCount ? settings.processors : settings.reads_host_memory;
     return flawscope::emulation::call();
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {

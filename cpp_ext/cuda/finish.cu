@@ -21,7 +21,6 @@ struct FinishArguments {
     uint32_t rescale_by_peak;  // rows are the packed ones: divide by the scale of the bank
     const uint32_t* usable;
     const uint64_t* partial;
-    int64_t query_tiles;
     int splits, capacity, candidates, k;
     float* squared;
     int64_t* found;
@@ -41,13 +40,10 @@ __device__ inline void write_nothing(const FinishArguments& a, int64_t query, in
 __device__ inline void merge(const FinishArguments& a, int64_t query, FinishShared& shared) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int total = a.splits * a.capacity;
-    const int64_t tile = query / kTileQueries, place = query % kTileQueries;
     SortedKeys keys(lane);
     for (int first = warp * kWarp; first < total; first += kThreads) {
-        const int i = first + lane, split = i / a.capacity, entry = i % a.capacity;
-        const int64_t block = split * a.query_tiles + tile;
-        keys.insert_all(i < total ? a.partial[(block * a.capacity + entry) * kTileQueries + place] : kNoCandidate,
-                        a.candidates);
+        const int i = first + lane;
+        keys.insert_all(i < total ? a.partial[query * total + i] : kNoCandidate, a.candidates);
     }
     keys.write(shared.keys[warp]);
     __syncthreads();
@@ -124,7 +120,6 @@ cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const P
     a.rescale_by_peak = packed ? 1 : 0;
     a.usable = workspace.usable;
     a.partial = workspace.partial;
-    a.query_tiles = plan.query_tiles;
     a.splits = plan.splits;
     a.capacity = plan.capacity;
     a.candidates = plan.candidates;

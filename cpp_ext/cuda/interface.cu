@@ -1,8 +1,10 @@
 // The C interface to the CUDA kernels: checks arguments, lays out the workspace, launches, and returns every status.
 //
 // State: compiled, not run (run in emulation on the CPU).
+#include "arrays.h"
 #include "flawscope/patch_distance.h"
 #include "launches.h"
+#include "plan.h"
 #include "status.h"
 
 namespace flawscope::cuda {
@@ -12,9 +14,6 @@ constexpr int64_t kMaxRows = INT64_C(0x7fffff00);    // rows are counted in 32 b
 constexpr int64_t kMaxChannels = 65536;              // the bound on the rounding is given up to there
 constexpr int64_t kMaxElements = INT64_MAX / 16;     // bytes of an array stay within 64 bits
 constexpr int64_t kMaxBlocks = INT64_C(0x7fffffff);  // of a grid
-constexpr int kMargin = 7;                           // candidates beyond k where the caller names no number
-constexpr int kMaxSplits = 128;                      // bounds the candidates that are merged for a query
-constexpr int kBlocksPerProcessor = 2;               // of the search kernel, side by side
 
 int status_of(cudaError_t error) { return error == cudaSuccess ? FLAWSCOPE_OK : FLAWSCOPE_CUDA + error; }
 
@@ -39,30 +38,9 @@ bool mahalanobis_ok(const float* mean, const void* factors, int64_t p, int64_t d
     return n == 0 || (features != nullptr && squared != nullptr && sizes_ok(n, p * d) && n <= kMaxBlocks / p);
 }
 
-// A small batch fills the device only if several blocks share the bank; one round of blocks that are all at work
-// together is the aim.
-cudaError_t make_plan(int64_t n, int64_t m, int64_t d, int k, int rerank, Plan& plan) {
-    int device = 0, processors = 0;
-    cudaError_t status = cudaGetDevice(&device);
-    if (status != cudaSuccess) return status;
-    status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (status != cudaSuccess) return status;
-    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-    plan.n = n;
-    plan.d = d;
-    plan.query_tiles = divide_up(n, kTileQueries);
-    plan.row_tiles = divide_up(m, kTileRows);
-    const int64_t wanted = int64_t{kBlocksPerProcessor} * processors / plan.query_tiles;
-    plan.splits = static_cast<int>(least(wanted < 1 ? 1 : wanted, least(plan.row_tiles, kMaxSplits)));
-    const int64_t candidates = least(rerank == 0 ? k + kMargin : rerank, kMaxCandidates);
-    plan.candidates = static_cast<int>(least(candidates, m));
-    plan.capacity = plan.candidates <= 8 ? 8 : plan.candidates <= 16 ? 16 : kMaxCandidates;
-    return cudaSuccess;
-}
-
 cudaError_t search(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, int k, void* memory,
                    float* squared, int64_t* found, cudaStream_t stream) {
-    const Workspace workspace = workspace_at(memory, plan);
+    const Workspace workspace = workspace_at(memory, plan, plan.query_tiles * plan.splits);
     cudaError_t status = pack_queries_launch(bank, queries, plan, workspace, stream);
     if (status != cudaSuccess) return status;
     status = search_launch(bank, plan, workspace, stream);
@@ -100,12 +78,16 @@ int flawscope_cuda_bank_bytes(int64_t m, int64_t d, int64_t* bytes) {
 
 int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t m, int64_t d, void* packed, void* stream) {
     if (rows == nullptr || !dtype_ok(dtype) || !bank_ok(m, d) || !aligned(packed)) return FLAWSCOPE_BAD_ARGUMENT;
+    const int arrays = arrays_status({rows, packed});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(
         pack_bank_launch({rows, dtype == FLAWSCOPE_FLOAT16}, m, d, packed, static_cast<cudaStream_t>(stream)));
 }
 
 int flawscope_cuda_bank_check(const void* packed, void* stream) {
     if (packed == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
+    const int arrays = arrays_status({packed});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     BankHeader header;
     cudaError_t status =
         cudaMemcpyAsync(&header, packed, sizeof header, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream));
@@ -115,16 +97,11 @@ int flawscope_cuda_bank_check(const void* packed, void* stream) {
     return header.refused != 0 ? FLAWSCOPE_NOT_FINITE : FLAWSCOPE_OK;
 }
 
-// Not monotone in n: fewer queries may be cut into more splits, each with its own candidates.
 int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes) {
     if (!search_ok(n, m, d, k, rerank) || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
     *bytes = 0;
     if (n == 0) return FLAWSCOPE_OK;
-    Plan plan;
-    const cudaError_t status = make_plan(n, m, d, k, rerank, plan);
-    if (status != cudaSuccess) return status_of(status);
-    *bytes = workspace_at(nullptr, plan).bytes;
-    return FLAWSCOPE_OK;
+    return status_of(reserved_bytes(n, m, d, k, rerank, *bytes));
 }
 
 int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,
@@ -140,7 +117,11 @@ int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype,
     Plan plan;
     const cudaError_t status = make_plan(n, m, d, k, rerank, plan);
     if (status != cudaSuccess) return status_of(status);
-    if (workspace_bytes < workspace_at(nullptr, plan).bytes) return FLAWSCOPE_BAD_ARGUMENT;
+    if (workspace_bytes < workspace_at(nullptr, plan, plan.query_tiles * plan.splits).bytes) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    const int arrays = arrays_status({packed, rows, queries, workspace, squared, found});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(search(bank_at(packed, m, d), {rows, rows_dtype == FLAWSCOPE_FLOAT16},
                             {queries, dtype == FLAWSCOPE_FLOAT16}, plan, k, workspace, squared, found,
                             static_cast<cudaStream_t>(stream)));
@@ -160,6 +141,8 @@ int flawscope_cuda_windows_nearest(const float* rows, int64_t m, int64_t d, cons
         !sizes_ok(n, places * d) || n > kMaxBlocks / places) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
+    const int arrays = arrays_status({rows, starts, reach, queries, squared, found});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(windows_launch(rows, d, {starts, reach, height, width}, {queries, dtype == FLAWSCOPE_FLOAT16}, n,
                                     squared, found, static_cast<cudaStream_t>(stream)));
 }
@@ -168,6 +151,8 @@ int flawscope_cuda_mahalanobis(const float* mean, const float* whitening, int64_
                                int64_t n, float* squared, void* stream) {
     if (!mahalanobis_ok(mean, whitening, p, d, features, n, squared)) return FLAWSCOPE_BAD_ARGUMENT;
     if (n == 0) return FLAWSCOPE_OK;
+    const int arrays = arrays_status({mean, whitening, features, squared});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(
         mahalanobis_launch(mean, whitening, p, d, features, n, squared, static_cast<cudaStream_t>(stream)));
 }
@@ -176,6 +161,8 @@ int flawscope_cuda_mahalanobis_triangles(const float* mean, const void* triangle
                                          const float* features, int64_t n, float* squared, void* stream) {
     if (!dtype_ok(dtype) || !mahalanobis_ok(mean, triangles, p, d, features, n, squared)) return FLAWSCOPE_BAD_ARGUMENT;
     if (n == 0) return FLAWSCOPE_OK;
+    const int arrays = arrays_status({mean, triangles, features, squared});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(mahalanobis_triangles_launch(mean, {triangles, dtype == FLAWSCOPE_FLOAT16}, p, d, features, n,
                                                   squared, static_cast<cudaStream_t>(stream)));
 }
@@ -192,6 +179,8 @@ int flawscope_cuda_kcenter_greedy(const float* features, int64_t n, int64_t d, i
         !aligned(workspace) || workspace_bytes < kcenter_bytes(n, count) || chosen == nullptr) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
+    const int arrays = arrays_status({features, workspace, chosen});
+    if (arrays != FLAWSCOPE_OK) return arrays;
     return status_of(
         kcenter_launch(features, n, d, count, first, workspace, chosen, static_cast<cudaStream_t>(stream)));
 }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "plan.h"
 #include "platform.h"
 
 namespace flawscope::cuda {
@@ -43,17 +44,8 @@ inline Bank bank_at(const void* packed, int64_t m, int64_t d) {
             reinterpret_cast<const Half*>(base + halves_offset(m)), m, d};
 }
 
-// How a search is cut, and how many candidates it keeps.
-struct Plan {
-    int64_t n, d;
-    int64_t query_tiles, row_tiles;
-    int splits;      // parts of the bank, each searched by its own blocks
-    int capacity;    // candidates that a block keeps for a query
-    int candidates;  // of those of all splits, how many are computed again
-};
-
-// The parts of the workspace. Candidates: keys [split][query tile][capacity][kTileQueries], so that a thread per query
-// reads and writes them side by side.
+// The parts of the workspace. Candidates: keys [query][split][capacity], so that those of a query are merged from one
+// piece of memory.
 struct Workspace {
     Half* queries;       // [query tiles × 128][packed depth], the negative of the scaled queries
     float* factors;      // [query tiles × 128]: what brings ‖m̂‖² to the scale of the product
@@ -62,7 +54,8 @@ struct Workspace {
     int64_t bytes;
 };
 
-inline Workspace workspace_at(void* memory, const Plan& plan) {
+// `blocks`: pairs of a tile of queries and a split that the candidates have room for.
+inline Workspace workspace_at(void* memory, const Plan& plan, int64_t blocks) {
     char* base = static_cast<char*>(memory);
     const int64_t rows = plan.query_tiles * kTileQueries;
     int64_t offset = 0;
@@ -75,7 +68,7 @@ inline Workspace workspace_at(void* memory, const Plan& plan) {
     workspace.queries = reinterpret_cast<Half*>(take(rows * packed_depth(plan.d) * 2));
     workspace.factors = reinterpret_cast<float*>(take(rows * 4));
     workspace.usable = reinterpret_cast<uint32_t*>(take(rows * 4));
-    workspace.partial = reinterpret_cast<uint64_t*>(take(plan.splits * rows * plan.capacity * 8));
+    workspace.partial = reinterpret_cast<uint64_t*>(take(blocks * kTileQueries * plan.capacity * 8));
     workspace.bytes = offset;
     return workspace;
 }

@@ -9,7 +9,8 @@
 //
 // Shared memory, 48 KiB at most, so that no launch has to ask for more: 2 × 16 KiB of operands and the lists. A row of
 // operands is 64 bytes, four pieces of 16; piece c of row r lies at place c ^ (r / 2 % 4), so that the eight rows that
-// a matrix load reads at once lie in different banks. Offers use the stage that has just been multiplied.
+// a matrix load reads at once lie in different banks. Offers use the stage that has just been multiplied; those of slot s are turned by 4·(s % 4)
+// queries, or four slots of a quarter warp would meet in the same banks.
 //
 // State: compiled, not run (run in emulation on the CPU).
 #include <limits>
@@ -57,6 +58,8 @@ struct SearchArguments {
 __device__ inline unsigned place_of(unsigned row, unsigned piece) {
     return (row * kPieces + (piece ^ (row / 2 % kPieces))) * 8;
 }
+
+__device__ inline int offer_place(int slot, int query) { return query ^ (slot % 4 * 4); }
 
 // Fills stages with the queries of the block and its bank rows, 32 channels after 32 channels, tile after tile.
 class Loader {
@@ -151,9 +154,9 @@ __device__ inline void multiply(const Stage& stage, Sums& sums) {
 template <int kCapacity>
 class Candidates {
 public:
-    // `out`: keys [kCapacity][kTileQueries] of this block in global memory.
-    __device__ Candidates(SearchShared<kCapacity>& shared, uint64_t* out, const uint32_t* usable)
-        : shared_(shared), out_(out) {
+    // `out`: keys [query][kCapacity] of this block in global memory, `stride` from one query to the next.
+    __device__ Candidates(SearchShared<kCapacity>& shared, uint64_t* out, int64_t stride, const uint32_t* usable)
+        : shared_(shared), out_(out), stride_(stride) {
         const int query = threadIdx.x;
         if (query < kTileQueries) {
             for (int i = 0; i < kCapacity; ++i) at(i, query) = kNoCandidate;
@@ -168,7 +171,7 @@ public:
     __device__ void take(const Stage& stage, int query) {
         uint64_t last = shared_.lists[kLast][query];
         for (int slot = 0; slot < kSlots; ++slot) {
-            const uint64_t offer = stage.offers[slot][query];
+            const uint64_t offer = stage.offers[slot][offer_place(slot, query)];
             if (offer >= last) continue;
             int place = kCapacity - 1;
             last = offer;
@@ -188,9 +191,9 @@ public:
 
     __device__ void write() const {
         if (!kListsInShared<kCapacity>) return;
-        const int query = threadIdx.x % kTileQueries;
-        for (int i = threadIdx.x / kTileQueries; i < kCapacity; i += kThreads / kTileQueries) {
-            out_[i * kTileQueries + query] = shared_.lists[i % kRowsHere][query];
+        for (int i = threadIdx.x; i < kCapacity * kTileQueries; i += kThreads) {
+            const int query = i / kCapacity, entry = i % kCapacity;
+            out_[query * stride_ + entry] = shared_.lists[entry % kRowsHere][query];
         }
     }
 
@@ -199,11 +202,12 @@ private:
     static constexpr int kLast = kRowsHere - 1;
 
     __device__ uint64_t& at(int i, int query) {
-        return kListsInShared<kCapacity> ? shared_.lists[i % kRowsHere][query] : out_[i * kTileQueries + query];
+        return kListsInShared<kCapacity> ? shared_.lists[i % kRowsHere][query] : out_[query * stride_ + i];
     }
 
     SearchShared<kCapacity>& shared_;
     uint64_t* out_;
+    const int64_t stride_;
 };
 
 // threadIdx.x in a way that the compiler cannot compute ahead: what keep() derives from it would otherwise take
@@ -283,7 +287,7 @@ __device__ inline void keep(const SearchArguments& a, int64_t first_query, int t
                         live &= ~(1u << (2 * i + h));
                     }
                 }
-                stage.offers[slot][q] = offer;
+                stage.offers[slot][offer_place(slot, q)] = offer;
             }
         }
         going = __syncthreads_or(offered ? 1 : 0);
@@ -306,8 +310,8 @@ __global__ void __launch_bounds__(kThreads, FLAWSCOPE_SEARCH_BLOCKS) search_kern
     const int64_t first_query = static_cast<int64_t>(blockIdx.x) * kTileQueries;
     const int begin = static_cast<int>(int64_t{a.row_tiles} * blockIdx.y / a.splits);
     const int end = static_cast<int>(int64_t{a.row_tiles} * (blockIdx.y + 1) / a.splits);
-    const int64_t block = int64_t{blockIdx.y} * a.query_tiles + blockIdx.x;
-    Candidates<kCapacity> candidates(shared, a.workspace.partial + block * kCapacity * kTileQueries,
+    const int64_t stride = int64_t{a.splits} * kCapacity;
+    Candidates<kCapacity> candidates(shared, a.workspace.partial + first_query * stride + blockIdx.y * kCapacity, stride,
                                      a.workspace.usable + first_query);
     Loader loader(a, first_query, int64_t{begin} * kTileRows);
     loader.start(shared.stages[0]);

@@ -62,6 +62,7 @@ const char* flawscope_status_text(int status) {
         case FLAWSCOPE_CANCELLED: return "the progress callback asked to stop";
         case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
         case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
+        case FLAWSCOPE_OTHER_DEVICE: return "an array is on another device than the current one, or on none";
         default: return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "unknown status";
     }
 }

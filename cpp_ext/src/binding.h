@@ -32,7 +32,9 @@ inline void raise_status(int status, const std::string& what, const char* text) 
     if (status == FLAWSCOPE_OK) return;
     const std::string message = what + ": " + text + ".";
     if (status == FLAWSCOPE_NO_MEMORY) throw std::bad_alloc();
-    if (status == FLAWSCOPE_BAD_ARGUMENT || status == FLAWSCOPE_NOT_FINITE) throw ArgumentError(message);
+    if (status == FLAWSCOPE_BAD_ARGUMENT || status == FLAWSCOPE_NOT_FINITE || status == FLAWSCOPE_OTHER_DEVICE) {
+        throw ArgumentError(message);
+    }
     if (status >= FLAWSCOPE_CUDA) throw DeviceFailure(message);
     throw Failure(message);
 }

@@ -297,6 +297,99 @@ void test_refusals_and_failures_of_nearest() {
     }
 }
 
+// Of a captured graph there is one workspace for all batches: what is enough for many queries is enough for fewer.
+void test_a_workspace_is_enough_for_fewer_queries() {
+    for (const int processors : {1, 3, 8, 16, 37, 58, 70, 108, 132, 142}) {
+        emulation::settings.processors = processors;
+        for (const int64_t positions : {1, 196, 784, 1024, 3136}) {
+            for (const int64_t m : {1, 700, 16384, 300000}) {
+                for (const int64_t d : {1, 128, 384, 1536}) {
+                    for (const int k : {1, 9, 64}) {
+                        if (k > m) continue;
+                        int64_t most = 0;
+                        for (int64_t batch = 1; batch <= 24; ++batch) {
+                            int64_t bytes = 0;
+                            flawscope_cuda_nearest_bytes(batch * positions, m, d, k, 0, &bytes);
+                            flawscope::cuda::Plan plan;
+                            flawscope::cuda::make_plan(batch * positions, m, d, k, 0, plan);
+                            const int64_t blocks = plan.query_tiles * plan.splits;
+                            const int64_t needed = flawscope::cuda::workspace_at(nullptr, plan, blocks).bytes;
+                            check(bytes >= most && bytes >= needed, "a workspace, " + std::to_string(processors) +
+                                                                        " processors, n " +
+                                                                        std::to_string(batch * positions));
+                            most = bytes;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+void test_arrays_on_another_device_are_refused() {
+    const Device<float> rows(integers(20 * 4)), squared(64), floats(4096);
+    const Device<int64_t> found(64);
+    const Device<char> packed(65536), workspace(1 << 20);
+    const Device<int32_t> reach(std::vector<int32_t>(1, 0));
+    const Device<int64_t> starts(std::vector<int64_t>{0, 20});
+    int64_t size = 0;
+    flawscope_cuda_nearest_bytes(2, 20, 4, 1, 0, &size);
+    const struct {
+        std::function<int()> call;
+        std::vector<const void*> arrays;
+    } cases[] = {
+        {[&] { return flawscope_cuda_bank_pack(rows.get(), FLAWSCOPE_FLOAT32, 20, 4, packed.get(), nullptr); },
+         {rows.get(), packed.get()}},
+        {[&] { return flawscope_cuda_bank_check(packed.get(), nullptr); }, {packed.get()}},
+        {[&] {
+             return flawscope_cuda_nearest(packed.get(), rows.get(), FLAWSCOPE_FLOAT32, 20, 4, floats.get(),
+                                           FLAWSCOPE_FLOAT32, 2, 1, 0, workspace.get(), size, squared.get(),
+                                           found.get(), nullptr);
+         },
+         {packed.get(), rows.get(), floats.get(), workspace.get(), squared.get(), found.get()}},
+        {[&] {
+             return flawscope_cuda_windows_nearest(rows.get(), 20, 4, starts.get(), 1, 1, reach.get(), floats.get(),
+                                                   FLAWSCOPE_FLOAT32, 1, squared.get(), found.get(), nullptr);
+         },
+         {rows.get(), starts.get(), reach.get(), floats.get(), squared.get(), found.get()}},
+        {[&] {
+             return flawscope_cuda_mahalanobis(rows.get(), floats.get(), 1, 4, floats.get() + 64, 2, squared.get(),
+                                               nullptr);
+         },
+         {rows.get(), floats.get(), floats.get() + 64, squared.get()}},
+        {[&] {
+             return flawscope_cuda_mahalanobis_triangles(rows.get(), floats.get(), FLAWSCOPE_FLOAT32, 1, 4,
+                                                         floats.get() + 64, 2, squared.get(), nullptr);
+         },
+         {rows.get(), floats.get(), floats.get() + 64, squared.get()}},
+        {[&] {
+             return flawscope_cuda_kcenter_greedy(rows.get(), 20, 4, 3, 0, workspace.get(), 1 << 20, found.get(),
+                                                  nullptr);
+         },
+         {rows.get(), workspace.get(), found.get()}},
+    };
+    std::memset(floats.get(), 0, 4096 * sizeof(float));
+    emulation::Settings& settings = emulation::settings;
+    for (const auto& c : cases) {
+        check(c.call() == FLAWSCOPE_OK, "arrays of the current device");
+        for (const void* array : c.arrays) {
+            settings.elsewhere = array;
+            settings.kind = {cudaMemoryTypeDevice, 1};
+            check(c.call() == FLAWSCOPE_OTHER_DEVICE, "an array of another device");
+            settings.kind = {cudaMemoryTypeUnregistered, 0};
+            check(c.call() == FLAWSCOPE_OTHER_DEVICE, "plain memory of the host");
+            settings.reads_host_memory = 1;
+            check(c.call() == FLAWSCOPE_OK, "plain memory of the host, on a device that reads it");
+            settings.reads_host_memory = 0;
+            for (const cudaMemoryType kind : {cudaMemoryTypeHost, cudaMemoryTypeManaged}) {
+                settings.kind = {kind, 1};
+                check(c.call() == FLAWSCOPE_OK, "pinned or managed memory");
+            }
+            settings.elsewhere = nullptr;
+        }
+    }
+}
+
 // ---- Mahalanobis distance -------------------------------------------------------------------------------------------
 
 std::vector<float> mahalanobis(const Rows& features, const Rows& mean, const Rows& whitening, int64_t n, int64_t p) {
@@ -472,6 +565,8 @@ int main() {
     test_rows_that_changed_since_they_were_packed();
     test_floats_stay_within_the_bound();
     test_refusals_and_failures_of_nearest();
+    test_a_workspace_is_enough_for_fewer_queries();
+    test_arrays_on_another_device_are_refused();
     test_mahalanobis_on_integers();
     test_mahalanobis_that_is_not_finite();
     test_kcenter_on_integers();

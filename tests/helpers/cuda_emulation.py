@@ -17,6 +17,7 @@ _REST = """
 #include "status.h"
 extern "C" {
 const char* flawscope_status_text(int status) {
+    if (status == FLAWSCOPE_OTHER_DEVICE) return "an array is on another device";
     return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "a status below those of CUDA";
 }
 int flawscope_patch_distance_version(void) { return VERSION; }

@@ -30,6 +30,7 @@ typedef enum flawscope_status {
     FLAWSCOPE_CANCELLED = 3,  /* the progress callback asked to stop */
     FLAWSCOPE_NOT_FINITE = 4, /* a bank row, mean, factor or k-centre feature is NaN, infinite or overflows */
     FLAWSCOPE_NO_CUDA = 5,    /* this library was built without CUDA */
+    FLAWSCOPE_OTHER_DEVICE = 6, /* an array is not on the current CUDA device */
     FLAWSCOPE_CUDA = 1000     /* plus the cudaError_t that was returned */
 } flawscope_status;
 
@@ -175,8 +176,8 @@ FLAWSCOPE_API int flawscope_mahalanobis(const flawscope_gaussians* gaussians, co
  * State: compiled for compute capability 7.5, 8.0, 8.6, 8.7, 8.9, 9.0, 10.0 and 12.0, not run; run in emulation on the
  * CPU. Without CUDA in the build every function below returns FLAWSCOPE_NO_CUDA.
  *
- * Pointers to arrays are to memory of the current device, which the caller owns and keeps until the work on the stream
- * is done. `stream` is a cudaStream_t. Except for flawscope_cuda_bank_check, functions only put work on the stream:
+ * Pointers to arrays are to memory of the current device (or pinned or managed memory), which the caller owns and keeps
+ * until the work on the stream is done. Others are refused with FLAWSCOPE_OTHER_DEVICE before anything is started. `stream` is a cudaStream_t. Except for flawscope_cuda_bank_check, functions only put work on the stream:
  * they allocate nothing, wait for nothing and may be captured in a CUDA graph. Memory named "packed" or "workspace" is
  * aligned to 16 bytes; its size is asked for first. A status of FLAWSCOPE_CUDA and more is of a launch; what goes wrong
  * on the device later is told by the stream. */
@@ -199,8 +200,8 @@ FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t 
  * 2^126 or more. Whoever does not ask is told by the search: such a bank gives NaN with row -1 for every query. */
 FLAWSCOPE_API int flawscope_cuda_bank_check(const void* packed, void* stream);
 
-/* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. Fewer queries
- * may need more: memory that serves several n has to be the largest of their sizes. */
+/* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. Enough for n
+ * queries and for fewer, with the other arguments alike. */
 FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes);
 
 /* The k nearest rows of every query, nearest first, equal distances by the lower row.
