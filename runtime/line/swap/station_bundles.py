@@ -20,7 +20,7 @@ from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, write_active
 from flawscope.runtime.line.swap.run import SwapRun
-from flawscope.runtime.line.swap.services import SwapServices
+from flawscope.runtime.line.swap.services import SwapServices, thresholds_label, thresholds_words
 from flawscope.runtime.line.swap.shadow import Shadow
 
 _GRACE_NS = 10**9
@@ -195,8 +195,8 @@ class StationBundles:
                 self._next({options.name: new}, keeps=False), previous=self.active.previous
             )
             reason += self._written(active)
-            label = f"station {self.options.name} view {options.name}"
-            said = [f"{measure.threshold:.6g} (revision {measure.revision})" for measure in (old, new)]
+            label = thresholds_label(self.options.name, options.name, old.bundle)
+            said = [thresholds_words(measure.in_force, measure.threshold) for measure in (old, new)]
             self._put({options.name: new}, "threshold", actor, role, said[0], said[1], reason, label)
             return new
 
