@@ -151,21 +151,21 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
     if header is None:
         raise ImageError(
             f"{name}: expected an image (bmp, jpeg, png, tiff, webp), "
-            f"got {name_unsupported(data)}. Remove the file or export it again."
+            f"got {name_unsupported(data)}. Remove the file, or save or send it again."
         )
     _check_size(header, name)
-    broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Export it again.")
+    broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Save or send it again.")
     if excess := excess_of(data, header):
         raise ImageError(
             f"{name}: expected a {header.format} image with the data of its pixels, got {excess}; it was not decoded. "
-            "Export it again."
+            "Save or send it again."
         )
     try:
         image = _decode(data, header.format)
     except UncheckedTiff as err:
         raise ImageError(
             f"{name}: expected TIFF with LZW, Deflate, PackBits, JPEG or no compression, got {err}, of which damage "
-            "goes unnoticed. Export it as one of these, or as PNG."
+            "goes unnoticed. Save it as one of these, or as PNG."
         ) from err
     except (cv2.error, MemoryError, DamagedJpeg, DamagedTiff) as err:
         raise broken from err
@@ -196,7 +196,7 @@ def _check_size(header: Header, name: str) -> None:
     if min(header.width, header.height) < MIN_SIDE_PX:
         raise ImageError(
             f"{name}: expected sides of at least {MIN_SIDE_PX} pixels, got {header.width}x{header.height}. "
-            "Remove the file or export it larger."
+            "Remove the file or save it larger."
         )
     if max(header.width, header.height) > MAX_SIDE_PX:
         raise ImageError(

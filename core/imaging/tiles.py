@@ -124,7 +124,7 @@ def tiles_of(path: Path, tiling: Tiling) -> Iterator[Tile]:
     """
     header = read_header(read_encoded(path))
     if header is None:
-        raise ImageError(f"{path}: expected an image, got other or broken bytes. Remove the file or export it again.")
+        raise ImageError(f"{path}: expected an image, got other or broken bytes. Remove the file or save it again.")
     for corner in tiling.corners(header.height, header.width):
         yield Tile(path, corner, tiling)
 

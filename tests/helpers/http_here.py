@@ -30,6 +30,7 @@ def config(state: Path, listen: str = "127.0.0.1:0", deadline_ms: float = 5000.0
         {"name": "two", "views": [view("left", {"kind": "push"}), view("right", {"kind": "push"})]},
         {"name": "asked", "views": [view("left", {**camera, "trigger": "software"})]},
         {"name": "wired", "views": [view("left", camera)]},
+        {"name": "filed", "views": [view("left", {"kind": "folder", "path": "/in/parts"})]},
     ]
     raw = {"line": {"name": "l", "state": str(state)}, "stations": stations, "http": {"listen": listen}}
     return msgspec.convert(raw, LineConfig, dec_hook=lambda _, value: Path(value))
@@ -40,7 +41,7 @@ class Here:
 
     def __init__(self, state: Path, deadline_ms: float = 5000.0, now: Callable[[], float] = time.monotonic) -> None:
         self.line = FakeLine()
-        for name in ("one", "two", "asked", "wired"):
+        for name in ("one", "two", "asked", "wired", "filed"):
             self.line.add(name, is_triggered=name == "asked")
         options = config(state, deadline_ms=deadline_ms)
         assert options.http is not None

@@ -71,7 +71,7 @@ class Gallery:
         self._has_readers, self._period_s = has_readers, period_s
         self.recent = RecentParts(stations, options.recent_parts, round(options.recent_mb * (1 << 20)))
         self._disk = Disk(state, options, usage)
-        self._retention = Retention(state, journal, options.min_days, clock.utc_ns)
+        self._retention = Retention(state, journal, options.min_days, clock.utc_ns, self._tell_stray)
         self.store = ImageStore(state, options, journal, self._has_room, self._stored)
         self._lock, self._looking = threading.Lock(), threading.Lock()
         # None until they are counted, which takes a while for millions of files.
@@ -215,6 +215,14 @@ class Gallery:
         if batch is None:
             self._candidates, self._not_before = None, time.monotonic() + _AGAIN_S
         return batch
+
+    def _tell_stray(self, path: Path) -> None:
+        self._journal.event(
+            "stray_image",
+            object="images",
+            new=str(path.relative_to(self.state)),
+            reason="no part can have its number: it is no image of this line, and stays. Move it away.",
+        )
 
     def _delete(self, batch: Batch, reason: str) -> None:
         # Before: what is gone must be on record, even if the line is killed in between.

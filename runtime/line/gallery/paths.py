@@ -12,6 +12,9 @@ from flawscope.runtime.line.gallery.keeper import Pixels
 IMAGES = "images"
 """Folder of stored images, in the state folder."""
 
+LARGEST_SEQ = (1 << 63) - 1
+"""Largest number that a journal can hold."""
+
 _ENDINGS = {"png": "png", "jpeg": "jpg", "bmp": "bmp", "tiff": "tif", "webp": "webp"}
 # No view has a plus in its name: a map can never have the name of an image.
 _MAP = "+map.png"
@@ -56,6 +59,9 @@ def is_day(name: str) -> bool:
 
 
 def seq_of(name: str) -> int | None:
-    """Return the number of the part whose image or map a file is; None for other files."""
+    """Return the number of the part whose image or map a file is; None for other files.
+
+    It may be one that no part can have, above `LARGEST_SEQ`: the journal must not be asked for it.
+    """
     found = _FILE.fullmatch(name)
     return int(found[1]) if found else None

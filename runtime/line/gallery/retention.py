@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from flawscope.open_files import list_folder
-from flawscope.runtime.line.gallery.paths import IMAGES, is_day, seq_of
+from flawscope.runtime.line.gallery.paths import IMAGES, LARGEST_SEQ, is_day, seq_of
 from flawscope.runtime.line.journal.reviews import PartFacts
 
 BATCH = 200
 """Most parts whose images are deleted at once, with one event."""
+
+_SPAN = 100_000
+"""Numbers that a batch spans at most: the journal is asked for all parts in between."""
+_MOST_STRAYS = 100
+"""Most files that are told; who has put more there knows by then."""
 
 
 class KnowsParts(Protocol):
@@ -61,10 +66,20 @@ class Retention:
         journal: Says what the parts of images are.
         min_days: Days for which images of rejects and faults stay that nobody has reviewed.
         utc_ns: Returns the time now, in UTC.
+        stray: Told, once, of each file that has the name of an image and a number that no part can have; it stays.
     """
 
-    def __init__(self, state: Path, journal: KnowsParts, min_days: float, utc_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        journal: KnowsParts,
+        min_days: float,
+        utc_ns: Callable[[], int],
+        stray: Callable[[Path], None] = lambda path: None,
+    ) -> None:
         self._folder, self._journal, self._min_days, self._utc_ns = state / IMAGES, journal, min_days, utc_ns
+        self._stray = stray
+        self._strays: set[Path] = set()
 
     def candidates(self) -> Iterator[Batch]:
         """Yield what may be deleted, in the order in which it is: first all accepts, the oldest first, and so on.
@@ -120,18 +135,38 @@ class Retention:
         return self._time() - end >= timedelta(days=self._min_days)
 
     def _of_day(self, day: Path, kind: str) -> Iterator[Batch]:
-        numbered = sorted((seq, name) for name in _names(day) if (seq := seq_of(name)) is not None)
+        numbered = sorted((seq, name) for name in _names(day) if (seq := self._seq_of(day, name)) is not None)
         by_part = [
             (seq, [day / name for _, name in names])
             for seq, names in itertools.groupby(numbered, key=lambda entry: entry[0])
         ]
-        for start in range(0, len(by_part), BATCH):
-            parts = by_part[start : start + BATCH]
+        for parts in _batches(by_part):
             facts = self._journal.facts(parts[0][0], parts[-1][0])
             chosen = [(seq, files) for seq, files in parts if _kind_of(facts.get(seq)) == kind]
             if chosen:
                 files = tuple(file for _, of_part in chosen for file in of_part)
                 yield Batch(kind, tuple(seq for seq, _ in chosen), files)
+
+    def _seq_of(self, day: Path, name: str) -> int | None:
+        seq = seq_of(name)
+        if seq is None or seq <= LARGEST_SEQ:
+            return seq
+        path = day / name
+        if path not in self._strays and len(self._strays) < _MOST_STRAYS:
+            self._strays.add(path)
+            self._stray(path)
+        return None
+
+
+def _batches(by_part: list[tuple[int, list[Path]]]) -> Iterator[list[tuple[int, list[Path]]]]:
+    batch: list[tuple[int, list[Path]]] = []
+    for part in by_part:
+        if batch and (len(batch) >= BATCH or part[0] - batch[0][0] >= _SPAN):
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch
 
 
 def words_of(batch: Batch) -> str:

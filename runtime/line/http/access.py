@@ -15,6 +15,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flawscope.runtime.line.http.guard import check_no_foreign_page
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.line_config import HttpOptions
 from flawscope.runtime.line.users.line_users import Asker, LineUsers
@@ -66,33 +67,48 @@ class Access:
         async def handle(request: Request) -> Response:
             asker = self._admitted(request, role, is_open_here=is_open_here)
             request.state.user, request.state.asker = asker.user, asker
+            if asker.user == NOBODY:
+                return await handler(request)
+            if request.method != "GET":
+                return await handler(Request(request.scope, self._while_known(request, asker)))
             answer = await handler(request)
-            if request.method != "GET" or asker.user == NOBODY:
-                return answer
             return _WhileAllowed(answer, lambda: self.users is not None and self.users.still(asker))
 
         return handle
 
+    def _while_known(self, request: Request, asker: Asker) -> Callable[[], Awaitable[Any]]:
+        """Return what receives a body as long as its sender is known: that of a bundle may take an hour."""
+
+        async def receive() -> Any:
+            message = await request.receive()
+            # With the last piece too: nothing is done with what came from somebody who was signed out meanwhile.
+            if message["type"] == "http.request" and (self.users is None or not self.users.still(asker, touch=True)):
+                raise Refusal(
+                    401,
+                    "expected somebody who may still ask when the body is whole, got one who was signed "
+                    "out meanwhile, or whose password, role or token changed. Log in and send it again.",
+                )
+            return message
+
+        return receive
+
     def _admitted(self, request: Request, role: Role, *, is_open_here: bool) -> Asker:
         asker = Asker(NOBODY) if self.users is None else self.users.asker(self._cookie(request), _bearer(request))
         is_reading = request.method in ("GET", "HEAD")
+        is_allowed = may(asker.user, role) or (is_open_here and is_reading and _is_here(request))
+        if not is_allowed and asker.user == NOBODY:
+            # First: who is not known must not be told to add a header.
+            raise _unknown(request)
+        check_no_foreign_page(request.scope)
         brought = request.headers.get(CSRF, "").encode("utf-8", "surrogateescape")
         # Without a role (logging in, in a second window too) what is brought is the password itself.
         if role and not is_reading and asker.csrf and not hmac.compare_digest(brought, asker.csrf.encode()):
             raise Refusal(
                 403, f"expected the header {CSRF} with the token of the session, got none or another. Log in again."
             )
-        if may(asker.user, role) or (is_open_here and is_reading and _is_here(request)):
-            return asker
-        if asker.user == NOBODY and _bearer(request):
-            raise Refusal(
-                401,
-                "expected a token that the line knows, got another one. A new one counts within a second; make one "
-                "with flawscope line token add.",
-            )
-        if asker.user == NOBODY:
-            raise Refusal(401, "expected somebody who has logged in, or a token, got neither. Log in.")
-        raise Refusal(403, f"expected the role {role} or a higher one, got {asker.user.role}. Ask who has it.")
+        if not is_allowed:
+            raise Refusal(403, f"expected the role {role} or a higher one, got {asker.user.role}. Ask who has it.")
+        return asker
 
     def _cookie(self, request: Request) -> str:
         return request.cookies.get(self.cookie, "")
@@ -102,6 +118,16 @@ def asker_of(request: Request) -> Asker:
     """Return who asks, and how he was known."""
     asker: Asker = request.state.asker
     return asker
+
+
+def _unknown(request: Request) -> Refusal:
+    if _bearer(request):
+        return Refusal(
+            401,
+            "expected a token that the line knows, got another one. A new one counts within a second; make one "
+            "with flawscope line token add.",
+        )
+    return Refusal(401, "expected somebody who has logged in, or a token, got neither. Log in.")
 
 
 def _bearer(request: Request) -> str:

@@ -18,6 +18,9 @@ BODY_S = 30.0
 OVERHEAD_BYTES = 1 << 16
 """Of a multipart body, beside its images."""
 
+SMALLER = "Send smaller images, or raise slot_mb in the configuration."
+"""What to do about images that are too large."""
+
 _MOST_HEADER_BYTES = 4096
 _MOST_PARTS = 64
 
@@ -44,13 +47,16 @@ class BodyMemory:
             self._used -= size
 
 
-async def read_body(receive: Callable[[], Awaitable[Any]], most_bytes: int, seconds: float | None = None) -> bytes:
+async def read_body(
+    receive: Callable[[], Awaitable[Any]], most_bytes: int, seconds: float | None = None, *, advice: str = "Send less."
+) -> bytes:
     """Return the body of a request.
 
     Args:
         receive: As ASGI has it.
         most_bytes: Longest body that is read.
         seconds: Longest time that it may take, by default `BODY_S`.
+        advice: What whoever sends a longer one is told to do.
 
     Raises:
         Refusal: If it is longer, or takes longer.
@@ -67,18 +73,14 @@ async def read_body(receive: Callable[[], Awaitable[Any]], most_bytes: int, seco
             raise ClientGone
         body += message.get("body", b"")
         if len(body) > most_bytes:
-            raise too_large(most_bytes)
+            raise too_large(most_bytes, advice)
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def too_large(most_bytes: int) -> Refusal:
+def too_large(most_bytes: int, advice: str) -> Refusal:
     """Return the refusal of a body that is too large."""
-    return Refusal(
-        413,
-        f"expected a body of at most {most_bytes:,} bytes, got a larger one. Send smaller images, or raise "
-        "slot_mb in the configuration.",
-    )
+    return Refusal(413, f"expected a body of at most {most_bytes:,} bytes, got a larger one. {advice}")
 
 
 def images_of(body: bytes, content_type: str) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ class Guard:
 
 
 def check_request(scope: Mapping[str, Any], names: Collection[str] = ()) -> None:
-    """Refuse requests under foreign names, and those by which a foreign page could change something.
+    """Refuse requests under foreign names, and those of foreign pages that would change something.
 
     Args:
         scope: Of the request, as ASGI has it.
@@ -87,6 +87,21 @@ def check_request(scope: Mapping[str, Any], names: Collection[str] = ()) -> None
     origins = _values(scope, b"origin")
     if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
         raise Refusal(403, "expected a request of this machine's own page or program, got one of another origin.")
+
+
+def check_no_foreign_page(scope: Mapping[str, Any]) -> None:
+    """Refuse a request that changes something and that a browser sends for a foreign page without asking first.
+
+    Not in `check_request`: whoever brings a wrong token has to hear of that first.
+
+    Args:
+        scope: Of the request, as ASGI has it.
+
+    Raises:
+        Refusal: If it is one.
+    """
+    if scope["method"] in ("GET", "HEAD"):
+        return
     kind = content_type(scope)
     if kind in _SIMPLE and _values(scope, b"x-flawscope") != ["1"]:
         raise Refusal(403, "expected the header `X-Flawscope: 1`, which a foreign page cannot send, got none. Add it.")

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from flawscope.bundle import open_bundle
+from flawscope.bundle import InForce, open_bundle
 from flawscope.errors import BundleError, FlawscopeError
 from flawscope.runtime.line.clock import iso
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, read_active, write_active
-from flawscope.runtime.line.swap.services import SwapServices
+from flawscope.runtime.line.swap.services import SwapServices, thresholds_label, thresholds_words
 
 _LAST_PARTS = 100
 """Parts in which the last generation is looked for: those that were open at a kill have none."""
@@ -106,6 +106,8 @@ class _View:
         self._kept = None if old is None else old.of(view.name)
         self._before = None if old is None else old.before(view.name)
         self._label = f"station {station} view {view.name}"
+        # Digest -> thresholds that were told in this start: the journal may not have it on the disk yet.
+        self._said: dict[str, str] = {}
 
     def begin(self) -> tuple[ActiveView | None, Measure, str]:
         """Return what the active file says of the view, its measure, and why it has none that can be used."""
@@ -138,6 +140,7 @@ class _View:
                 self._services.say(f"{self._label}: bundle {digest[:12]}… by a swap, not that of the configuration")
             # Kept where the configuration's cannot be read: whether it is another one is not known.
             named = configured or ("" if kept is None else kept.configured)
+            self._tell_unsaid(measure)
             return ActiveView(self._view.name, digest, named, measure.revision), measure, ""
         return kept, self._services.measures.none(self._view.name, problem), problem
 
@@ -147,9 +150,29 @@ class _View:
         with open_bundle(view.bundle, trusted_keys=services.trusted_keys) as bundle:
             check_calibrated(bundle.manifest, view, view.bundle)
             digest = services.store.keep(bundle)
-            if said := services.overlays.take_over(self._station, view, bundle.manifest):
-                self._tell("threshold", said, new=digest)
+            said, is_copied = services.overlays.take_over(self._station, view, bundle.manifest)
+            if is_copied:
+                in_force = services.overlays.in_force(self._station, view, view.bundle, bundle.manifest)
+                self._tell_thresholds(digest, in_force, said)
+            elif said:
+                self._tell("threshold_refused", said, new=digest)
         return digest
+
+    def _tell_unsaid(self, measure: Measure) -> None:
+        """Record thresholds that are in force and that no event tells of: the line was killed when they were set."""
+        if measure.revision and measure.in_force is not None:
+            label = thresholds_label(self._station, self._view.name, measure.bundle)
+            said = self._said.get(measure.bundle) or self._services.last_event("threshold", label)
+            if said != thresholds_words(measure.in_force):
+                # By the line: who asked for it, in which role, has no record. His name is in the file.
+                reason = f"in force and not on record, found at the start: {measure.in_force.source}"
+                self._tell_thresholds(measure.bundle, measure.in_force, reason)
+
+    def _tell_thresholds(self, digest: str, in_force: InForce | None, reason: str) -> None:
+        self._said[digest] = thresholds_words(in_force)
+        label = thresholds_label(self._station, self._view.name, digest)
+        self._services.journal.event("threshold", object=label, new=self._said[digest], reason=reason)
+        self._services.say(f"{self._label}: {reason}")
 
     def _check_revision(self, measure: Measure) -> None:
         """Refuse the bundle's own thresholds where others were in force: they may have been the stricter ones.

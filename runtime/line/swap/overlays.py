@@ -73,27 +73,28 @@ class Overlays:
                 why=why,
             )
 
-    def take_over(self, station: str, view: ViewOptions, manifest: Manifest) -> str:
+    def take_over(self, station: str, view: ViewOptions, manifest: Manifest) -> tuple[str, bool]:
         """Copy the overlay beside the bundle of the configuration, where the line has none for it.
 
         Returns:
-            What there is to say of it; empty for nothing.
+            What there is to say of it, empty for nothing; and whether it was copied.
 
         Raises:
             BundleError: As `in_force`.
         """
         beside = find_overlay(view.bundle)
         if beside is None:
-            return ""
+            return "", False
         overlay = read_overlay(beside, view.bundle, manifest)
         place = self.place(station, view.name, manifest.digest)
         if not place.exists():
             write_bytes(place, encode_json(overlay), durable=True)
-            return f"thresholds of {beside}, revision {overlay.revisions[-1].revision}, are the line's from now on"
+            said = f"thresholds of {beside}, revision {overlay.revisions[-1].revision}, are the line's from now on"
+            return said, True
         own = read_overlay(place, view.bundle, manifest).revisions
         if own[: len(overlay.revisions)] != overlay.revisions:
-            return f"{beside} has no effect: the line has thresholds of its own, revision {own[-1].revision}"
-        return ""
+            return f"{beside} has no effect: the line has thresholds of its own, revision {own[-1].revision}", False
+        return "", False
 
 
 def _check_no_product(view: ViewOptions) -> None:

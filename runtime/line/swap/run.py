@@ -14,6 +14,9 @@ STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
 """In their order. Whatever fails before the flip leaves the station as it is."""
 
 
+_GIVEN_UP = "it was given up before it was done"
+
+
 class GivenUp(FlawscopeError):
     """Somebody took the swap back before it was done."""
 
@@ -105,7 +108,19 @@ class SwapRun:
     def check(self) -> None:
         """Raise GivenUp if somebody took it back."""
         if self.is_given_up.is_set():
-            raise GivenUp("it was given up before it was done")
+            raise GivenUp(_GIVEN_UP)
+
+    def give_up(self) -> None:
+        """Take it back before its flip. It has failed from now on, also where its thread hangs in foreign code."""
+        self.is_given_up.set()
+        if self.state == "running":
+            self.state, self.reason = "failed", _GIVEN_UP
+
+    @property
+    def current_step(self) -> str:
+        """Name of the step that it is at; of the first one before it has begun."""
+        begun = [step.name for step in self.steps if step.state != "waiting"]
+        return begun[-1] if begun else self.steps[0].name
 
     @property
     def failed_step(self) -> str:

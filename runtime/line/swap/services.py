@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawscope.bundle import Manifest
+from flawscope.bundle import InForce, Manifest
 from flawscope.runtime.line.clock import Clock
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.line_config import SwapOptions, ViewOptions
@@ -62,6 +62,18 @@ class SwapServices:
         manifest = manifest_of(measure)
         in_force = self.overlays.in_force(station, view, self.store.path_of(measure.bundle), manifest)
         return measure if in_force is None else measure.deciding_by(in_force)
+
+
+def thresholds_label(station: str, view: str, digest: str) -> str:
+    """Return the object of events about the thresholds of a view for a bundle: each bundle has its own."""
+    return f"station {station} view {view} bundle {digest}"
+
+
+def thresholds_words(in_force: InForce | None, otherwise: float | None = None) -> str:
+    """Return thresholds as their events name them; `otherwise` is the bundle's own on the score."""
+    thresholds, revision = (None, 0) if in_force is None else (in_force.thresholds, in_force.revision)
+    image = otherwise if thresholds is None else thresholds.image.value
+    return f"{image:.6g} (revision {revision})" if image is not None else f"none (revision {revision})"
 
 
 def manifest_of(measure: Measure) -> Manifest:

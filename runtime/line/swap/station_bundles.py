@@ -20,7 +20,7 @@ from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, write_active
 from flawscope.runtime.line.swap.run import SwapRun
-from flawscope.runtime.line.swap.services import SwapServices
+from flawscope.runtime.line.swap.services import SwapServices, thresholds_label, thresholds_words
 from flawscope.runtime.line.swap.shadow import Shadow
 
 _GRACE_NS = 10**9
@@ -122,21 +122,25 @@ class StationBundles:
             return active.generation
 
     def roll_back(self, actor: str, role: str, reason: str) -> str:
-        """Put back what was in force before the last swap, or give up the swap that runs; returns what was done.
+        """Put back what was in force before the last swap, and give up the swap that runs; returns what was done.
+
+        Neither waits for the other: a bundle that hangs while it is loaded must not keep one in force that is wrong.
 
         Raises:
-            ArgumentError: If there is nothing to put back.
+            ArgumentError: If there is nothing to put back or to give up.
         """
         with self._lock:
-            run = self.last_run
+            run, given_up = self.last_run, ""
             # One whose flip this has waited for is done, although its thread has not said so yet.
             if run is not None and self.is_running and not run.has_flipped:
-                run.is_given_up.set()
-                # A challenge changes nothing: who wants the bundle before it wants it now.
-                if run.is_swap or self.kept is None:
-                    return "given up"
-            self._put_back(actor, role, reason)
-            return "rolled back"
+                if not run.is_given_up.is_set():
+                    what = f"swap to {run.digest[:12]}…" if run.is_swap else "challenge"
+                    given_up = f"the {what} was given up in step {run.current_step}"
+                run.give_up()
+            if given_up and self.kept is None:
+                return given_up
+            self._put_back(actor, role, f"{reason}; {given_up}" if given_up else reason)
+            return f"rolled back; {given_up}" if given_up else "rolled back"
 
     def end(self, run: SwapRun, failure: str = "") -> None:
         """Note that a swap or a challenge is over, and why it failed; one that was taken back meanwhile stays so."""
@@ -191,8 +195,8 @@ class StationBundles:
                 self._next({options.name: new}, keeps=False), previous=self.active.previous
             )
             reason += self._written(active)
-            label = f"station {self.options.name} view {options.name}"
-            said = [f"{measure.threshold:.6g} (revision {measure.revision})" for measure in (old, new)]
+            label = thresholds_label(self.options.name, options.name, old.bundle)
+            said = [thresholds_words(measure.in_force, measure.threshold) for measure in (old, new)]
             self._put({options.name: new}, "threshold", actor, role, said[0], said[1], reason, label)
             return new
 
@@ -253,7 +257,7 @@ class StationBundles:
                 return
             if self.is_running and self.last_run is not None:
                 # Its bundle was compared with one that fails.
-                self.last_run.is_given_up.set()
+                self.last_run.give_up()
             self._put_back("line", "", reason)
         self._services.say(f"station {self.options.name}: the swap was taken back: {reason}")
 

@@ -81,12 +81,10 @@ def swap(
 @click.option("--reason", required=True, metavar="TEXT", help="Why, for the record.")
 @_login
 def rollback(config: Path, station: str, reason: str, user: str | None, password_file: str | None) -> None:
-    """Put back, for the next part, what STATION decided by before its last swap; or give up a swap that runs."""
+    """Put back, for the next part, what STATION decided by before its last swap, and give up a swap that runs."""
     with asking(config, user, _password(user, password_file)) as client:
         state = client.post(f"/api/v1/stations/{quote(station, safe='')}/rollback", {"reason": reason})
-    # A challenge has no flip: it ends, and the bundle before is put back all the same.
-    is_given_up = state["state"] in ("running", "failed") and any(step["name"] == "flip" for step in state["steps"])
-    echo(f"station {station}: {'given up' if is_given_up else 'rolled back'}")
+    echo(f"station {station}: {state['done']}")
 
 
 def _followed(client: LineClient, path: str) -> dict[str, Any]:

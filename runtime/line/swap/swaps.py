@@ -172,13 +172,16 @@ class Swaps:
         return {**(idle if run is None else run.to_json()), "previous": previous}
 
     def rollback(self, station: str, actor: str = "line", role: str = "", reason: str = "") -> dict[str, Any]:
-        """Put back what was in force before the last swap, from the next part on; or give up the swap that runs.
+        """Put back what was in force before the last swap, from the next part on, and give up the swap that runs.
+
+        Returns:
+            As `state`, with what was `done`, in words.
 
         Raises:
-            ArgumentError: If there is no such station, or nothing to put back.
+            ArgumentError: If there is no such station, or nothing to put back or to give up.
         """
-        self._bundles(station).roll_back(actor, role, reason or "asked for")
-        return self.state(station)
+        done = self._bundles(station).roll_back(actor, role, reason or "asked for")
+        return {**self.state(station), "done": done}
 
     def set_threshold(
         self, station: str, view: str | None, image: float, reason: str, actor: str = "line", role: str = ""
@@ -223,9 +226,12 @@ class Swaps:
     def _enter(self, bundles: StationBundles, run: SwapRun) -> None:
         with self._lock:
             if bundles.is_running or self._is_closed:
+                last = bundles.last_run
+                is_left = last is not None and last.is_given_up.is_set()
+                what = "Wait for the one that was given up: it has not ended yet" if is_left else "Wait for it"
                 raise ArgumentError(
-                    f"station {bundles.options.name}: expected one swap at a time, got another. Wait for it, or roll "
-                    "it back."
+                    f"station {bundles.options.name}: expected one swap at a time, got another. {what}, or "
+                    f"{'start the line again' if is_left else 'roll it back'}."
                 )
             bundles.last_run = run
 

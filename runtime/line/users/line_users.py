@@ -217,11 +217,16 @@ class LineUsers:
             return Asker(NOBODY)
         return Asker(User(account.name, account.role), session.csrf, cookie)
 
-    def still(self, asker: Asker) -> bool:
-        """Return whether somebody who was answered may still be: for streams, which last."""
+    def still(self, asker: Asker, *, touch: bool = False) -> bool:
+        """Return whether somebody who was known still is: for streams and uploads, which last.
+
+        Args:
+            asker: Who was known.
+            touch: Whether it counts as a request of the session; an upload does, an open page does not.
+        """
         if asker.token:
             return asker.token in self._known.tokens
-        return self.asker(asker.cookie, "", touch=False).user == asker.user
+        return self.asker(asker.cookie, "", touch=touch).user == asker.user
 
     def login(self, name: str, password: str, address: str) -> Future[tuple[str, Session, User]]:
         """Log somebody in, in a thread of its own.

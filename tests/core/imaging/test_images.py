@@ -178,7 +178,7 @@ def test_a_truncated_image_is_refused_or_decodes_whole(extension, channels, capf
 def test_a_png_with_a_damaged_byte_is_refused_silently(position, capfd):
     data = bytearray(encode(".png", noise()))
     data[position] ^= 0x10
-    with pytest.raises(ImageError, match=r"^image: expected a (whole )?png image.*Export it again\.$"):
+    with pytest.raises(ImageError, match=r"^image: expected a (whole )?png image.*Save or send it again\.$"):
         decode_image(bytes(data))
     assert capfd.readouterr().err == ""
 

@@ -8,6 +8,7 @@ import { openPart } from "./part.js";
 const POLL_MS = 400;
 const STATES = { waiting: ["·", "waiting"], running: ["…", "running"], ok: ["✓", "done"], done: ["✓", "done"], skipped: ["–", "skipped"], failed: ["✕", "failed"] };
 const MOST_ROWS = 50;
+const NO_REASON = "on the page";
 
 export class BundlesCard {
   #where = null;
@@ -20,10 +21,12 @@ export class BundlesCard {
     this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, placeholder: "as set", inputmode: "numeric" });
     this.unlike = el("input", { type: "checkbox", id: "allow-unlike" });
     this.file = el("input", { type: "file", id: "upload", accept: ".flaw", "aria-label": "Bundle to upload", onchange: () => this.#upload() });
-    this.rollback = twice("Roll back", "Press again: roll back", () => this.#act("rollback", { reason: "on the page" }), { id: "rollback" });
+    this.rollback = twice("Roll back", "Press again: roll back", () => this.#rollBack(), { id: "rollback" });
+    this.reason = el("input", { id: "rollback-reason", maxlength: 300, autocomplete: "off", placeholder: NO_REASON });
+    this.why = el("label", { class: "shadow why" }, "Why roll back, for the audit", this.reason);
     const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge", { view: this.#where.view }) }, "Challenge the one in force");
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
-      el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback,
+      el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback, this.why,
         el("label", { class: "shadow" }, "Parts that both score before a swap", this.shadow),
         el("label", { class: "shadow" }, "Also if it learned from other images", this.unlike)), this.swap, this.list);
   }
@@ -68,15 +71,25 @@ export class BundlesCard {
     } catch (error) { tell(error.message, true); }
   }
 
+  async #rollBack() {
+    const answer = await this.#act("rollback", { reason: this.reason.value.trim() || NO_REASON });
+    if (!answer) return;
+    this.reason.value = "";
+    tell(`${this.#where.station}: ${answer.done}.`);
+  }
+
+  /** Ask for something; returns the answer, or undefined where it was refused, which is told. */
   async #act(what, body) {
     try {
-      await post(this.#path(what), body);
+      const done = await post(this.#path(what), body);
       await this.#follow();
       const answer = await get("/api/v1/bundles");
       this.#bundles = answer.bundles;
       this.#drawList();
       this.node.dispatchEvent(new Event("changed"));
+      return done;
     } catch (error) { tell(error.message, true); }
+    return undefined;
   }
 
   /** Show the swap of the station until it has ended. */
@@ -101,6 +114,7 @@ export class BundlesCard {
 
   #drawSwap(state) {
     this.rollback.hidden = state?.state !== "running" && !Object.keys(state?.previous ?? {}).length;
+    this.why.hidden = this.rollback.hidden;
     this.swap.hidden = !state || state.state === "idle";
     if (this.swap.hidden) return;
     this.swap.dataset.state = state.state;

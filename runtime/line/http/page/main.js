@@ -11,6 +11,7 @@ import { may, me, showByRole } from "./me.js";
 import { REVIEW, REVIEW_KEYS, reviewKey, startReview } from "./review.js";
 import { keep, recall } from "./store.js";
 
+const NAMES = { live: "Live", review: "Review", engineer: "Engineer" };
 const VIEWS = { live: { role: "", open: () => setSeen(true), close: () => setSeen(false) }, review: REVIEW, engineer: ENGINEER };
 const THEMES = ["system", "light", "dark"];
 
@@ -27,9 +28,20 @@ function showTheme(theme) {
   byId("theme").title = words;
 }
 
+/** Why a view is not shown, in words; empty where it is. */
+function against(wanted) {
+  if (!may(VIEWS[wanted].role)) return `${NAMES[wanted]} needs the role ${VIEWS[wanted].role}; ${me.name} has the role ${me.role}. Sign in as somebody who has it.`;
+  return byId(`tab-${wanted}`).hidden ? `${NAMES[wanted]} is not offered by this line now. Load the page again later.` : "";
+}
+
 function route() {
   const wanted = location.hash.slice(1);
-  const next = wanted in VIEWS && may(VIEWS[wanted].role) && !byId(`tab-${wanted}`).hidden ? wanted : "live";
+  if (wanted === "main" && view) return; // to the content, of whatever is shown
+  const isView = Object.hasOwn(VIEWS, wanted);
+  const problem = isView ? against(wanted) : "";
+  byId("denied").hidden = !problem;
+  byId("denied").replaceChildren(...(problem ? [el("p", {}, `${problem} This is Live.`)] : []));
+  const next = isView && !problem ? wanted : "live";
   if (next === view) return;
   if (view) VIEWS[view].close();
   view = next;
@@ -97,6 +109,7 @@ async function enter() {
   const isKnown = await knowMe();
   showUser();
   byId("login").hidden = isKnown;
+  byId("denied").hidden = true;
   for (const id of ["tabs", "map-all"]) byId(id).hidden = !isKnown;
   if (!isKnown) {
     line.stop();

@@ -1,7 +1,7 @@
 // The review: rejects and faults that nobody has looked at, one at a time, by keys alone or by touch.
 
 import { getIfThere, path } from "./api.js";
-import { byId, el, mark, tell, word } from "./dom.js";
+import { byId, el, mark, say, tell, word } from "./dom.js";
 import { ago, count, dayAndClock } from "./format.js";
 import { SHAPE_OF, label, labelList, labelsOf, lastTypes, useType } from "./labels.js";
 import { line } from "./line.js";
@@ -60,6 +60,7 @@ export function startReview() {
   nodes.type.addEventListener("keydown", (event) => onEntry(event, () => choose("anomalous", nodes.type.value.trim())));
   nodes.note.addEventListener("keydown", (event) => onEntry(event, () => nodes.note.blur()));
   nodes.order.classList.add("order");
+  setInterval(tick, 500);
   const link = el("a", { class: "button", href: "/api/v1/reviews/export", download: "", "data-role": "engineer", hidden: !may("engineer"), id: "export" }, "Export as data set");
   byId("review").replaceChildren(el("div", { class: "review-top" }, nodes.what, nodes.station, nodes.order, nodes.left, nodes.progress, link), nodes.body);
   line.addEventListener("state", () => {
@@ -92,6 +93,11 @@ async function load() {
 
 const current = () => parts[at];
 
+/** Tell how old the part is, while it is looked at. */
+function tick() {
+  if (isOpen && nodes.age && current()) say(nodes.age, ago(line.age(current()) ?? 0));
+}
+
 function drawCount() {
   const left = parts.filter((one) => !said.has(one.seq)).length;
   nodes.left.textContent = `${count(left)}${parts.length >= MOST ? " or more" : ""} to look at`;
@@ -120,6 +126,8 @@ function show() {
 function drawSide(part) {
   const own = said.get(part.seq);
   nodes.labels = el("div", {});
+  nodes.age = el("span", { class: "muted review-age" });
+  tick();
   const choice = ([what, key]) => el("button", { type: "button", class: own?.label === what ? "said" : "", id: `say-${what}`,
     onclick: () => (what === "anomalous" ? askType() : choose(what)) }, mark(SHAPE_OF[what]), el("span", {}, what, " ", el("kbd", {}, key)));
   const types = lastTypes().map((type, place) => el("button", { type: "button", onclick: () => choose("anomalous", type) }, el("kbd", {}, String(place + 1)), " ", type));
@@ -128,7 +136,7 @@ function drawSide(part) {
     "aria-pressed": String(one === view), onclick: () => setView(one) }, mark(one.verdict), one.view)), el("kbd", {}, "v"));
   nodes.mapButton = el("button", { type: "button", "aria-pressed": String(isMap), onclick: toggleMap }, "Map ", el("kbd", {}, "m"));
   nodes.side.replaceChildren(
-    el("div", { class: "head" }, word(part.verdict), el("h2", {}, `Part ${part.seq}`), el("span", { class: "muted" }, ago(line.age(part) ?? 0)), nodes.mapButton),
+    el("div", { class: "head" }, word(part.verdict), el("h2", {}, `Part ${part.seq}`), nodes.age, nodes.mapButton),
     views ?? "", el("div", { class: "choices" }, LABELS.map(choice)), nodes.entry,
     types.length ? el("div", { class: "types", role: "group", "aria-label": "Anomalous, of a type" }, types) : "",
     nodes.note, el("div", { class: "moves" },

@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flawscope.runtime.line.http.answers import json_answer
-from flawscope.runtime.line.http.bodies import images_of, read_body, too_large
-from flawscope.runtime.line.http.context import SMALL_BYTES, Api, Context, body_bytes, check_empty
+from flawscope.runtime.line.http.bodies import SMALLER, images_of, read_body, too_large
+from flawscope.runtime.line.http.context import Api, Context, body_bytes, check_empty, read_nothing
 from flawscope.runtime.line.http.guard import content_type
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
 from flawscope.runtime.line.line_config import StationOptions
-from flawscope.runtime.line.sources.table import PushSource
+from flawscope.runtime.line.sources.table import FolderSource, PushSource, SourceOptions
 from flawscope.text import printable
 
 GRACE_S = 0.2
@@ -40,11 +40,11 @@ class _Triggers:
                 views = ", ".join(view.name for view in options.views)
                 raise Refusal(400, f"expected an image of {views}, got none. Send them in the body.")
             seq = await self._context.act(station.push, images, part_id)
-        elif images:
-            raise Refusal(409, f"expected no image, as station {options.name} has cameras, got one. Leave it out.")
         elif not station.is_triggered:
             raise Refusal(
-                409, f"expected a station with a software trigger, got {options.name}, whose parts begin with an image."
+                409,
+                f"expected a station with a software trigger, got {options.name}, whose parts begin with an image: "
+                f"{_sources(options)}.",
             )
         else:
             seq = await self._context.act(station.trigger, part_id)
@@ -69,15 +69,25 @@ class _Triggers:
     async def _images(self, request: Request, options: StationOptions) -> dict[str, bytes]:
         """Return view -> bytes of the images in a request; an empty one without a body."""
         kind = content_type(request.scope)
-        most = body_bytes(options) if _is_pushed(options) else SMALL_BYTES
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > most:
-            raise too_large(most)
         has_body = "transfer-encoding" in request.headers or (announced.isdecimal() and int(announced) > 0)
         if not has_body and not kind:
             return {}
+        if not _is_pushed(options):
+            # Before its size, which is no matter here.
+            if has_body and kind != "application/json":
+                raise Refusal(
+                    409,
+                    f"expected no image, as station {options.name} takes none over HTTP, got one: "
+                    f"{_sources(options)}. {_instead(options)}",
+                )
+            await read_nothing(request)
+            return {}
+        most = body_bytes(options)
+        if announced.isdecimal() and int(announced) > most:
+            raise too_large(most, SMALLER)
         with self._context.memory.holding(int(announced) if announced.isdecimal() else most):
-            body = await read_body(request.receive, most)
+            body = await read_body(request.receive, most, advice=SMALLER)
             if kind == "application/json":
                 check_empty(body)
                 return {}
@@ -90,7 +100,7 @@ class _Triggers:
                 views = ", ".join(view.name for view in options.views)
                 raise Refusal(400, f"expected images of {views}, got one of {name!r}. Name the view.")
             if len(data) > largest * (1 << 20):
-                raise too_large(round(largest * (1 << 20)))
+                raise too_large(round(largest * (1 << 20)), SMALLER)
         return images
 
     def _named(self, body: bytes, kind: str, request: Request, options: StationOptions) -> dict[str, bytes]:
@@ -102,6 +112,25 @@ class _Triggers:
             return {options.views[0].name: body}
         got = printable(kind) or "no type"
         raise Refusal(415, f"expected an image or multipart/form-data, got {got}. Set the content type.")
+
+
+def _sources(options: StationOptions) -> str:
+    """Return in words where the images of a station come from."""
+    return ", ".join(f"view {view.name} has its images from {_source(view.source)}" for view in options.views)
+
+
+def _source(source: SourceOptions) -> str:
+    kind = str(source.__struct_config__.tag)
+    # Of a network camera only the kind: an address is no business of whoever may send images.
+    if isinstance(source, FolderSource):
+        return f"the {kind} {printable(str(source.path))}"
+    return f"a source of the kind {kind}"
+
+
+def _instead(options: StationOptions) -> str:
+    folders = all(isinstance(view.source, FolderSource) for view in options.views)
+    here = "Put the image into that folder" if folders else "Leave it out"
+    return f"{here}, name a station with the source `push`, or give this one that source."
 
 
 def _is_pushed(options: StationOptions) -> bool:

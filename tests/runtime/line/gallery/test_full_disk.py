@@ -22,7 +22,7 @@ from flawscope.runtime.line.gallery.keeper import Kept
 from flawscope.runtime.line.gallery.paths import IMAGES
 from flawscope.runtime.line.gallery.retention import BATCH, Retention, ranges
 from flawscope.runtime.line.journal.journal import Journal
-from flawscope.runtime.line.journal.reviews import ACTION, object_of
+from flawscope.runtime.line.journal.reviews import ACTION, PartFacts, object_of
 from flawscope.runtime.line.line_config import ImageOptions
 from flawscope.runtime.line.parts import Verdict
 
@@ -265,6 +265,43 @@ def test_files_that_are_not_ours_stay(tmp_path: Path) -> None:
         assert (day / "notes.txt").exists()
         assert (tmp_path / IMAGES / "old" / "2-cam0.png").exists()
         assert disk.gallery.forbids.endswith("parts are faults until there is more")
+
+
+def test_a_file_whose_number_no_part_can_have_stops_nothing_and_is_told_once(tmp_path: Path) -> None:
+    strays = [f"{number}-cam0.png" for number in (1 << 63, 10**19 - 1)]
+    with stored(tmp_path, free_gb=12.0) as disk:
+        for seq in range(1, 4):
+            disk.record(seq, "accept", days_ago=3)
+        day = tmp_path / IMAGES / disk.day(3)
+        # The largest number that the journal can be asked for is one of a part that nobody has reviewed.
+        for name in (*strays, f"{(1 << 63) - 1}-cam0.png"):
+            (day / name).write_bytes(b"x")
+        disk.gallery.start()
+        wait_for(lambda: not any((day / f"{seq}-cam0.png").exists() for seq in (1, 2, 3)))
+        wait_for(lambda: disk.gallery._not_before > 0)
+        disk.gallery._not_before = 0.0  # it looks again
+        wait_for(lambda: disk.gallery._not_before > 0)
+        told = disk.events("stray_image")
+        assert [event["new"] for event in told] == [f"{IMAGES}/{disk.day(3)}/{name}" for name in sorted(strays)]
+        assert all((day / name).exists() for name in strays)
+        assert "could not be deleted" not in disk.gallery.status().warning
+
+
+def test_parts_that_lie_far_apart_are_not_asked_for_together(tmp_path: Path) -> None:
+    """Else all parts between the two would be read."""
+    day, asked = tmp_path / IMAGES / "20260101", []
+
+    class Journal:
+        def facts(self, first: int, last: int) -> dict[int, PartFacts]:
+            asked.append((first, last))
+            return {seq: PartFacts("accept", False) for seq in (first, last)}
+
+    day.mkdir(parents=True)
+    for seq in (1, 2, 10**12, (1 << 63) - 1):
+        (day / f"{seq}-cam0.png").write_bytes(b"x")
+    found = [batch.parts for batch in Retention(tmp_path, Journal(), 0.0, SetClock().utc_ns).candidates()]
+    assert found == [(1, 2), (10**12,), ((1 << 63) - 1,)]
+    assert max(last - first for first, last in asked) < 10**6
 
 
 def test_numbers_are_told_as_ranges() -> None:

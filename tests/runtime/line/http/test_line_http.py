@@ -30,7 +30,7 @@ def test_the_state_is_that_of_the_line(here: Here) -> None:
     here.one.sources = {"left": "unplugged"}
     found = here.get("/api/v1/state")
     assert found["line"] == "l"
-    assert [station["name"] for station in found["stations"]] == ["one", "two", "asked", "wired"]
+    assert [station["name"] for station in found["stations"]] == ["one", "two", "asked", "wired", "filed"]
     assert found["stations"][0]["sources"] == {"left": "unplugged"}
     assert found["sinks"][0]["behind"] == 2
 
@@ -75,7 +75,7 @@ def test_parts_are_listed_and_looked_up(here: Here) -> None:
         ("/api/v1/parts?after=%C2%B2", 400, "after: expected"),
         ("/api/v1/parts?after=" + "1" * 5000, 400, "after: expected"),
         ("/api/v1/parts?verdict=good", 400, "verdict: expected one of accept, reject, fault, got 'good'"),
-        ("/api/v1/parts?station=none", 400, "station: expected one of one, two, asked, wired, got 'none'"),
+        ("/api/v1/parts?station=none", 400, "station: expected one of one, two, asked, wired, filed, got 'none'"),
         (
             "/api/v1/parts?afer=1",
             400,
@@ -178,9 +178,33 @@ FORM = {**GOES, "Content-Type": "multipart/form-data; boundary=b"}
             {"content": b"--b\r\nA: b\r\n\r\nx\r\n--b--", "headers": FORM},
             "the name of a view",
         ),
-        ("asked/trigger", 409, {"content": b"x", "headers": PNG}, "expected no image, as station asked has cameras"),
+        (
+            "asked/trigger",
+            409,
+            {"content": b"x", "headers": PNG},
+            "expected no image, as station asked takes none over HTTP, got one: view left has its images from a source "
+            "of the kind genicam. Leave it out,",
+        ),
+        ("asked/trigger", 400, {"json": {"a": 1}}, "expected an empty body or {}"),
+        ("wired/trigger", 409, {"content": b"x" * 9000, "headers": PNG}, "station wired takes none over HTTP"),
         ("wired/trigger", 409, {"headers": GOES}, "expected a station with a software trigger, got wired"),
-        ("none/trigger", 404, {"headers": GOES}, "expected one of the stations one, two, asked, wired, got 'none'"),
+        # More than a small body may have, and no word of its size.
+        (
+            "filed/trigger",
+            409,
+            {"content": b"x" * 9000, "headers": PNG},
+            "view left has its images from the folder /in/parts. Put the image into that folder, name a station with "
+            "the source `push`, or give this one that source.",
+        ),
+        ("filed/trigger", 409, {"content": (b"x" for _ in range(9000)), "headers": PNG}, "the folder /in/parts"),
+        ("filed/trigger", 409, {"headers": GOES}, "whose parts begin with an image: view left has its images from the"),
+        ("one/halt", 413, {"content": b"x" * 9000, "headers": PNG}, "at most 4,096 bytes, got a larger one. Send less"),
+        (
+            "none/trigger",
+            404,
+            {"headers": GOES},
+            "expected one of the stations one, two, asked, wired, filed, got 'none'",
+        ),
         ("one/halt", 400, {"json": [1]}, "expected an empty body"),
         ("one/halt?now=1", 400, {"headers": GOES}, "expected no parameters but none, got 'now'"),
     ],

@@ -23,6 +23,7 @@ from line_project import png  # noqa: E402
 from swapped_lines import write_bundle_at  # noqa: E402
 
 from flawscope.bundle import open_bundle, pack_bundle  # noqa: E402
+from flawscope.errors import StorageError  # noqa: E402
 from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
@@ -162,6 +163,8 @@ def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> N
     with opened(browser, f"{line.url}/#review") as (page, watch):
         title = page.locator("#review h2")
         sync_api.expect(title).to_have_text("Part 6")
+        # It goes on while one looks at it.
+        sync_api.expect(page.locator(".review-age")).to_have_text("3 s ago")
         page.keyboard.press("u")
         sync_api.expect(title).to_have_text("Part 5")
         until_shown(page, "#review canvas", "/5/left.png")
@@ -195,6 +198,24 @@ def test_review_by_keys_alone(browser: Any, line: PageHere, tmp_path: Path) -> N
         (3, "normal", ""),
         (1, "unsure", ""),
     ]
+
+
+def test_a_view_that_the_line_does_not_offer_says_so(browser: Any, line: PageHere) -> None:
+    line.top.part([5.0])
+    line.line.journal.failure = StorageError("journal.db: could not be read.")
+    with opened(browser, f"{line.url}/#review") as (page, _):
+        denied = page.locator("#denied")
+        sync_api.expect(denied).to_contain_text("Review is not offered by this line now.")
+        sync_api.expect(page.locator("#live")).to_be_visible()
+        page.locator("#tab-live").click()
+        sync_api.expect(denied).to_be_hidden()
+        page.locator("#tab-engineer").click()
+        sync_api.expect(page.locator("#engineer")).to_be_visible()
+        # Past the tabs, and not to another view.
+        page.locator(".skip").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("location.hash === '#main'")
+        sync_api.expect(page.locator("#engineer")).to_be_visible()
 
 
 def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_path: Path) -> None:
@@ -238,9 +259,15 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_pa
         sync_api.expect(page.locator(".bundle.here h3")).to_have_text("other")
         assert here.push(png(110))["verdict"] == "reject"
         shot(page, tmp_path, "engineer")
+        page.locator("#rollback-reason").fill("good parts were rejected")
         page.get_by_role("button", name="Roll back").click()
         page.get_by_role("button", name="Press again: roll back").click()
         sync_api.expect(page.locator(".bundle.here h3")).to_have_text("tiny")
+        sync_api.expect(page.locator("#told")).to_contain_text("rolled back")
+        sync_api.expect(page.locator(".audit")).to_contain_text("good parts were rejected")
+        sync_api.expect(
+            page.locator("#rollback-reason")
+        ).to_be_hidden()  # with the button: there is nothing to go back to
         page.locator("#verify").click()
         sync_api.expect(page.locator("#verified")).to_contain_text("The chain is whole: 23 parts")
         watch.check()
@@ -258,8 +285,11 @@ def test_a_user_signs_in_and_sees_what_his_role_may_do(browser: Any, line: PageH
         sync_api.expect(page.locator("#tab-review")).to_be_visible()
         sync_api.expect(page.locator("#tab-engineer")).to_be_hidden()
         sync_api.expect(page.locator("#engineer")).to_be_hidden()
+        denied = page.locator("#denied")
+        sync_api.expect(denied).to_contain_text("Engineer needs the role engineer; olga has the role operator.")
         # What changes something brings the token of the session.
         page.locator("#tab-review").click()
+        sync_api.expect(denied).to_be_hidden()
         page.locator("#say-unsure").click()
         sync_api.expect(page.locator("#review")).to_contain_text("All of these have been looked at")
         wait_for(lambda: [row["actor"] for row in line.line.reviews] == ["olga"])

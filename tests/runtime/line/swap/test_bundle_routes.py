@@ -21,6 +21,7 @@ from swapped_lines import SWAP_S, events_of, running, verdict_of, write_bundle_a
 from flawscope.bundle import open_bundle, pack_bundle  # noqa: E402
 from flawscope.runtime.line.http.routes import bundles  # noqa: E402
 from flawscope.runtime.line.line import Line  # noqa: E402
+from flawscope.runtime.line.users.users_file import UsersFile  # noqa: E402
 
 TOP = "/api/v1/stations/top"
 PACKED = {"Content-Type": "application/octet-stream"}
@@ -153,6 +154,26 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_whole(tmp_path: Pat
         assert sent < 64
         assert len(list((tmp_path / "state" / "bundles").iterdir())) == 1
         assert line.stations["top"].push({"cam0": png(50)}) == 1
+
+
+def test_an_upload_by_somebody_who_is_signed_out_meanwhile_leaves_nothing(asked: Asked, tmp_path: Path) -> None:
+    folder, users = tmp_path / "state" / "bundles", asked.line.users
+    assert users is not None
+    before = sorted(folder.iterdir())
+
+    def pieces() -> Iterator[bytes]:
+        yield asked.packed[:1000]
+        # The first user: from now on nobody is `local` any more.
+        UsersFile(tmp_path / "state").add_user("olga", "operator", "four plain words here")
+        users.look()
+        yield asked.packed[1000:]
+
+    assert "may still ask when the body is whole" in asked.error(
+        "/api/v1/bundles", 401, content=pieces(), headers=PACKED
+    )
+    assert sorted(folder.iterdir()) == before
+    asked.line.journal.flush()
+    assert not events_of(tmp_path, "bundle_added")
 
 
 def test_an_upload_that_trickles_keeps_others_out_for_a_while_alone(

@@ -1,4 +1,4 @@
-"""The way back is never lost: not during the flip of a swap, and not during a challenge."""
+"""The way back is never lost: not during the flip of a swap, not during a challenge, and not by one that hangs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from typing import Any
 
 import pytest
 from line_stand_ins import wait_until
-from swapped_lines import check_generations, running, swapped, swaps_of, verdict_of, write_bundle_at
+from swapped_lines import (
+    check_generations,
+    events_of,
+    running,
+    step_of,
+    swapped,
+    swaps_of,
+    verdict_of,
+    write_bundle_at,
+)
 
+from flawscope.errors import ArgumentError
+from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap import station_bundles
 from flawscope.runtime.line.swap.run import Step, SwapRun
+from flawscope.runtime.line.swap.services import SwapServices
 
 
 @pytest.fixture
@@ -23,6 +35,11 @@ def other(tmp_path: Path) -> Path:
     write_bundle_at(tmp_path / "tiny.flaw", 150.0)
     write_bundle_at(tmp_path / "other.flaw", 100.0)
     return tmp_path / "other.flaw"
+
+
+def written(path: Path, threshold: float) -> Path:
+    write_bundle_at(path, threshold)
+    return path
 
 
 def test_a_way_back_during_the_flip_is_not_lost(tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +84,56 @@ def test_a_way_back_during_the_flip_is_not_lost(tmp_path: Path, other: Path, mon
         record = verdict_of(line, 120)
         assert (record.verdict, record.views[0].bundle) == ("accept", first)
     check_generations(tmp_path)
+
+
+def test_a_swap_that_hangs_while_it_is_loaded_keeps_nobody_from_going_back(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, load = threading.Event(), SwapServices.load
+
+    def hangs(*arguments: Any) -> Measure:
+        assert gate.wait(60)
+        return load(*arguments)
+
+    with running(tmp_path) as line:
+        swaps = swaps_of(line)
+        first = line.stations["top"].measures["cam0"].bundle
+        second, third = swaps.add(other), swaps.add(written(tmp_path / "third.flaw", 110.0))
+        assert swapped(line, second)["state"] == "done"
+        monkeypatch.setattr(SwapServices, "load", hangs)
+        swaps.begin("top", None, third)
+        wait_until(lambda: step_of(swaps.state("top"), "warm")["state"] == "running")
+        said = swaps.rollback("top", "eva", "engineer", "too many rejects")
+        assert said["done"] == f"rolled back; the swap to {third[:12]}… was given up in step warm"
+        assert (said["state"], said["reason"]) == ("failed", "it was given up before it was done")
+        assert verdict_of(line, 120).views[0].bundle == first
+        with pytest.raises(ArgumentError, match="Wait for the one that was given up"):
+            swaps.begin("top", None, third)
+        gate.set()
+        # What was given up changes nothing when it goes on.
+        wait_until(lambda: step_of(swaps.state("top"), "warm")["state"] == "ok")
+        assert swapped(line, second)["state"] == "done"
+        assert swaps.rollback("top")["done"] == "rolled back"
+    check_generations(tmp_path)
+    (event, _) = events_of(tmp_path, "rollback")
+    assert (event["actor"], event["old"], event["new"]) == ("eva", second, first)
+    assert event["reason"] == f"too many rejects; the swap to {third[:12]}… was given up in step warm"
+
+
+def test_a_swap_that_hangs_with_nothing_to_go_back_to_is_given_up(
+    tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    with running(tmp_path) as line:
+        swaps = swaps_of(line)
+        monkeypatch.setattr(SwapServices, "load", lambda *arguments: gate.wait(60) and None)
+        swaps.begin("top", None, swaps.add(other))
+        wait_until(lambda: step_of(swaps.state("top"), "warm")["state"] == "running")
+        said = swaps.rollback("top", "eva", "engineer")
+        assert (said["state"], said["done"].partition(" was ")[2]) == ("failed", "given up in step warm")
+        with pytest.raises(ArgumentError, match="none whose bundle before"):
+            swaps.rollback("top", "eva", "engineer")
+        gate.set()
 
 
 def test_a_challenge_does_not_keep_a_swap_from_being_taken_back(tmp_path: Path, other: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,10 +52,11 @@ def test_within_the_limits_the_next_part_is_decided_by_it(folder: Path) -> None:
         ("eva", "150 (revision 0)", "110 (revision 1)", "scratches of lot 7"),
         ("tom", "110 (revision 1)", "130 (revision 2)", "too strict"),
     ]
-    # It survives a restart.
+    # It survives a restart, and is told once.
     with running(folder) as line:
         record = verdict_of(line, 120)
         assert (record.threshold, record.threshold_revision, record.generation) == (130.0, 2, 3)
+    assert len(events_of(folder, "threshold")) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,68 @@ def test_the_overlay_beside_the_bundle_is_the_beginning_of_the_lines_own(folder:
     with running(folder, said=said) as line:
         assert verdict_of(line, 120).threshold == 130.0
     assert any("has no effect" in text for text in said), said
+    (refused,) = events_of(folder, "threshold_refused")
+    assert "has no effect" in refused["reason"]
+    events = events_of(folder, "threshold")
+    assert [(event["actor"], event["old"], event["new"]) for event in events] == [
+        ("line", "", "110 (revision 1)"),
+        ("line", "110 (revision 1)", "130 (revision 2)"),
+    ]
+    assert len({event["object"] for event in events}) == 1
+
+
+# Forks a line for each point, so that the imports are paid for once.
+_KILLER = """
+import os, signal, sys
+from pathlib import Path
+from line_project import png, read_config, without_http
+from flawscope.runtime.line import line as line_module
+from flawscope.runtime.line.swap import station_bundles
+
+folder = Path(sys.argv[1])
+
+def kill(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def live(point, image):
+    line = line_module.Line(without_http(read_config(folder / "line.yml")), lambda text: None)
+    line.start()
+    write = station_bundles.write_active
+    station_bundles.write_active = kill if point == "before" else lambda *arguments: (write(*arguments), kill())
+    line.swaps.set_threshold("top", None, image, "scratches of lot 7", "eva", "engineer")
+
+for point, image in (("before", 110.0), ("after", 120.0)):
+    child = os.fork()
+    if child == 0:
+        try:
+            live(point, image)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1] != signal.SIGKILL:
+        sys.exit("was not killed: " + point)
+"""
+
+
+@pytest.mark.long
+def test_killed_before_its_event_a_threshold_in_force_gets_one_at_the_next_start(folder: Path) -> None:
+    """Once before the active file is written, and once after it; the next start of each tells it."""
+    read_line(folder)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3] / "helpers"), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", _KILLER, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for _ in range(2):
+        with running(folder) as line:
+            assert verdict_of(line, 125).threshold == 120.0
+    events = events_of(folder, "threshold", "generation")
+    told = [event for event in events if event["action"] == "threshold"]
+    assert [(event["actor"], event["role"], event["new"]) for event in told] == [
+        ("line", "", "110 (revision 1)"),
+        ("line", "", "120 (revision 2)"),
+    ]
+    assert all("in force and not on record, found at the start: revision" in event["reason"] for event in told)
+    assert all("by eva: scratches of lot 7" in event["reason"] for event in told)
+    assert told[0]["object"].startswith("station top view cam0 bundle ")
 
 
 def test_what_if_counts_the_scores_on_record(folder: Path) -> None:

@@ -6,7 +6,7 @@ import gc
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,53 @@ def test_a_token_triggers_and_reads_and_nothing_else(guarded: Guarded) -> None:
         assert answer.status_code == 401, wrong
     answer = httpx.get(guarded.url + READS[0], headers={"Authorization": "Bearer flaw_wrong"}, trust_env=False)
     assert "expected a token that the line knows, got another one" in answer.json()["error"]
+
+
+def test_who_brings_a_wrong_token_is_told_so_first(guarded: Guarded) -> None:
+    """And not to add a header, with which it would be as wrong."""
+    with Person(guarded) as plc, Person(guarded, "olga") as olga:
+        plc.client.headers["Authorization"] = "Bearer flaw_wrong"
+        for path in (TRIGGER, HALT, "/api/v1/bundles"):
+            answer = plc.client.post(path)
+            assert answer.status_code == 401
+            assert "expected a token that the line knows" in answer.json()["error"]
+        plc.client.headers["Authorization"] = ""
+        assert "expected somebody who has logged in" in plc.client.post(TRIGGER).json()["error"]
+        # Who is known hears of the header; a foreign page can still change nothing.
+        plc.client.headers["Authorization"] = f"Bearer {guarded.token}"
+        assert "X-Flawscope: 1" in plc.client.post(TRIGGER).json()["error"]
+        assert "X-Flawscope: 1" in olga.client.post(HALT, headers={"X-Flawscope-CSRF": olga.csrf}).json()["error"]
+        assert "X-Flawscope: 1" in olga.client.post("/api/v1/login").json()["error"]
+    assert not guarded.one.actors
+    assert guarded.line.last_seq == 0
+
+
+def test_who_is_signed_out_while_he_sends_changes_nothing(alone: Guarded) -> None:
+    """His request was let in, and its body is whole after he could ask no longer."""
+    file = UsersFile(alone.state)
+
+    def sent_while(act: Callable[[], object]) -> Iterator[bytes]:
+        yield b"{"
+        act()
+        alone.users.look()
+        yield b"}"
+
+    json = {"Content-Type": "application/json"}
+    with Person(alone, "olga") as olga, Person(alone, "anna") as anna:
+        for person, act in (
+            (olga, lambda: file.set_password("olga", "five other plain words")),
+            (anna, lambda: file.set_role("anna", "operator")),
+        ):
+            headers = {**json, "X-Flawscope-CSRF": person.csrf}
+            answer = person.client.post(HALT, content=sent_while(act), headers=headers)
+            assert answer.status_code == 401
+            assert "signed out meanwhile, or whose password, role or token changed" in answer.json()["error"]
+    with Person(alone) as plc:
+        plc.client.headers["Authorization"] = f"Bearer {alone.token}"
+        body = sent_while(lambda: file.remove_token("press-plc"))
+        assert plc.client.post(TRIGGER, content=body, headers=json).status_code == 401
+    assert not alone.one.actors
+    assert alone.line.last_seq == 0
 
 
 def test_a_token_that_is_removed_is_refused_at_once(alone: Guarded) -> None:
