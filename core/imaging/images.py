@@ -154,7 +154,6 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
             f"got {name_unsupported(data)}. Remove the file, or save or send it again."
         )
     _check_size(header, name)
-    broken = ImageError(f"{name}: expected a whole {header.format} image, got broken data. Save or send it again.")
     if excess := excess_of(data, header):
         raise ImageError(
             f"{name}: expected a {header.format} image with the data of its pixels, got {excess}; it was not decoded. "
@@ -168,10 +167,10 @@ def decode_stored(data: bytes, name: str = "image") -> npt.NDArray[Any]:
             "goes unnoticed. Save it as one of these, or as PNG."
         ) from err
     except (cv2.error, MemoryError, DamagedJpeg, DamagedTiff) as err:
-        raise broken from err
+        raise _broken(header, name) from err
     # The limit was checked on the announced size: another one would have evaded it.
     if image is None or image.shape[:2] != (header.height, header.width):
-        raise broken
+        raise _broken(header, name)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(
             f"{name}: expected 8 or 16 bit unsigned integers, got {image.dtype.name}, whose range is not known. "
@@ -190,6 +189,12 @@ def _decode(data: bytes, kind: str) -> npt.NDArray[Any] | None:
     if kind == "png":
         return decode_png(data)
     return decode_with_opencv(data)
+
+
+def _broken(header: Header, name: str) -> ImageError:
+    # Made where it is raised: an error that its own frame names keeps the frame, and so the bytes of the image, until
+    # Python collects its garbage.
+    return ImageError(f"{name}: expected a whole {header.format} image, got broken data. Save or send it again.")
 
 
 def _check_size(header: Header, name: str) -> None:

@@ -104,18 +104,23 @@ def images_of(body: bytes, content_type: str) -> dict[str, bytes]:
 
 
 def _parts(body: bytes, mark: bytes) -> Iterator[tuple[str, bytes]]:
-    broken = Refusal(400, "expected a whole multipart body, got a broken one. Send it again.")
     if not body.startswith(mark):
-        raise broken
+        raise _broken()
     place, count = len(mark), 0
     while not body.startswith(b"--", place):
         start = body.find(b"\r\n\r\n", place, place + _MOST_HEADER_BYTES)
         end = body.find(b"\r\n" + mark, start)
         count += 1
         if not body.startswith(b"\r\n", place) or start < 0 or end < 0 or count > _MOST_PARTS:
-            raise broken
+            raise _broken()
         yield _name_of(body[place:start]), body[start + 4 : max(end, start + 4)]
         place = end + 2 + len(mark)
+
+
+def _broken() -> Refusal:
+    # Made where it is raised: an error that its own frame names keeps the frame, and so the body, until Python collects
+    # its garbage.
+    return Refusal(400, "expected a whole multipart body, got a broken one. Send it again.")
 
 
 def _name_of(head: bytes) -> str:

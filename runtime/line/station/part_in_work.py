@@ -11,6 +11,7 @@ from flawscope.runtime.line.parts import ViewRecord
 from flawscope.runtime.line.sources.source import Frame
 
 if TYPE_CHECKING:
+    from flawscope.runtime.line.station.deadlines import Deadline
     from flawscope.runtime.line.station.view import Measure
 
 Phase = Literal["open", "accepting", "settled"]
@@ -38,6 +39,7 @@ class PartInWork:
         is_collected: Set when all images are there.
         collected_ns: When they were there, or were waited for no longer; None before.
         scored_ns: When the last of them was scored; None before.
+        deadline: What makes a fault of it at its deadline; None where it never got one.
         trigger: How many times the cameras had been asked for an image, this part included; None where it was not so
             that it began.
     """
@@ -49,6 +51,7 @@ class PartInWork:
         "accepted",
         "collect_ns",
         "collected_ns",
+        "deadline",
         "deadline_ns",
         "frames",
         "generation",
@@ -81,6 +84,7 @@ class PartInWork:
         self.is_collected = threading.Event()
         self.collected_ns: int | None = None
         self.scored_ns: int | None = None
+        self.deadline: Deadline | None = None
         self.trigger: int | None = None
         self.accepted: tuple[ViewRecord, ...] = ()
         self._images: tuple[Kept, ...] = ()
@@ -105,11 +109,7 @@ class PartInWork:
 
     def settle(self) -> bool:
         """Take the part for a reject or a fault; False if somebody was quicker, or its accept is being recorded."""
-        with self._lock:
-            if self._phase != "open":
-                return False
-            self._phase = "settled"
-            return True
+        return self._settled_from("open")
 
     def begin_accept(self, views: tuple[ViewRecord, ...] = ()) -> bool:
         """Take the part for an accept that is recorded first, with these views; False if somebody was quicker."""
@@ -121,14 +121,20 @@ class PartInWork:
 
     def finish_accept(self) -> bool:
         """Take the part whose accept is on record, to give it out; False if its deadline came first."""
-        with self._lock:
-            if self._phase != "accepting":
-                return False
-            self._phase = "settled"
-            return True
+        return self._settled_from("accepting")
 
     def miss_deadline(self) -> Phase:
         """Take the part for the fault of a missed deadline; returns the phase before, `settled` if it has a verdict."""
         with self._lock:
             before, self._phase = self._phase, "settled"
             return before
+
+    def _settled_from(self, phase: Phase) -> bool:
+        with self._lock:
+            if self._phase != phase:
+                return False
+            self._phase = "settled"
+        if self.deadline is not None:
+            # It would find nothing to do, and hold the part until then.
+            self.deadline.forget()
+        return True

@@ -289,13 +289,16 @@ class SharedScoring:
 def when_all(futures: Sequence[Future[Result]], call: Callable[[], None]) -> None:
     """Call a function when all results are there: in the thread that brings the last one, or at once."""
     lock, left = threading.Lock(), [len(futures)]
+    # Futures keep their callbacks for good, and this one holds the futures: a cycle in which the images of a part would
+    # stay until Python collects its garbage, which counts objects and knows nothing of megabytes.
+    calls = [call]
 
     def done(future: Future[Result]) -> None:
         with lock:
             left[0] -= 1
             is_last = left[0] == 0
         if is_last:
-            call()
+            calls.pop()()
 
     if not futures:
         call()

@@ -338,7 +338,7 @@ class Station:
             self._collecting.append(part)
         if refusal is None:
             self._queue.append(part)
-            self._services.deadlines.at(part.deadline_ns, partial(self._verdicts.deadline, part))
+            part.deadline = self._services.deadlines.at(part.deadline_ns, partial(self._verdicts.deadline, part))
             self._room.notify_all()
         return part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from no_garbage import no_collections
 
 from flawscope.errors import ArgumentError, ImageError
 from flawscope.imaging import images
@@ -254,6 +256,17 @@ def test_an_image_of_another_size_than_announced_is_refused(monkeypatch):
     monkeypatch.setattr(images, "read_header", lambda _: Header("bmp", 20, 30))
     with pytest.raises(ImageError, match="expected a whole bmp image, got broken data"):
         decode_image(data)
+
+
+def test_an_error_keeps_no_image_in_memory():
+    data = encode(".png", noise(64, 64))[:-100]
+    with no_collections():
+        before = sys.getrefcount(data)
+        for _ in range(3):
+            with contextlib.suppress(ImageError):
+                decode_image(data)
+                raise AssertionError("it was decoded")
+        assert sys.getrefcount(data) == before
 
 
 # ---- headers

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from no_garbage import no_collections
 
 from flawscope.runtime.line.http.bodies import BodyMemory, images_of
 from flawscope.runtime.line.http.refusal import Refusal
@@ -58,6 +62,17 @@ def test_a_boundary_is_needed(content_type: str) -> None:
 def test_a_body_of_very_many_parts_is_refused() -> None:
     with pytest.raises(Refusal, match="whole multipart body"):
         images_of(body_of({f"v{number}": b"" for number in range(65)}), TYPE)
+
+
+def test_a_refusal_keeps_no_body_in_memory() -> None:
+    body = body_of({"left": b"x"})[:-8]
+    with no_collections():
+        before = sys.getrefcount(body)
+        for _ in range(3):
+            with contextlib.suppress(Refusal):
+                images_of(body, TYPE)
+                raise AssertionError("it was read")
+        assert sys.getrefcount(body) == before
 
 
 def test_names_of_fields_hold_no_control_characters() -> None:

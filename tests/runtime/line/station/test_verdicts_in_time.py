@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from pathlib import Path
 
 import pytest
 from line_stand_ins import MemoryJournal, RecordingOutput, bench, frame, wait_until
+from no_garbage import no_collections
 
 from flawscope.errors import StorageError
 from flawscope.runtime.line.outputs.output import Signal
@@ -164,20 +164,25 @@ def test_a_record_that_cannot_be_made_leaves_the_part_to_the_deadline(tmp_path: 
     desk.close()
 
 
-def test_pixels_are_gone_when_the_part_has_its_verdict(tmp_path: Path) -> None:
-    with bench(tmp_path, deadline_ms=3.6e6, depth=1) as line:
-        line.station.frame("cam0", refused := frame(50))
+@pytest.mark.parametrize("views", [["cam0"], ["left", "right"]], ids=["one view", "two views"])
+def test_pixels_are_gone_when_the_part_has_its_verdict(tmp_path: Path, views: list[str]) -> None:
+    images = []
+
+    def give(value: int) -> None:
+        for view in views:
+            image = frame(value)
+            images.append(weakref.ref(image.image))  # type: ignore[arg-type]
+            line.station.frame(view, image)
+
+    # At once: Python's collections count objects, and wait for hundreds of parts however large their images are.
+    with no_collections(), bench(tmp_path, views, deadline_ms=3.6e6, depth=1) as line:
+        give(50)
         line.ready()
-        line.station.frame("cam0", scored := frame(50))
-        images = [weakref.ref(each.image) for each in (refused, scored)]  # type: ignore[arg-type]
-        del refused, scored
-        line.settled(2)
-
-        def are_gone() -> bool:
-            gc.collect()
-            return all(image() is None for image in images)
-
-        wait_until(are_gone)
+        for number, value in enumerate((50, 150, 250), 2):
+            give(value)
+            line.settled(number)
+        assert {part.verdict for part in line.last().values()} == {"accept", "reject", "fault"}
+        wait_until(lambda: all(image() is None for image in images))
 
 
 def test_outputs_see_that_the_station_starts(tmp_path: Path) -> None:
