@@ -204,6 +204,9 @@ _LINE = Group(
         ),
         "swap": Verb("flawscope.runtime.line.swap.swap_command:swap", "Change the bundle of a line that runs."),
         "rollback": Verb("flawscope.runtime.line.swap.swap_command:rollback", "Put the bundle before back."),
+        "challenge": Verb(
+            "flawscope.runtime.line.swap.swap_command:challenge", "Test the bundle of a line with the site's own parts."
+        ),
         "cameras": Verb("flawscope.runtime.line.cameras_command:cameras", "List GigE and USB3 Vision cameras."),
         "user": _LINE_USER,
         "token": _LINE_TOKEN,

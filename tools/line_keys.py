@@ -20,6 +20,7 @@ from linktree import ROOT
 
 from flawscope.runtime.line.config_words import words_of
 from flawscope.runtime.line.line_config import (
+    ChallengeOptions,
     DriftOptions,
     HttpOptions,
     ImageOptions,
@@ -45,6 +46,7 @@ def tables() -> str:
         ("The file", LineConfig),
         ("`line`", LineOptions),
         ("A station", StationOptions),
+        ("`challenge`", ChallengeOptions),
         ("A view", ViewOptions),
         ("`scene`", SceneLimits),
         ("`drift`", DriftOptions),

@@ -33,6 +33,7 @@ from flawscope.runtime.line.sinks.runner import open_sink, sink_names
 from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.view import InWork, View
+from flawscope.runtime.line.swap.challenge import challenge_folder, parts_of, run_challenge
 from flawscope.runtime.line.users.line_users import LineUsers
 from flawscope.runtime.results import Result
 
@@ -147,6 +148,7 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
                     took_ms, record = _inspect(measure, frame)
                     scored_ms.append(took_ms)
                     yield Finding(f"{station.name}/{view.name} image", record.verdict != "fault", _said(record))
+                yield _challenge(station, measure, config.line.state)
             yield _times(station, scored_ms, record_ms)
             yield from _outputs(station)
         yield from _sinks(read)
@@ -268,6 +270,18 @@ def _times(station: StationOptions, scored_ms: list[float], record_ms: float) ->
     if total > allowed:
         text += ". Raise deadline_ms, use a faster backend or precision (flawscope bench), or a faster disk"
     return Finding(what, total <= allowed, text)
+
+
+def _challenge(station: StationOptions, view: View, state: Path) -> Finding:
+    """Have the bundle of the configuration decide the site's own parts."""
+    what = f"{station.name}/{view.name} challenge"
+    try:
+        parts = parts_of(station, view.name, state)
+        if not parts:
+            return Finding(what, True, f"no parts in {challenge_folder(station, state)}")
+        return Finding(what, True, run_challenge(parts, view.judged_by(view.measure), lambda: None))
+    except FlawscopeError as err:
+        return Finding(what, station.challenge.on_failure == "warn", str(err))
 
 
 def _outputs(station: StationOptions) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ PATTERNS: dict[str, str] = {
     r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z": "name of a machine",
     r"^rtsps?://[^@]+$": "`rtsp://HOST/...` without user and password, which are named by `user` and `password`",
     r"^https?://[^@]+$": "`http://...` or `https://...` without user and password",
+    r"^(start|swap|camera|([01][0-9]|2[0-3]):[0-5][0-9])\Z": '`start`, `swap`, `camera`, or a time as `"06:00"`',
     r"^[^+#\0]+$": "topic without `+` and `#`",
 }
 """Pattern of a text -> what it asks for. A test demands words for every pattern of the configuration."""

@@ -178,7 +178,7 @@ class Line:
             journal.parts,
             journal.last_event,
         )
-        swaps = self.swaps = Swaps(swapping)
+        swaps = self.swaps = Swaps(swapping, config.line.timezone)
         stack.callback(swaps.close)
         deadlines = Deadlines(self._clock)
         stack.callback(deadlines.close)
@@ -329,6 +329,11 @@ class Line:
         )
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the challenges of the start are over, however they ended: then all is done that a start does."""
+        return self.swaps is not None and self.swaps.challenges.has_begun
+
+    @property
     def has_ended(self) -> bool:
         """Whether all sources of all stations have ended, as for folders that are not watched."""
         return all(station.has_ended for station in self.stations.values())
@@ -350,7 +355,7 @@ class Line:
             account_holds=not self._is_wrong,
             images=None if self.gallery is None else self.gallery.status(),
             stations=tuple(
-                StationStatus.of(station, warnings_of(drift, station.name)) for station in self.stations.values()
+                self._status_of(station, warnings_of(drift, station.name)) for station in self.stations.values()
             ),
             sinks=tuple(
                 SinkStatus(runner.name, runner.sent, runner.behind, runner.errors, runner.last_error)
@@ -360,6 +365,12 @@ class Line:
             selftests=() if self._selftest is None else self._selftest.state(),
             drift_missed=0 if self.drift is None else self.drift.missed,
         )
+
+    def _status_of(self, station: Station, warnings: tuple[str, ...]) -> StationStatus:
+        assert self.swaps is not None
+        challenges = self.swaps.challenges
+        warnings += challenges.warnings(station.name)
+        return StationStatus.of(station, warnings, challenges.last(station.name))
 
     def write_status(self, *, is_running: bool = True) -> None:
         """Have the state written for `flawscope line status`; a disk that refuses it, or hangs, stops nothing."""

@@ -61,7 +61,7 @@ def run(config: Path) -> int:
     stations = "1 station" if len(line.stations) == 1 else f"{len(line.stations)} stations"
     try:
         echo(f"line {line.status().line}: running, {stations}", err=True)
-        systemd.ready()
+        systemd.turn(line)
         turn(line, stop.is_set, wait=stop.wait, each=lambda: systemd.turn(line))
     finally:
         systemd.stopping()
@@ -108,6 +108,10 @@ def _show(said: LineStatus, is_running: bool) -> None:
         echo("account: WRONG, parts are not accept + reject + fault + open; see the journal's event account_wrong")
     for station in said.stations:
         echo(counts_line(station))
+        for last in station.challenges:
+            echo(
+                f"station {station.name}: challenge of {last.view} {last.when}, {last.utc}: {last.state}: {last.detail}"
+            )
         for warning in station.warnings:
             echo(f"station {station.name}: warning: {warning}")
     if said.images is not None and said.images.warning:

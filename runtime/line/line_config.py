@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from flawscope.ranges import PositiveCount, Share
-from flawscope.runtime.line.options import HostName, Milliseconds, Name, Options, Seconds, Text
+from flawscope.runtime.line.options import HostName, Milliseconds, Moment, Name, Options, Seconds, Text
 from flawscope.runtime.line.outputs.table import OutputOptions
 from flawscope.runtime.line.sinks.table import SinkOptions, Tls
 from flawscope.runtime.line.sources.table import SourceOptions
@@ -129,6 +129,23 @@ class SwapOptions(Options, frozen=True, kw_only=True):
     upload_mb: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 4096
 
 
+class ChallengeOptions(Options, frozen=True, kw_only=True):
+    """The site's own parts, and when bundles must decide them rightly.
+
+    Attributes:
+        folder: Folder of the parts: `must_accept` and `must_reject` in it, or in a folder for each view; by default
+            `challenge/STATION` in the state folder, where it is there.
+        at: When: at the `start` of the line before it is ready; before the flip of a `swap`; when a `camera` is back
+            that was away for more than a minute, before it is ready; and at times of day, by `timezone`.
+        on_failure: What a failure does to the station: `stop` is the state `error` until a challenge is passed or
+            somebody acknowledges it, `warn` a warning. A swap always ends with it.
+    """
+
+    folder: Path | None = None
+    at: tuple[Moment, ...] = ("start", "swap", "camera")
+    on_failure: Literal["stop", "warn"] = "stop"
+
+
 class StationOptions(Options, frozen=True, kw_only=True):
     """One decision point: views, outputs, and how much time there is.
 
@@ -142,8 +159,7 @@ class StationOptions(Options, frozen=True, kw_only=True):
         record: Whether an accept is recorded before it is given out, or after (then a power cut may lose its record).
         strict_alignment: Whether an image without a trigger, or lost by the camera, stops the station.
         allow_skip: Whether images may be left out (`latest`) although an output is there.
-        challenge: Folder of the site's own parts, which a new bundle must decide rightly: `must_accept` and
-            `must_reject` in it, or in a folder for each view; by default `challenge/STATION` in the state folder.
+        challenge: The site's own parts, and when bundles must decide them rightly.
     """
 
     name: Name
@@ -155,7 +171,7 @@ class StationOptions(Options, frozen=True, kw_only=True):
     record: Literal["before_accept", "after"] = "before_accept"
     strict_alignment: bool = False
     allow_skip: bool = False
-    challenge: Path | None = None
+    challenge: ChallengeOptions = ChallengeOptions()
 
 
 class ImageOptions(Options, frozen=True, kw_only=True):

@@ -16,6 +16,9 @@ Milliseconds = Annotated[float, msgspec.Meta(gt=0.0, le=3.6e6)]
 
 Seconds = Annotated[float, msgspec.Meta(gt=0.0, le=86400.0)]
 
+Moment = Annotated[str, msgspec.Meta(pattern=r"^(start|swap|camera|([01][0-9]|2[0-3]):[0-5][0-9])\Z")]
+"""When something is done: at an occasion, or at a time of day."""
+
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 Secret = Annotated[str, msgspec.Meta(pattern=r"^(env|file):.+$")]

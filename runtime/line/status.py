@@ -13,6 +13,7 @@ from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.runtime.line.drift.state import ViewDrift
 from flawscope.runtime.line.selftest_status import SelfTestStatus
+from flawscope.runtime.line.swap.challenge_status import ChallengeStatus
 from flawscope.text import encode_json
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class StationStatus(msgspec.Struct, frozen=True):
         sources: View -> why its source does not work, empty where it does.
         warnings: What somebody should see to although it runs, in words.
         views: By what its views decide.
+        challenges: How the last challenges of its bundles ended.
     """
 
     name: str
@@ -81,9 +83,12 @@ class StationStatus(msgspec.Struct, frozen=True):
     sources: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     views: tuple[ViewStatus, ...] = ()
+    challenges: tuple[ChallengeStatus, ...] = ()
 
     @staticmethod
-    def of(station: Station, warnings: tuple[str, ...] = ()) -> StationStatus:
+    def of(
+        station: Station, warnings: tuple[str, ...] = (), challenges: tuple[ChallengeStatus, ...] = ()
+    ) -> StationStatus:
         """Return the status of a station, with what others have to say of it."""
         counts = station.counters.now()
         return StationStatus(
@@ -101,6 +106,7 @@ class StationStatus(msgspec.Struct, frozen=True):
             {view: station.readiness.against(f"source {view}") for view in station.views},
             (*station.watch.warnings, *warnings),
             tuple(ViewStatus.of(name, measure) for name, measure in station.measures.items()),
+            challenges,
         )
 
 

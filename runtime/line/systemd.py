@@ -2,7 +2,7 @@
 
 `Type=notify` and `WatchdogSec=` of a unit set variables of the environment; where they are not set, nothing is told.
 The watchdog is fed only while the line is sound, never by a mere timer: when it is not, systemd starts a new process,
-which checks the golden images of its bundles before it judges a part.
+which checks the golden images of its bundles, and the site's own parts, before it judges a part.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Systemd:
         self._watchdog_s, self._clock = watchdog_s, clock
         self._fed_at = float("-inf")
         self._status = ""
+        self._is_ready = False
         if address is None:
             return
         if address[:1] not in ("/", "@") or len(address) < 2:
@@ -73,17 +74,18 @@ class Systemd:
             )
         return Systemd(address, int(microseconds) / 1e6)
 
-    def ready(self) -> None:
-        """Tell that the bundles are loaded and checked, and the stations started."""
-        self._send("READY=1")
-
     def turn(self, line: Line) -> None:
-        """Tell the state of a line where it has changed, and feed the watchdog if it is time and the line is sound.
+        """Tell that a line is ready, and its state where it has changed, and feed the watchdog if it is time.
 
-        The watchdog is fed at half of its time. Call it often, from the thread that turns the line.
+        It is ready once, when its bundles are loaded and checked, its stations started, and the challenges of the start
+        over: systemd waits until then. The watchdog is fed at half of its time, while the line is sound. Call it often,
+        from the thread that turns the line.
         """
         if self._socket is None:
             return
+        if not self._is_ready and line.has_begun:
+            self._is_ready = True
+            self._send("READY=1")
         states = [
             f"{station.name} {station.readiness.state}"
             + (f" ({station.readiness.reason})" if station.readiness.reason else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from flawscope.runtime.line.outputs.output import State
@@ -19,10 +20,17 @@ class Readiness:
 
     Args:
         change: Called after each change of the state, one call at a time.
+        mono_ns: The monotonic clock.
+
+    Attributes:
+        going: Called before a cause goes by itself, with its name and the seconds that it was there; it may add
+            another one, which is then in its place without a moment in between, and must return at once.
     """
 
-    def __init__(self, change: Change) -> None:
-        self._change = change
+    def __init__(self, change: Change, mono_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._change, self._mono_ns = change, mono_ns
+        self.going: Callable[[str, float], None] = _nothing
+        self._since: dict[str, int] = {}
         self._lock = threading.RLock()
         self._causes: dict[str, str] = {}
         self._held: set[str] = set()
@@ -62,14 +70,14 @@ class Readiness:
     def begin(self, cause: str, reason: str) -> None:
         """Add a cause that is none of an error yet: what is being opened has not failed."""
         with self._lock:
-            self._causes[cause] = reason
+            self._add(cause, reason)
             self._beginning.add(cause)
             self._tell()
 
     def forbid(self, cause: str, reason: str, *, hold: bool = False) -> None:
         """Add a cause, such as `source cam0`; with `hold` it stays until it is acknowledged."""
         with self._lock:
-            self._causes[cause] = reason
+            self._add(cause, reason)
             self._beginning.discard(cause)
             if hold:
                 self._held.add(cause)
@@ -78,10 +86,17 @@ class Readiness:
     def allow(self, cause: str) -> None:
         """Take a cause away, if it is not held."""
         with self._lock:
-            if cause not in self._held:
-                self._causes.pop(cause, None)
+            if cause in self._causes and cause not in self._held:
+                self.going(cause, (self._mono_ns() - self._since[cause]) / 1e9)
+                del self._causes[cause]
                 self._beginning.discard(cause)
             self._tell()
+
+    def lift(self, cause: str) -> None:
+        """Take a cause away even if it is held: what it says is known to be right again."""
+        with self._lock:
+            self._held.discard(cause)
+            self.allow(cause)
 
     def acknowledge(self) -> tuple[str, ...]:
         """Take all held causes away and return their names."""
@@ -93,6 +108,11 @@ class Readiness:
             self._tell()
             return held
 
+    def _add(self, cause: str, reason: str) -> None:
+        if cause not in self._causes:
+            self._since[cause] = self._mono_ns()
+        self._causes[cause] = reason
+
     def _tell(self) -> None:
         from_causes: State = "ready" if not self._causes else "error"
         if self._causes and self._causes.keys() <= self._beginning:
@@ -103,3 +123,7 @@ class Readiness:
         before, self._last = self._last, state
         if state != before:
             self._change(before, state, self.reason)
+
+
+def _nothing(cause: str, lasted_s: float) -> None:
+    """Nobody wants to know."""

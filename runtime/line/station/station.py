@@ -72,7 +72,7 @@ class Station:
         self._views = {view.name: view for view in views}
         self._outputs = tuple(outputs)
         self.counters = Counters()
-        self.readiness = Readiness(self._state_changed)
+        self.readiness = Readiness(self._state_changed, services.clock.mono_ns)
         self.watch = Watch(self.readiness, services.journal, self._label)
         self.generation = generation
         self.observer: WatchesParts | None = None

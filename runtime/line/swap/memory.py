@@ -36,21 +36,28 @@ def _read(path: Path) -> str:
     return read_regular(path, RECORD_BYTES).decode("ascii", "replace")
 
 
-def check_room(bundle_bytes: int) -> str:
+def check_room(bundle_bytes: int, *, is_dropped: bool = False) -> str:
     """Return what was found, in words.
 
     Args:
-        bundle_bytes: Size of the files of the bundle that is to be loaded beside the one in force.
+        bundle_bytes: Size of the files of the bundle that is to be loaded.
+        is_dropped: Whether the one in force was dropped for it, and is not beside it.
 
     Raises:
-        StorageError: If the memory would not do for both.
+        StorageError: If the memory would not do.
     """
     needed, free = max(_LEAST_BYTES, _SHARE * bundle_bytes), available_bytes()
     if free is None:
         return "how much memory is free is unknown here"
     if free < needed:
+        if is_dropped:
+            raise StorageError(
+                f"expected {needed >> 20:,} MiB of free memory for the new bundle, with the one before dropped, got "
+                f"{free >> 20:,} MiB. Do other stations use that one? Take a smaller bundle, or end other programs."
+            )
         raise StorageError(
             f"expected {needed >> 20:,} MiB of free memory for a second bundle beside the one in force, got "
-            f"{free >> 20:,} MiB. Stop the line, name the bundle in the configuration, and start it again."
+            f"{free >> 20:,} MiB. Swap with `stop` (--stop): the one in force is dropped first, and the station not "
+            "ready until the new one is loaded."
         )
     return f"{free >> 20:,} MiB of memory free, {needed >> 20:,} MiB needed"

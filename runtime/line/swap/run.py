@@ -13,6 +13,8 @@ from flawscope.errors import FlawscopeError
 STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
 """In their order. Whatever fails before the flip leaves the station as it is."""
 
+STOP_STEPS = ("staged", "verified", "dropped", "warm", "golden", "challenge", "flip")
+"""Those of a swap that drops the bundle in force first. What fails before the flip has that one loaded again."""
 
 _GIVEN_UP = "it was given up before it was done"
 
@@ -99,6 +101,11 @@ class SwapRun:
             step.ms = round(1e3 * (time.monotonic() - started), 3)
         if step.state == "running":
             step.state = "ok"
+
+    @property
+    def stops(self) -> bool:
+        """Whether the bundle in force is dropped before its own is loaded."""
+        return any(step.name == "dropped" for step in self.steps)
 
     @property
     def is_swap(self) -> bool:

@@ -112,7 +112,7 @@ class StationBundles:
             reason = (
                 f"bundle {run.digest[:12]}… after {', '.join(step.name for step in run.steps if step.state == 'ok')}"
             )
-            self._put({run.view: measure}, "swap", run.actor, run.role, old.bundle, run.digest, reason)
+            self._put({run.view: measure}, "swap", run.actor, run.role, old.bundle or run.old, run.digest, reason)
             run.has_flipped = True
             self._retire(self.kept)
             # A place without a bundle is nothing to go back to.
@@ -148,6 +148,30 @@ class StationBundles:
             if run.state == "running":
                 run.state, run.reason = ("failed", failure) if failure else ("done", run.reason)
             run.has_ended.set()
+
+    def drop(self, run: SwapRun, nothing: Measure) -> None:
+        """Let go of the bundle that a swap replaces; for a station that is not ready and has no open part.
+
+        A start begins with it all the same: the active file is not changed.
+
+        Args:
+            run: The swap.
+            nothing: What stands in its place.
+        """
+        with self._lock:
+            run.check()
+            # Nor is there room for what was kept; and no open part needs either.
+            self.kept, self._retired = None, []
+            self.active = msgspec.structs.replace(self.active, generation=self.active.generation + 1)
+            reason = "to make room for another one"
+            self._put({run.view: nothing}, "bundle_dropped", run.actor, run.role, run.old, "", reason)
+
+    def put_again(self, view: str, measure: Measure, reason: str) -> None:
+        """Put a bundle in force again that was dropped."""
+        with self._lock:
+            active = msgspec.structs.replace(self._next({view: measure}, keeps=False), previous=self.active.previous)
+            reason += self._written(active)
+            self._put({view: measure}, "bundle_loaded_again", "line", "", "", measure.bundle, reason)
 
     def write_again(self) -> None:
         """Write the active file where it could not be written: a restart must not put back what was taken away."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from collections.abc import Callable
 
 from flawscope.bundle import Manifest
 from flawscope.errors import BundleError
@@ -11,7 +11,8 @@ from flawscope.imaging.learned_images import Look, differences
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.station.view import Measure, View
-from flawscope.runtime.line.swap.challenge import challenge_parts, run_challenge
+from flawscope.runtime.line.swap.challenge import challenge_folder, parts_of, run_challenge
+from flawscope.runtime.line.swap.dropping import Dropping
 from flawscope.runtime.line.swap.memory import check_room
 from flawscope.runtime.line.swap.run import Step, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices, manifest_of
@@ -29,34 +30,56 @@ class SwapSteps:
         services: What all stations share.
         bundles: The bundles of the station.
         run: The swap.
+        tidy: Closes the bundles that nobody uses.
     """
 
-    def __init__(self, services: SwapServices, bundles: StationBundles, run: SwapRun) -> None:
+    def __init__(self, services: SwapServices, bundles: StationBundles, run: SwapRun, tidy: Callable[[], None]) -> None:
         self._services, self._bundles, self._run = services, bundles, run
+        self._dropping = Dropping(services, bundles, run, tidy)
         self._name = bundles.options.name
         self._view: ViewOptions = bundles.view(run.view)
         self._wait = threading.Event()
+        self._bytes = 0
 
     def swap(self) -> None:
         """Do all steps, the flip at the end.
 
         Raises:
-            FlawscopeError: If one fails; the old bundle goes on.
+            FlawscopeError: If one fails; the old bundle goes on, and is loaded again where it was dropped.
         """
         run = self._run
         with run.step("staged") as step:
             self._staged(step)
         with run.step("verified") as step:
             self._verified(step)
+        if not run.stops:
+            self._loaded()
+            return
+        try:
+            with run.step("dropped") as step:
+                step.detail = self._dropping.drop()
+                step.detail += f"; {check_room(self._bytes, is_dropped=True)}"
+            self._loaded()
+        except BaseException as err:
+            self._dropping.bring_back(str(err) or type(err).__name__)
+            raise
+
+    def _loaded(self) -> None:
+        """Load the bundle, test it, and put it in force."""
+        run = self._run
         with run.step("warm") as step:
             measure = self._warm(step)
         with run.step("golden") as step:
             golden = manifest_of(measure).golden_of(self._view.precision)
             step.detail = f"{len(golden)} golden images gave their scores when the bundle was loaded"
         with run.step("challenge") as step:
-            self._challenge(step, measure)
-        with run.step("shadow") as step:
-            self._shadow(step, measure)
+            if "swap" in self._bundles.options.challenge.at:
+                self._challenge(step, measure)
+            else:
+                step.skip("not asked for (`at`)")
+        if not run.stops:
+            with run.step("shadow") as step:
+                self._shadow(step, measure)
         with run.step("flip") as step:
             generation = self._bundles.flip(run, measure)
             step.detail = f"generation {generation}"
@@ -80,7 +103,8 @@ class SwapSteps:
         with self._services.store.open(self._run.digest) as bundle:
             manifest = bundle.manifest
             check_calibrated(manifest, self._view, path)
-            room = check_room(sum(entry.size for entry in manifest.files.values()))
+            self._bytes = _bytes_of(manifest)
+            room = "" if self._run.stops else check_room(self._bytes)
             signed = "signed" if bundle.signature_bytes is not None else "not signed"
         notes = self._fits(manifest)
         unlike = (
@@ -88,7 +112,7 @@ class SwapSteps:
             if notes
             else []
         )
-        step.detail = "; ".join([f"hashes right, {signed}", room, *unlike])
+        step.detail = "; ".join(text for text in (f"hashes right, {signed}", room, *unlike) if text)
 
     def _fits(self, manifest: Manifest) -> tuple[str, ...]:
         """Return in what the images of the view are unlike those that the bundle learned from.
@@ -126,9 +150,10 @@ class SwapSteps:
         return measure
 
     def _challenge(self, step: Step, measure: Measure) -> None:
-        parts = challenge_parts(self._folder, self._view.name, is_only_view=len(self._bundles.options.views) == 1)
+        options, state = self._bundles.options, self._services.state
+        parts = parts_of(options, self._view.name, state)
         if not parts:
-            step.skip(f"no challenge parts in {self._folder}")
+            step.skip(f"no challenge parts in {challenge_folder(options, state)}")
             return
         step.detail = run_challenge(parts, self._judge(measure), self._pause)
 
@@ -151,11 +176,6 @@ class SwapSteps:
     def _judge(self, measure: Measure) -> View:
         return self._bundles.station.views[self._view.name].judged_by(measure)
 
-    @property
-    def _folder(self) -> Path:
-        own = self._bundles.options.challenge
-        return self._services.state / "challenge" / self._name if own is None else own
-
     def _pause(self) -> None:
         """Let parts that are open go first, and end where nobody wants the swap any more."""
         self._run.check()
@@ -163,3 +183,7 @@ class SwapSteps:
             if not self._bundles.station.counters.now().open:
                 return
             self._wait.wait(_PAUSE_S / 10)
+
+
+def _bytes_of(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files.values())

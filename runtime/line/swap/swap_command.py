@@ -1,4 +1,4 @@
-"""`flawscope line swap` and `rollback`: ask a line that runs to change its bundle, and to change it back."""
+"""`flawscope line swap`, `rollback` and `challenge`: ask a line that runs to change its bundle, or to test it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ def _login(command: _F) -> _F:
 @click.option(
     "--allow-unlike", is_flag=True, help="Also where the view's images are unlike those that the bundle learned from."
 )
+@click.option(
+    "--stop", is_flag=True, help="Drop the bundle in force first, for memory that does not do for two; READY falls."
+)
 @_login
 def swap(
     config: Path,
@@ -52,6 +55,7 @@ def swap(
     view: str | None,
     shadow: int | None,
     allow_unlike: bool,
+    stop: bool,
     user: str | None,
     password_file: str | None,
 ) -> int:
@@ -65,7 +69,13 @@ def swap(
     with _packed(bundle) as (file, size, digest), asking(config, user, _password(user, password_file)) as client:
         if digest not in {stored["digest"] for stored in client.get("/api/v1/bundles")["bundles"]}:
             client.send("/api/v1/bundles", file, size)
-        said = {"digest": digest, "view": view, "shadow": shadow, "allow_unlike": allow_unlike or None}
+        said = {
+            "digest": digest,
+            "view": view,
+            "shadow": shadow,
+            "allow_unlike": allow_unlike or None,
+            "stop": stop or None,
+        }
         client.post(path, {name: value for name, value in said.items() if value is not None})
         state = _followed(client, path)
     for row in state["disagreements"]:
@@ -85,6 +95,24 @@ def rollback(config: Path, station: str, reason: str, user: str | None, password
     with asking(config, user, _password(user, password_file)) as client:
         state = client.post(f"/api/v1/stations/{quote(station, safe='')}/rollback", {"reason": reason})
     echo(f"station {station}: {state['done']}")
+
+
+@click.command()
+@CONFIG
+@_STATION
+@click.option("--view", metavar="NAME", help="The view, where the station has several.")
+@_login
+def challenge(config: Path, station: str, view: str | None, user: str | None, password_file: str | None) -> int:
+    """Test the bundle in force of STATION with the site's own parts, between the parts of the line.
+
+    Exit status 1 if one of them gets another verdict than it must; then the station stops, unless its configuration
+    says `warn`. A challenge that is passed mends it.
+    """
+    path = f"/api/v1/stations/{quote(station, safe='')}"
+    with asking(config, user, _password(user, password_file)) as client:
+        client.post(f"{path}/challenge", {} if view is None else {"view": view})
+        state = _followed(client, f"{path}/swap")
+    return 0 if state["state"] == "done" else 1
 
 
 def _followed(client: LineClient, path: str) -> dict[str, Any]:

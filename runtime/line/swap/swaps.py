@@ -17,7 +17,8 @@ from flawscope.errors import ArgumentError, FlawscopeError
 from flawscope.runtime.line.line_config import StationOptions
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.swap.active import Active
-from flawscope.runtime.line.swap.run import SwapRun
+from flawscope.runtime.line.swap.challenges import Challenges
+from flawscope.runtime.line.swap.run import STEPS, STOP_STEPS, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices
 from flawscope.runtime.line.swap.station_bundles import StationBundles
 from flawscope.runtime.line.swap.steps import SwapSteps
@@ -34,10 +35,15 @@ class Swaps:
 
     Args:
         services: What all stations share.
+        timezone: Time zone of the line.
+
+    Attributes:
+        challenges: The challenges of bundles that are in force.
     """
 
-    def __init__(self, services: SwapServices) -> None:
+    def __init__(self, services: SwapServices, timezone: str) -> None:
         self._services = services
+        self.challenges = Challenges(services, timezone)
         self._stations: dict[str, StationBundles] = {}
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._is_closed = False
@@ -47,12 +53,14 @@ class Swaps:
 
     def attach(self, options: StationOptions, station: Station, active: Active) -> None:
         """Take care of a station; before it starts."""
-        self._stations[options.name] = StationBundles(self._services, options, station, active)
+        bundles = self._stations[options.name] = StationBundles(self._services, options, station, active)
+        self.challenges.attach(bundles)
 
     def turn(self) -> None:
         """Do what is done once a second: let go of bundles that nobody needs any longer."""
         for bundles in self._stations.values():
             bundles.turn()
+        self.challenges.turn()
         if self._jobs.empty():
             self._jobs.put(self._tidy)
 
@@ -63,6 +71,7 @@ class Swaps:
             if bundles.last_run is not None:
                 bundles.last_run.is_given_up.set()
         self._jobs.put(None)
+        self.challenges.close()
         self._thread.join(_CLOSE_S)
 
     def bundles(self) -> list[dict[str, Any]]:
@@ -112,6 +121,7 @@ class Swaps:
         role: str = "",
         *,
         allow_unlike: bool = False,
+        stop: bool = False,
     ) -> dict[str, Any]:
         """Begin a swap; it goes on by itself, and `state` says how far it is.
 
@@ -124,13 +134,20 @@ class Swaps:
             role: His role.
             allow_unlike: Whether the bundle may have learned from images unlike those of the view: else it is taken
                 for that of another part, and refused.
+            stop: Whether the bundle in force is dropped before the new one is loaded, for memory that does not do for
+                two: the station is not ready meanwhile, and there is no shadow.
 
         Raises:
             ArgumentError: If there is no such station, view or bundle; it is in force already; or a swap is on its way.
         """
         bundles = self._bundles(station)
         name = bundles.view(view).name
-        shadow = self._services.options.shadow_parts if shadow is None else shadow
+        if stop and shadow:
+            raise ArgumentError(
+                f"shadow: expected no parts for a swap with `stop`, got {shadow}. Leave one of them out."
+            )
+        if shadow is None:
+            shadow = 0 if stop else self._services.options.shadow_parts
         if not 0 <= shadow <= 10_000:
             raise ArgumentError(f"shadow: expected 0 to 10000 parts, got {shadow}.")
         if not self._services.store.has(digest):
@@ -138,7 +155,8 @@ class Swaps:
         old = bundles.station.measures[name].bundle
         if old == digest:
             raise ArgumentError(f"station {station}: expected another bundle, got the one in force, {digest[:12]}….")
-        run = SwapRun(name, digest, old, shadow, actor, role, allow_unlike=allow_unlike)
+        steps = STOP_STEPS if stop else STEPS
+        run = SwapRun(name, digest, old, shadow, actor, role, steps, allow_unlike=allow_unlike)
         self._enter(bundles, run)
         # First: what follows of it is on record behind it.
         self._event("swap_begun", bundles, run, f"shadow {shadow}" if shadow else "")
@@ -146,7 +164,7 @@ class Swaps:
         return run.to_json()
 
     def challenge(self, station: str, view: str | None = None, actor: str = "line", role: str = "") -> dict[str, Any]:
-        """Challenge the bundle in force with the site's own parts; if it fails, the station stops until acknowledged.
+        """Challenge the bundle in force with the site's own parts; what a failure does, the configuration says.
 
         Raises:
             ArgumentError: If there is no such station or view, or a swap is on its way.
@@ -243,18 +261,23 @@ class Swaps:
                 _log.exception("swaps")
 
     def _swap(self, bundles: StationBundles, run: SwapRun) -> None:
-        self._guarded(bundles, run, SwapSteps(self._services, bundles, run).swap)
+        self._guarded(bundles, run, SwapSteps(self._services, bundles, run, self._tidy).swap)
+        (step,) = (step for step in run.steps if step.name == _CHALLENGE)
+        if run.has_flipped and step.state == "ok":
+            # That of the bundle before may have failed.
+            self.challenges.passed(bundles, run.view, step.detail, "before its swap")
         result = f"failed in step {run.failed_step}: {run.reason}" if run.state == "failed" else run.state
         self._services.say(f"station {bundles.options.name}: swap to {run.digest[:12]}…: {result}")
         if run.state == "failed":
             self._event("swap_failed", bundles, run, f"{run.failed_step or 'swap'}: {run.reason}")
 
     def _challenge(self, bundles: StationBundles, run: SwapRun) -> None:
-        self._guarded(bundles, run, SwapSteps(self._services, bundles, run).challenge)
+        self._guarded(bundles, run, SwapSteps(self._services, bundles, run, self._tidy).challenge)
         (step,) = run.steps
-        self._event("challenge", bundles, run, f"{step.state}: {step.detail}")
-        if run.state == "failed" and not run.is_given_up.is_set():
-            bundles.station.readiness.forbid(_CHALLENGE, step.detail, hold=True)
+        state = {"ok": "passed", "skipped": "skipped"}.get(step.state, "failed")
+        if run.is_given_up.is_set():
+            state = "given_up"
+        self.challenges.ended(bundles, run.view, state, step.detail, "by hand", run.actor, run.role)
 
     def _guarded(self, bundles: StationBundles, run: SwapRun, work: Callable[[], None]) -> None:
         failure = "it ended without a word"

@@ -71,7 +71,7 @@ class SoundLine:
 
     def __init__(self) -> None:
         self.stations: dict[str, object] = {}
-        self.sound = True
+        self.sound = self.has_begun = True
         self.periods: list[float] = []
 
     def is_sound(self, period_s: float) -> bool:
@@ -87,9 +87,9 @@ class TestProtocol:
             systemd = Systemd(address)
             systemd.say("tiny.flaw:\nloading")
             systemd.say("tiny.flaw:\nloading")
-            systemd.ready()
+            systemd.turn(SoundLine())  # type: ignore[arg-type]
             systemd.stopping()
-            assert listener.until("STOPPING") == ["STATUS=tiny.flaw: loading", "READY=1", "STOPPING=1"]
+            assert listener.until("STOPPING") == ["STATUS=tiny.flaw: loading", "READY=1", "STATUS=", "STOPPING=1"]
             systemd.close()
             systemd.close()
             listener.close()
@@ -97,6 +97,7 @@ class TestProtocol:
     def test_the_watchdog_is_fed_at_half_of_its_time_while_the_line_is_sound(self, listener: Listener) -> None:
         now = [100.0]
         line = SoundLine()
+        line.has_begun = False
         systemd = Systemd(listener._socket.getsockname(), 10.0, lambda: now[0])
         fed = []
         for step in range(40):  # half a second each
@@ -111,7 +112,6 @@ class TestProtocol:
 
     def test_nobody_listens(self, tmp_path: Path) -> None:
         for systemd in (Systemd(None, 1.0), Systemd(str(tmp_path / "gone"), 1.0)):
-            systemd.ready()
             systemd.turn(SoundLine())  # type: ignore[arg-type]
             systemd.stopping()
             systemd.close()
@@ -211,6 +211,43 @@ def test_ready_after_the_bundles_and_a_watchdog_that_the_self_test_stops(tmp_pat
     assert "READY=1" not in [message for message, _ in listener.heard[len(start) :]]
     actions = actions_of(tmp_path / "state")
     assert actions.count("selftest_failed") == actions.count("selftest_passed") == 1
+
+
+HELD_UNTIL_TOLD = """
+import time
+from pathlib import Path
+from flawscope.runtime.line.swap import challenges
+run = challenges.run_challenge
+def held(*arguments):
+    while not Path({flag!r}).exists():
+        time.sleep(0.01)
+    return run(*arguments)
+challenges.run_challenge = held
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bad", [None, 200])
+def test_ready_after_golden_images_and_challenge(tmp_path: Path, listener: Listener, bad: int | None) -> None:
+    flag = tmp_path / "go on"
+    config = with_images(tmp_path)
+    good = tmp_path / "state" / "challenge" / "top" / "must_accept"
+    good.mkdir(parents=True)
+    (good / "good.png").write_bytes(png(bad or 50))
+    address = listener._socket.getsockname()
+    with running(config, address, HELD_UNTIL_TOLD.format(flag=str(flag)), watchdog_s=60.0) as process:
+        before = listener.until("STATUS=top starting (challenge at the start")
+        assert any(message.startswith("STATUS=tiny.flaw: ready on cpu") for message in before)
+        assert listener.next(0.3) in (None, "WATCHDOG=1")
+        assert "READY=1" not in [message for message, _ in listener.heard]
+        flag.touch()
+        listener.until("READY=1")
+        # One that failed is over, too: a start that never ends could not be acknowledged.
+        listener.until("STATUS=top error (challenge cam0: at the start: 1 of 1" if bad else "STATUS=top ready")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=WAIT_S)[1]
+        assert process.returncode == 0, said
+    assert ("challenge_failed" if bad else "challenge_passed") in actions_of(tmp_path / "state")
 
 
 def actions_of(state: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import { get, getIfThere, post, upload } from "./api.js";
 import { el, tell, twice, word } from "./dom.js";
 import { bytes, number } from "./format.js";
+import { line } from "./line.js";
 import { openPart } from "./part.js";
 
 const POLL_MS = 400;
@@ -17,6 +18,8 @@ export class BundlesCard {
 
   constructor() {
     this.list = el("div", { class: "bundles" });
+    this.challenged = el("div", { class: "challenged" });
+    line.addEventListener("state", () => this.#drawChallenged());
     this.swap = el("div", { class: "swap", role: "status" });
     this.shadow = el("input", { type: "number", id: "shadow", min: 0, max: 10000, placeholder: "as set", inputmode: "numeric" });
     this.unlike = el("input", { type: "checkbox", id: "allow-unlike" });
@@ -28,7 +31,7 @@ export class BundlesCard {
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
       el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback, this.why,
         el("label", { class: "shadow" }, "Parts that both score before a swap", this.shadow),
-        el("label", { class: "shadow" }, "Also if it learned from other images", this.unlike)), this.swap, this.list);
+        el("label", { class: "shadow" }, "Also if it learned from other images", this.unlike)), this.challenged, this.swap, this.list);
   }
 
   /** Take station and view; hides itself where the line has no store of bundles. */
@@ -39,6 +42,7 @@ export class BundlesCard {
     if (answer === null) return;
     this.#bundles = answer.bundles;
     this.#drawList();
+    this.#drawChallenged();
     await this.#follow();
   }
 
@@ -60,6 +64,14 @@ export class BundlesCard {
       return el("article", { class: isHere ? "bundle here" : "bundle" }, el("header", { class: "row" }, el("h3", { class: "fill" }, bundle.name || bundle.digest.slice(0, 12)), act),
         el("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
     }));
+  }
+
+  /** Show how the last challenge of the view ended, whoever asked for it. */
+  #drawChallenged() {
+    const station = line.state?.stations.find((one) => one.name === this.#where?.station);
+    const last = station?.challenges?.find((one) => one.view === this.#where.view);
+    this.challenged.replaceChildren(last ? el("p", { class: last.state === "failed" ? "wrong" : "muted" },
+      `Challenge ${last.when} ${last.state}, ${last.utc.slice(0, 16).replace("T", " ")} UTC: ${last.detail}`) : "");
   }
 
   async #begin(digest) {

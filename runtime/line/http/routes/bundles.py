@@ -44,6 +44,7 @@ class _Swap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     view: str | None = None
     shadow: int | None = None
     allow_unlike: bool = False
+    stop: bool = False
 
 
 class _Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +154,7 @@ class _Bundles:
         return json_answer(
             await self._asked(
                 409,
-                functools.partial(self._swaps.begin, allow_unlike=said.allow_unlike),
+                functools.partial(self._swaps.begin, allow_unlike=said.allow_unlike, stop=said.stop),
                 options.name,
                 said.view,
                 said.digest,

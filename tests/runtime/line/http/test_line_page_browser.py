@@ -268,6 +268,11 @@ def test_an_engineer_tries_a_threshold_and_swaps_to_the_end(browser: Any, tmp_pa
         sync_api.expect(
             page.locator("#rollback-reason")
         ).to_be_hidden()  # with the button: there is nothing to go back to
+        bad = tmp_path / "state" / "challenge" / "top" / "must_reject"
+        bad.mkdir(parents=True)
+        (bad / "scratch.png").write_bytes(png(200))
+        page.get_by_role("button", name="Challenge the one in force").click()
+        sync_api.expect(page.locator(".challenged")).to_contain_text("Challenge by hand passed")
         page.locator("#verify").click()
         sync_api.expect(page.locator("#verified")).to_contain_text("The chain is whole: 23 parts")
         watch.check()

@@ -286,7 +286,7 @@ def test_challenge_parts_are_both_accepted_and_rejected(tmp_path: Path, other: P
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(png(value))
     write_bundle_at(tmp_path / "blind.flaw", 200.0)
-    with running(tmp_path, challenge=str(folder)) as line:
+    with running(tmp_path, challenge={"folder": str(folder)}) as line:
         swaps = swaps_of(line)
         state = swapped(line, swaps.add(tmp_path / "blind.flaw"))
         assert "scratch.png: expected reject, got accept" in state["reason"]
@@ -302,7 +302,9 @@ def test_challenge_parts_are_both_accepted_and_rejected(tmp_path: Path, other: P
         assert "bright.png" in line.stations["top"].readiness.reason
         line.stations["top"].acknowledge("eva")
         assert line.stations["top"].readiness.is_ready
-    assert [event["reason"].split(":")[0] for event in events_of(tmp_path, "challenge")] == ["ok", "failed"]
+    passed, failed = events_of(tmp_path, "challenge_passed", "challenge_failed")[1:]
+    assert (passed["actor"], passed["reason"]) == ("eva", "by hand: 1 accepted and 1 rejected, as they must be")
+    assert "bright.png" in failed["reason"]
 
 
 def test_a_bundle_that_cannot_score_is_taken_back_by_itself(tmp_path: Path, other: Path) -> None:
@@ -427,9 +429,9 @@ def test_one_view_of_two_is_changed(tmp_path: Path, other: Path) -> None:
     (view,) = config["stations"][0]["views"]
     config["stations"][0]["views"] = [view, {**view, "name": "cam1", "source": dict(view["source"])}]
     path.write_text(yaml.safe_dump(config))
-    (tmp_path / "state" / "challenge" / "top" / "must_accept").mkdir(parents=True)
     with running(tmp_path, read=without_http(read_config(path))) as line:
         swaps, station = swaps_of(line), top(line)
+        (tmp_path / "state" / "challenge" / "top" / "must_accept").mkdir(parents=True)
         digest = swaps.add(other)
         with pytest.raises(ArgumentError, match="expected one of cam0, cam1, got none"):
             swaps.begin("top", None, digest)

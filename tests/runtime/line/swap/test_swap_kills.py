@@ -64,7 +64,8 @@ def live(point):
     in_force = station.measures["cam0"].bundle
     if digest == in_force:
         digest = swaps.add(folder / "tiny.flaw")
-    swaps.begin("top", None, digest, 3)
+    stops = point.endswith("dropped")
+    swaps.begin("top", None, digest, None if stops else 3, stop=stops)
     while True:
         station.push({"cam0": image})
         time.sleep(0.01)
@@ -87,7 +88,8 @@ for point in sys.argv[2:]:
     print(point, flush=True)
 """
 
-_POINTS = [f"in {step}" for step in STEPS] + ["before write", "after write", "after flip"]
+_LATE = ["before write", "after write", "after flip"]
+_POINTS = [*(f"in {step}" for step in (*STEPS, "dropped")), "after dropped", *_LATE]
 
 
 @pytest.mark.long
