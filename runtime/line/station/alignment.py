@@ -14,6 +14,15 @@ from collections.abc import Iterable, Mapping
 _PERIOD = 65535
 """After so many images GigE cameras begin again with 1: numbers that differ by it are the same."""
 
+_IN_MOTION = (
+    "its images may be of different triggers: the belt moved when the cameras began, or when somebody acknowledged. It "
+    "goes on after a pause of collect_ms. Acknowledge when the belt is empty."
+)
+_AFTER_MISSED = (
+    "its image may be of the trigger before, of which none came: nothing says yet how the camera's numbers stand. "
+    "Acknowledge when the belt is empty."
+)
+
 
 class Alignment:
     """The numbers of one station's images. Calls come from any thread."""
@@ -23,12 +32,24 @@ class Alignment:
         self._triggers = 0
         self._distances: dict[str, int] = {}
         self._missed: Counter[str] = Counter()
+        self._last_ns: int | None = None
+        self._is_doubted = False
 
     def triggered(self) -> int:
         """Count a trigger that asks all cameras for an image; returns its number."""
         with self._lock:
             self._triggers += 1
             return self._triggers
+
+    def came(self, mono_ns: int) -> None:
+        """Take note of an image of any view, when it has its part."""
+        with self._lock:
+            self._last_ns = mono_ns
+
+    def is_quiet(self, mono_ns: int, collect_ns: int) -> bool:
+        """Return whether no image has come for as long as those of a part may be apart: what comes now is a new one."""
+        with self._lock:
+            return self._last_ns is None or mono_ns - self._last_ns >= collect_ns
 
     def missed(self, views: Iterable[str]) -> None:
         """Take note of views whose image was asked for and did not come in time."""
@@ -42,7 +63,7 @@ class Alignment:
             self._missed[view] -= known
             return count - known
 
-    def problem(self, trigger: int | None, frame_ids: Mapping[str, int | None]) -> str:
+    def problem(self, trigger: int | None, frame_ids: Mapping[str, int | None], *, is_first: bool = True) -> str:
         """Return in what the images of a part do not belong to it or to each other, or nothing.
 
         Cameras that count their images keep their distance for ever: from the count of triggers where they are asked
@@ -51,6 +72,8 @@ class Alignment:
         Args:
             trigger: Number of the trigger that asked for them; None where nothing did.
             frame_ids: View -> number of its image, for all views in the order of the station; None where there is none.
+            is_first: Whether its images came after a pause. Without one they may be of a part before, as where one
+                camera has seen a trigger that the other has not: then they must not say how the numbers stand.
         """
         known = {view: number for view, number in frame_ids.items() if number is not None}
         if trigger is None and (len(known) < 2 or len(known) < len(frame_ids)):
@@ -60,13 +83,25 @@ class Alignment:
             first, other = trigger, "the count of triggers"
         distances = {view: (number - first) % _PERIOD for view, number in known.items()}
         with self._lock:
+            new = distances.keys() - self._distances.keys()
+            self._is_doubted = True
+            if new and trigger is None and not is_first:
+                return _IN_MOTION
+            if trigger is not None and any(self._missed[view] for view in new):
+                return _AFTER_MISSED
             before = {view: self._distances.setdefault(view, distance) for view, distance in distances.items()}
-        if distances == before:
-            return ""
+            self._is_doubted = distances != before
+            if not self._is_doubted:
+                return ""
         return (
             f"its images are of different triggers: the distances of the cameras' numbers from {other} are "
             f"{list(distances.values())}, and were {list(before.values())}. Acknowledge when the belt is empty."
         )
+
+    def acknowledged(self, views: Iterable[str]) -> None:
+        """Begin anew where the numbers were wrong; those that are right stay, whatever the station stood still for."""
+        if self._is_doubted:
+            self.forget(views)
 
     def forget(self, views: Iterable[str]) -> None:
         """Forget how the numbers of views stood: the next part says it anew."""

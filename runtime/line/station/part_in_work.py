@@ -32,6 +32,7 @@ class PartInWork:
         collect_ns: When all of its images must be there.
         generation: Number of the set of bundles and thresholds that decides on it.
         measures: View -> by what it is decided: the set of that number, whatever is in force when it is scored.
+        is_first: Whether it began after a pause, without an image of a part before it on its way.
 
     Attributes:
         accepted: What was found in its images where its accept was taken to be recorded; empty otherwise.
@@ -56,6 +57,7 @@ class PartInWork:
         "frames",
         "generation",
         "is_collected",
+        "is_first",
         "measures",
         "mono_ns",
         "part_id",
@@ -76,10 +78,11 @@ class PartInWork:
         collect_ns: int,
         generation: int,
         measures: Mapping[str, Measure],
+        is_first: bool = False,
     ) -> None:
         self.seq, self.part_id, self.utc_ns, self.mono_ns = seq, part_id, utc_ns, mono_ns
         self.deadline_ns, self.collect_ns, self.generation = deadline_ns, collect_ns, generation
-        self.measures = measures
+        self.measures, self.is_first = measures, is_first
         self.frames: dict[str, Frame] = {}
         self.is_collected = threading.Event()
         self.collected_ns: int | None = None

@@ -186,8 +186,7 @@ class Station:
     def frame(self, view: str, frame: Frame) -> None:
         """Take an image; see `FrameSink`."""
         # Of those that were asked for and did not come, the parts are faults already.
-        lost = self._alignment.lost(view, frame.lost)
-        count = min(lost, _MOST_LOST)
+        count = min(lost := self._alignment.lost(view, frame.lost), _MOST_LOST)
         detail = "the camera took it, and it never came"
         if lost > count:
             detail = f"the camera counts {frame.lost} images that never came; only the first {count} are on record"
@@ -196,11 +195,11 @@ class Station:
         if count and self._limits.is_strict:
             self.readiness.forbid("alignment", f"{view} lost {frame.lost} images", hold=True)
         if frame.is_last:
-            with self._room:
-                self._ended.add(view)
-                self._room.notify_all()
+            self._ended.add(view)
+            self._notify()
         else:
             self._assign(view, replace(frame, lost=0))
+            self._alignment.came(frame.mono_ns)
 
     def source_up(self, view: str, detail: str = "") -> None:
         """Take note that a source works."""
@@ -247,7 +246,7 @@ class Station:
         journal.event("acknowledged", actor=actor, role=role, object=self._label, old=self.readiness.reason)
         if journal.problem:
             journal.acknowledge(actor, role)
-        self._alignment.forget(self._views)
+        self._alignment.acknowledged(self._views)
         self.readiness.acknowledge()
         if self.readiness.state == "halted":
             self._phase(None)
@@ -328,6 +327,7 @@ class Station:
             collect_ns=mono_ns + limits.collect_ns,
             generation=self.generation,
             measures=self._measures,
+            is_first=self._alignment.is_quiet(mono_ns, limits.collect_ns),
         )
         part.frames.update(frames if refusal is None else without_pixels(frames))
         self._open += 1
@@ -423,7 +423,7 @@ class Station:
             part.frames.update(without_pixels(frames))
         part.collected_ns = clock.mono_ns()
         frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
-        problem = self._alignment.problem(part.trigger, frame_ids)
+        problem = self._alignment.problem(part.trigger, frame_ids, is_first=part.is_first)
         if part.is_settled:
             return  # its deadline came before its turn: nothing is gained by scoring it
         if problem:

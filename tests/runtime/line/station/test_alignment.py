@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from line_stand_ins import bench, frame, wait_until
+from line_stand_ins import Bench, bench, frame, wait_until
 
 from flawscope.runtime.line.station.alignment import Alignment
 
@@ -79,6 +80,62 @@ def test_an_image_that_is_lost_costs_its_own_part_alone(tmp_path: Path) -> None:
         last = line.settled(3)
         assert (last[2].reason, last[third].verdict) == ("missing_view", "reject")
         assert len(last) == 3
+
+
+def a_start_in_motion(line: Bench, first: str, parts: int) -> None:
+    """One camera sees a trigger before the other works; then both see each, one image before the other.
+
+    The left one finds nothing. Of the right ones every second is bad: a part with the image of another would be good.
+    """
+    line.station.source_up("left")
+    line.station.frame("left", frame(50, frame_id=1))
+    line.station.source_up("right")
+    for part in range(1, parts + 1):
+        for view in (first, "right" if first == "left" else "left"):
+            number, value = (part + 1, 50) if view == "left" else (part, 150 if part % 2 else 50)
+            line.station.frame(view, frame(value, frame_id=number))
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize("first", ["left", "right"])
+def test_of_a_start_in_motion_no_part_is_judged_by_the_image_of_another(
+    tmp_path: Path, first: str, is_strict: bool
+) -> None:
+    with bench(tmp_path, ["left", "right"], collect_ms=400, is_strict=is_strict) as line:
+        a_start_in_motion(line, first, 7)
+        # A gap: from here on the parts begin anew.
+        wait_until(lambda: line.station.counters.now().open == 0)
+        records = line.settled(7).values()
+        assert {record.verdict for record in records} == {"fault"}
+        reasons = {record.reason for record in records}
+        assert reasons <= {"not_ready", "unexpected_image", "missing_view", "overrun"}
+        told = [view.detail or record.detail for record in records for view in record.views or ()] + [
+            record.detail for record in records
+        ]
+        assert any("the belt moved when the cameras began" in text for text in told), told
+        if is_strict:
+            assert "the belt moved" in line.station.readiness.reason
+            line.station.acknowledge("anna")
+        time.sleep(0.45)
+        before = len(records)
+        line.station.frame("left", frame(50, frame_id=9))
+        line.station.frame("right", frame(150, frame_id=8))
+        assert line.settled(before + 1)[before + 1].verdict == "reject"
+
+
+def test_after_an_image_that_did_not_come_at_first_nobody_knows_whose_the_next_one_is(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, collect_ms=100) as line:
+        line.ready()
+        line.station.trigger()
+        line.settled(1)
+        line.station.trigger()
+        line.station.frame("cam0", frame(50, frame_id=1))  # of the first part, and so late
+        assert line.settled(2)[2].reason == "unexpected_image"
+        line.station.acknowledge("anna")
+        line.station.trigger()
+        line.station.frame("cam0", frame(50, frame_id=3))
+        assert line.settled(3)[3].verdict == "accept"
 
 
 @pytest.mark.parametrize("is_reopened", [True, False])
