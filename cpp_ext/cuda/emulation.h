@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -36,6 +37,7 @@
 #define FLAWSCOPE_SHARED(type, name) \
     static type name;                \
     flawscope::emulation::block().enter_shared(&name, sizeof name)
+#define FLAWSCOPE_DYNAMIC_SHARED(name) unsigned char* const name = flawscope::emulation::block().dynamic_shared()
 
 // ---- Types and the part of the runtime interface that the launches use ----------------------------------------------
 
@@ -60,7 +62,13 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 900 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrPageableMemoryAccess };
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrPageableMemoryAccess,
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
 struct cudaPointerAttributes {
     cudaMemoryType type;
@@ -77,6 +85,7 @@ constexpr int kOrders = 4;
 
 struct Settings {
     int processors = 4;
+    int major = 8, shared = 99 * 1024;  // compute capability, and shared memory that a block may have
     Order order = Order::kAscending;
     int fail_at = 0;  // number of the call of the runtime, from 1, that fails
     int calls = 0, waits = 0;
@@ -84,6 +93,7 @@ struct Settings {
     const void* elsewhere = nullptr;
     cudaPointerAttributes kind = {cudaMemoryTypeDevice, 1};
     int reads_host_memory = 0;
+    std::map<const void*, int> may_have;  // dynamic shared memory of a kernel
 };
 inline Settings settings;
 
@@ -101,6 +111,7 @@ constexpr int kLanes = 32;
 struct Copy {
     void* to;
     const void* from;
+    int group;
 };
 
 struct Thread {
@@ -110,6 +121,7 @@ struct Thread {
     const unsigned* waits_for = nullptr;  // runs again when this has changed
     unsigned seen = 0;
     std::vector<Copy> copies;
+    int groups = 0;  // that have been ended
 };
 
 struct Slot {
@@ -143,6 +155,7 @@ public:
             thread.fiber.prepare(enter);
             thread.index = i;
             thread.done = false;
+            thread.groups = 0;
         }
         const size_t together = ahead ? kLanes : threads;
         for (size_t left = threads; left > 0;) {
@@ -159,6 +172,16 @@ public:
     // Rubbish that is a small float, a small float16 and an early key: whoever reads it gets a wrong result.
     void enter_shared(void* memory, size_t bytes) {
         if (shared_.insert(memory).second) std::memset(memory, 0xa5, bytes);
+    }
+
+    // Of exactly the size of the launch, so that the address sanitizer sees what goes beyond; rubbish for each block.
+    void size_dynamic(size_t bytes) {
+        dynamic_.reset(bytes == 0 ? nullptr : static_cast<unsigned char*>(std::aligned_alloc(128, bytes)));
+        dynamic_bytes_ = bytes;
+    }
+    unsigned char* dynamic_shared() {
+        enter_shared(dynamic_.get(), dynamic_bytes_);
+        return dynamic_.get();
     }
 
     int barrier(int value) {
@@ -232,6 +255,11 @@ private:
     std::vector<std::unique_ptr<Thread>> pool_;
     std::vector<Warp> warps_;
     std::set<void*> shared_;
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<unsigned char, Free> dynamic_;
+    size_t dynamic_bytes_ = 0;
     Thread* current_ = nullptr;
     unsigned threads_ = 0, arrived_ = 0, round_ = 0;
     int any_[3] = {};
@@ -264,13 +292,22 @@ Value shuffle(unsigned mask, Value value, unsigned source) {
 }
 
 inline void copy_async(void* to, const void* from) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 != 0) stop("a copy is not aligned");
     if (block().coin()) std::memcpy(to, from, 16);
-    else block().thread().copies.push_back({to, from});
+    else block().thread().copies.push_back({to, from, block().thread().groups});
 }
 
-inline void wait_for_copies() {
-    for (const Copy& copy : block().thread().copies) std::memcpy(copy.to, copy.from, 16);
-    block().thread().copies.clear();
+inline void end_copies() { ++block().thread().groups; }
+
+// Those of the last `groups` groups, and of none, arrive another time.
+inline void wait_for_copies(int groups) {
+    std::vector<Copy>& copies = block().thread().copies;
+    const auto late = [&](const Copy& copy) { return copy.group >= block().thread().groups - groups; };
+    for (const Copy& copy : copies) {
+        if (!late(copy)) std::memcpy(copy.to, copy.from, 16);
+    }
+    copies.erase(std::remove_if(copies.begin(), copies.end(), [&](const Copy& copy) { return !late(copy); }),
+                 copies.end());
 }
 
 inline void load_matrices(uint32_t (&out)[4], const void* row) {
@@ -330,109 +367,4 @@ void multiply(Operation operation, float (&c)[4], const uint32_t* a, const uint3
 
 }  // namespace flawscope::emulation
 
-// ---- The names that kernels use -------------------------------------------------------------------------------------
-
-inline void __syncthreads() { flawscope::emulation::block().barrier(0); }
-inline int __syncthreads_or(int value) { return flawscope::emulation::block().barrier(value); }
-
-template <class Value>
-Value __shfl_sync(unsigned mask, Value value, int source) {
-    return flawscope::emulation::shuffle(mask, value, static_cast<unsigned>(source) % 32);
-}
-template <class Value>
-Value __shfl_xor_sync(unsigned mask, Value value, int with) {
-    const unsigned lane = flawscope::emulation::block().lane();
-    return flawscope::emulation::shuffle(mask, value, lane ^ static_cast<unsigned>(with));
-}
-template <class Value>
-Value __shfl_up_sync(unsigned mask, Value value, int by) {
-    const unsigned lane = flawscope::emulation::block().lane(), step = static_cast<unsigned>(by);
-    return flawscope::emulation::shuffle(mask, value, lane < step ? lane : lane - step);
-}
-inline unsigned __ballot_sync(unsigned mask, int vote) {
-    if (mask != 0xffffffffu) flawscope::emulation::stop("a mask that leaves lanes out");
-    const flawscope::emulation::Slot* slots =
-        flawscope::emulation::block().meet(flawscope::emulation::kBallot, &vote, sizeof vote);
-    unsigned votes = 0;
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        int value;
-        std::memcpy(&value, slots[lane].data, sizeof value);
-        votes |= (value != 0 ? 1u : 0u) << lane;
-    }
-    return votes;
-}
-
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline float __uint_as_float(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-inline uint32_t __float_as_uint(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-template <class Value>
-Value atomicMax(Value* place, Value value) {
-    const Value old = *place;
-    *place = value > old ? value : old;
-    return old;
-}
-
-inline cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
-    return flawscope::emulation::call();
-}
-inline cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
-    return flawscope::emulation::call();
-}
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
-    const flawscope::emulation::Settings& settings = flawscope::emulation::settings;
-    *attributes = {cudaMemoryTypeDevice, 0};
-    if (address == settings.elsewhere) *attributes = settings.kind;
-    return flawscope::emulation::call();
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    const flawscope::emulation::Settings& settings = flawscope::emulation::settings;
-    *value = attribute == cudaDevAttrMultiProcessorCount ? settings.processors : settings.reads_host_memory;
-    return flawscope::emulation::call();
-}
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-    const cudaError_t status = flawscope::emulation::call();
-    if (status == cudaSuccess) std::memset(to, value, bytes);
-    return status;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-    const cudaError_t status = flawscope::emulation::call();
-    if (status == cudaSuccess) std::memcpy(to, from, bytes);
-    return status;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    ++flawscope::emulation::settings.waits;
-    return flawscope::emulation::call();
-}
-inline const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorEmulated ? "an emulated failure" : "no error";
-}
-
-namespace flawscope::cuda {
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t, Arguments... arguments) {
-    const cudaError_t status = emulation::call();
-    if (status != cudaSuccess) return status;
-    gridDim = blocks;
-    blockDim = dim3(static_cast<unsigned>(threads));
-    const std::function<void()> body = [&] { kernel(static_cast<Parameters>(arguments)...); };
-    for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y) {
-        for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) {
-            emulation::block().run(static_cast<unsigned>(threads), body);
-        }
-    }
-    return cudaSuccess;
-}
-
-}  // namespace flawscope::cuda
+#include "emulation_names.h"

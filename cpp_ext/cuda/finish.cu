@@ -1,5 +1,6 @@
 // The end of a search: the best candidates of all parts of the bank, Σ(q − m)² in float32 from the caller's rows, order
-// by (distance, lower row), and the k first are written. A query without a distance gets NaN and row −1.
+// by (distance, lower row), and the k first are written. Where slots have been kept, each is merged over the parts first:
+// the candidates are then the same whatever the number of parts. A query without a distance gets NaN and row −1.
 //
 // A block of four warps has a query. Each warp merges a quarter of the candidates, the first merges the four lists, and
 // all compute distances: a lane adds up every 32nd channel, and the 32 sums are added as a tree.
@@ -17,17 +18,20 @@ constexpr int kWarps = kThreads / kWarp;
 struct FinishArguments {
     const BankHeader* header;
     const void *queries, *rows;
+    const float* centre;       // of the packed rows; null for the caller's own
     int64_t d, stride;         // channels, and elements from one row to the next
     uint32_t rescale_by_peak;  // rows are the packed ones: divide by the scale of the bank
     const uint32_t* usable;
     const uint64_t* partial;
-    int splits, capacity, candidates, k;
+    int splits, entries, capacity, candidates, k;
+    bool slots;
     float* squared;
     int64_t* found;
 };
 
 struct FinishShared {
     uint64_t keys[kWarps][kMaxCandidates];
+    uint64_t slots[kThreads / kSlots][kSlots];
     uint64_t winners[kMaxCandidates];  // by (distance, row)
 };
 
@@ -36,14 +40,34 @@ __device__ inline void write_nothing(const FinishArguments& a, int64_t query, in
     a.found[query * a.k + place] = -1;
 }
 
+// Leave the best of the slots in shared.keys[0], best first.
+__device__ inline void merge_slots(const FinishArguments& a, int64_t query, FinishShared& shared) {
+    const int thread = threadIdx.x, slot = thread % kSlots;
+    uint64_t least = kNoCandidate;
+    for (int split = thread / kSlots; split < a.splits; split += kThreads / kSlots) {
+        const uint64_t key = a.partial[(query * a.splits + split) * kSlots + slot];
+        least = key < least ? key : least;
+    }
+    shared.slots[thread / kSlots][slot] = least;
+    __syncthreads();
+    if (thread < kWarp) {
+        for (int i = 0; i < kThreads / kSlots; ++i) least = shared.slots[i][slot] < least ? shared.slots[i][slot] : least;
+        SortedKeys keys(thread);
+        keys.insert_all(thread < kSlots ? least : kNoCandidate, a.candidates);
+        keys.write(shared.keys[0]);
+    }
+    __syncthreads();
+}
+
 // Leave the candidates of all splits in shared.keys[0], best first.
 __device__ inline void merge(const FinishArguments& a, int64_t query, FinishShared& shared) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int total = a.splits * a.capacity;
     SortedKeys keys(lane);
     for (int first = warp * kWarp; first < total; first += kThreads) {
-        const int i = first + lane;
-        keys.insert_all(i < total ? a.partial[query * total + i] : kNoCandidate, a.candidates);
+        const int i = first + lane, split = i / a.capacity, entry = i % a.capacity;
+        keys.insert_all(i < total ? a.partial[(query * a.splits + split) * a.entries + entry] : kNoCandidate,
+                        a.candidates);
     }
     keys.write(shared.keys[warp]);
     __syncthreads();
@@ -66,7 +90,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
         if (thread < a.k) write_nothing(a, query, thread);
         return;
     }
-    merge(a, query, shared);
+    if (a.slots) merge_slots(a, query, shared);
+    else merge(a, query, shared);
     const Query* q = static_cast<const Query*>(a.queries) + query * a.d;
     const float scale = a.rescale_by_peak != 0 ? power_of_two(-scale_exponent(a.header->peak_bits)) : 1.0f;
     for (int i = warp; i < a.candidates; i += kWarps) {
@@ -75,7 +100,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
         if (key < kNoCandidate) {
             const Row* m = static_cast<const Row*>(a.rows) + row_of(key) * a.stride;
             for (int64_t c = lane; c < a.d; c += kWarp) {
-                const float difference = to_float(q[c]) - scale * to_float(m[c]);
+                const float x = a.centre == nullptr ? to_float(q[c]) : to_float(q[c]) - a.centre[c];
+                const float difference = x - scale * to_float(m[c]);
                 sum += difference * difference;
             }
         }
@@ -115,12 +141,15 @@ cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const P
     a.header = bank.header;
     a.queries = queries.data;
     a.rows = packed ? bank.halves : rows.data;
+    a.centre = packed ? bank.centre : nullptr;
     a.d = plan.d;
     a.stride = packed ? packed_depth(plan.d) : plan.d;
     a.rescale_by_peak = packed ? 1 : 0;
     a.usable = workspace.usable;
     a.partial = workspace.partial;
     a.splits = plan.splits;
+    a.slots = plan.slots;
+    a.entries = plan.stride;
     a.capacity = plan.capacity;
     a.candidates = plan.candidates;
     a.k = k;

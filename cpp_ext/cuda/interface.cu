@@ -101,7 +101,11 @@ int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rer
     if (!search_ok(n, m, d, k, rerank) || bytes == nullptr) return FLAWSCOPE_BAD_ARGUMENT;
     *bytes = 0;
     if (n == 0) return FLAWSCOPE_OK;
-    return status_of(reserved_bytes(n, m, d, k, rerank, *bytes));
+    Plan plan;
+    cudaError_t status = make_plan(n, m, d, k, rerank, plan);
+    if (status == cudaSuccess) status = reserved_bytes(plan, *bytes);
+    if (status == cudaSuccess) status = search_prepare(plan);
+    return status_of(status);
 }
 
 int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,

@@ -10,6 +10,8 @@
 #include <cuda_runtime.h>
 // Shared memory of a block. A macro because the emulation has to fill it with rubbish before each block.
 #define FLAWSCOPE_SHARED(type, name) __shared__ type name
+// And that whose size the launch says.
+#define FLAWSCOPE_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
 // Compute capability that is compiled for, times 100. 0 in the pass for the host, which runs no kernel.
@@ -44,13 +46,20 @@ __device__ inline Half float_to_half(float x) { return {__half_as_ushort(__float
 // Start a kernel and return what CUDA says of it. cudaLaunchKernelEx returns the status of this launch: an error that
 // somebody left behind earlier is not taken for ours, as it would be by cudaGetLastError.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
-                   Arguments... arguments) {
+cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes,
+                               cudaStream_t stream, Arguments... arguments) {
     cudaLaunchConfig_t config = {};
     config.gridDim = blocks;
     config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
     config.stream = stream;
     return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
+                   Arguments... arguments) {
+    return launch_with_shared(kernel, blocks, threads, 0, stream, arguments...);
 }
 #endif
 

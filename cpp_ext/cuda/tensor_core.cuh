@@ -17,8 +17,9 @@ namespace flawscope::cuda {
 
 #if defined(FLAWSCOPE_EMULATION)
 
-inline void copy_async(Half* to, const Half* from) { emulation::copy_async(to, from); }
-inline void wait_for_copies() { emulation::wait_for_copies(); }
+inline void copy_async(void* to, const void* from) { emulation::copy_async(to, from); }
+inline void end_copies() { emulation::end_copies(); }
+inline void wait_for_copies(int groups) { emulation::wait_for_copies(groups); }
 inline void load_matrices(uint32_t (&out)[4], const Half* row) { emulation::load_matrices(out, row); }
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const uint32_t b[2] = {b0, b1};
@@ -33,17 +34,28 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 #else
 
 // Copy 16 bytes. `to` is in shared memory; both are aligned to 16 bytes.
-__device__ inline void copy_async(Half* to, const Half* from) {
+__device__ inline void copy_async(void* to, const void* from) {
 #if FLAWSCOPE_ASYNC_COPY
     const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(place), "l"(from) : "memory");
 #endif
 }
 
-// Wait for the copies of this thread; a barrier makes them visible to the others.
-__device__ inline void wait_for_copies() {
+// What this thread has begun to copy since the last call is a group.
+__device__ inline void end_copies() {
 #if FLAWSCOPE_ASYNC_COPY
-    asm volatile("cp.async.wait_all;\n" ::: "memory");
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Wait for the copies of this thread but those of the last `groups` groups, three at most; a barrier makes them visible
+// to the others.
+__device__ inline void wait_for_copies([[maybe_unused]] int groups) {
+#if FLAWSCOPE_ASYNC_COPY
+    if (groups >= 3) asm volatile("cp.async.wait_group 3;\n" ::: "memory");
+    else if (groups == 2) asm volatile("cp.async.wait_group 2;\n" ::: "memory");
+    else if (groups == 1) asm volatile("cp.async.wait_group 1;\n" ::: "memory");
+    else asm volatile("cp.async.wait_group 0;\n" ::: "memory");
 #endif
 }
 

@@ -58,7 +58,7 @@ Rows integers(int64_t count, int high = 4) {
     return rows;
 }
 
-Rows normals(int64_t count) {
+inline Rows normals(int64_t count) {
     std::normal_distribution<float> value;
     Rows rows(static_cast<size_t>(count));
     for (float& x : rows) x = value(random_engine);

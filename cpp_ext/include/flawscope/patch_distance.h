@@ -191,8 +191,9 @@ FLAWSCOPE_API int flawscope_cuda_bank_bytes(int64_t m, int64_t d, int64_t* bytes
 
 /* Pack rows [m, d] of `dtype`, a flawscope_dtype, as float16 with their squared norms.
  *
- * Rows are scaled by one power of two, taken from the largest component, so values beyond float16's 65,504 need no
- * refusal. The scale stays on the device. */
+ * The mean of the rows is taken off, rounded to a 64th of the power of two below the largest magnitude of the channel;
+ * distances stay as they are. Rows are scaled by one power of two, taken from the largest component, so values beyond
+ * float16's 65,504 need no refusal. Mean and scale stay on the device. */
 FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t m, int64_t d, void* packed,
                                            void* stream);
 
@@ -210,21 +211,23 @@ FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, 
  * queries: [n, d] of `dtype`. k: 1 to 64, at most m. squared: float32 [n, k]. found: int64 [n, k].
  *
  * Candidates are searched as ||m||^2 - 2 q.m with operands rounded to float16 and sums in float32. `rerank` of them
- * (k to 64, or 0 for k + 7, at most 64 and m) are computed again as the float32 sum of (q - m)^2 and ordered by it. So
+ * (k to 64, or 0 for k + 7, at most 64 and m) are computed again as the float32 sum of (q - m)^2 and ordered by it. With
+ * k = 1 and up to 16 candidates, these are the best of 16 slots, each the best of the rows that the same threads see. So
  * the distances are those of the rows that are named, to the rounding of a float32 sum; which rows are named depends on
- * the search. With s_j the distance (not squared) of the row at place j, r_j that of the true one, and B the largest
- * norm of a bank row,
+ * the search. With s_j the distance (not squared) of the row at place j, r_j that of the true one, q and m after the
+ * mean has been taken off, and B the largest norm of a bank row,
  *
- *     s_j <= r_j + (|q| + B) * (2^-10 + 2^-19 + 2^-11 * sqrt(d + 4)),
+ *     s_j <= r_j + (|q| + B) * (2^-10 + 2^-18 + 2^-11 * sqrt(d + 4)),
  *
- * besides the rounding of the float32 sums. For: float16 moves a component by at most 2^-11 of itself or, where it is
- * below float16's normal range, by 2^-28 of the largest component of its query or bank (also if the tensor cores take
- * subnormal numbers for 0), so that a distance of rounded operands is off by at most
- * e = (2^-11 + 2^-20) (|q| + B). NVIDIA promises "at least single precision" for the sums and leaves their order and
+ * besides the rounding of the float32 sums. For: float16 moves a component by at most 2^-11 of itself, taking off the
+ * mean by 2^-24, and where it is below float16's normal range it is moved by 2^-28 of the largest component of its query
+ * or bank (also if the tensor cores take subnormal numbers for 0), so that a distance of rounded operands is off by at
+ * most e = (2^-11 + 2^-19) (|q| + B). NVIDIA promises "at least single precision" for the sums and leaves their order and
  * rounding open; with 2^-22 of the sum of magnitudes for each of d additions, and the norm's and the last sum's own
  * rounding, the squared distance of rounded operands is off by at most g = (d + 4) 2^-23 (|q| + B)^2. A row of the
  * true first j that is not among the candidates lost to all of them, so every candidate has
- * s <= r_j + 2 e + sqrt(2 g); and if none is missing, s_j is r_j. */
+ * s <= r_j + 2 e + sqrt(2 g); and if none is missing, s_j is r_j. A row that lost to the best of its slot lost to a
+ * candidate, or to one that lost to all of them. */
 FLAWSCOPE_API int flawscope_cuda_nearest(const void* packed, const void* rows, int rows_dtype, int64_t m, int64_t d,
                                          const void* queries, int dtype, int64_t n, int k, int rerank, void* workspace,
                                          int64_t workspace_bytes, float* squared, int64_t* found, void* stream);
