@@ -13,6 +13,7 @@ from project_paths import ROOT
 CUDA = ROOT / "cpp_ext" / "cuda"
 CHECK = Path(__file__).with_name("cuda_emulated.cpp")
 WINDOW_CHECK = Path(__file__).with_name("cuda_emulated_window.cpp")
+DIFFUSION_CHECK = Path(__file__).with_name("cuda_emulated_diffusion.cpp")
 OPTIONS = ["-std=c++17", "-O1", "-DFLAWSCOPE_EMULATION", "-Wall", "-Wno-unknown-pragmas"]
 FOLDERS = [f"-I{ROOT / 'cpp_ext' / folder}" for folder in ("include", "src", "cuda")]
 
@@ -69,11 +70,12 @@ def test_the_kernels_agree_with_plain_loops(
     assert run(tmp_path / "check").endswith("checks, 0 failures\n")
 
 
-def test_the_search_within_windows_agrees_with_plain_loops(
-    options: list[str], objects: list[Path], tmp_path: Path
+@pytest.mark.parametrize("check", [WINDOW_CHECK, DIFFUSION_CHECK], ids=["window", "diffusion"])
+def test_other_kernels_agree_with_plain_loops(
+    check: Path, options: list[str], objects: list[Path], tmp_path: Path
 ) -> None:
     define = "-DFLAWSCOPE_EMULATED_ARCH=800"
-    for source in (WINDOW_CHECK, CUDA / "search.cu"):
+    for source in (check, CUDA / "search.cu"):
         run("g++", *options, define, "-x", "c++", "-c", source, "-o", tmp_path / f"{source.stem}.o")
     parts = [path for path in objects if path.stem != CHECK.stem]
     run("g++", *options, *parts, *tmp_path.glob("*.o"), "-o", tmp_path / "check")
