@@ -299,6 +299,68 @@ class CudaKernels:
             _address(stream, "stream"),
         )
 
+    def diffusion_step(
+        self,
+        *,
+        row: int,
+        n: int,
+        c: int,
+        cells: int,
+        guided: int,
+        predicted: int,
+        clean: int,
+        hidden: int,
+        keep: int,
+        masked: int,
+        noise: int,
+        arrays: int,
+        x: int,
+        past: int,
+        input: int,
+        timesteps: int,
+        stream: int,
+    ) -> None:
+        """Take one step of a diffusion sampling and write the network's next input.
+
+        Args:
+            row: Address of a row of `flawscope.diffusion.step_table`.
+            n: Images, 0 or more.
+            c: Channels of x.
+            cells: Height times width of x.
+            guided: 1: the network runs every image without and with its text, in a batch of 2n; 0: in one of n.
+            predicted: Address of float32 [n or 2n, c, cells], what the network gave.
+            clean: Address of float32 [n, c, cells], the normal image.
+            hidden: Address of float32 [n, c, cells], what the start is mixed of instead; 0: `clean`.
+            keep: Address of float32 [n, cells], 1 where the image is kept; 0 where no row restores.
+            masked: Address of float32 [n, c, cells], the network's last channels; 0 where it takes x alone.
+            noise: Address of float32 [n, arrays, c, cells].
+            arrays: Arrays of noise of each image; 0: all images have the same, [any, c, cells].
+            x: Address of float32 [n, c, cells], read and written.
+            past: Address of float32 [n, c, cells], kept from step to step.
+            input: Address of float32 [n or 2n, c or 2c + 1, cells], written.
+            timesteps: Address of int64 [n or 2n], written.
+            stream: Stream.
+        """
+        self._native.diffusion_step(
+            _address(row, "row"),
+            _size(n, "n"),
+            _size(c, "c"),
+            _size(cells, "cells"),
+            _option(guided, "guided"),
+            _address(predicted, "predicted"),
+            _address(clean, "clean"),
+            _address(hidden, "hidden"),
+            _address(keep, "keep"),
+            _address(masked, "masked"),
+            _address(noise, "noise"),
+            _size(arrays, "arrays"),
+            _address(x, "x"),
+            _address(past, "past"),
+            _address(input, "input"),
+            _address(timesteps, "timesteps"),
+            _address(stream, "stream"),
+        )
+
 
 # The binding also refuses anything but integers, but its message lists C++ signatures instead of naming the argument.
 def _address(value: object, name: str) -> int:

@@ -12,6 +12,7 @@ session.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -136,13 +137,7 @@ def draw_latents(
     check_array(clean, "latents", ("N", "C", "h", "w"), np.float32)
     check_array(keep, "keep", (count, 1, *latents[1:]), np.float32)
     check_array(noise, "noise", (count, noises_of_drawing(mode, sampling, strength), *latents), np.float32)
-    if solver not in SOLVERS:
-        raise ArgumentError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}.")
-    # This form of DPM-Solver++ is the ODE solver: it has no place for the noise of η.
-    if solver == "dpm++" and sampling.eta > 0.0:
-        raise ArgumentError(
-            f"eta: expected 0 with the solver dpm++, got {sampling.eta:g}. Take ddim, or leave eta out."
-        )
+    check_solver(solver, sampling)
     # Taken in the order of `noises_of_drawing`: start, then per step blend and η.
     drawn = iter(np.moveaxis(noise, 1, 0))
     start: Float32Array = next(drawn)
@@ -172,6 +167,17 @@ def draw_latents(
     return x
 
 
+def check_solver(solver: Solver, sampling: Sampling) -> None:
+    """Raise ArgumentError unless a solver can do a sampling."""
+    if solver not in SOLVERS:
+        raise ArgumentError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}.")
+    # This form of DPM-Solver++ is the ODE solver: it has no place for the noise of η.
+    if solver == "dpm++" and sampling.eta > 0.0:
+        raise ArgumentError(
+            f"eta: expected 0 with the solver dpm++, got {sampling.eta:g}. Take ddim, or leave eta out."
+        )
+
+
 def _restored(x: Float32Array, keep: Float32Array, known: Float32Array) -> Float32Array:
     """Return x with the known latents where they are kept, bit for bit: chosen, since NaN times 0 would be NaN."""
     return np.where(keep > 0, known, x)
@@ -191,26 +197,47 @@ def _clean_part(x: Float32Array, predicted: Float32Array, share: float) -> Float
 
 def _ddim(x: Float32Array, predicted: Float32Array, step: Step) -> Float32Array:
     """Return the next x without the noise that the step may add (arXiv:2010.02502, equation 12)."""
-    # max: rounding may leave a tiny negative number under the root at the last step.
-    direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
     following: Float32Array = _clean_part(x, predicted, step.share) * np.float32(step.next_share**0.5)
-    return following + predicted * np.float32(direction)
+    return following + predicted * np.float32(step.direction)
 
 
-def _dpm(x: Float32Array, history: Sequence[Float32Array], steps: Sequence[Step], index: int) -> Float32Array:
-    """Return the next x from the clean images that were predicted so far (arXiv:2211.01095, algorithm 2)."""
+@dataclass(frozen=True)
+class DpmFactors:
+    """What a step of DPM-Solver++ multiplies with.
+
+    Attributes:
+        x: Factor of x.
+        clean: Factor of the clean image.
+        change: Share of the change since the clean image of the step before that is added first; None at first order.
+    """
+
+    x: float
+    clean: float
+    change: float | None
+
+
+def dpm_factors(steps: Sequence[Step], index: int) -> DpmFactors:
+    """Return the factors of one step (arXiv:2211.01095, algorithm 2)."""
     step = steps[index]
     signal, spread = step.next_share**0.5, (1.0 - step.next_share) ** 0.5
     ratio = spread / (1.0 - step.share) ** 0.5
     shrink = ratio * (step.share / step.next_share) ** 0.5  # e^-h, for h the change of the half log of signal to noise
-    clean = history[index]
+    share = None
     # Second order from the second step on. Not the last: its next ratio may be infinite (ᾱ = 1), as lower_order_final
     # of diffusers.
     if 0 < index < len(steps) - 1:
         change, before = _log_ratio(step.next_share) - _log_ratio(step.share), steps[index - 1]
         past = _log_ratio(before.next_share) - _log_ratio(before.share)
-        clean = clean + (clean - history[index - 1]) * np.float32(0.5 * change / past)
-    following: Float32Array = x * np.float32(ratio) + clean * np.float32(signal * (1.0 - shrink))
+        share = 0.5 * change / past
+    return DpmFactors(ratio, signal * (1.0 - shrink), share)
+
+
+def _dpm(x: Float32Array, history: Sequence[Float32Array], steps: Sequence[Step], index: int) -> Float32Array:
+    """Return the next x from the clean images that were predicted so far."""
+    factors, clean = dpm_factors(steps, index), history[index]
+    if factors.change is not None:
+        clean = clean + (clean - history[index - 1]) * np.float32(factors.change)
+    following: Float32Array = x * np.float32(factors.x) + clean * np.float32(factors.clean)
     return following
 
 

@@ -126,6 +126,17 @@ class Step:
     sigma: float
     blend: float
 
+    @property
+    def noise_part(self) -> float:
+        """√(1−ᾱ): what the noise in x is multiplied with at this timestep."""
+        return (1.0 - self.share) ** 0.5  # type: ignore[no-any-return]
+
+    @property
+    def direction(self) -> float:
+        """Factor of the predicted noise in the next x (arXiv:2010.02502, equation 12)."""
+        # max: rounding may leave a tiny negative number under the root at the last step.
+        return max(1.0 - self.next_share - self.sigma**2, 0.0) ** 0.5  # type: ignore[no-any-return]
+
 
 def plan_steps(sampling: Sampling) -> tuple[Step, ...]:
     """Return the steps of a sampling, noisiest first (arXiv:2010.02502, equations 12 and 16)."""
@@ -235,15 +246,14 @@ def _corrected(
 ) -> Float32Array:
     """Return the predicted noise as DDAD corrects it: by the distance from x to the image with that same noise."""
     aimed = _mixed(step.share, images, predicted)
-    corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * (1.0 - step.share) ** 0.5)
+    corrected: Float32Array = predicted - (aimed - x) * np.float32(weight * step.noise_part)
     return corrected
 
 
 def _step(x: Float32Array, predicted: Float32Array, step: Step, clip: bool) -> Float32Array:
     """Return the next, less noisy x without the noise that the step may add (arXiv:2010.02502, equation 12)."""
-    clean = (x - predicted * np.float32((1.0 - step.share) ** 0.5)) * np.float32(step.share**-0.5)
+    clean = (x - predicted * np.float32(step.noise_part)) * np.float32(step.share**-0.5)
     if clip:
         clean = np.clip(clean, np.float32(-1.0), np.float32(1.0))
-    direction = max(1.0 - step.next_share - step.sigma**2, 0.0) ** 0.5
-    following: Float32Array = clean * np.float32(step.next_share**0.5) + predicted * np.float32(direction)
+    following: Float32Array = clean * np.float32(step.next_share**0.5) + predicted * np.float32(step.direction)
     return following

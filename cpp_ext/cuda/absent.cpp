@@ -47,4 +47,10 @@ int flawscope_cuda_kcenter_greedy(const float*, int64_t, int64_t, int64_t, int64
     return FLAWSCOPE_NO_CUDA;
 }
 
+int flawscope_cuda_diffusion_step(const flawscope_diffusion_row*, int64_t, int64_t, int64_t, int, const float*,
+                                  const float*, const float*, const float*, const float*, const float*, int64_t, float*,
+                                  float*, float*, int64_t*, void*) {
+    return FLAWSCOPE_NO_CUDA;
+}
+
 }  // extern "C"

@@ -48,8 +48,8 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
-add_library(flawscope_cuda OBJECT cuda/arrays.cu cuda/finish.cu cuda/interface.cu cuda/kcenter.cu cuda/mahalanobis.cu cuda/pack.cu
-                                  cuda/plan.cu cuda/search.cu cuda/window.cu)
+add_library(flawscope_cuda OBJECT cuda/arrays.cu cuda/diffusion.cu cuda/finish.cu cuda/interface.cu cuda/kcenter.cu
+                                  cuda/mahalanobis.cu cuda/pack.cu cuda/plan.cu cuda/search.cu cuda/window.cu)
 target_include_directories(flawscope_cuda PRIVATE include cuda)
 # The flags of the folder are those of the C++ compiler; nvcc knows none of them.
 set_target_properties(flawscope_cuda PROPERTIES COMPILE_OPTIONS "" CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON

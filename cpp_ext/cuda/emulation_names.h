@@ -33,6 +33,19 @@ inline unsigned __ballot_sync(unsigned mask, int vote) {
     return votes;
 }
 
+// Rounded by themselves: the compiler may not fuse what has to be stored.
+inline float __fmul_rn(float a, float b) {
+    const volatile float product = a * b;
+    return product;
+}
+inline float __fadd_rn(float a, float b) {
+    const volatile float sum = a + b;
+    return sum;
+}
+inline float __fsub_rn(float a, float b) {
+    const volatile float difference = a - b;
+    return difference;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __uint_as_float(uint32_t bits) {

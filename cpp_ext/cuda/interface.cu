@@ -189,4 +189,28 @@ int flawscope_cuda_kcenter_greedy(const float* features, int64_t n, int64_t d, i
         kcenter_launch(features, n, d, count, first, workspace, chosen, static_cast<cudaStream_t>(stream)));
 }
 
+int flawscope_cuda_diffusion_step(const flawscope_diffusion_row* row, int64_t n, int64_t c, int64_t cells, int guided,
+                                  const float* predicted, const float* clean, const float* hidden, const float* keep,
+                                  const float* masked, const float* noise, int64_t arrays, float* x, float* past,
+                                  float* input, int64_t* timesteps, void* stream) {
+    // In this order: c · cells cannot overflow once sizes_ok has said yes. 6 at most: two halves of the batch with 2 c + 1
+    // channels.
+    if (row == nullptr || n < 0 || !sizes_ok(c, cells) || !sizes_ok(6 * c, cells) || guided < 0 || guided > 1 ||
+        arrays < 0) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    if (n == 0) return FLAWSCOPE_OK;
+    if (predicted == nullptr || clean == nullptr || (masked != nullptr && keep == nullptr) || noise == nullptr ||
+        x == nullptr || past == nullptr || input == nullptr || timesteps == nullptr || !sizes_ok(n, 6 * c * cells) ||
+        !sizes_ok(n * c * cells, arrays == 0 ? 1 : arrays)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    const int arrays_where =
+        arrays_status({row, predicted, clean, hidden, keep, masked, noise, x, past, input, timesteps});
+    if (arrays_where != FLAWSCOPE_OK) return arrays_where;
+    return status_of(diffusion_launch({row, n, c, cells, guided, predicted, clean, hidden, keep, masked, noise, arrays, x,
+                                       past, input, timesteps},
+                                      static_cast<cudaStream_t>(stream)));
+}
+
 }  // extern "C"

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "flawscope/patch_distance.h"
 #include "layout.h"
 
 namespace flawscope::cuda {
@@ -46,5 +47,17 @@ cudaError_t mahalanobis_triangles_launch(const float* mean, Matrix triangles, in
 int64_t kcenter_bytes(int64_t n, int64_t count);
 cudaError_t kcenter_launch(const float* features, int64_t n, int64_t d, int64_t count, int64_t first, void* workspace,
                            int64_t* chosen, cudaStream_t stream);
+
+// diffusion.cu
+struct DiffusionStep {
+    const flawscope_diffusion_row* row;
+    int64_t n, c, cells;
+    int guided;
+    const float *predicted, *clean, *hidden, *keep, *masked, *noise;
+    int64_t arrays;
+    float *x, *past, *input;
+    int64_t* timesteps;
+};
+cudaError_t diffusion_launch(const DiffusionStep& step, cudaStream_t stream);
 
 }  // namespace flawscope::cuda

@@ -29,7 +29,8 @@ namespace {
     DO(cuda_mahalanobis)            \
     DO(cuda_mahalanobis_triangles)  \
     DO(cuda_kcenter_bytes)          \
-    DO(cuda_kcenter_greedy)
+    DO(cuda_kcenter_greedy)         \
+    DO(cuda_diffusion_step)
 
 // Of the library that this module is linked to, unless others are put there.
 struct Functions {
@@ -156,6 +157,15 @@ public:
              Address{workspace}, workspace_bytes, Address{chosen}, Address{stream});
     }
 
+    void diffusion_step(uintptr_t row, int64_t n, int64_t c, int64_t cells, int guided, uintptr_t predicted,
+                        uintptr_t clean, uintptr_t hidden, uintptr_t keep, uintptr_t masked, uintptr_t noise,
+                        int64_t arrays, uintptr_t x, uintptr_t past, uintptr_t input, uintptr_t timesteps,
+                        uintptr_t stream) const {
+        call("diffusion_step", functions_.cuda_diffusion_step, Address{row}, n, c, cells, guided, Address{predicted},
+             Address{clean}, Address{hidden}, Address{keep}, Address{masked}, Address{noise}, arrays, Address{x},
+             Address{past}, Address{input}, Address{timesteps}, Address{stream});
+    }
+
 private:
     explicit CudaKernels(const Functions& functions) : functions_(functions) {
         if (functions_.has_cuda() == 0) {
@@ -211,7 +221,10 @@ void bind_cuda(nb::module_& m) {
              "p"_exact, "d"_exact, "features"_exact, "n"_exact, "squared"_exact, "stream"_exact)
         .def("kcenter_bytes", &CudaKernels::kcenter_bytes, "n"_exact, "count"_exact)
         .def("kcenter_greedy", &CudaKernels::kcenter_greedy, "features"_exact, "n"_exact, "d"_exact, "count"_exact,
-             "first"_exact, "workspace"_exact, "workspace_bytes"_exact, "chosen"_exact, "stream"_exact);
+             "first"_exact, "workspace"_exact, "workspace_bytes"_exact, "chosen"_exact, "stream"_exact)
+        .def("diffusion_step", &CudaKernels::diffusion_step, "row"_exact, "n"_exact, "c"_exact, "cells"_exact,
+             "guided"_exact, "predicted"_exact, "clean"_exact, "hidden"_exact, "keep"_exact, "masked"_exact,
+             "noise"_exact, "arrays"_exact, "x"_exact, "past"_exact, "input"_exact, "timesteps"_exact, "stream"_exact);
 }
 
 }  // namespace flawscope_binding

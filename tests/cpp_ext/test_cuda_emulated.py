@@ -11,8 +11,8 @@ import pytest
 from project_paths import ROOT
 
 CUDA = ROOT / "cpp_ext" / "cuda"
-SEARCH_CHECK, WINDOW_CHECK, CHECK = (
-    Path(__file__).with_name(f"cuda_emulated{part}.cpp") for part in ("_search", "_window", "")
+SEARCH_CHECK, WINDOW_CHECK, DIFFUSION_CHECK, CHECK = (
+    Path(__file__).with_name(f"cuda_emulated{part}.cpp") for part in ("_search", "_window", "_diffusion", "")
 )
 OPTIONS = ["-std=c++17", "-O1", "-DFLAWSCOPE_EMULATION", "-Wall", "-Wno-unknown-pragmas"]
 FOLDERS = [f"-I{ROOT / 'cpp_ext' / folder}" for folder in ("include", "src", "cuda")]
@@ -62,7 +62,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> lis
 # 7.5 copies through registers and multiplies 8 channels at a time, 8.0 and later copy asynchronously and multiply 16.
 # What differs among the later ones is shared memory, which the check takes in turn.
 @pytest.mark.parametrize(
-    ("check", "architecture"), [(SEARCH_CHECK, 750), (SEARCH_CHECK, 800), (WINDOW_CHECK, 800), (CHECK, 800)]
+    ("check", "architecture"),
+    [(SEARCH_CHECK, 750), (SEARCH_CHECK, 800), (WINDOW_CHECK, 800), (DIFFUSION_CHECK, 800), (CHECK, 800)],
 )
 def test_the_kernels_agree_with_plain_loops(
     check: Path, architecture: int, options: list[str], objects: list[Path], tmp_path: Path

@@ -41,6 +41,10 @@ SIZES = {
     "count": 4,
     "first": 0,
     "workspace_bytes": 64,
+    "c": 4,
+    "cells": 6,
+    "guided": 1,
+    "arrays": 2,
 }
 
 
@@ -81,7 +85,7 @@ def sound(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_of_the_header_is_there_with_its_arguments_in_order(name: str) -> None:
-    assert len(FUNCTIONS) == 11
+    assert len(FUNCTIONS) == 12
     assert list(inspect.signature(getattr(CudaKernels, name)).parameters) == ["self", *FUNCTIONS[name]]
 
 
@@ -137,7 +141,7 @@ def test_an_unknown_dtype_is_refused_by_both(kernels: CudaKernels) -> None:
     "name",
     [
         *("bank_pack", "bank_check", "nearest", "windows_nearest", "mahalanobis", "mahalanobis_triangles"),
-        "kcenter_greedy",
+        *("kcenter_greedy", "diffusion_step"),
     ],
 )
 def test_a_null_address_and_memory_off_its_alignment_are_errors_and_no_crash(kernels: CudaKernels, name: str) -> None:

@@ -262,6 +262,58 @@ FLAWSCOPE_API int flawscope_cuda_kcenter_greedy(const float* features, int64_t n
                                                 int64_t first, void* workspace, int64_t workspace_bytes,
                                                 int64_t* chosen, void* stream);
 
+/* ---- Diffusion ------------------------------------------------------------------------------------------------ *
+ *
+ * A sampling on the device: calls of a network, and between them one kernel. What it does is said by a row in device
+ * memory, so that a graph that was captured for a number of steps serves every schedule, solver and option. */
+
+typedef enum flawscope_diffusion_rule {
+    FLAWSCOPE_DIFFUSION_START = 0, /* x = noise, or hidden * next_clean + noise * next_noise */
+    FLAWSCOPE_DIFFUSION_DDIM = 1,  /* x = clean part * next_clean + prediction * next_noise */
+    FLAWSCOPE_DIFFUSION_DPM = 2    /* x = x * next_x + clean part * next_clean */
+} flawscope_diffusion_rule;
+
+typedef enum flawscope_diffusion_flag {
+    FLAWSCOPE_DIFFUSION_MIXED = 1,   /* the start is mixed with the image */
+    FLAWSCOPE_DIFFUSION_SECOND = 2,  /* second order: the clean part's change since the last step, times `change` */
+    FLAWSCOPE_DIFFUSION_CLIP = 4,    /* the clean part is kept within [-1, 1] */
+    FLAWSCOPE_DIFFUSION_AIM = 8,     /* prediction -= (clean * aim_clean + prediction * aim_noise - x) * aim */
+    FLAWSCOPE_DIFFUSION_MIX = 16,    /* x = x * mix_x + clean * mix_clean */
+    FLAWSCOPE_DIFFUSION_RESTORE = 32, /* where keep > 0: x = clean * known_clean + noise[0] * known_noise */
+    FLAWSCOPE_DIFFUSION_CLEAN = 64,  /* ... or clean itself */
+    FLAWSCOPE_DIFFUSION_BOUND = 128, /* x is kept within [-1, 1] */
+    FLAWSCOPE_DIFFUSION_LAST = 256   /* no call of the network follows: no input is written */
+} flawscope_diffusion_flag;
+
+/* In the order in which they are taken. The clean part of x is (x - prediction * noise_part) * inverse_signal. */
+typedef struct flawscope_diffusion_row {
+    int64_t timestep; /* given to the next call of the network */
+    int32_t rule, flags;
+    int32_t added;  /* array of noise that is added to x, times sigma; -1: none */
+    int32_t around; /* array of noise of what is put back around: x = keep * (clean * around_clean + noise *
+                       around_noise) + (1 - keep) * x; -1: none */
+    float guidance; /* prediction = without text + (with text - without) * guidance */
+    float noise_part, inverse_signal, next_x, next_clean, next_noise, change, sigma;
+    float known_clean, known_noise, around_clean, around_noise;
+    float aim_clean, aim_noise, aim, mix_x, mix_clean;
+} flawscope_diffusion_row;
+
+/* One step for n images of c channels and `cells` cells: predictions -> x and the network's next input. Every operation
+ * is rounded to float32 by itself.
+ *
+ * row: on the device. guided: 1, predicted and input hold 2 n images, first those without the text; 0, they hold n.
+ * predicted: float32, what the network gave; not read by a row that starts. clean: float32 [n, c, cells], the normal
+ * image. hidden: what the start is mixed of instead, or NULL. keep: float32 [n, cells], 1 where the image is kept, or
+ * NULL where no row restores. masked: float32 [n, c, cells], of a network that takes 2 c + 1 channels: x, 1 - keep and
+ * this, or NULL; needs keep. noise: float32 [n, arrays, c, cells], or with `arrays` 0 [any, c, cells] for all images.
+ * x: float32 [n, c, cells], read and written. past: float32 [n, c, cells], kept from step to step for rule DPM. input:
+ * float32, written. timesteps: int64 [n or 2 n], written. What rows refer to cannot be checked from here. */
+FLAWSCOPE_API int flawscope_cuda_diffusion_step(const flawscope_diffusion_row* row, int64_t n, int64_t c, int64_t cells,
+                                                int guided, const float* predicted, const float* clean,
+                                                const float* hidden, const float* keep, const float* masked,
+                                                const float* noise, int64_t arrays, float* x, float* past,
+                                                float* input, int64_t* timesteps, void* stream);
+
 /* ---- Anomaly maps --------------------------------------------------------------------------------------------- */
 
 /* rows · grid · columns for every grid: enlarging and smoothing in one step. grids: float32 [n, h, w], rows: [out_h, h],
