@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn")
 pytest.importorskip("prometheus_client", reason="needs prometheus_client")
 
 from line_project import png, read_config, write_line
+from line_stand_ins import wait_until
 from swapped_lines import events_of, running, verdict_of, write_bundle_at
 
 from flawscope import cli
@@ -87,3 +88,43 @@ def test_without_a_line_that_runs_it_says_so(config: Path, tmp_path: Path, capsy
     said = capsys.readouterr().err
     assert "Does it run?" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_challenge_by_hand_and_a_swap_that_stops(
+    line: Line, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "state" / "challenge" / "top" / "must_accept"
+    good.mkdir(parents=True)
+    (good / "good.png").write_bytes(png(120))
+    command = ["line", "challenge", str(config), "top"]
+    assert cli.run(command) == 0
+    assert capsys.readouterr().out.split()[:2] == ["challenge", "ok"]
+    (good / "bright.png").write_bytes(png(200))
+    assert cli.run(command) == 1
+    assert "1 of 2 parts: bright.png: expected accept, got reject" in capsys.readouterr().out
+    assert line.stations["top"].readiness.state == "error"
+    line.write_status()
+    status = tmp_path / "state" / "status.json"
+    wait_until(lambda: status.exists() and '"by hand"' in status.read_text())
+    assert cli.run(["line", "status", str(config)]) == 1
+    assert "challenge of cam0 by hand" in capsys.readouterr().out
+    for path in good.iterdir():
+        path.unlink()
+    (good / "dark.png").write_bytes(png(50))
+    assert cli.run(["line", "swap", str(config), "top", str(tmp_path / "other.flaw"), "--stop"]) == 0
+    steps = [text.split()[0] for text in capsys.readouterr().out.splitlines()]
+    assert steps == ["staged", "verified", "dropped", "warm", "golden", "challenge", "flip"]
+    # What was in force had failed; the one after it has passed.
+    assert verdict_of(line, 120).verdict == "reject"
+
+
+@pytest.mark.parametrize(("value", "status"), [(120, 0), (200, 1)])
+def test_check_challenges_the_bundle_of_the_configuration(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: int, status: int
+) -> None:
+    good = tmp_path / "state" / "challenge" / "top" / "must_accept"
+    good.mkdir(parents=True)
+    (good / "good.png").write_bytes(png(value))
+    assert cli.run(["line", "check", str(config)]) == status
+    said = capsys.readouterr().out
+    assert f"{'FAIL' if status else 'ok'} top/cam0 challenge: " in " ".join(said.split())
