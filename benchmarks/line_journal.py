@@ -127,14 +127,14 @@ def kept(folder: Path, number: int, rates: Sequence[float], most_rows: int) -> d
     journal.event("begun")
     journal.flush(60.0)
     for rate in rates:
-        keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows)
+        keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows, settle_s=0.0)
         first, began = journal.entries(0, 1)[0]["link"], time.perf_counter()
         keeper.start()
-        row = paced(journal, number, rate)
+        row = paced(journal, min(number, round(30 * rate)), rate)
         keeper.stop(60.0)
         dropped = journal.entries(0, 1)[0]["link"] - first
         rows.append({**row, "dropped": dropped, "dropped_per_second": dropped / (time.perf_counter() - began)})
-    keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows, load=1.0)
+    keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows, load=1.0, settle_s=0.0)
     before, began = journal.entries(0, 1)[0]["link"], time.perf_counter()
     while keeper.turn():
         pass

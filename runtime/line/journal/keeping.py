@@ -55,6 +55,11 @@ LOAD = 0.05
 """Largest share of the time in which the thread works."""
 
 PERIOD_S = 60.0
+
+SETTLE_S = 3600.0
+"""How long the wall clock must have gone evenly: one that is years ahead until it is set would make all rows old."""
+
+_JUMP_NS = 60 * 10**9
 _WAIT_S = 0.2
 
 _log = logging.getLogger(__name__)
@@ -121,6 +126,7 @@ class RowKeeper:
         bounds: What stays longer.
         most_rows: Most entries of a sealed file.
         load: Largest share of the time in which the thread works.
+        settle_s: Seconds for which the wall clock must have gone evenly before anything is old; `SETTLE_S` by default.
 
     Raises:
         FlawscopeError: If the journal cannot be read.
@@ -136,9 +142,13 @@ class RowKeeper:
         *,
         most_rows: int = MOST_ROWS,
         load: float = LOAD,
+        settle_s: float | None = None,
     ) -> None:
         self._folder, self._journal, self._clock, self._days, self._bounds = folder, journal, clock, days, bounds
         self._most_rows, self._load = most_rows, load
+        self._settle_ns = round((SETTLE_S if settle_s is None else settle_s) * 1e9)
+        self._ahead_ns: int | None = None
+        self._even_since_ns = 0
         self._reader = JournalReader(folder)
         self._told = ""
         self._stopping = threading.Event()
@@ -165,7 +175,7 @@ class RowKeeper:
             before = last_sealed(connection)
         if before is not None:
             self._drop_until(before.last_link)
-        if (due := self._due()) is None:
+        if not self._is_settled() or (due := self._due()) is None:
             return False
         if (sealed := self._sealed(due)) is None:
             return False
@@ -194,6 +204,14 @@ class RowKeeper:
             self._told = problem
             _log.error("Old rows of the journal stay for now: %s", problem)
             self._journal.event("sealing_failed", object="journal", reason=problem)
+
+    def _is_settled(self) -> bool:
+        """Return whether the wall clock has gone evenly for long enough."""
+        now = self._clock.mono_ns()
+        ahead_ns = self._clock.utc_ns() - now
+        if self._ahead_ns is None or abs(ahead_ns - self._ahead_ns) > _JUMP_NS:
+            self._ahead_ns, self._even_since_ns = ahead_ns, now
+        return now - self._even_since_ns >= self._settle_ns
 
     def _due(self) -> _Due | None:
         """Return what is sealed next; None for nothing."""

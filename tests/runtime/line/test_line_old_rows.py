@@ -21,6 +21,7 @@ from flawscope.errors import ArgumentError
 from flawscope.runtime.line.clock import SystemClock
 from flawscope.runtime.line.config_file import read_config
 from flawscope.runtime.line.gallery.paths import IMAGES
+from flawscope.runtime.line.journal import keeping
 from flawscope.runtime.line.journal.reviews import ACTION, object_of
 from flawscope.runtime.line.journal.verify import verify
 from flawscope.runtime.line.line import Line, run
@@ -101,8 +102,9 @@ def images(folder: Path) -> set[int]:
 
 @pytest.mark.long
 def test_old_rows_and_their_images_go_and_the_account_holds(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(keeping, "SETTLE_S", 0.0)
     with running(config, 40) as line:
         push(line, PARTS)
         generation = line.journal.parts()[0].generation
@@ -134,9 +136,11 @@ def test_old_rows_and_their_images_go_and_the_account_holds(
         line.journal.event(ACTION, object=object_of(PARTS + 2), new='{"view":"","label":"normal"}')
         line.journal.flush(WAIT_S)
     found = verify(tmp_path / "state")
-    assert (found.is_whole, found.parts, found.missing, found.sealed) == (True, 2 * PARTS, (), 1)
+    assert (found.is_whole, found.parts, found.missing) == (True, 2 * PARTS, ())
+    # More than one where the required sink was told of the last old rows after the first look.
+    assert found.sealed == len(list((tmp_path / "state" / "sealed").iterdir())) >= 1
     assert cli.run(["line", "audit", "verify", str(config), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["sealed"] == 1
+    assert json.loads(capsys.readouterr().out)["sealed"] == found.sealed
     assert cli.run(["line", "export", str(config), str(tmp_path / "out")]) == 0
     assert "left out: 1 images: the row of the part is sealed" in capsys.readouterr().err
     results = sorted((tmp_path / "results").iterdir())

@@ -69,7 +69,7 @@ def folder(tmp_path: Path, clock: SetClock) -> Path:
 
 
 def keeper_of(folder: Path, journal: Journal, clock: SetClock, bounds: Bounds = ALL, **more: int) -> RowKeeper:
-    return RowKeeper(folder, journal, clock, DAYS, bounds, load=1.0, **more)  # type: ignore[arg-type]
+    return RowKeeper(folder, journal, clock, DAYS, bounds, load=1.0, settle_s=0.0, **more)  # type: ignore[arg-type]
 
 
 def kept(folder: Path, clock: SetClock, bounds: Bounds = ALL, **more: int) -> None:
@@ -260,6 +260,23 @@ class TestBounds:
         clock.wall_ns = 10**15
         kept(folder, clock)
         assert files(folder) == []
+
+    def test_a_clock_must_have_gone_evenly_for_an_hour(self, folder: Path, clock: SetClock) -> None:
+        hour = 3600 * 10**9
+        with opened(folder, clock) as journal:
+            keeper = RowKeeper(folder, journal, clock, DAYS, ALL, load=1.0)
+            assert not keeper.turn()
+            clock.wall_ns, clock.now_ns = clock.wall_ns + hour - 1, clock.now_ns + hour - 1
+            assert not keeper.turn()
+            clock.wall_ns += 3000 * DAY_NS
+            clock.now_ns += 1
+            assert not keeper.turn()
+            clock.wall_ns, clock.now_ns = clock.wall_ns - 3000 * DAY_NS + hour, clock.now_ns + hour
+            assert not keeper.turn()
+            assert files(folder) == []
+            clock.wall_ns, clock.now_ns = clock.wall_ns + hour, clock.now_ns + hour
+            assert keeper.turn()
+            keeper.stop()
 
     def test_rows_of_a_clock_that_was_ahead_are_no_hindrance(self, tmp_path: Path, clock: SetClock) -> None:
         with opened(tmp_path, clock) as journal:
@@ -620,7 +637,7 @@ def test_images_go_before_the_rows_of_their_parts(tmp_path: Path, clock: SetCloc
 
 def test_pauses_are_many_times_as_long_as_steps_and_an_end_comes_soon(folder: Path, clock: SetClock) -> None:
     with opened(folder, clock) as journal:
-        keeper = RowKeeper(folder, journal, clock, DAYS, Bounds(), load=1e-9)
+        keeper = RowKeeper(folder, journal, clock, DAYS, Bounds(), load=1e-9, settle_s=0.0)
         keeper.start()
         keeper.stop(WAIT_S)
         assert not keeper._thread.is_alive()

@@ -44,7 +44,7 @@ def work():
     seq = journal.last_seq
     clock.wall_ns += seq * HOUR
     clock.now_ns += seq * HOUR
-    keeper = RowKeeper(folder, journal, clock, 2, Bounds(required=("mes",)), most_rows=60, load=1.0)
+    keeper = RowKeeper(folder, journal, clock, 2, Bounds(required=("mes",)), most_rows=60, load=1.0, settle_s=0.0)
     keeper.start()
     room = threading.Semaphore(16)
     def answer(seq):
