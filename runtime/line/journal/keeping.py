@@ -241,7 +241,11 @@ class RowKeeper:
             links = links_of(path.name)
             if links is not None and links[0] == due.first:
                 # Where it has more: a sink whose cursor was lost in the kill must catch up first.
-                return None if links[1] > due.last else self._found(path, due._replace(last=links[1]))
+                return (
+                    None
+                    if links[1] > due.last
+                    else self._found(path, _Due(due.before, due.prev_hash, due.first, links[1]))
+                )
         return self._written(due)
 
     def _written(self, due: _Due) -> Sealed:
