@@ -1,5 +1,7 @@
 """Measure the journal of a line: time until a part is on the disk, parts per second, bytes, opening, verification.
 
+The same time, too, while old rows are sealed and dropped beside it.
+
 Beside it, what the disk itself takes: `fdatasync` after a page is appended. The folder must be on the disk that counts,
 and nothing else should run.
 
@@ -26,7 +28,9 @@ import numpy as np
 from flawscope.files import write_text
 from flawscope.runtime.line.clock import SystemClock, iso
 from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.journal.keeping import Bounds, RowKeeper
 from flawscope.runtime.line.journal.schema import FILE
+from flawscope.runtime.line.journal.sealed import SEALED
 from flawscope.runtime.line.journal.verify import verify
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
 from flawscope.versions import cpu_name, package_versions
@@ -109,6 +113,44 @@ def flooded(journal: Journal, number: int, open_parts: int) -> dict[str, Any]:
     return {"open": open_parts, "parts": number, "per_second": number / taken, "commit_ms": percentiles(times)}
 
 
+class _Tomorrow(SystemClock):
+    """The clock of the day after next: all rows are old by it."""
+
+    def utc_ns(self) -> int:
+        return super().utc_ns() + 2 * 24 * 3600 * 10**9
+
+
+def kept(folder: Path, number: int, rates: Sequence[float], most_rows: int) -> dict[str, Any]:
+    """Record parts at rates while old rows are sealed and dropped as a line does it, and once as fast as it goes."""
+    journal = Journal.open(folder, "benchmark", SystemClock())
+    rows, clock = [], _Tomorrow()
+    journal.event("begun")
+    journal.flush(60.0)
+    for rate in rates:
+        keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows, settle_s=0.0)
+        first, began = journal.entries(0, 1)[0]["link"], time.perf_counter()
+        keeper.start()
+        row = paced(journal, min(number, round(30 * rate)), rate)
+        keeper.stop(60.0)
+        dropped = journal.entries(0, 1)[0]["link"] - first
+        rows.append({**row, "dropped": dropped, "dropped_per_second": dropped / (time.perf_counter() - began)})
+    keeper = RowKeeper(folder, journal, clock, 1.0, Bounds(), most_rows=most_rows, load=1.0, settle_s=0.0)
+    before, began = journal.entries(0, 1)[0]["link"], time.perf_counter()
+    while keeper.turn():
+        pass
+    taken = time.perf_counter() - began
+    keeper.stop()
+    after = journal.entries(0, 1)[0]["link"]
+    journal.close()
+    files = list((folder / SEALED).iterdir())
+    return {
+        "paced": rows,
+        "entries_per_second_of_a_core": (after - before) / taken,
+        "files": len(files),
+        "bytes_per_entry": sum(file.stat().st_size for file in files) / max(1, after - 1),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[20.0, 200.0], help="parts a second")
     parser.add_argument("--open", type=int, nargs="*", default=[4, 64, 1024], help="parts that wait at once")
     parser.add_argument("--flood", type=int, default=50_000, help="parts as fast as they are taken")
+    parser.add_argument("--sealed", type=int, default=10_000, help="most entries of a sealed file")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {}
@@ -134,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started = time.perf_counter()
         Journal.open(folder, "benchmark", SystemClock()).close()
         figures["open_and_close_s"] = time.perf_counter() - started
+        figures["kept"] = kept(folder, options.number, options.rates, options.sealed)
         started = time.perf_counter()
         found = verify(folder)
         figures["verify_entries_per_second"] = found.last_link / (time.perf_counter() - started)

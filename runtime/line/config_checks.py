@@ -139,6 +139,16 @@ def _check_images(config: LineConfig) -> Iterator[Mistake]:
             )
 
 
+def _check_days(config: LineConfig) -> Iterator[Mistake]:
+    days, images = config.line.journal_days, config.images
+    if days is not None and days < images.min_days and images.keep != "none":
+        yield Mistake(
+            "line.journal_days",
+            f"expected at least images.min_days ({images.min_days:g}), as images go with the rows of their parts, got "
+            f"{days:g}. Raise it, or lower the other.",
+        )
+
+
 def _crop_mistakes(where: str, crop: tuple[int, int, int, int], size: tuple[int, int] | None) -> Iterator[Mistake]:
     left, top, width, height = crop
     if min(width, height) < MIN_SIDE_PX or max(left + width, top + height) > MAX_SIDE_PX:
@@ -289,6 +299,7 @@ _CHECKS: tuple[Callable[[LineConfig], Iterator[Mistake]], ...] = (
     _check_policies,
     _check_triggers,
     _check_images,
+    _check_days,
     _check_addresses,
     _check_http,
     _check_folders,

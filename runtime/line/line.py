@@ -23,6 +23,7 @@ from flawscope.runtime.line.gallery.gallery import Gallery
 from flawscope.runtime.line.garbage import only_new_garbage
 from flawscope.runtime.line.http.server import LineServer
 from flawscope.runtime.line.journal.journal import Journal
+from flawscope.runtime.line.journal.keeping import Bounds, RowKeeper
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
 from flawscope.runtime.line.outputs.output import Output
@@ -30,7 +31,7 @@ from flawscope.runtime.line.outputs.table import OUTPUTS
 from flawscope.runtime.line.recovery import record_open_parts
 from flawscope.runtime.line.scene.limits import SceneCheck
 from flawscope.runtime.line.selftest import SelfTest
-from flawscope.runtime.line.sinks.runner import SinkRunner, sink_runners
+from flawscope.runtime.line.sinks.runner import SinkRunner, sink_names, sink_runners
 from flawscope.runtime.line.sources.opening import open_source
 from flawscope.runtime.line.sources.table import is_camera
 from flawscope.runtime.line.station.deadlines import Deadlines
@@ -97,6 +98,7 @@ class Line:
         self._is_stopped = False
         self.drift: DriftMonitor | None = None
         self._selftest: SelfTest | None = None
+        self._rows: RowKeeper | None = None
         self.is_written = True
         self.lost = ""
         self._before: dict[tuple[str, str], int] = {}
@@ -215,6 +217,20 @@ class Line:
             runner.start()
             self._sinks.append(runner)
             stack.callback(runner.stop)
+        self._keep_rows(journal, numbers)
+
+    def _keep_rows(self, journal: Journal, numbers: OpenParts) -> None:
+        """Begin to seal and drop old rows, where the configuration says so."""
+        config = self._config
+        if config.line.journal_days is None:
+            return
+        assert self.gallery is not None
+        names = zip(sink_names(config.sinks), config.sinks, strict=True)
+        required = [name for name, sink in names if sink.required]
+        bounds = Bounds(required, lambda: numbers.oldest, self.gallery.drop)
+        keeper = self._rows = RowKeeper(config.line.state, journal, self._clock, config.line.journal_days, bounds)
+        keeper.start()
+        self._stack.callback(keeper.stop)
 
     def _say(self, text: str) -> None:
         # A terminal that was closed, or a log that is full, is no reason to stop a line.
@@ -400,6 +416,8 @@ class Line:
                 self._selftest.stop()
             if self.drift is not None:
                 self.drift.stop()
+            if self._rows is not None:
+                self._rows.stop()
             if self._journal is not None and self.stations:
                 self._journal.event("stopped", object=f"line {self._config.line.name}")
                 self.is_written = self._journal.flush(_FLUSH_S)

@@ -26,11 +26,14 @@ class LineOptions(Options, frozen=True, kw_only=True):
         name: Its name, in every message to others.
         state: Folder of its journal, images, keys and bundles.
         timezone: Where it stands: times are stored in UTC and shown in this one.
+        journal_days: Days for which the journal keeps its rows; older ones are sealed in signed files and dropped, with
+            the stored images of their parts. At least `images.min_days`; null for all rows, for ever.
     """
 
     name: Name
     state: Path
     timezone: Text = "UTC"
+    journal_days: Annotated[float, msgspec.Meta(ge=1.0, le=36500.0)] | None = None
 
 
 class SceneLimits(Options, frozen=True, kw_only=True):

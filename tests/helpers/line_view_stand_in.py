@@ -65,6 +65,9 @@ class FakeJournal:
     def part_of(self, seq: int) -> PartRecord | None:
         return {record.seq: record for record in self.records}.get(seq)
 
+    def sealed_in(self, seq: int) -> str:
+        return ""
+
     def counts(self) -> dict[tuple[str, str, str], int]:
         counts: dict[tuple[str, str, str], int] = {}
         for part in {record.seq: record for record in self.records}.values():

@@ -23,6 +23,7 @@ LIST = "reviews.jsonl"
 """File that says of each review what became of it, one JSON object a line; no data set reads it, as it is beside."""
 
 _PAGE = 1000
+_SEALED = "the row of the part is sealed, and its image deleted with it"
 
 
 class ReadsReviews(Protocol):
@@ -104,6 +105,9 @@ def exported(journal: ReadsReviews, state: Path, wanted: Wanted, tally: Tally | 
     lines = []
     for seq in sorted({seq for seq, _ in reviews}):
         part = journal.part_of(seq)
+        if part is None:
+            # Reviewed when the part was old already: its row, and its image with it, are gone.
+            tally.left_out[_SEALED] = tally.left_out.get(_SEALED, 0) + 1
         for view in part.views if part is not None else ():
             review = _of_view(reviews, seq, view.view)
             if part is None or review is None or not _is_wanted(wanted, part, view):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -14,7 +15,7 @@ from flawscope.files import storage_errors
 from flawscope.runtime.line.clock import Clock
 from flawscope.runtime.line.gallery.disk import GB, Disk, Level, Usage
 from flawscope.runtime.line.gallery.keeper import Kept
-from flawscope.runtime.line.gallery.paths import IMAGES
+from flawscope.runtime.line.gallery.paths import IMAGES, below, map_path
 from flawscope.runtime.line.gallery.recent import RecentParts
 from flawscope.runtime.line.gallery.retention import Batch, KnowsParts, Retention, words_of
 from flawscope.runtime.line.gallery.store import ImageStore
@@ -131,6 +132,28 @@ class Gallery:
         if record is not None:
             self.store.put(seq, images)
 
+    def drop(self, parts: Sequence[tuple[int, tuple[str, ...]]]) -> str:
+        """Delete the stored images of parts whose rows are sealed and go next; whoever drops them calls it.
+
+        Args:
+            parts: Numbers of parts, and the paths of their images as the records name them.
+
+        Returns:
+            What could not be deleted, and stays; empty for nothing.
+        """
+        found: dict[int, list[Path]] = {}
+        for seq, names in parts:
+            paths = [below(self.state, path) for name in names for path in (name, map_path(name))]
+            if there := [path for path in paths if path is not None and os.path.lexists(path)]:
+                found[seq] = there
+        if found:
+            batch = Batch("sealed", tuple(sorted(found)), tuple(path for paths in found.values() for path in paths))
+            try:
+                self._delete(batch, "the rows of their parts are sealed")
+            except OSError as err:
+                return str(err)
+        return ""
+
     def status(self) -> ImagesStatus:
         """Return what is known now."""
         counts, disk = self.store.counts, self._disk
@@ -228,8 +251,8 @@ class Gallery:
         # Before: what is gone must be on record, even if the line is killed in between.
         self._journal.event("images_deleted", object="images", new=words_of(batch), reason=reason)
         deleted = self._retention.delete(batch)
-        self._deleted += deleted.files
         with self._lock:
+            self._deleted += deleted.files
             if self._bytes is not None:
                 self._bytes -= deleted.bytes
         if deleted.problem:

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     """Images that are deleted together.
 
     Attributes:
-        kind: `accepts`, `reviewed`, or `unreviewed`.
+        kind: `accepts`, `reviewed`, or `unreviewed`; `sealed` where their rows are.
         parts: Numbers of their parts.
         files: The files, maps too.
     """

@@ -65,6 +65,9 @@ class JournalView(TakesEvents, Protocol):
     def part_of(self, seq: int) -> PartRecord | None:
         """Return a part by its last revision; None where it has no record."""
 
+    def sealed_in(self, seq: int) -> str:
+        """Return the sealed file that a part is in; empty for none."""
+
     def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
         """Return reviews of a part, or of all, in the order in which they were made."""
 

@@ -23,9 +23,15 @@ _PLACE = click.argument("place", metavar="CONFIG", type=click.Path(path_type=Pat
 @click.option(
     "--key", type=click.Path(path_type=Path), metavar="FILE", help="Public key of the device that was kept elsewhere."
 )
+@click.option(
+    "--sealed",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Sealed files that were moved away from the state folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="What was found as one JSON object.")
-def verify(place: Path, heads: Path | None, key: Path | None, as_json: bool) -> int:
-    """Verify the journal of a line, also while it runs; exit status 1 if anything was changed.
+def verify(place: Path, heads: Path | None, key: Path | None, sealed: Path | None, as_json: bool) -> int:
+    """Verify the journal of a line and its sealed files, also while it runs; exit status 1 if anything was changed.
 
     CONFIG is the YAML file of the line, or its state folder, or a copy of that. The chain alone shows rows that were
     changed, deleted or inserted. Whoever computes all of it anew, with the device's key, is found by heads alone that
@@ -33,7 +39,7 @@ def verify(place: Path, heads: Path | None, key: Path | None, as_json: bool) -> 
     """
     from flawscope.runtime.line.journal.verify import verify as verify_journal
 
-    found = verify_journal(_state_of(place), heads, key=key)
+    found = verify_journal(_state_of(place), heads, key=key, sealed=sealed)
     if as_json:
         echo_json(
             {
@@ -45,6 +51,7 @@ def verify(place: Path, heads: Path | None, key: Path | None, as_json: bool) -> 
                 "last_link": found.last_link,
                 "parts": found.parts,
                 "events": found.events,
+                "sealed": found.sealed,
                 "heads": found.heads,
                 "signed": found.signed,
                 "missing": found.missing,

@@ -35,8 +35,17 @@ def entry_hash(previous: str, kind: Kind, link: int, record: Mapping[str, Any]) 
         link: Its place in the chain.
         record: Columns of its row -> their values, without `link`, `prev_hash` and `hash`.
     """
-    entry = {"kind": kind, "link": link, "record": dict(record)}
-    return hashlib.sha256(previous.encode() + canonical(entry)).hexdigest()
+    return hash_of(previous, entry_of_chain(kind, link, record))
+
+
+def entry_of_chain(kind: Kind, link: int, record: Mapping[str, Any]) -> bytes:
+    """Return an entry as canonical JSON; see `entry_hash`."""
+    return canonical({"kind": kind, "link": link, "record": dict(record)})
+
+
+def hash_of(previous: str, entry: bytes) -> str:
+    """Return the hash of an entry that is canonical JSON already; see `entry_hash`."""
+    return hashlib.sha256(previous.encode() + entry).hexdigest()
 
 
 def beginning_hash(beginning: Mapping[str, Any]) -> str:

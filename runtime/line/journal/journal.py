@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flawscope.bundle.ed25519 import PrivateKey
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, StorageError
 from flawscope.runtime.line.clock import Clock, boot_id, iso
 from flawscope.runtime.line.journal.events import EventRecord
 from flawscope.runtime.line.journal.heads import HEADS, Head, append_heads, device_key
@@ -20,7 +20,9 @@ from flawscope.runtime.line.journal.recorder import Done
 from flawscope.runtime.line.journal.reviews import PartFacts, Review
 from flawscope.runtime.line.journal.rows import event_row, part_of, part_row
 from flawscope.runtime.line.journal.schema import FILE
-from flawscope.runtime.line.journal.writer import Entry, Mark, Writer
+from flawscope.runtime.line.journal.sealed import ACTION as SEALING
+from flawscope.runtime.line.journal.sealed import SEALED, Sealed
+from flawscope.runtime.line.journal.writer import Drop, Entry, Mark, Writer
 from flawscope.runtime.line.parts import PartRecord
 
 CLOSE_S = 10.0
@@ -96,6 +98,11 @@ class Journal:
         return self._writer.standing.link
 
     @property
+    def oldest_open(self) -> int:
+        """Smallest number that was passed over and has no record yet; 0 for none."""
+        return min(self._writer.standing.missing, default=0)
+
+    @property
     def problem(self) -> str:
         """What keeps the journal from being written, or what was wrong when it was opened; empty for nothing."""
         return self._writer.problem
@@ -160,6 +167,43 @@ class Journal:
         row = event_row(EventRecord(utc, now, self._boot, actor, role, action, object, old, new, reason))
         self._writer.put(Entry(row, is_part=False, clears_problem=clears_problem))
 
+    def seal(self, sealed: Sealed, reason: str, done: Done) -> None:
+        """Queue the note, with an event, that entries are in a sealed file; `drop` may delete them afterwards.
+
+        Args:
+            sealed: What the file holds.
+            reason: Why they are sealed.
+            done: Called by the writer, as that of `record`.
+        """
+        utc, now = iso(self._clock.utc_ns()), self._clock.mono_ns()
+        said = EventRecord(
+            utc, now, self._boot, "line", "", SEALING, f"{SEALED}/{sealed.file}", "", sealed.said(), reason
+        )
+        self._writer.put(Entry(event_row(said), is_part=False, done=done, seals=sealed))
+
+    def drop(self, last: int, timeout_s: float = CLOSE_S) -> None:
+        """Delete the rows of sealed entries until a place, when nothing else is to be written; one thread may ask.
+
+        Raises:
+            StorageError: If the disk fails, or there was no moment for it in time: it is done later then.
+        """
+        drop = Drop(last)
+        self._writer.drop(drop)
+        if not drop.is_over.wait(timeout_s):
+            raise StorageError(f"{self._path}: sealed rows could not be deleted in {timeout_s:.0f} s. See to the disk.")
+        if drop.error is not None:
+            raise drop.error
+
+    def signed_head(self, link: int, hash: str, seq: int) -> Head:
+        """Return a signed head of an entry on record.
+
+        Args:
+            link: Its place.
+            hash: Its hash.
+            seq: Largest number of a part until then.
+        """
+        return Head(self._line, link, hash, seq, iso(self._clock.utc_ns())).signed_by(self._key)
+
     def cursor(self, sink: str) -> int:
         """Return the place in the chain until which a sink has been told; 0 before the first time."""
         return self._writer.cursors.get(sink, 0)
@@ -210,6 +254,10 @@ class Journal:
     def part_of(self, seq: int) -> PartRecord | None:
         """Return a part by its last revision; see `JournalReader.part_of`."""
         return self._reader.part_of(seq)
+
+    def sealed_in(self, seq: int) -> str:
+        """Return the sealed file that a part is in; see `JournalReader.sealed_in`."""
+        return self._reader.sealed_in(seq)
 
     def reviews(self, seq: int | None = None, after: int = 0, limit: int = 1000) -> list[Review]:
         """Return reviews in the order in which they were made; see `JournalReader.reviews`."""
@@ -270,5 +318,4 @@ class Journal:
             _log.error("%s: the disk did not answer in %.0f s; the last entries may be lost.", self._path, CLOSE_S)
 
     def _head(self, at: Standing) -> Head:
-        head = Head(self._line, at.link, at.hash, at.last_seq, iso(self._clock.utc_ns()))
-        return head.signed_by(self._key)
+        return self.signed_head(at.link, at.hash, at.last_seq)

@@ -12,7 +12,8 @@ from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.journal.chain import Kind, entry_hash
 from flawscope.runtime.line.journal.heads import Head
 from flawscope.runtime.line.journal.rows import Row
-from flawscope.runtime.line.journal.schema import CHAIN_COLUMNS, COLUMNS, TABLES
+from flawscope.runtime.line.journal.schema import CHAIN_COLUMNS, COLUMNS, TABLES, snapshot
+from flawscope.runtime.line.journal.sealed import Sealed, add_sealed, last_sealed
 
 MOST_OPEN = 64 * 1024
 """Most parts that a line can have open at once: stations times their depth. A number further behind is lost."""
@@ -44,6 +45,8 @@ class Standing:
         counts: Station and verdict -> parts, each by its last revision.
         missing: Numbers below `last_seq` that were passed over since the file was opened: open parts, mostly.
         lost: How many numbers were passed over at once that were too many to be open.
+        sealed_link: Place of the last entry that is sealed, or the one before the first of this file.
+        sealed_seq: Largest number of a part that is sealed; 0 for none.
     """
 
     first_seq: int
@@ -54,6 +57,8 @@ class Standing:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     missing: set[int] = field(default_factory=set)
     lost: int = 0
+    sealed_link: int = 0
+    sealed_seq: int = 0
 
 
 class Ledger:
@@ -96,6 +101,10 @@ class Ledger:
                 f"part {seq}: expected a fault, because this journal begins with part {at.first_seq:,}, got {verdict}. "
                 "What was open before it may be a fault alone."
             )
+        if seq <= at.sealed_seq and (earlier is None or earlier[3] <= at.sealed_link):
+            raise RecordRefused(
+                f"part {seq}: expected a part whose rows are not sealed, got one before {at.sealed_seq:,}."
+            )
         _check_revision(row, earlier)
         self._add("part", row)
         if earlier is not None:
@@ -111,9 +120,9 @@ class Ledger:
             at.missing.update(range(known, seq))
             at.last_seq = seq
 
-    def _earlier(self, seq: int) -> tuple[int, str, str] | None:
-        query = "SELECT revision, station, verdict FROM part_record WHERE seq = ? ORDER BY revision DESC LIMIT 1"
-        found: tuple[int, str, str] | None = self.connection.execute(query, (seq,)).fetchone()
+    def _earlier(self, seq: int) -> tuple[int, str, str, int] | None:
+        query = "SELECT revision, station, verdict, link FROM part_record WHERE seq = ? ORDER BY revision DESC LIMIT 1"
+        found: tuple[int, str, str, int] | None = self.connection.execute(query, (seq,)).fetchone()
         return found
 
     def add_event(self, row: Row) -> None:
@@ -124,6 +133,27 @@ class Ledger:
         """Add a head to the chain that it is the head of. Raises sqlite3.Error."""
         fields = msgspec.structs.asdict(head)
         self._add("head", {**fields, "head_link": head.link, "head_hash": head.hash})
+
+    def seal(self, sealed: Sealed) -> None:
+        """Note that entries are sealed.
+
+        Raises:
+            RecordRefused: If they do not follow those that are.
+            sqlite3.Error: If the file cannot be written.
+        """
+        at = self.standing
+        if sealed.first_link != at.sealed_link + 1 or sealed.last_link > at.link:
+            raise RecordRefused(
+                f"sealed rows: expected them from entry {at.sealed_link + 1:,} on, got {sealed.first_link:,} to "
+                f"{sealed.last_link:,}."
+            )
+        add_sealed(self.connection, sealed)
+        at.sealed_link, at.sealed_seq = sealed.last_link, sealed.highest_seq
+
+    def drop(self, last: int) -> None:
+        """Delete the rows of sealed entries until a place. Raises sqlite3.Error."""
+        for table in TABLES.values():
+            self.connection.execute(f"DELETE FROM {table} WHERE link <= ?", (min(last, self.standing.sealed_link),))
 
     def set_cursor(self, sink: str, link: int) -> None:
         """Note how far a sink is; it is not in the chain. Raises sqlite3.Error."""
@@ -137,7 +167,7 @@ class Ledger:
         at.link, at.hash, at.kind = at.link + 1, value, kind
 
 
-def _check_revision(row: Row, earlier: tuple[int, str, str] | None) -> None:
+def _check_revision(row: Row, earlier: tuple[int, str, str, int] | None) -> None:
     seq, revision, verdict = row["seq"], row["revision"], row["verdict"]
     if revision and verdict != "fault":
         raise RecordRefused(f"part {seq}: expected a fault in place of an earlier record, got {verdict}.")
@@ -160,7 +190,11 @@ def _standing(connection: sqlite3.Connection) -> Standing:
     """Return where the chain of a file ends."""
     query = "SELECT first_link, first_seq, beginning_hash FROM journal"
     first_link, first_seq, beginning = connection.execute(query).fetchone()
-    at = Standing(first_seq, first_link - 1, beginning, last_seq=first_seq - 1)
+    at = Standing(first_seq, first_link - 1, beginning, last_seq=first_seq - 1, sealed_link=first_link - 1)
+    if (sealed := last_sealed(connection)) is not None:
+        at.link, at.hash, at.kind = sealed.last_link, sealed.hash, "event"
+        at.last_seq = max(at.last_seq, sealed.highest_seq)
+        at.sealed_link, at.sealed_seq = sealed.last_link, sealed.highest_seq
     for kind, table in TABLES.items():
         last = connection.execute(f"SELECT link, hash FROM {table} ORDER BY link DESC LIMIT 1").fetchone()
         if last is not None and last[0] > at.link:
@@ -172,13 +206,39 @@ def _standing(connection: sqlite3.Connection) -> Standing:
 
 
 def counts_of(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
-    """Return station and verdict -> number of parts, each by its last revision, as the file says."""
-    query = "SELECT station, verdict, COUNT(*) FROM part GROUP BY station, verdict"
-    return {(station, verdict): number for station, verdict, number in connection.execute(query)}
+    """Return station and verdict -> number of parts, each by its last revision, those that are sealed included.
+
+    Raises:
+        DataError: If what is said of sealed rows was changed by hand.
+        sqlite3.Error: If the file cannot be read.
+    """
+    with snapshot(connection):
+        sealed = last_sealed(connection)
+        counts = counts_between(connection, 0 if sealed is None else sealed.last_link, None)
+    for station, of_station in (sealed.counts if sealed else {}).items():
+        for verdict, number in of_station.items():
+            counts[station, verdict] = counts.get((station, verdict), 0) + number
+    return counts
+
+
+def counts_between(connection: sqlite3.Connection, after: int, last: int | None) -> dict[tuple[str, str], int]:
+    """Return station and verdict -> parts whose last revision lies behind a place, and not behind another.
+
+    Raises:
+        sqlite3.Error: If the file cannot be read.
+    """
+    until = "" if last is None else f" AND link <= {last:d}"
+    query = f"SELECT station, verdict, COUNT(*) FROM part WHERE link > ?{until} GROUP BY station, verdict"
+    return {(station, verdict): number for station, verdict, number in connection.execute(query, (after,))}
 
 
 def unrecorded(connection: sqlite3.Connection, first: int, last: int) -> list[int]:
-    """Return the numbers from `first` to `last`, both included, that no part has. Raises sqlite3.Error."""
+    """Return the numbers from `first` to `last`, both included, that no part has. Raises sqlite3.Error.
+
+    Numbers of sealed parts are not among them.
+    """
+    sealed = last_sealed(connection)
+    first = first if sealed is None else max(first, sealed.highest_seq + 1)
     query = "SELECT DISTINCT seq FROM part_record WHERE seq BETWEEN ? AND ? ORDER BY seq"
     found: list[int] = []
     expected = first

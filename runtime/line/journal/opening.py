@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flawscope.errors import ArgumentError, StorageError
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.files import storage_errors
 from flawscope.open_files import list_folder
 from flawscope.runtime.line.clock import Clock, iso
@@ -26,10 +26,14 @@ from flawscope.runtime.line.journal.schema import (
     SCHEMA,
     STATEMENTS,
     TABLES,
+    complete_schema,
+    has_sealed,
     open_reader,
     open_writer,
     snapshot,
 )
+from flawscope.runtime.line.journal.sealed import SEALED, last_sealed, links_of
+from flawscope.runtime.line.journal.sealed_file import last_head
 from flawscope.scratch import sync
 
 LOCK = "journal.lock"
@@ -87,6 +91,10 @@ def open_file(folder: Path, line: str, clock: Clock) -> Opened:
                 _begin(path, _beginning(line, clock, head, known), told)
             connection = open_writer(path)
             stack.callback(connection.close)
+            if not has_sealed(connection):
+                connection.execute("BEGIN IMMEDIATE")
+                complete_schema(connection)
+                connection.execute("COMMIT")
             (problem,) = connection.execute("SELECT problem FROM journal").fetchone()
             _complete_heads(connection, folder / HEADS, line)
         stack.pop_all()
@@ -163,6 +171,8 @@ def _examined(path: Path, line: str, head: Head | None) -> str:
         raise
     except sqlite3.DatabaseError as err:
         return f"is broken ({err})"
+    except DataError as err:
+        return f"is broken ({err})"
     except _Broken as err:
         return str(err)
     finally:
@@ -196,7 +206,10 @@ def _check_begin(connection: sqlite3.Connection) -> None:
 def _check_head(connection: sqlite3.Connection, head: Head | None) -> None:
     """Refuse to go on with a file that ends before what was signed: its numbers would be given a second time."""
     first_link = connection.execute("SELECT first_link FROM journal").fetchone()[0]
-    if head is None or head.link < first_link:
+    sealed = last_sealed(connection)
+    if head is None or head.link < max(first_link, sealed.last_link if sealed else 0):
+        return
+    if sealed is not None and (head.link, head.hash) == (sealed.last_link, sealed.hash):
         return
     for table in TABLES.values():
         found = connection.execute(f"SELECT hash FROM {table} WHERE link = ?", (head.link,)).fetchone()
@@ -234,6 +247,12 @@ def _known(folder: Path, head: Head | None) -> tuple[int, int]:
             for table in TABLES.values():
                 link = max(link, connection.execute(f"SELECT MAX(link) FROM {table}").fetchone()[0] or 0)
             seq = max(seq, connection.execute("SELECT MAX(seq) FROM part_record").fetchone()[0] or 0)
+    sealed = (
+        [path for path in list_folder(folder / SEALED) if links_of(path.name)] if (folder / SEALED).is_dir() else []
+    )
+    for path in sorted(sealed, key=lambda path: links_of(path.name) or (0, 0))[-1:]:
+        if (last := last_head(path)) is not None:
+            link, seq = max(link, last.link), max(seq, last.seq)
     return link, seq
 
 
@@ -253,6 +272,7 @@ def _begin(path: Path, beginning: dict[str, Any], problem: str) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for statement in STATEMENTS:
             connection.execute(statement)
+        complete_schema(connection)
         row = (*beginning.values(), beginning_hash(beginning), problem)
         connection.execute(f"INSERT INTO journal VALUES ({', '.join('?' * len(row))})", row)
         connection.execute(f"PRAGMA application_id = {APPLICATION}")

@@ -26,6 +26,7 @@ from flawscope.runtime.line.journal.schema import (
     open_reader,
     snapshot,
 )
+from flawscope.runtime.line.journal.sealed import SEALED, files_with, last_sealed
 from flawscope.runtime.line.parts import PartRecord
 
 MOST_IDLE = 8
@@ -180,17 +181,35 @@ class JournalReader:
         return [entry_of(self.line, "event", dict(zip(names, row, strict=True))) for row in rows]
 
     def has_event(self, action: str) -> bool:
-        """Return whether there is an event of an action. Raises StorageError."""
+        """Return whether there is an event of an action; a sealed one counts where it is among `CARRIED`.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
         with self.connection() as connection:
             query = "SELECT EXISTS (SELECT 1 FROM event WHERE action = ?)"
-            return bool(connection.execute(query, (action,)).fetchone()[0])
+            if connection.execute(query, (action,)).fetchone()[0]:
+                return True
+            last = last_sealed(connection)
+            return last is not None and action in last.carried
 
     def last_event(self, action: str, object: str) -> str:
-        """Return what the last event of an action on an object has as new; empty for none. Raises StorageError."""
+        """Return what the last event of an action on an object has as new; empty for none. Raises StorageError.
+
+        Of events that are sealed those among `CARRIED` are known.
+        """
         with self.connection() as connection:
             query = "SELECT new FROM event WHERE action = ? AND object = ? ORDER BY link DESC LIMIT 1"
             row = connection.execute(query, (action, object)).fetchone()
-            return "" if row is None else str(row[0])
+            if row is not None:
+                return str(row[0])
+            last = last_sealed(connection)
+            return "" if last is None else last.carried.get(action, {}).get(object, "")
+
+    def sealed_in(self, seq: int) -> str:
+        """Return the sealed file that a part is in, from the state folder on; empty for none. Raises StorageError."""
+        with self.connection() as connection:
+            return next((f"{SEALED}/{name}" for name in files_with(connection, seq)), "")
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Return station and verdict -> number of parts, each by its last revision. Raises StorageError."""
@@ -253,12 +272,30 @@ def rows_after(connection: sqlite3.Connection, after: int, limit: int) -> list[t
     Raises:
         sqlite3.Error: If the file cannot be read.
     """
-    found: list[list[tuple[Kind, Row]]] = []
     # All tables at one moment: an entry that comes in between would leave a gap.
     with snapshot(connection):
-        for kind, table in TABLES.items():
-            names = (*COLUMNS[kind], *CHAIN_COLUMNS)
-            query = f"SELECT {', '.join(names)} FROM {table} WHERE link > ? ORDER BY link LIMIT ?"
-            rows = connection.execute(query, (after, limit)).fetchall()
-            found.append([(kind, dict(zip(names, row, strict=True))) for row in rows])
-    return sorted(itertools.chain(*found), key=lambda entry: entry[1]["link"])[:limit]
+        return _rows(connection, "link > ? ORDER BY link LIMIT ?", (after, limit))[:limit]
+
+
+def rows_between(connection: sqlite3.Connection, after: int, last: int) -> list[tuple[Kind, Row]]:
+    """Return kind and row of the entries behind a place, until another, which is written already.
+
+    Raises:
+        sqlite3.Error: If the file cannot be read.
+    """
+    return _rows(connection, "link > ? AND link <= ? ORDER BY link", (after, last))
+
+
+def first_row(connection: sqlite3.Connection) -> int | None:
+    """Return the place of the first entry whose row is there; None for none. Raises sqlite3.Error."""
+    links = (connection.execute(f"SELECT MIN(link) FROM {table}").fetchone()[0] for table in TABLES.values())
+    return min((link for link in links if link is not None), default=None)
+
+
+def _rows(connection: sqlite3.Connection, condition: str, values: tuple[int, ...]) -> list[tuple[Kind, Row]]:
+    found: list[list[tuple[Kind, Row]]] = []
+    for kind, table in TABLES.items():
+        names = (*COLUMNS[kind], *CHAIN_COLUMNS)
+        rows = connection.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {condition}", values).fetchall()
+        found.append([(kind, dict(zip(names, row, strict=True))) for row in rows])
+    return sorted(itertools.chain(*found), key=lambda entry: entry[1]["link"])

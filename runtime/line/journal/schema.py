@@ -84,6 +84,15 @@ FROM part_record AS r WHERE NOT EXISTS (
 )""",
 )
 
+SEALED_TABLE = "sealed"
+ADDED = (
+    f"""CREATE TABLE {SEALED_TABLE} (
+    file TEXT NOT NULL, first_link INTEGER NOT NULL, last_link INTEGER PRIMARY KEY, first_seq INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL, said TEXT NOT NULL
+)""",
+)
+"""What was added to the schema: a journal that was begun before has it from the next time on that a line opens it."""
+
 
 def open_writer(path: Path) -> sqlite3.Connection:
     """Open the file to write, and make it where it is missing: WAL, and on the disk before a commit returns.
@@ -130,13 +139,28 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-def expected_schema() -> set[tuple[str, str]]:
-    """Return name and text of everything that the file defines."""
+def complete_schema(connection: sqlite3.Connection) -> None:
+    """Add what a journal that was begun before does not have. Raises sqlite3.Error."""
+    if not has_sealed(connection):
+        for statement in ADDED:
+            connection.execute(statement)
+
+
+def has_sealed(connection: sqlite3.Connection) -> bool:
+    """Return whether the file has the table of sealed files: one that no line has opened since has none."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (SEALED_TABLE,)).fetchone() is not None
+
+
+def expected_schemas() -> tuple[set[tuple[str, str]], ...]:
+    """Return name and text of everything that the file defines, today and where no line has opened it since."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
         for statement in STATEMENTS:
             connection.execute(statement)
-        return stored_schema(connection)
+        before = stored_schema(connection)
+        complete_schema(connection)
+        return before, stored_schema(connection)
     finally:
         connection.close()
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flawscope.bundle.ed25519 import PublicKey
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.runtime.line.journal.chain import Kind, beginning_hash, entry_hash
+from flawscope.open_files import list_folder
+from flawscope.runtime.line.journal.chain import beginning_hash
 from flawscope.runtime.line.journal.heads import HEADS, PUBLIC_KEY, Head, public_key, read_heads
-from flawscope.runtime.line.journal.reader import JournalReader, rows_after
-from flawscope.runtime.line.journal.rows import Row
-from flawscope.runtime.line.journal.schema import BEGINNING, COLUMNS, expected_schema, stored_schema
-
-_BATCH = 2000
+from flawscope.runtime.line.journal.reader import JournalReader
+from flawscope.runtime.line.journal.schema import BEGINNING, expected_schemas, stored_schema
+from flawscope.runtime.line.journal.sealed import SEALED, links_of
+from flawscope.runtime.line.journal.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Verification:
         wrong: What is wrong, a sentence; empty where nothing is.
         missing: Numbers of parts below the last one that have no record: open ones, or lost at a power cut.
         notes: What could not be checked, and what else an auditor should know.
+        sealed: Sealed files that were followed.
     """
 
     line: str
@@ -48,6 +49,7 @@ class Verification:
     wrong: str
     missing: tuple[int, ...]
     notes: tuple[str, ...]
+    sealed: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -61,26 +63,18 @@ class Verification:
             f"line {self.line}: {entries:,} entries from {self.first_link:,} on: {self.parts:,} records of parts, "
             f"{self.events:,} events; compared with {self.heads:,} heads, {self.signed:,} of them signed"
         ]
+        if self.sealed:
+            found.append(f"{self.sealed:,} sealed files and the journal are one chain")
         found.append(f"WRONG at entry {self.wrong_link:,}: {self.wrong}" if self.wrong else "The chain is whole.")
         if self.missing:
             found.append(f"parts without a record: {', '.join(map(str, self.missing))}")
         return found + [f"note: {note}" for note in self.notes]
 
 
-@dataclass
-class _Walk:
-    """What is known while the chain is followed."""
-
-    link: int
-    hash: str
-    numbers: dict[str, int] = field(default_factory=lambda: {"part": 0, "event": 0, "head": 0})
-    wrong: tuple[int, str] | None = None
-    hashes: dict[int, str] = field(default_factory=dict)
-    heads: list[Head] = field(default_factory=list)
-
-
-def verify(folder: Path, heads: Path | Sequence[Head] | None = None, *, key: Path | None = None) -> Verification:
-    """Verify the journal of a state folder, while it is written or not.
+def verify(
+    folder: Path, heads: Path | Sequence[Head] | None = None, *, key: Path | None = None, sealed: Path | None = None
+) -> Verification:
+    """Verify the journal of a state folder and its sealed files as one chain, while it is written or not.
 
     The chain alone shows changed, deleted and inserted rows. The heads beside the journal show a cut-off end. Who
     computes all hashes anew, and has the device's key, can make a chain and heads that agree: only heads that were
@@ -91,20 +85,24 @@ def verify(folder: Path, heads: Path | Sequence[Head] | None = None, *, key: Pat
         heads: Heads that were kept elsewhere: a file such as `heads.jsonl`, or the heads themselves.
         key: Public key of the device, kept elsewhere: heads must be signed by it. By default that of the folder is
             taken, and heads of another key are a note.
+        sealed: A further folder of sealed files, for those that were moved away.
 
     Raises:
-        ArgumentError: If there is no journal that this version can read, or heads or key cannot be read.
+        ArgumentError: If there is no journal that this version can read, or heads, key or folder cannot be read.
         StorageError: If the file cannot be opened.
     """
     notes: list[str] = []
     # Before the journal: what is appended meanwhile is then in the journal at least.
     beside, elsewhere = _known_heads(folder, heads, notes)
     trusted = _trusted(folder, key, notes)
+    if sealed is not None and not sealed.is_dir():
+        raise ArgumentError(f"{sealed}: expected a folder of sealed files, got none. Name another.")
+    folders = [folder / SEALED, *([] if sealed is None else [sealed])]
     reader = JournalReader(folder)
     try:
         with reader.connection() as connection:
             return _verified(
-                connection, reader.line, beside, elsewhere, trusted, is_strict=key is not None, notes=notes
+                connection, folders, reader.line, beside, elsewhere, trusted, is_strict=key is not None, notes=notes
             )
     finally:
         reader.close()
@@ -148,6 +146,7 @@ def _trusted(folder: Path, key: Path | None, notes: list[str]) -> PublicKey | No
 
 def _verified(
     connection: sqlite3.Connection,
+    folders: list[Path],
     line: str,
     beside: list[Head],
     elsewhere: list[Head],
@@ -161,17 +160,17 @@ def _verified(
     first_link, first_seq = says["first_link"], says["first_seq"]
     if says["before_json"] != "null":
         notes.append(f"the journal goes on after an earlier one that was broken or lost: {says['before_json']}")
-    walk = _Walk(first_link - 1, beginning[-1])
+    wanted = {head.link for head in (*beside, *elsewhere)}
+    walk = Walk(connection, folders, (first_link - 1, beginning[-1]), first_seq, wanted)
     if beginning_hash(says) != beginning[-1]:
         walk.wrong = (first_link, "what the journal says of its beginning was changed.")
-    elif stored_schema(connection) != expected_schema():
+    elif stored_schema(connection) not in expected_schemas():
         walk.wrong = (first_link, "tables, indexes or views were changed: queries may say what no entry says.")
-    wanted = {head.link for head in (*beside, *elsewhere)}
-    seqs = _Seqs(first_seq)
     try:
-        _follow(connection, walk, wanted, seqs)
+        walk.follow()
     except sqlite3.DatabaseError as err:
         walk.wrong = walk.wrong or (walk.link + 1, f"the file is broken: {err}.")
+    _note_unknown(folders[0], walk, notes)
     # Apart: heads beside a journal that somebody made anew agree with it, and say nothing about where it is sound.
     agree = [*_check_heads(walk, elsewhere, line, first_link, notes)]
     agree += _check_heads(walk, beside, line, first_link, notes)
@@ -189,53 +188,24 @@ def _verified(
         signed,
         wrong_link,
         wrong,
-        tuple(seqs.missing()),
+        tuple(walk.seqs.missing()),
         tuple(notes),
+        len(walk.sealed),
     )
 
 
-def _follow(connection: sqlite3.Connection, walk: _Walk, wanted: set[int], seqs: _Seqs) -> None:
-    """Follow the chain until its end, or the first entry that is wrong."""
-    while walk.wrong is None and (rows := rows_after(connection, walk.link, _BATCH)):
-        for kind, row in rows:
-            problem = _problem(walk, kind, row)
-            if problem:
-                walk.wrong = (walk.link + 1, problem)
-                return
-            walk.link, walk.hash = row["link"], row["hash"]
-            walk.numbers[kind] += 1
-            if walk.link in wanted or kind == "head":
-                walk.hashes[walk.link] = walk.hash
-            if kind == "part":
-                seqs.add(row["seq"])
-            elif kind == "head":
-                walk.heads.append(_head_of(row))
+def _note_unknown(folder: Path, walk: Walk, notes: list[str]) -> None:
+    """Say which sealed files the chain does not lead through."""
+    names = [path.name for path in list_folder(folder)] if folder.is_dir() else []
+    unknown = sorted(name for name in names if links_of(name) and name not in walk.sealed)
+    if unknown and walk.wrong is None:
+        notes.append(
+            f"{len(unknown):,} sealed files are of an earlier journal of this line, or not noted yet, and were not "
+            f"followed: {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}"
+        )
 
 
-def _problem(walk: _Walk, kind: Kind, row: Row) -> str:
-    if row["link"] != walk.link + 1:
-        return "it was deleted: the next entry is " + format(row["link"], ",") + "."
-    if row["prev_hash"] != walk.hash:
-        return f"it is not chained to the entry before it ({kind})."
-    record = {name: row[name] for name in COLUMNS[kind]}
-    try:
-        value = entry_hash(row["prev_hash"], kind, row["link"], record)
-    except (TypeError, ValueError):
-        # Bytes, or a number that is infinite: no writer of ours stores them.
-        value = ""
-    if value != row["hash"]:
-        return f"it was changed: its hash belongs to another {kind}."
-    if kind == "head" and (row["head_link"], row["head_hash"]) != (walk.link, walk.hash):
-        return "it is the head of another chain."
-    return ""
-
-
-def _head_of(row: Row) -> Head:
-    names = ("line", "head_link", "head_hash", "seq", "utc", "key", "signature")
-    return Head(*(row[name] for name in names))
-
-
-def _check_heads(walk: _Walk, heads: Sequence[Head], line: str, first_link: int, notes: list[str]) -> list[Head]:
+def _check_heads(walk: Walk, heads: Sequence[Head], line: str, first_link: int, notes: list[str]) -> list[Head]:
     """Compare the chain with heads, of which the first that differs is what is wrong; return those that agree."""
     agree: list[Head] = []
     other = earlier = 0
@@ -267,7 +237,7 @@ def _check_heads(walk: _Walk, heads: Sequence[Head], line: str, first_link: int,
 
 
 def _check_signatures(
-    walk: _Walk, heads: Sequence[Head], key: PublicKey | None, *, is_strict: bool, notes: list[str]
+    walk: Walk, heads: Sequence[Head], key: PublicKey | None, *, is_strict: bool, notes: list[str]
 ) -> int:
     """Check the signatures of heads; return how many are good."""
     unsigned = foreign = good = 0
@@ -287,30 +257,3 @@ def _check_signatures(
     if foreign:
         notes.append(f"{foreign:,} heads are signed by another key than that of the folder")
     return good
-
-
-class _Seqs:
-    """Which numbers of parts have not come, in little memory: parts come almost in order."""
-
-    MOST_SHOWN = 20
-
-    def __init__(self, first: int) -> None:
-        self._first, self._next, self._ahead = first, first, set[int]()
-
-    def add(self, seq: int) -> None:
-        """Note a number; numbers below the first are of parts that were open before this journal."""
-        if seq >= self._next:
-            self._ahead.add(seq)
-            while self._next in self._ahead:
-                self._ahead.remove(self._next)
-                self._next += 1
-
-    def missing(self) -> list[int]:
-        """Return the first numbers that have not come although a larger one has."""
-        found: list[int] = []
-        for seq in range(self._next, max(self._ahead, default=0)):
-            if seq not in self._ahead:
-                found.append(seq)
-                if len(found) >= self.MOST_SHOWN:
-                    break
-        return found

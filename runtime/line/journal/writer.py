@@ -20,6 +20,7 @@ from flawscope.runtime.line.journal.heads import Head
 from flawscope.runtime.line.journal.ledger import MOST_OPEN, Ledger, RecordRefused, Standing
 from flawscope.runtime.line.journal.recorder import Done
 from flawscope.runtime.line.journal.rows import Row, event_row
+from flawscope.runtime.line.journal.sealed import Sealed
 
 MOST_KEPT = 10_000
 """Most entries that wait in memory."""
@@ -46,12 +47,14 @@ class Entry:
         is_part: Whether it is a part.
         done: Called once, when it is written or given up.
         clears_problem: Whether it acknowledges what was wrong when the journal was opened.
+        seals: What its event says is sealed; None for other events.
     """
 
     row: Row
     is_part: bool
     done: Done | None = None
     clears_problem: bool = False
+    seals: Sealed | None = None
 
     @property
     def is_accept(self) -> bool:
@@ -80,6 +83,26 @@ class Mark:
     """Set when everything that was queued before it is written."""
 
     is_written: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Drop:
+    """Rows of sealed entries that are deleted when nothing else is to be written.
+
+    Attributes:
+        last: Place of the last of them.
+        is_over: Set when they are gone, or will not be.
+        error: Why they will not; None where they are gone.
+    """
+
+    last: int
+    is_over: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def end(self, error: Exception | None) -> None:
+        """Tell whoever waits."""
+        self.error = error
+        self.is_over.set()
 
 
 class Writer:
@@ -122,6 +145,7 @@ class Writer:
         self._kept: deque[Entry | Mark] = deque()
         self._moved: dict[str, int] = {}
         self._moved_at = 0.0
+        self._drop: Drop | None = None
         self._opening_problem = problem
         self._failure = ""
         self._failed_at = 0.0
@@ -166,6 +190,15 @@ class Writer:
                 self._wake.notify()
             self.cursors[sink] = self._moved[sink] = link
 
+    def drop(self, drop: Drop) -> None:
+        """Delete rows of sealed entries soon; one at a time is asked for."""
+        with self._wake:
+            if self._is_closing:
+                drop.end(StorageError(f"{self._path}: sealed rows could not be deleted: the journal is closed."))
+                return
+            self._drop = drop
+            self._wake.notify()
+
     def close(self, timeout_s: float) -> bool:
         """Write what waits, sign the head and end; return whether it ended in time."""
         with self._wake:
@@ -208,11 +241,12 @@ class Writer:
         is_written = self._write_kept(is_closing)
         if is_written:
             self._sign_if_due(is_closing)
+            self._drop_if_idle()
         with self._wake:
             return not is_closing or (is_written and bool(self._inbox))
 
     def _is_due(self) -> bool:
-        return bool(self._inbox) or self._is_closing
+        return bool(self._inbox) or self._is_closing or (self._drop is not None and not self._failure)
 
     def _pause_s(self) -> float:
         now = time.monotonic()
@@ -267,9 +301,33 @@ class Writer:
             item.settle(answer)
         return True
 
+    def _drop_if_idle(self) -> None:
+        """Delete the rows that may go, unless anything came meanwhile: nobody waits for that."""
+        with self._wake:
+            if self._drop is None or self._inbox:
+                return
+            drop, self._drop = self._drop, None
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._ledger.drop(drop.last)
+            self._connection.execute("COMMIT")
+        except Exception as err:
+            # No failure of the journal: the next entry finds out by itself whether it can be written.
+            with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+            drop.end(StorageError(f"{self._path}: sealed rows could not be deleted: {err}. See to the disk."))
+            return
+        drop.end(None)
+
     def _add(self, entry: Entry) -> Exception | None:
         """Add an entry to the chain; return why it is refused, which becomes an event."""
         if not entry.is_part:
+            if entry.seals is not None:
+                try:
+                    self._ledger.seal(entry.seals)
+                except RecordRefused as err:
+                    return err
             self._ledger.add_event(entry.row)
             if entry.clears_problem:
                 self._connection.execute("UPDATE journal SET problem = ''")
@@ -372,6 +430,9 @@ class Writer:
             rest = [item for item in (*self._kept, *self._inbox) if isinstance(item, Entry)]
             self._kept.clear()
             self._inbox.clear()
+            drop, self._drop = self._drop, None
+        if drop is not None:
+            drop.end(StorageError(f"{self._path}: sealed rows could not be deleted: the journal is closed."))
         for item in rest:
             item.settle(self._given_up(item, self._failure or "the journal is closed"))
         if rest:

@@ -97,6 +97,12 @@ class OpenParts:
         """The last number that was given; 0 before the first."""
         return self._last
 
+    @property
+    def oldest(self) -> int:
+        """The smallest number of a part that is open; 0 for none."""
+        with self._lock:
+            return min(self._slots, default=0)
+
     def begin(self, station: str, part_id: str, mono_ns: int, utc_ns: int) -> int:
         """Note a new part and return its number."""
         name, place = cut(part_id, MOST_ID_BYTES).encode(), station.encode()

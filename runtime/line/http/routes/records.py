@@ -17,6 +17,13 @@ MOST_ROWS = 1000
 """Most parts or entries of an answer."""
 
 
+async def absent(context: Context, seq: int) -> Refusal:
+    """Return the refusal of a number that no part in the journal has: it says where it is, if that is known."""
+    if 0 < seq < 1 << 53 and (file := await context.call(context.line.journal.sealed_in, seq)):
+        return Refusal(404, f"expected a part in the journal, got {seq}, which is sealed: look into {file}.")
+    return Refusal(404, f"expected the number of a part on record, got {seq}. It may still be open.")
+
+
 def routes(context: Context) -> list[Api]:
     """Return the routes of the journal."""
     journal = context.line.journal
@@ -38,7 +45,7 @@ def routes(context: Context) -> list[Api]:
         seq = request.path_params["seq"]
         found = await context.call(journal.part_of, seq) if 0 < seq < 1 << 53 else None
         if found is None:
-            raise Refusal(404, f"expected the number of a part on record, got {seq}. It may still be open.")
+            raise await absent(context, seq)
         return json_answer(found)
 
     async def entries(request: Request) -> Response:

@@ -374,3 +374,32 @@ def _named(view: object, path: str) -> object:
     import msgspec
 
     return msgspec.structs.replace(view, image=path)
+
+
+def test_images_of_dropped_rows_go_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stored(tmp_path, 1000.0) as disk:
+        for seq in (1, 2, 3):
+            disk.record(seq, "reject", days_ago=2)
+        paths = {seq: f"{IMAGES}/{disk.day(2)}/{seq}-cam0.png" for seq in (1, 2, 3)}
+        (tmp_path / IMAGES / disk.day(2) / "2-cam0+map.png").write_bytes(b"x")
+        (tmp_path / "mine.png").write_bytes(b"x")
+        assert disk.gallery.drop([]) == ""
+        assert (
+            disk.gallery.drop([(1, (paths[1],)), (2, (paths[2], "../mine.png")), (9, (paths[3][:-9] + "9-a.png",))])
+            == ""
+        )
+        assert disk.left() == [3]
+        assert (tmp_path / "mine.png").exists()
+        (event,) = disk.events("images_deleted")
+        assert json.loads(event["new"]) == {"kind": "sealed", "files": 3, "parts": "1-2"}
+        assert disk.gallery.status().deleted == 3
+        # What is gone already is no event; what cannot be deleted is said, and stays.
+        assert disk.gallery.drop([(1, (paths[1],))]) == ""
+
+        def refuses(self: Path) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(Path, "unlink", refuses)
+        assert "could not be deleted" in disk.gallery.drop([(3, (paths[3],))])
+        assert disk.left() == [3]
+        assert len(disk.events("images_deleted")) == 2
