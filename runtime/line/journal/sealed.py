@@ -22,7 +22,7 @@ SEALED = "sealed"
 ACTION = "rows_sealed"
 """Action of the event that says what a sealed file holds."""
 
-CARRIED = ("generation", "user_added")
+CARRIED = ("generation", "threshold", "user_added")
 """Actions whose last event on each object a line asks for, however old it is."""
 
 _NAMES = ("file", "first_link", "last_link", "first_seq", "last_seq")

@@ -1,106 +1,45 @@
-"""Old rows: sealed in signed files, verified with the journal as one chain, and dropped, whatever is killed when."""
+"""Old rows: sealed in signed files and dropped, within bounds, whatever fails or is killed when."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import shutil
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 from line_journals import NOW_NS, WAIT_S, Answers, SetClock, a_part, by_hand, opened
+from project_paths import ROOT
+from sealed_rows import (
+    ALL,
+    DAY_NS,
+    DAYS,
+    PARTS,
+    Killed,
+    counts,
+    files,
+    filled,
+    keeper_of,
+    kept,
+    killed_at,
+    part,
+    rows,
+    seqs_in,
+)
 
 from flawscope.errors import DataError, StorageError
-from flawscope.files import sha256_file
 from flawscope.runtime.line.clock import iso
-from flawscope.runtime.line.journal import keeping, walk
+from flawscope.runtime.line.journal import keeping
 from flawscope.runtime.line.journal.heads import HEADS
 from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.keeping import Bounds, PartImages, RowKeeper
 from flawscope.runtime.line.journal.ledger import Ledger, RecordRefused
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE, SEALED_TABLE
-from flawscope.runtime.line.journal.sealed import SEALED, Sealed
+from flawscope.runtime.line.journal.sealed import CARRIED, SEALED, Sealed
 from flawscope.runtime.line.journal.verify import verify
-from flawscope.runtime.line.parts import PartRecord, Verdict
-
-DAY_NS = 24 * 3600 * 10**9
-DAYS = 30
-PARTS = 25
-ALL = Bounds()
-
-
-def part(seq: int, utc_ns: int) -> PartRecord:
-    """Return a part of a time; every fifth is a reject, every seventh a fault."""
-    verdict: Verdict = "fault" if seq % 7 == 0 else "reject" if seq % 5 == 0 else "accept"
-    return msgspec.structs.replace(a_part(seq, verdict), utc=iso(utc_ns))
-
-
-def filled(folder: Path, clock: SetClock, parts: int = PARTS) -> None:
-    """Record parts and events as of the clock, and then some that are 40 days younger."""
-    for _ in range(2):
-        with opened(folder, clock) as journal:
-            for seq in range(journal.last_seq + 1, journal.last_seq + parts + 1):
-                journal.record(part(seq, clock.utc_ns()))
-                journal.event("tick", object=str(seq))
-            journal.event("generation", object="station top", new=f"{clock.utc_ns() // DAY_NS}: cam0 by bundle ab")
-            if journal.last_seq < parts + 1:
-                journal.event("user_added", actor="anna", object="user anna")
-            assert journal.flush(WAIT_S)
-        clock.wall_ns += 40 * DAY_NS
-        clock.now_ns += 40 * DAY_NS
-    clock.wall_ns -= 40 * DAY_NS
-
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, clock: SetClock) -> Path:
-    """A state folder whose journal has rows of two days, 40 days apart; it is the second of them."""
-    place = tmp_path / "state"
-    filled(place, clock)
-    return place
-
-
-def keeper_of(folder: Path, journal: Journal, clock: SetClock, bounds: Bounds = ALL, **more: int) -> RowKeeper:
-    return RowKeeper(folder, journal, clock, DAYS, bounds, load=1.0, settle_s=0.0, **more)  # type: ignore[arg-type]
-
-
-def kept(folder: Path, clock: SetClock, bounds: Bounds = ALL, **more: int) -> None:
-    """Open the journal, seal and drop all that is due, and close it."""
-    with opened(folder, clock) as journal:
-        keeper = keeper_of(folder, journal, clock, bounds, **more)
-        try:
-            while keeper.turn():
-                pass
-        finally:
-            keeper.stop()
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted((folder / SEALED).iterdir()) if (folder / SEALED).is_dir() else []
-
-
-def rows(folder: Path) -> list[tuple[int, int]]:
-    """Return number and revision of the parts whose rows are in the journal."""
-    with by_hand(folder) as connection:
-        return connection.execute("SELECT seq, revision FROM part_record ORDER BY link").fetchall()
-
-
-def seqs_in(path: Path) -> list[int]:
-    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    return [line["record"]["seq"] for line in lines if line.get("kind") == "part"]
-
-
-def counts(folder: Path, clock: SetClock) -> dict[tuple[str, str], int]:
-    with opened(folder, clock) as journal:
-        return journal.counts()
 
 
 def test_old_rows_are_in_a_file_and_the_rest_in_the_journal(folder: Path, clock: SetClock) -> None:
@@ -167,6 +106,12 @@ def test_what_a_start_asks_of_events_is_carried_forward(folder: Path, clock: Set
         assert journal.last_seq == 2 * PARTS
         journal.record(part(journal.last_seq + 1, clock.utc_ns()))
     assert verify(folder).is_whole
+
+
+def test_all_that_lines_ask_of_old_events_is_carried_forward() -> None:
+    asked = re.compile(r"\b(?:has|last)_event\(\s*[\"']([a-z_]+)[\"']")
+    found = {action for path in (ROOT / "runtime" / "line").rglob("*.py") for action in asked.findall(path.read_text())}
+    assert found == set(CARRIED)
 
 
 def test_a_sealed_part_has_its_record(folder: Path, clock: SetClock) -> None:
@@ -290,36 +235,6 @@ class TestBounds:
         assert rows(tmp_path) == []
 
 
-class Killed(Exception):
-    """Stands for the end of the process at a place."""
-
-
-def killed_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the keeper end at a place, as a kill does; nothing behind it is done."""
-
-    def killed(*given: object) -> None:
-        raise Killed
-
-    if place == "while it is written":
-        monkeypatch.setattr(keeping, "head_line", killed)
-    elif place == "before it is noted":
-        monkeypatch.setattr(RowKeeper, "_note", killed)
-    elif place == "before the first drop":
-        monkeypatch.setattr(Journal, "drop", killed)
-    else:
-        steps: list[int] = []
-        drop = Journal.drop
-
-        def dropped(self: Journal, last: int, timeout_s: float = 10.0) -> None:
-            steps.append(last)
-            if len(steps) > 2:
-                raise Killed
-            drop(self, last, timeout_s)
-
-        monkeypatch.setattr(keeping, "DROP_ROWS", 7)
-        monkeypatch.setattr(Journal, "drop", dropped)
-
-
 PLACES = ["while it is written", "before it is noted", "before the first drop", "in the middle of the drop"]
 
 
@@ -350,159 +265,6 @@ def test_killed_at_any_place_nothing_is_lost_and_nothing_double(
     assert counts(folder, clock) == before
     found = verify(folder)
     assert (found.is_whole, found.parts, found.sealed) == (True, 2 * PARTS, 1)
-
-
-def test_a_file_that_was_left_and_changed_is_not_taken(folder: Path, clock: SetClock) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        killed_at("before it is noted", patched)
-        with pytest.raises(Killed):
-            kept(folder, clock)
-    (path,) = files(folder)
-    whole = path.read_bytes()
-    lines = gzip.decompress(whole).splitlines(keepends=True)
-    for changed in (lines[:-2] + lines[-1:], lines[:-1], [lines[1], *lines[1:]], [*lines, lines[-1]], lines[:3]):
-        path.write_bytes(gzip.compress(b"".join(changed)))
-        with pytest.raises(DataError):
-            kept(folder, clock)
-        assert len(rows(folder)) == 2 * PARTS
-    path.write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="Put a copy back"):
-        kept(folder, clock)
-    path.write_bytes(whole)
-    kept(folder, clock)
-    assert verify(folder).is_whole
-
-
-def edited(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
-    path.write_bytes(gzip.compress(b"".join(change(gzip.decompress(path.read_bytes()).splitlines(keepends=True)))))
-
-
-class TestVerification:
-    @pytest.fixture
-    def sealed(self, folder: Path, clock: SetClock) -> Path:
-        kept(folder, clock, most_rows=20)
-        assert verify(folder).is_whole
-        return folder
-
-    def test_a_file_that_was_deleted_or_moved(self, sealed: Path, tmp_path: Path) -> None:
-        away = tmp_path / "away"
-        away.mkdir()
-        path = files(sealed)[1]
-        path.rename(away / path.name)
-        found = verify(sealed)
-        assert found.wrong_link == 21
-        assert "was deleted or moved" in found.wrong
-        assert verify(sealed, sealed=away).is_whole
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda lines: [*lines[:4], lines[4].replace(b'"accept"', b'"reject"'), *lines[5:]],
-            lambda lines: lines[:3] + lines[4:],
-            lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]],
-            lambda lines: lines[:-1],
-            lambda lines: lines[1:],
-            lambda lines: [*lines, b"{}\n"],
-        ],
-    )
-    def test_a_file_that_was_changed(
-        self, sealed: Path, change: Callable[[list[bytes]], list[bytes]], tmp_path: Path
-    ) -> None:
-        edited(files(sealed)[1], change)
-        found = verify(sealed)
-        assert not found.is_whole
-        assert found.wrong_link is not None
-        assert 21 <= found.wrong_link <= 41
-        assert files(sealed)[1].name in found.wrong
-
-    def test_other_bytes_of_the_same_lines(self, sealed: Path) -> None:
-        path = files(sealed)[1]
-        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-        assert "SHA-256" in verify(sealed).wrong
-
-    def test_what_the_journal_says_of_files(self, sealed: Path) -> None:
-        with by_hand(sealed) as connection:
-            (said,) = connection.execute(f"SELECT said FROM {SEALED_TABLE} ORDER BY last_link LIMIT 1").fetchone()
-            changed = said.replace('"accept":', '"accept":1')
-            connection.execute(f"UPDATE {SEALED_TABLE} SET said = ? WHERE said = ?", (changed, said))
-        assert "what the journal says of the sealed file" in verify(sealed).wrong
-        with by_hand(sealed) as connection:
-            connection.execute(f"UPDATE {SEALED_TABLE} SET last_seq = 99 WHERE first_link = 1")
-        assert "other columns" in verify(sealed).wrong
-        with by_hand(sealed) as connection:
-            connection.execute(f"DELETE FROM {SEALED_TABLE} WHERE first_link = 1")
-        assert "was deleted" in verify(sealed).wrong
-        with by_hand(sealed) as connection:
-            connection.execute(f"UPDATE {SEALED_TABLE} SET said = 'x'")
-        assert "Somebody has changed" in verify(sealed).wrong
-
-    def test_rows_that_are_left_of_a_drop(
-        self, folder: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        killed_at("in the middle of the drop", monkeypatch)
-        with pytest.raises(Killed):
-            kept(folder, clock)
-        assert verify(folder).is_whole
-        for number, edit in enumerate(
-            (
-                "UPDATE part_record SET score = 99.0 WHERE seq = 12",
-                "DELETE FROM part_record WHERE seq = 12",
-                f"DELETE FROM part_record WHERE seq = {PARTS}",
-                "UPDATE part_record SET hash = upper(hash) WHERE seq = 12",
-            )
-        ):
-            place = tmp_path / str(number)
-            shutil.copytree(folder, place)
-            with by_hand(place) as connection:
-                connection.execute(edit)
-            found = verify(place)
-            assert "sealed" in found.wrong, edit
-
-    def test_signatures_of_sealed_heads(self, sealed: Path) -> None:
-        with by_hand(sealed) as connection:
-            query = f"SELECT file, said FROM {SEALED_TABLE} ORDER BY last_link LIMIT 1"
-            name, said = connection.execute(query).fetchone()
-
-            def forged(lines: list[bytes]) -> list[bytes]:
-                head = json.loads(lines[-1])
-                head["head"]["signature"] = "00" * 64
-                return [*lines[:-1], json.dumps(head).encode() + b"\n"]
-
-            edited(sealed / SEALED / name, forged)
-            # He who forges it mends the hash of the file, too.
-            new = {**json.loads(said), "sha256": sha256_file(sealed / SEALED / name)}
-            text = json.dumps(new, sort_keys=True, separators=(",", ":"))
-            connection.execute(f"UPDATE {SEALED_TABLE} SET said = ? WHERE file = ?", (text, name))
-        found = verify(sealed)
-        assert not found.is_whole
-
-    def test_a_program_without_flawscope_follows_sealed_files(
-        self, sealed: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        page = (Path(__file__).parents[4] / "docs" / "line-journal.md").read_text()
-        program = page.split("```python\n")[1].split("```")[0]
-        exec(program, {"FOLDER": str(sealed)})
-        assert capsys.readouterr().out == f"whole until entry {verify(sealed).last_link}\n"
-        edited(files(sealed)[0], lambda lines: [lines[0], lines[1].replace(b"journal_begun", b"x"), *lines[2:]])
-        with pytest.raises(SystemExit, match="entry 1 "):
-            exec(program, {"FOLDER": str(sealed)})
-
-    def test_while_rows_are_sealed_and_dropped(
-        self, folder: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(walk, "_BATCH", 5)
-        rows_after, calls = walk.rows_after, []
-
-        def slow(connection, link, limit):
-            calls.append(link)
-            if len(calls) == 3:
-                kept(folder, clock, most_rows=20)
-            return rows_after(connection, link, limit)
-
-        monkeypatch.setattr(walk, "rows_after", slow)
-        found = verify(folder)
-        assert found.is_whole, found
-        assert (found.parts, found.sealed > 0) == (2 * PARTS, True)
 
 
 def test_a_journal_of_before_goes_on(folder: Path, clock: SetClock) -> None:
