@@ -16,11 +16,13 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from result_file import machine
@@ -29,23 +31,24 @@ from flawscope.files import write_text
 from flawscope.imaging.image_files import images_in
 from flawscope.resident_memory import resident_kib
 from flawscope.runtime import Inspector
+from flawscope.runtime.bench.trend import fit_slope
 from flawscope.runtime.line import line as line_module
 from flawscope.runtime.line.config_file import read_config
 from flawscope.runtime.line.garbage import only_new_garbage
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.outputs.output import Signal
-from flawscope.runtime.line.station.station import Station
 from flawscope.versions import package_versions
 
 CONFIG = """
 line: {{name: bench, state: state}}
 http: {{listen: "127.0.0.1:0"}}
+images: {images}
 stations:
 {stations}
 """
 STATION = """
   - name: s{number}
-    deadline_ms: 5000
+    deadline_ms: {deadline_ms}
     collect_ms: 1000
     depth: {depth}
     outputs: [{{kind: modbus, listen: "127.0.0.1:{port}"}}]
@@ -57,6 +60,12 @@ STATION = """
         threads: {threads}
         scene: {{frozen: allow}}
 """
+
+SOAK_IMAGES = {"quota_gb": 1.0, "min_days": 0.0}
+"""What is stored of images in a soak: 100,000 parts would fill a disk otherwise, and deleting them belongs to it."""
+
+SOAK_DEADLINE_MS = 600_000.0
+"""Others may stop a process that runs for so long, and no part is a fault for that."""
 
 
 class Told:
@@ -89,8 +98,21 @@ class Told:
 
 
 @contextmanager
-def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
-    """Yield a line of so many stations, with a journal of its own."""
+def running(
+    options: argparse.Namespace,
+    stations: int,
+    *,
+    deadline_ms: float = 5000.0,
+    images: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Line]:
+    """Yield a line of so many stations, with a journal of its own.
+
+    Args:
+        options: Those of the command line.
+        stations: Number of stations.
+        deadline_ms: Time for a verdict, in milliseconds.
+        images: What is kept of images; by default as the line does.
+    """
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         config = Path(folder) / "line.yml"
         bundle = json.dumps(str(options.bundle.resolve()))
@@ -100,19 +122,20 @@ def running(options: argparse.Namespace, stations: int) -> Iterator[Line]:
                 number=number,
                 port=15020 + number,
                 depth=options.depth + 2,
+                deadline_ms=deadline_ms,
                 bundle=bundle,
                 backend=options.backend,
                 threads="null" if options.threads is None else options.threads,
             )
             for number in range(stations)
         ]
-        config.write_text(CONFIG.format(stations="".join(rows)))
+        config.write_text(CONFIG.format(images=json.dumps(dict(images)), stations="".join(rows)))
         line = Line(read_config(config), lambda text: None)
         told = {f"s{number}": Told(options.depth) for number in range(stations)}
-        # In place of a PLC: it notes when it hears a verdict.
-        line_module.open_output = lambda _, station: told[station]  # type: ignore[assignment]
-        line.start()
         line.told = told  # type: ignore[attr-defined]
+        # In place of a PLC: it notes when it hears a verdict.
+        with mock.patch.object(line_module, "open_output", lambda _, station: told[station]):
+            line.start()
         try:
             with only_new_garbage():  # as `flawscope line run` does
                 yield line
@@ -133,10 +156,10 @@ def with_rejects(inspector: Inspector, images: Sequence[bytes], share: float) ->
     return [given[number] for number in np.random.default_rng(0).permutation(len(given))]
 
 
-def settled(line: Line, count: int) -> None:
+def settled(line: Line, count: int, *, may_fault: bool = False) -> None:
     """Wait until so many parts have their verdict on record."""
     stations = line.stations.values()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600  # others may stop this process for a while
     while True:
         counts = [station.counters.now() for station in stations]
         if sum(each.parts for each in counts) >= count and not any(each.open or each.unrecorded for each in counts):
@@ -144,7 +167,7 @@ def settled(line: Line, count: int) -> None:
         if time.monotonic() > end:
             raise SystemExit(f"expected {count} parts, got {counts}")
         time.sleep(0.001)
-    if any(each.fault for each in counts):
+    if not may_fault and any(each.fault for each in counts):
         raise SystemExit(f"expected no fault, got {counts}")
 
 
@@ -187,7 +210,7 @@ def at_distances(images: Sequence[bytes], parts_per_s: float) -> Iterator[bytes]
         yield image
 
 
-def burst(line: Line, images: Sequence[bytes]) -> float:
+def burst(line: Line, images: Sequence[bytes], *, may_fault: bool = False) -> float:
     """Give all images to the stations in turn as fast as they have room, and return the parts per second."""
     before = sum(station.counters.now().parts for station in line.stations.values())
     stations = list(line.stations.values())
@@ -195,7 +218,7 @@ def burst(line: Line, images: Sequence[bytes]) -> float:
     for image, station in zip(images, itertools.cycle(stations), strict=False):
         line.told[station.name].wait_for_room()  # type: ignore[attr-defined]
         station.push({"cam0": image})
-    settled(line, before + len(images))
+    settled(line, before + len(images), may_fault=may_fault)
     return len(images) / (time.perf_counter() - started)
 
 
@@ -268,28 +291,53 @@ def measure(
 
 
 def soak(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]:
-    """Give many parts to one station, and return how its memory grows."""
-    with running(options, 1) as line:
-        burst(line, images)
-        points = []
-        (told,) = line.told.values()  # type: ignore[attr-defined]
-        for _ in range(options.soak_points):
-            for _ in range(max(1, options.soak // options.soak_points // len(images))):
-                burst(line, images)
+    """Give many parts to one station as fast as it takes them, and return how its memory grows.
+
+    Nobody asks the page for anything. The line turns once a second, as its command lets it.
+    """
+    parts: list[int] = []
+    resident: list[int] = []
+    ends = threading.Event()
+    started = time.perf_counter()
+    with running(options, 1, deadline_ms=SOAK_DEADLINE_MS, images=SOAK_IMAGES) as line:
+        (station,), (told,) = line.stations.values(), line.told.values()  # type: ignore[attr-defined]
+        turning = threading.Thread(target=turn, args=(line, ends.wait))
+        turning.start()
+        try:
+            while (given := station.counters.now().parts) < options.soak:
+                # Whoever stops this process for ten seconds makes faults: an inspector counts as stuck then.
+                burst(line, images, may_fault=True)
+                # The benchmark's own list, not the line's.
                 told.at.clear()
-            points.append(
-                (sum(station.counters.now().parts for station in stations_of(line)), 1024 * (resident_kib() or 0))
-            )
-    parts, bytes_ = np.array(points, float).T
+                if given >= options.soak * len(parts) // options.soak_points:
+                    parts.append(station.counters.now().parts)
+                    resident.append(resident_kib() or 0)
+        finally:
+            ends.set()
+            turning.join()
+        counts, stored = station.counters.now(), line.status().images
+    seconds = time.perf_counter() - started
     # The first half is left out: pools and caches fill.
-    half = len(points) // 2
-    slope = float(np.polyfit(parts[half:], bytes_[half:], 1)[0])
-    return {"parts": int(parts[-1]), "bytes_per_part": slope, "resident_mib": [round(b / 2**20, 1) for b in bytes_]}
+    half = len(parts) // 2
+    slope = fit_slope(np.array(parts[half:], float), 1024.0 * np.array(resident[half:], float))
+    if slope is None:
+        raise SystemExit(f"expected at least 16 points, got {len(parts)}. Give more parts or points.")
+    return {
+        "parts": counts.parts,
+        "verdicts": {"accept": counts.accept, "reject": counts.reject, "fault": counts.fault},
+        "images": {"stored": stored.stored, "deleted": stored.deleted, "left_out": stored.left_out}
+        if stored is not None
+        else {},
+        "seconds": round(seconds, 1),
+        "bytes_per_part": {"slope": slope.value, "low": slope.low, "high": slope.high, "from_part": parts[half]},
+        "points": {"parts": parts, "resident_kib": resident},
+    }
 
 
-def stations_of(line: Line) -> list[Station]:
-    """Return the stations of a line."""
-    return list(line.stations.values())
+def turn(line: Line, wait: Callable[[float], bool]) -> None:
+    """Turn a line once a second until its end."""
+    while not wait(1.0):
+        line.turn()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -305,10 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--stations", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--stations", type=int, nargs="*", default=[1, 4], help="none: the soak alone")
     parser.add_argument("--load", type=float, default=0.5, help="share of the inspector's rate at which parts come")
     parser.add_argument("--soak", type=int, default=0, help="parts of the soak; 0 for none")
-    parser.add_argument("--soak-points", type=int, default=20)
+    parser.add_argument("--soak-points", type=int, default=200)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     images = [path.read_bytes() for path in itertools.islice(itertools.cycle(images_in(options.images)), options.count)]
