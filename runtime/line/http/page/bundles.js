@@ -26,7 +26,7 @@ export class BundlesCard {
     this.file = el("input", { type: "file", id: "upload", accept: ".flaw", "aria-label": "Bundle to upload", onchange: () => this.#upload() });
     this.rollback = twice("Roll back", "Press again: roll back", () => this.#rollBack(), { id: "rollback" });
     this.reason = el("input", { id: "rollback-reason", maxlength: 300, autocomplete: "off", placeholder: NO_REASON });
-    this.why = el("label", { class: "shadow why" }, "Why roll back, for the audit", this.reason);
+    this.why = el("label", { class: "shadow why-back" }, "Why roll back, for the audit", this.reason);
     const challenge = el("button", { type: "button", id: "challenge", onclick: () => this.#act("challenge", { view: this.#where.view }) }, "Challenge the one in force");
     this.node = el("section", { class: "card wide", id: "card-bundles", "aria-label": "Bundles" }, el("h2", {}, "Bundles"),
       el("div", { class: "row" }, el("label", { class: "button upload" }, "Upload a bundle", this.file), challenge, this.rollback, this.why,
