@@ -122,6 +122,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 namespace flawscope::cuda {
 
 template <class... Parameters>
+cudaError_t load(void (*)(Parameters...)) {
+    return emulation::call();
+}
+
+template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
     if (bytes > emulation::settings.shared) emulation::stop("more shared memory than the device has");
     const cudaError_t status = emulation::call();

@@ -134,6 +134,13 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
 
 }  // namespace
 
+cudaError_t finish_load() {
+    cudaError_t status = load(finish_kernel<Half, Half>);
+    if (status == cudaSuccess) status = load(finish_kernel<Half, float>);
+    if (status == cudaSuccess) status = load(finish_kernel<float, Half>);
+    return status == cudaSuccess ? load(finish_kernel<float, float>) : status;
+}
+
 cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, const Workspace& workspace,
                           int k, float* squared, int64_t* found, cudaStream_t stream) {
     FinishArguments a;

@@ -104,7 +104,9 @@ int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rer
     Plan plan;
     cudaError_t status = make_plan(n, m, d, k, rerank, plan);
     if (status == cudaSuccess) status = reserved_bytes(plan, *bytes);
+    if (status == cudaSuccess) status = pack_queries_load();
     if (status == cudaSuccess) status = search_prepare(plan);
+    if (status == cudaSuccess) status = finish_load();
     return status_of(status);
 }
 

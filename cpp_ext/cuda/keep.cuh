@@ -152,10 +152,8 @@ public:
         }
     }
 
-    __device__ void end(const SearchArguments&, const Parts& parts, int64_t) {
-        __syncthreads();
-        merge(parts, 0);
-    }
+    // Nobody puts anything into a buffer any more: the last tile ended with a barrier.
+    __device__ void end(const SearchArguments&, const Parts& parts, int64_t) { merge(parts, 0); }
 
 private:
     // The float whose ordered bits are the upper half of a key; NaN, which nothing is below, for key 0.

@@ -19,6 +19,8 @@ cudaError_t pack_bank_launch(Matrix rows, int64_t m, int64_t d, void* packed, cu
 cudaError_t pack_queries_launch(const Bank& bank, Matrix queries, const Plan& plan, const Workspace& workspace,
                                 cudaStream_t stream);
 
+cudaError_t pack_queries_load();
+
 // search.cu. search_prepare loads the kernel and lets it take shared memory; a search does it by itself, but a first one
 // within a capture would have to load it there.
 cudaError_t search_prepare(const Plan& plan);
@@ -27,6 +29,7 @@ cudaError_t search_launch(const Bank& bank, const Plan& plan, const Workspace& w
 // finish.cu. rows.data may be null: distances are then those to the packed rows.
 cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const Plan& plan, const Workspace& workspace,
                           int k, float* squared, int64_t* found, cudaStream_t stream);
+cudaError_t finish_load();
 
 // window.cu
 struct Windows {

@@ -37,8 +37,9 @@ struct Triangles {
 
 template <int kSamples>
 struct MahalanobisShared {
-    // Four more than the samples: neighbours in a column then lie in different banks when they are stored.
-    static constexpr int kStride = kSamples == 1 ? 1 : kSamples + 4;
+    // A warp stores four samples of eight channels at a time: with these strides 32 different banks.
+    static constexpr int kTogether = kSamples < 4 ? kSamples : 4;
+    static constexpr int kStride = kSamples <= 4 ? kSamples : kSamples + 4;
     alignas(16) float centred[kChannels][kStride];
     float sums[kMostWarps][kSamples];
 };
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kMostThreads)
             const int channels = static_cast<int>(d - start < kChannels ? d - start : kChannels);
             __syncthreads();
             for (int i = thread; i < kChannels * kSamples; i += threads) {
-                const int channel = i % kChannels, sample = i / kChannels;
+                constexpr int kTogether = MahalanobisShared<kSamples>::kTogether;
+                const int channel = i / kTogether % kChannels, sample = i / (kTogether * kChannels) * kTogether + i % kTogether;
                 float value = 0.0f;
                 if (channel < channels && sample < count) {
                     const int64_t place = position * d + start + channel;

@@ -175,6 +175,11 @@ cudaError_t pack_bank_launch(Matrix rows, int64_t m, int64_t d, void* packed, cu
                        : pack_bank(static_cast<const float*>(rows.data), m, d, packed, stream);
 }
 
+cudaError_t pack_queries_load() {
+    const cudaError_t status = load(pack_queries_kernel<Half>);
+    return status != cudaSuccess ? status : load(pack_queries_kernel<float>);
+}
+
 cudaError_t pack_queries_launch(const Bank& bank, Matrix queries, const Plan& plan, const Workspace& workspace,
                                 cudaStream_t stream) {
     const dim3 blocks(static_cast<unsigned>(plan.query_tiles * (kTileQueries / kPackRows)));

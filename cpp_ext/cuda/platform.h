@@ -56,6 +56,13 @@ cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 blocks, int t
     return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
+// Load a kernel, which else happens at its first launch: one that is captured into a graph should not have to.
+template <class... Parameters>
+cudaError_t load(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel);
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
                    Arguments... arguments) {

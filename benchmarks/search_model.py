@@ -1,0 +1,195 @@
+"""What a CUDA search should take: clocks of a multiprocessor per step and tile, by resource, for one neighbour.
+
+A model and no measurement: nothing here has run on a GPU. It is for the first run on one: where a measured time is far
+from the predicted one, the resource that was thought to be the limit is not. `tensor`, `shared` and `l2` of a step
+follow from what the kernel does; the constants marked as assumed are set so that the kernel of before (128 × 128, warps
+of 64 × 32, lists in shared memory) has the shares of cuBLAS that were expected of it.
+
+    python benchmarks/search_model.py [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import flawscope
+from flawscope.files import write_text
+from flawscope.versions import package_versions
+
+STEP_CHANNELS = 32
+SHARED_BYTES_PER_CLOCK = 128
+LAUNCH_SECONDS = 2.5e-6
+"""Assumed: between two kernels of a stream. A search is three."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU; clocks are of a multiprocessor, for a step of 128 × 128 × 32."""
+
+    name: str
+    processors: int
+    gigahertz: float  # assumed: under load
+    full_rate: int  # tensor cores as their maker counts
+    tensor: int  # by mma.sync
+    l2_bytes_per_clock: float
+    shared_kib: int  # that a block may have
+    cublas: float  # TFLOP/s in float16: measured on the H200; assumed elsewhere, 95 % of the full rate
+
+    def cublas_seconds(self, n: int, m: int, d: int) -> float:
+        """Return what the product alone takes."""
+        return 2.0 * n * m * d / (self.cublas * 1e12)
+
+
+def _of_full_rate(processors: int, gigahertz: float, clocks: int) -> float:
+    return 0.95 * 2 * 128 * 128 * STEP_CHANNELS / clocks * processors * gigahertz / 1000
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("H200", 132, 1.65, 256, 410, 16384 / 650, 227, 788.0),
+        Device("Orin", 16, 1.3, 512, 512, 64.0, 163, _of_full_rate(16, 1.3, 512)),
+        Device("L4", 58, 1.6, 1024, 1024, 64.0, 99, _of_full_rate(58, 1.6, 1024)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a block does in a step and at the end of a tile."""
+
+    name: str
+    tile_rows: int
+    loads: int  # LDSM.x4 of a warp in a step
+    loop: int  # instructions of a warp in a step
+    epilogue: int  # and at the end of a tile, where nothing has changed
+    found: int  # more for a query of a thread whose least value has changed
+    waiting: float  # assumed: clocks at the end of a tile in which nothing is issued
+    round: float  # assumed: clocks of a round of offers
+    exposed: float  # assumed: share of the lesser of tensor cores and shared memory that does not hide behind the other
+    blocks: int  # side by side on a multiprocessor
+    resident: bool  # queries stay in shared memory where they fit
+
+    def keeps_queries(self, device: Device, d: int) -> bool:
+        """Return whether the queries fit beside three stages; as `choose_memory` of plan.cu."""
+        bytes_ = 2048 + 4 * self.tile_rows * 4 + steps_of(d) * 8192 + 3 * self.tile_rows * 64
+        return self.resident and bytes_ <= device.shared_kib * 1024
+
+
+# Instructions are those of the compiled kernels for 8.7, `python tools/cuda_loops.py`.
+BEFORE = Kernel("before", 128, 12, 85, 245, 0, 600, 770, 0.6, 2, resident=False)
+NOW = Kernel("now", 256, 16, 190, 455, 33, 100, 0, 0.25, 1, resident=True)
+
+
+def steps_of(d: int) -> int:
+    """Return the steps of a tile."""
+    return -(-d // STEP_CHANNELS)
+
+
+def step_clocks(kernel: Kernel, device: Device, d: int) -> dict[str, float]:
+    """Return the clocks of each resource of a multiprocessor for a step of one block."""
+    row_bytes = STEP_CHANNELS * 2
+    query_rows = 0 if kernel.keeps_queries(device, d) else 128
+    fetched = (kernel.tile_rows + query_rows) * row_bytes
+    return {
+        "tensor": device.tensor * kernel.tile_rows / 128,
+        "shared": (kernel.loads * 8 * 512 + fetched) / SHARED_BYTES_PER_CLOCK,
+        "l2": fetched / device.l2_bytes_per_clock,
+        "issue": kernel.loop * 8 / 4,
+    }
+
+
+def step_time(kernel: Kernel, device: Device, d: int) -> float:
+    """Return the clocks that a step takes with all resources at work."""
+    clocks = step_clocks(kernel, device, d)
+    products = sorted((clocks["tensor"], clocks["shared"]))
+    return max(products[1] + kernel.exposed * products[0], clocks["l2"], clocks["issue"])
+
+
+def epilogue_clocks(kernel: Kernel, tiles: int) -> float:
+    """Return the clocks of the end of a tile, in the mean over the tiles of a block."""
+    if kernel.round:  # lists: 1.7 rounds a tile over 32 tiles, 3 where they are still being filled
+        return kernel.epilogue * 2 + kernel.waiting + kernel.round * (3.0 if tiles < 8 else 1.7)
+    # A warp looks a row up where one of its 32 lanes has a new least value: in tile t a lane by 1/t.
+    changes = sum(1 - (1 - 1 / t) ** 32 for t in range(1, tiles + 1)) / tiles
+    return (kernel.epilogue + 8 * kernel.found * changes) * 2 + kernel.waiting
+
+
+def splits_of(kernel: Kernel, device: Device, query_tiles: int, row_tiles: int, d: int) -> int:
+    """Return the parts of the bank; as `make_plan` of plan.cu, and as it was before."""
+    if kernel is BEFORE:
+        return max(1, min(2 * device.processors // query_tiles, row_tiles, 128))
+    most = max(1, min(4 * device.processors // query_tiles, row_tiles, 128))
+
+    def end_of(splits: int) -> int:
+        waves = -(-query_tiles * splits // device.processors)
+        return waves * (-(-row_tiles // splits) * (steps_of(d) + 1) + 4)
+
+    return min(range(1, most + 1), key=end_of)
+
+
+def predict(kernel: Kernel, device: Device, n: int, m: int, d: int) -> dict[str, Any]:
+    """Return the predicted time of a search for one neighbour, and its share of the speed of cuBLAS."""
+    query_tiles, row_tiles = -(-n // 128), -(-m // kernel.tile_rows)
+    splits = splits_of(kernel, device, query_tiles, row_tiles, d)
+    tiles = -(-row_tiles // splits)
+    turns = -(-query_tiles * splits // device.processors)  # blocks that a multiprocessor has, side by side or not
+    step, end = step_time(kernel, device, d), epilogue_clocks(kernel, tiles)
+    clocks = turns * tiles * (steps_of(d) * step + end)
+    seconds = clocks / (device.gigahertz * 1e9) + 3 * LAUNCH_SECONDS
+    limits = step_clocks(kernel, device, d)
+    return {
+        "device": device.name,
+        "kernel": kernel.name,
+        "n": n,
+        "m": m,
+        "d": d,
+        "k": 1,
+        "splits": splits,
+        "queries_resident": kernel.keeps_queries(device, d),
+        "step_clocks": {name: round(value) for name, value in limits.items()},
+        "step_time_clocks": round(step),
+        "epilogue_clocks": round(end),
+        "predicted_milliseconds": round(seconds * 1e3, 4),
+        "predicted_share_of_cublas": round(device.cublas_seconds(n, m, d) / seconds, 3),
+        "measured_milliseconds": None,
+        "measured_share_of_cublas": None,
+    }
+
+
+SIZES = ((50176, 65536, 1024), (50176, 65536, 384), (784, 16384, 384), (6272, 16384, 128))
+
+
+def main() -> None:
+    """Write the predictions and print them."""
+    from result_file import machine
+
+    out = Path(__file__).parent / "results" / flawscope.__version__ / "search_model--prediction.json"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out)
+    options = parser.parse_args()
+    rows = [predict(kernel, device, *size) for size in SIZES for device in DEVICES.values() for kernel in (BEFORE, NOW)]
+    document = {
+        "suite": "search_model",
+        "state": "a prediction, not a measurement: measured_* are empty until the kernels have run",
+        "settings": {
+            "devices": [asdict(device) for device in DEVICES.values()],
+            "kernels": [asdict(BEFORE), asdict(NOW)],
+        },
+        "machine": machine(),
+        "versions": package_versions(),
+        "rows": rows,
+    }
+    write_text(options.out, json.dumps(document, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['device']:5} {row['kernel']:7} {row['n']:6} x {row['m']:6} x {row['d']:5}", end="")
+        print(f" step {row['step_time_clocks']:5} end {row['epilogue_clocks']:5}", end="")
+        print(f" {row['predicted_milliseconds']:9.3f} ms, {row['predicted_share_of_cublas']:.0%} of cuBLAS")
+
+
+if __name__ == "__main__":
+    main()
