@@ -16,7 +16,7 @@ WORKERS ?= $(shell nproc)
 PYTEST  := $(BIN)/python -m pytest
 SHARED  := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-all test-variants families fuzz kills check links format lean native sanitize clean
+.PHONY: demo prepare test test-fast test-all test-variants families fuzz kills check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo --overwrite
@@ -67,6 +67,9 @@ format: $(STAMP)
 # The lean install: one backend, no training, no reports. Proves size, import time and equal scores.
 lean: $(NATIVE)
 	$(BIN)/python tools/lean_install.py
+
+# What the tests need, side by side with `make -j2 prepare`: kernels are compiled while packages are fetched.
+prepare: $(NATIVE) $(FP16)
 
 # The kernels are built here and not by pip, which would do it all again after every change. CUDA=OFF leaves CUDA out.
 native: $(NATIVE)
