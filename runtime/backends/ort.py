@@ -77,9 +77,13 @@ def session_options(cores: Cores = OWN_CHOICE) -> Any:
 
 def session_providers(backend: str) -> list[tuple[str, dict[str, str]]]:
     """Return the execution providers of a session and their options."""
+    if backend != "cuda":
+        return [(backend_row(backend).provider, {})]
+    from flawscope.runtime.engines import tf32_allowed  # the CPU needs none of the engines
+
     # TF32 (ONNX Runtime's default on Ampere and later) keeps 10 bits of each factor's mantissa: scores of CUDA would
     # then miss thresholds and golden scores that were measured on the CPU.
-    return [(backend_row(backend).provider, {"use_tf32": "0"} if backend == "cuda" else {})]
+    return [(backend_row(backend).provider, {"use_tf32": str(int(tf32_allowed()))})]
 
 
 def open_on_cpu(
