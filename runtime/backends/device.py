@@ -120,14 +120,23 @@ class Device:
         self._check_there()
         # Pushed and popped around every call: contexts belong to threads, and an inspector may change threads.
         with self._translated():
-            self._context.push()
+            try:
+                self._context.push()
+            except self._pycuda.Error as err:
+                # PyCUDA does not say with which number it was refused.
+                self._check_alive(err, "cuCtxPushCurrent", self._context.handle)
+                call("cuCtxPopCurrent")
+                raise
             try:
                 yield
             except BaseException as err:
-                self._check_alive(err)
+                # Not the whole context, as long as there is a stream: another thread may be capturing on its own.
+                check = ("cuMemGetInfo",) if self.stream is None else ("cuStreamSynchronize", self.stream_number)
+                self._check_alive(err, *check)
                 raise
             finally:
-                # A context that is dead may refuse that too; the first error says more.
+                # A context that is dead may refuse that too; the first error says more. PyCUDA then ends the process
+                # as soon as this thread ends, which a new process is needed for anyway.
                 with contextlib.suppress(self._pycuda.Error) if self._index in _LOST else contextlib.nullcontext():
                     self._context.pop()
 
@@ -240,13 +249,12 @@ class Device:
                 "Start it again."
             )
 
-    def _check_alive(self, err: BaseException) -> None:
-        """Raise DeviceLost if the context is dead; it is current, and answers the same error to every call then."""
+    def _check_alive(self, err: BaseException, name: str, *arguments: object) -> None:
+        """Raise DeviceLost if the context is dead, by a call: it answers the same error to each one then."""
         if isinstance(err, DeviceLost):
             return
         try:
-            # Not the whole context, as long as there is a stream: another thread may be capturing on its own.
-            call(*(("cuMemGetInfo",) if self.stream is None else ("cuStreamSynchronize", self.stream_number)))
+            call(name, *arguments)
         except DriverError as found:
             if found.code in STICKY:
                 _LOST[self._index] = f"{first_line(err)} (CUDA error {found.code}, {STICKY[found.code]})"

@@ -246,7 +246,7 @@ class TensorrtSession:
 
     def _made(self) -> object:
         # No local variable of `close`, nor of `_load` and `_bind`: what it refers to would outlive `_release`.
-        return (*self._graphs.values(), *self._contexts.values(), self._head, self._engine, self._runtime)
+        return (*self._graphs.values(), *self._contexts.values(), self._engine, self._runtime)
 
     def _release(self) -> None:
         """Release what was made on the device; its context is current, or another device's would be taken."""

@@ -104,6 +104,7 @@ class Stand:
         self.count = 1
         self.calls = 0
         self.complaints: list[str] = []
+        self.elsewhere: set[str] = set()  # operators that ONNX Runtime leaves to the CPU
         self.engines: list[set[int]] = []  # what each engine's contexts compute in
         self.loaded: set[object] = set()
         self._threads: dict[int, tuple[list[Any], list[Any]]] = {}
@@ -179,6 +180,7 @@ class Context:
 
     def __init__(self, stand: Stand) -> None:
         self.stand, self.thread, self.is_valid = stand, threading.get_ident(), True
+        self.handle = self
         stand.retained += 1
 
     def push(self) -> None:
@@ -446,6 +448,16 @@ def driver_bindings(stand: Stand) -> types.ModuleType:
     @answering(1)
     def cuDriverGetVersion() -> int:
         return 12060
+
+    @answering(0)
+    def cuCtxPushCurrent(ctx: Context) -> None:
+        if stand.sticky and stand.stubborn:
+            raise Refused(stand.sticky)
+        stand.stacks()[0].append(ctx)
+
+    @answering(1)
+    def cuCtxPopCurrent() -> Context:
+        return stand.stacks()[0].pop()  # type: ignore[no-any-return]
 
     @answering(2)
     def cuMemGetInfo() -> tuple[int, int]:

@@ -204,6 +204,16 @@ def test_after_a_sticky_error_nothing_is_called_any_more(stand: Stand, code: int
     assert stand.calls == calls
 
 
+def test_a_context_that_died_by_others_is_known_where_it_cannot_be_made_current(stand: Stand) -> None:
+    device = Device()
+    stand.sticky, stand.stubborn = 700, True
+    with pytest.raises(
+        DeviceLost, match=r"the device failed: cuCtxPushCurrent failed: .* \(CUDA error 700, ILLEGAL_ADD"
+    ):
+        device.current().__enter__()
+    device.close()
+
+
 def test_a_context_that_dies_while_a_device_is_closed_is_left_as_it_is(stand: Stand) -> None:
     device, made = Device(), [object()]
     with device.current():
