@@ -17,7 +17,6 @@ import numpy.typing as npt
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores, usable_cores
-from flawscope.runtime.backends.session import MakeDeviceHead, Session
 from flawscope.runtime.backends.table import backend_row
 
 CUDA_MEMORY_VARIABLE = "FLAWSCOPE_CUDA_MEMORY_MIB"
@@ -162,19 +161,6 @@ def open_on_cpu(
 ) -> OrtSession:
     """Open a session of a graph on the CPU; `make_head` is not used, distances are computed by the CPU's kernels."""
     return OrtSession(bundle.model(graph, precision), "cpu", cores)
-
-
-def open_on_cuda(
-    bundle: Bundle,
-    graph: str,
-    precision: str,
-    make_head: MakeDeviceHead | None = None,
-    cores: Cores = OWN_CHOICE,
-) -> Session:
-    """Open a session of a graph on CUDA; see `flawscope.runtime.backends.ort_cuda`."""
-    from flawscope.runtime.backends.ort_cuda import open_session_on_cuda  # the CPU needs none of it
-
-    return open_session_on_cuda(bundle, graph, precision, make_head)
 
 
 def make_session(model: OnnxModel, options: Any, backend: str, more: Mapping[str, str] | None = None) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.device import Device, device_problem
 from flawscope.runtime.backends.ort import (
     OrtSession,
@@ -30,8 +31,12 @@ from flawscope.runtime.engines.cuda_driver import first_line
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def open_session_on_cuda(
-    bundle: Bundle, graph: str, precision: str, make_head: MakeDeviceHead | None
+def open_on_cuda(
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    make_head: MakeDeviceHead | None = None,
+    cores: Cores = OWN_CHOICE,  # its row has none to choose
 ) -> OrtSession | OrtDeviceSession:
     """Open a session of a graph; with `make_head` the bank lies beside it, where kernels and PyCUDA are there.
 
