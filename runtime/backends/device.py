@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
-from flawscope.runtime.engines.cuda_driver import STICKY, DriverError, bindings, call, first_line
+from flawscope.runtime.engines.cuda_driver import CAPTURING, STICKY, DriverError, bindings, call, first_line
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -149,7 +149,7 @@ class Device:
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array in page-locked host memory; copies from pageable memory would not be asynchronous.
 
-        `close` frees the memory, whoever still has the array.
+        `close` frees the memory, but for an array that somebody still has: that one goes with its last reference.
         """
         array: npt.NDArray[Any] = self._pycuda.pagelocked_empty(shape, np.dtype(dtype))
         self._pinned.append(array)
@@ -190,8 +190,11 @@ class Device:
         Raises:
             DeviceError: If it cannot be captured.
         """
-        stream = self.stream_number
-        # THREAD_LOCAL: calls of other threads do not invalidate the capture.
+        with CAPTURING:
+            return self._capture(work, self.stream_number)
+
+    def _capture(self, work: Callable[[], None], stream: int) -> Graph:
+        # THREAD_LOCAL: calls of other threads do not invalidate the capture, but for those that wait for all streams.
         call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
             with self._translated():
@@ -230,12 +233,12 @@ class Device:
             with self.current():
                 stream.synchronize()
                 release()
-                # In here, and not with the last reference: PyCUDA frees what belongs to a context in the thread that
-                # retained it, or where that very context is current; else it warns, and nothing is freed.
+                # In here: PyCUDA frees what belongs to a context where that very context is current, or in the thread
+                # that retained it; elsewhere it warns, and nothing is freed.
                 for allocation in memory:
                     allocation.free()
-                for array in pinned:
-                    array.base.free()  # type: ignore[union-attr]  # PyCUDA's own object
+                # Not freed by name: frames of an error may still refer to an array, and whoever shows them reads it.
+                pinned.clear()
                 stream = None
         except DeviceError:
             # Every call fails now. PyCUDA's destructors would make more, and one that fails in a destructor ends the

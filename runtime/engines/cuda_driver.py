@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from typing import Any
 
 from flawscope.errors import BackendError, DeviceError
@@ -32,6 +33,10 @@ STICKY = {
 }
 """Errors after which a context can do nothing more: most of them by the words of `cuda.h`, "the process must be
 terminated and relaunched". The first two by experience."""
+
+
+CAPTURING = threading.Lock()
+"""Held while a graph is captured, and by whoever waits for a whole context: that would break the capture."""
 
 
 class DriverError(DeviceError):

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_frames import FakeCudaArray, FakeDriver
 from cuda_stand_in import Error, LogicError, MemoryError_, Stand, check_left, driver_bindings, stand_in
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
+from flawscope.runtime import device_arrays
 from flawscope.runtime.backends.device import Device, device_problem
 from flawscope.runtime.engines import cuda_driver
 
@@ -70,13 +72,19 @@ def test_a_device_may_be_opened_used_and_closed_in_different_threads(stand: Stan
     assert (stand.freed, stand.unpinned, stand.destroyed_streams) == (1, 1, 1)
 
 
-def test_pinned_memory_is_freed_though_somebody_still_refers_to_it(stand: Stand) -> None:
+def test_pinned_memory_that_somebody_still_refers_to_can_be_read_and_goes_with_the_last_reference(
+    stand: Stand,
+) -> None:
     device = Device()
     with device.current():
+        device.pinned((4,), np.float32)
         kept = device.pinned((4,), np.float32)
+        kept[...] = 3
     device.close()
-    assert stand.unpinned == stand.pinned == 1
-    del kept  # the last reference, out of the context and after its memory
+    assert (stand.unpinned, stand.pinned) == (1, 2)
+    np.testing.assert_array_equal(kept, 3)
+    del kept
+    assert stand.unpinned == 2
 
 
 def test_what_others_made_is_released_while_the_context_is_current(stand: Stand) -> None:
@@ -103,6 +111,33 @@ def test_a_copy_of_another_thread_does_not_break_a_capture(stand: Stand) -> None
     np.testing.assert_array_equal(target, 1)
     for device in (capturing, copying):
         device.close()
+
+
+def test_an_image_from_the_device_waits_until_a_capture_is_over(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy waits for the whole context, in which a stream is captured."""
+    seen: list[bool] = []
+
+    class Driver(FakeDriver):
+        def cuCtxSynchronize(self) -> int:
+            seen.append(any(stream.capturing for stream in stand.streams.values()))
+            return super().cuCtxSynchronize()
+
+    monkeypatch.setattr(device_arrays, "_load_driver", Driver)
+    array = np.arange(12, dtype=np.uint8)
+    copies: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: copies.append(device_arrays.on_host(FakeCudaArray(array), "image")))
+    device = Device()
+
+    def work() -> None:
+        thread.start()
+        thread.join(0.1)
+
+    with device.current():
+        device.capture(work).close()
+    thread.join()
+    device.close()
+    assert seen == [False]
+    np.testing.assert_array_equal(copies[0], array)
 
 
 def test_the_stand_in_breaks_a_capture_by_a_copy_on_the_default_stream(stand: Stand) -> None:
