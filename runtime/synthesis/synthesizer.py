@@ -8,24 +8,22 @@ image is compared with the normal image, pasted over the feathered box, and judg
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, Manifest, SynthDefect, SynthHead, trusted_bundle
 from flawscope.datasets.defects.file_names import check_defect_name, check_name
 from flawscope.datasets.defects.seeded_choice import generator
-from flawscope.diffusion.latent_inpainting import classifier_free_guidance, draw_latents, draw_noise, keep_of
+from flawscope.diffusion.latent_inpainting import draw_noise
 from flawscope.diffusion.location_words import located, location_of
 from flawscope.diffusion.prompts import Prompts
-from flawscope.diffusion.reconstruction import signed, unsigned
+from flawscope.diffusion.reconstruction import unsigned
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError
 from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
@@ -34,14 +32,17 @@ from flawscope.imaging.masks import decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.finishing import finish_drawing
+from flawscope.runtime.synthesis.kept import Kept
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.quality import Verdict
+from flawscope.runtime.synthesis.window_drawing import HostDrawing, Manner
 from flawscope.time_limit import load_limit, within
 
 TOKENIZER = "tokenizer.json"
 FREE_CATEGORY = "any"
 """Category of the defects of a base model that was made for no category."""
 
+_MOST_TEXT = 16 << 20  # 70 texts of Stable Diffusion
 _GRAPHS = ("text", "encode", "denoise", "decode")
 
 
@@ -119,7 +120,8 @@ class Synthesizer:
         choice = choose_backend(backend)
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
-        self._empty: Float32Array | None = None  # encoded empty text, the same for every image; filled on first use
+        self._texts = Kept(_MOST_TEXT)  # encoded texts: the empty one belongs to every image, a prompt to many
+        self._drawing = HostDrawing(self._sessions, head.latents, str(bundle.path))
         within(
             load_limit(timeout_s), lambda: self._open_any(backend), lambda _: self._close_sessions(), str(bundle.path)
         )
@@ -305,97 +307,65 @@ class Synthesizer:
 
     def _context(self, text: str, vectors: Float32Array | None) -> Float32Array:
         """Return the encoding of one text, float32 [1, L, D]."""
+        key = (text, b"" if vectors is None else vectors.tobytes())
+        if (kept := self._texts.find([key])) is not None:
+            return kept[0]
         # One text at a time: in a batch its last bits could depend on the number of texts.
         tokens = self._prompts.tokens([text], self.head.text_width, [vectors])
         outputs = self._sessions["text"].run(
             {"tokens": tokens.tokens, "vectors": tokens.vectors, "placed": tokens.placed}
         )
-        return only_output(outputs)
+        context = only_output(outputs)
+        self._texts.keep([key], [context])
+        return context
 
     def _guidance_context(self, jobs: Sequence[_Job], text_noise: float) -> Float32Array:
         """Return encoded texts for guidance, float32 [2N, L, D]: N times the empty one, then the prompts with noise."""
-        if self._empty is None:
-            self._empty = self._context("", None)
+        empty = self._context("", None)
         texts = [self._context(job.text, self._vectors_for(job.defect)) for job in jobs]
         if text_noise > 0:
             # From a generator of its own, as the choice of the text: the noise of the image must stay what it is.
             noise = (generator(job.seed, "text noise").standard_normal(texts[0].shape, np.float32) for job in jobs)
             texts = [text + np.float32(text_noise) * added for text, added in zip(texts, noise, strict=True)]
-        return np.concatenate([*[self._empty] * len(jobs), *texts])  # in this order: `predict` splits the noise by it
-
-    def _run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> Float32Array:
-        """Return the only output of a graph, float32 of this shape; NaN passes, the quality filter rejects it."""
-        value = only_output(self._sessions[graph].run(inputs))
-        if value.shape != shape or value.dtype != np.float32:
-            raise BundleError(
-                f"{self.bundle.path}: {graph}: expected float32 {list(shape)}, got {value.dtype.name} "
-                f"{list(value.shape)}. Export the bundle again."
-            )
-        return value
+        return np.concatenate([*[empty] * len(jobs), *texts])  # in this order: the guidance splits the noise by it
 
     def _draw_batch(self, jobs: Sequence[_Job], options: DrawOptions) -> list[Drawn]:
         started = time.perf_counter()
-        head, size, count = self.head, self.manifest.input.size, len(jobs)
-        shape = (count, *head.latents)
-        images = signed(np.stack([cut_image(job.image, job.crop) for job in jobs]))
-        masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
-        keep = np.stack([keep_of(mask, head.latents[1:]) for mask in masks])
-        clean = self._run("encode", {"image": images}, shape)
-        conditions: list[Float32Array] = []
-        if head.mode == "inpaint":
-            # 0 is mid-grey in the range of -1 to 1: what Stable Diffusion's inpainting networks were trained with.
-            blanked = images * (~masks[:, None]).astype(np.float32)
-            conditions = [np.float32(1.0) - keep, self._run("encode", {"image": blanked}, shape)]
-        context = self._guidance_context(jobs, options.text_noise or 0.0)
-        scale = head.guidance if options.guidance is None else options.guidance
-
-        def predict(x: Float32Array, timestep: int) -> Float32Array:
-            # Channels in this order, x, mask, blanked image: the one that the first convolution was trained with.
-            channels = np.concatenate([x, *conditions], axis=1)
-            inputs = {
-                "x": np.concatenate([channels, channels]),
-                "timestep": np.full(2 * count, timestep, np.int64),
-                "context": context,
-            }
-            noise = self._run("denoise", inputs, (2 * count, *head.latents))
-            return classifier_free_guidance(noise[count:], noise[:count], scale)
-
+        head, count = self.head, len(jobs)
         sampling = options.sampling(head)
+        manner = Manner(
+            head.mode,
+            sampling,
+            head.guidance if options.guidance is None else options.guidance,
+            options.strength,
+            options.solver,
+            options.tone == "restore",
+        )
+        windows = np.stack([cut_image(job.image, job.crop) for job in jobs])
+        masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
+        context = self._guidance_context(jobs, options.text_noise or 0.0)
         # An array for each image from its own seed: an image does not depend on its neighbours in the batch.
         noise = np.stack([draw_noise(job.seed, head.mode, sampling, head.latents, options.strength) for job in jobs])
         with np.errstate(invalid="ignore", over="ignore"):  # NaN of a network that failed; the filter rejects it
-            latents = draw_latents(
-                head.mode,
-                clean,
-                keep,
-                noise,
-                sampling,
-                predict,
-                strength=options.strength,
-                solver=options.solver,
-                restore=options.tone == "restore",
-            )
-        decoded = self._run("decode", {"latents": latents}, (count, 3, *size))
-        # The autoencoder's reconstruction of the normal images: its losses must not count as drawn changes.
-        known = self._run("decode", {"latents": clean}, (count, 3, *size))
-        finite = np.nan_to_num(decoded, nan=0.0, posinf=1.0, neginf=-1.0)
+            drawn = self._drawing.draw(windows, masks, context, noise, manner)
+        finite = np.nan_to_num(drawn.decoded, nan=0.0, posinf=1.0, neginf=-1.0)
         # The latents too: a decoder may clip infinity, and then hide it.
-        numbers = [np.concatenate([latents[index].ravel(), decoded[index].ravel()]) for index in range(count)]
+        numbers = [
+            np.concatenate([drawn.latents[index].ravel(), drawn.decoded[index].ravel()]) for index in range(count)
+        ]
         finished = [
             finish_drawing(
                 job.image,
                 job.mask,
                 job.crop,
-                drawn,
+                window,
                 before,
                 options,
                 # Only the defect's own support: another type that happens to look alike is no copy.
                 self._supports.get((job.defect.category, job.defect.name), []),
                 raw,
             )
-            for job, drawn, before, raw in zip(
-                jobs, unsigned(finite), unsigned(np.nan_to_num(known, nan=0.0)), numbers, strict=True
-            )
+            for job, window, before, raw in zip(jobs, unsigned(finite), drawn.known, numbers, strict=True)
         ]
         seconds = (time.perf_counter() - started) / count
         return [

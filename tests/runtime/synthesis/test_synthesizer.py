@@ -227,14 +227,14 @@ def test_noise_on_the_text_comes_from_the_seed_and_leaves_that_of_the_image(eith
     seen = []
     for options in (plain, noisy):
         recorded = []
-        run = either._run
-        either._run = lambda name, inputs, shape, run=run, kept=recorded: (
+        run = either._drawing._run
+        either._drawing._run = lambda name, inputs, shape, run=run, kept=recorded: (
             (kept.append(inputs["x"]) if name == "denoise" else None) or run(name, inputs, shape)
         )
         try:
             either.draw([request], options)
         finally:
-            del either._run
+            del either._drawing._run
         seen.append(recorded[0])
     assert np.array_equal(*seen)
 
