@@ -35,6 +35,7 @@ COMPILED = "compiled, not run"
 NO = "no"
 
 NO_GPU = "no GPU was at hand"
+LOOP = " with `tensorrt` and the CUDA kernels on the device: written, not run"
 NEEDS_MODELOPT = "made by ModelOpt in an environment of its own"
 STOOD_IN = "PyCUDA, driver and TensorRT by stand-ins, the CUDA kernels in emulation; no GPU was at hand"
 NOT_ROUNDED = "the graph is that of FP32, which it would compute in FP32"
@@ -142,7 +143,7 @@ METHOD_STATUS = {
     ("destseg", "INT8"): (TESTED, "of its networks; map and score in FP32"),
     ("destseg", "engine"): (TESTED, "FP32 built by TensorRT-RTX"),
     ("destseg", "Triton"): (STAND_IN, "configuration and graph are checked; no server was at hand"),
-    ("ddad", "score graph"): (NO, "two graphs and a sampling loop on the host, tested"),
+    ("ddad", "score graph"): (NO, f"two graphs and a sampling loop on the host, tested;{LOOP}"),
     ("ddad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("ddad", "FP16"): (TESTED, "of the denoiser"),
     ("ddad", "BF16"): (TESTED, "of every network"),
@@ -151,7 +152,7 @@ METHOD_STATUS = {
     ("ddad", "Triton"): (NO, "its score is not one graph"),
     ("dsad", "score graph"): (
         NO,
-        "several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare",
+        f"several graphs and a sampling loop on the host, tested: encode, denoise, decode and compare;{LOOP}",
     ),
     ("dsad", "features and kernel"): (NO, "there are no patches and no bank"),
     ("dsad", "FP16"): (TESTED, "of the denoiser, as for ddad"),
@@ -173,7 +174,7 @@ METHOD_STATUS = {
     ("ensemble", "INT8"): (NO, "FP32 alone"),
     ("ensemble", "engine"): (TESTED, "those of its members"),
     ("ensemble", "Triton"): (NO, "its score is not one graph"),
-    ("synth", "score graph"): (NO, "it draws and does not score: text, encode, denoise, decode, tested"),
+    ("synth", "score graph"): (NO, f"it draws and does not score: text, encode, denoise, decode, tested;{LOOP}"),
     ("synth", "features and kernel"): (NO, "there are no patches and no bank"),
     ("synth", "FP16"): (TESTED, f"{NEEDS_MODELOPT}, gated by the images drawn"),
     ("synth", "BF16"): (NO, "not made: no gate on what is drawn"),

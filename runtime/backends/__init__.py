@@ -3,7 +3,7 @@
 from flawscope.runtime.backends.choice import Choice, choose_backend
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.session import Session
-from flawscope.runtime.backends.table import BACKENDS, OpenSession, check_cores, open_session
+from flawscope.runtime.backends.table import BACKENDS, OpenSession, check_cores, open_session, open_together
 
 __all__ = [
     "BACKENDS",
@@ -15,4 +15,5 @@ __all__ = [
     "check_cores",
     "choose_backend",
     "open_session",
+    "open_together",
 ]

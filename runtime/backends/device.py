@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,10 @@ class Device:
         """Enqueue a copy from the device to an array; if it is not pinned, it must live until `wait`."""
         self._pycuda.memcpy_dtoh_async(array, address, self.stream)
 
+    def copy_on(self, target: int, source: int, size: int) -> None:
+        """Enqueue a copy of `size` bytes from one address on the device to another."""
+        self._pycuda.memcpy_dtod_async(target, source, size, self.stream)
+
     def fetch(self, array: npt.NDArray[Any], address: int) -> None:
         """Copy from the device to an array and wait for it; not for use while a graph is captured."""
         self.copy_out(array, address)
@@ -276,6 +281,19 @@ class Device:
             problem = "out of memory" if is_out_of_memory else "the device failed"
             hint = ". Take smaller batches, or free memory on the device" if is_out_of_memory else ""
             raise DeviceError(f"backend {self._backend}: {problem}: {first_line(err)}{hint}") from err
+
+
+@dataclass(frozen=True)
+class SharedDevice:
+    """A device that several sessions have together: one stream, one memory, one at a time.
+
+    Attributes:
+        device: The device; its owner closes it.
+        turn: Held by whoever uses it.
+    """
+
+    device: Device
+    turn: contextlib.AbstractContextManager[Any]
 
 
 def _keep_for_ever(objects: object) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
-from flawscope.runtime.backends.device import device_problem
+from flawscope.runtime.backends.device import SharedDevice, device_problem
+from flawscope.runtime.backends.device_engines import DeviceEngines
 from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines import (
@@ -55,6 +57,33 @@ def open_engine(
         BackendError: If the engine cannot be built or loaded.
         DeviceError: If the device fails.
     """
+    # Without CUDA kernels the patches are copied back, for the CPU's kernels.
+    return _open(bundle, graph, precision, make_head if cpp_ext.HAVE_CUDA else None, None)
+
+
+def open_engines(bundle: Bundle, graphs: Sequence[str], precision: str) -> DeviceEngines | None:
+    """Open several graphs on one device, with the kernels between them; see `open_together`.
+
+    Returns:
+        The engines; None without CUDA kernels: arrays go through the host then, between sessions of `open_engine`.
+
+    Raises:
+        ArgumentError: As `open_engine`; BackendError and DeviceError too.
+    """
+    if not cpp_ext.HAVE_CUDA:
+        return None
+
+    def open_one(graph: str, shared: SharedDevice) -> TensorrtSession:
+        session = _open(bundle, graph, precision, None, shared)
+        bundle.forget()  # graphs of a generator are gigabytes, and no session is opened a second time
+        return session
+
+    return DeviceEngines(graphs, open_one)
+
+
+def _open(
+    bundle: Bundle, graph: str, precision: str, make_head: MakeDeviceHead | None, shared: SharedDevice | None
+) -> TensorrtSession:
     manifest = bundle.manifest
     tensorrt = import_tensorrt()
     options = wanted_options(manifest, graph)
@@ -67,13 +96,13 @@ def open_engine(
                 bundle, graph, tensorrt, target, options, EngineCache(), precision=precision, any_tuning=True
             ).stored
     stored = loaded[place]
-    # Without CUDA kernels the patches are copied back, for the CPU's kernels.
-    device_head = make_head if cpp_ext.HAVE_CUDA else None
     return TensorrtSession(
         stored.load(),
         tensorrt,
         graph_batches(manifest, graph),
-        device_head,
+        make_head,
         name=str(stored.plan),
         layers=stored.layers,
+        graphs=shared is None,  # what is shared is captured by the loop around it
+        shared=shared,
     )

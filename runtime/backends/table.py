@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flawscope import methods
 from flawscope.bundle import Bundle
@@ -42,6 +43,8 @@ class Backend:
         any_head: Whether kernels take every head, as on the CPU; those of a device lack some.
         precision_problem: `(precision) -> str | None`: why it cannot compute in a precision here, as a sentence; None
             if no precision needs a look before a graph is loaded.
+        together: `(bundle, graphs, precision) -> DeviceEngines | None`: opens all graphs on one device, where arrays
+            stay between them; None where that needs what is not installed. Without it they are opened one by one.
         cores: What of `Cores` can be set.
         rival: The package that brings it, where `auto` may take it in place of the CPU's own, if it is measured to be
             faster: found and never imported, as most bundles do not need it. None where `auto` does not.
@@ -58,6 +61,7 @@ class Backend:
     alone: str | None = None
     any_head: bool = False
     precision_problem: str | None = None
+    together: str | None = None
     cores: tuple[str, ...] = ()
     rival: str | None = None
 
@@ -119,6 +123,7 @@ _ROWS = (
         auto=None,
         tolerances=_DEVICE_TOLERANCES,
         alone="an engine has buffers of its own, and the bank beside it on the device",
+        together="flawscope.runtime.backends.engine_session:open_engines",
     ),
     # Patches come back from a device of OpenVINO too: there are no kernels of ours for it.
     _openvino("openvino", "cpu"),
@@ -205,6 +210,23 @@ def open_session(
     check_cores(backend, cores)
     session: Session = methods.load(backend_row(backend).open)(bundle, graph, precision, make_head, cores)
     return session
+
+
+def open_together(bundle: Bundle, graphs: Sequence[str], precision: str, backend: str) -> Any:
+    """Open several graphs of a bundle on one device of a resolved backend, for sampling loops that run there.
+
+    Returns:
+        A `flawscope.runtime.backends.device_engines.DeviceEngines`; None where graphs are opened one by one, with
+        `open_session`.
+
+    Raises:
+        ArgumentError: As `open_session`; BackendError too.
+    """
+    row = backend_row(backend)
+    # What the backend does not compute in is refused by `open_session`, in its words.
+    if row.together is None or precision not in row.tolerances:
+        return None
+    return methods.load(row.together)(bundle, graphs, precision)
 
 
 def check_cores(backend: str, cores: Cores) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
-from flawscope.runtime.backends.device import Device, Graph
+from flawscope.runtime.backends.device import Device, Graph, SharedDevice
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
@@ -37,6 +37,8 @@ class TensorrtSession:
         layers: Report of the engine inspector as JSON, which `doctor` shows, or None.
         graphs: Whether batches are launched as CUDA graphs.
         index: Number of the device.
+        shared: A device that the engines of a bundle have together, and its owner; see `DeviceEngines`. The session is
+            not ready then before `make_ready`, and is released by the owner.
 
     Attributes:
         name: What the engine is called in messages.
@@ -60,6 +62,7 @@ class TensorrtSession:
         layers: bytes | None = None,
         graphs: bool = True,
         index: int = 0,
+        shared: SharedDevice | None = None,
     ) -> None:
         self.name, self.layers = name, layers
         self.graph_problem: str | None = None if graphs else "not asked for"
@@ -72,18 +75,25 @@ class TensorrtSession:
         self._runtime: Any = None
         self._engine: Any = None
         self._head: DeviceHead | None = None
-        self._turn = threading.Lock()  # buffers, stream and contexts are the session's own: one batch at a time
-        self._device: Device | None = Device(index)
+        # Buffers, stream and contexts are the session's own, or its owner's: one batch at a time.
+        self._turn: contextlib.AbstractContextManager[Any] = threading.Lock() if shared is None else shared.turn
+        self._is_owner = shared is None
+        self._device: Device | None = Device(index) if shared is None else shared.device
         try:
             with self._device.current():
                 self._load(plan)
                 self._bind(self._device)
                 if make_head is not None:
                     self._head = make_head(self._device, self._max_batch)
-                self._warm(self._device)
+                if shared is None:
+                    self.make_ready(self._device.allocate(self.scratch_bytes))
             self.outputs = ("anomaly_map", "score") if self._head is not None else tuple(self._outputs)
         except BaseException:
-            self.close()
+            if shared is None:
+                self.close()
+            else:  # its owner does not know it yet
+                with contextlib.suppress(DeviceError), shared.device.current():
+                    self.release()
             raise
 
     def _load(self, plan: bytes) -> None:
@@ -129,8 +139,17 @@ class TensorrtSession:
             (self._inputs if is_input else self._outputs)[name] = (host, address)
         self._first = next(iter(self._inputs))
         # What the contexts of all batch sizes compute in, one after the other on one stream.
-        self._scratch_bytes = int(self._engine.device_memory_size_v2)
-        self._scratch = device.allocate(self._scratch_bytes)
+        self.scratch_bytes = int(self._engine.device_memory_size_v2)
+
+    def make_ready(self, scratch: int) -> None:
+        """Run every batch size once; the device's context must be current.
+
+        Args:
+            scratch: Address of `scratch_bytes` that the engine computes in. Several engines may have the same.
+        """
+        assert self._device is not None
+        self._scratch = scratch
+        self._warm(self._device)
 
     def _warm(self, device: Device) -> None:
         """Run and capture every batch size once, on zeros, so that nothing is left to be done when images come."""
@@ -143,6 +162,36 @@ class TensorrtSession:
             # the driver loads kernels at their first launch.
             if self.graph_problem is None:
                 self._capture(device, count)
+
+    def tensor(self, name: str) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+        """Return where an input or output lies on the device, with the shape of one of its batch, and its type.
+
+        Raises:
+            BackendError: If the engine has none of that name.
+        """
+        found = {**self._inputs, **self._outputs}.get(name)
+        if found is None:
+            have = ", ".join([*self._inputs, *self._outputs])
+            raise BackendError(f"backend tensorrt: {self.name}: expected a tensor {name}, got {have}. Export it again.")
+        # Not the pinned array: its memory would be freed with the last reference, and not when the session is closed.
+        return found[1], found[0].shape[1:], found[0].dtype
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the inputs and of the outputs."""
+        return tuple(self._inputs), tuple(self._outputs)
+
+    def launch(self, count: int) -> None:
+        """Enqueue the engine alone for a batch, from device memory to device memory; may be captured.
+
+        The device's context must be current, and nobody else may use the device meanwhile.
+
+        Raises:
+            DeviceError: If TensorRT refuses.
+        """
+        assert self._device is not None
+        if not self._context(count).execute_async_v3(self._device.stream_number):
+            raise DeviceError("backend tensorrt: TensorRT could not put the engine on the stream.")
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the engine, and the bank if there is one, on a batch."""
@@ -199,8 +248,8 @@ class TensorrtSession:
         if context is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise DeviceError(f"backend tensorrt: no execution context: {reason}. Is the device out of memory?")
-        self._contexts[count] = context  # at once, or it would outlive `_release` in the frames of an error
-        context.set_device_memory(self._scratch, self._scratch_bytes)
+        self._contexts[count] = context  # at once, or it would outlive `release` in the frames of an error
+        context.set_device_memory(self._scratch, self.scratch_bytes)
         for name, (_, address) in {**self._outputs, **self._inputs}.items():
             if not context.set_tensor_address(name, address):
                 raise DeviceError(f"backend tensorrt: TensorRT did not take memory for {name}.")
@@ -213,8 +262,7 @@ class TensorrtSession:
         """Enqueue one batch: copy of the inputs, engine, bank, copy of the results."""
         for host, address in self._inputs.values():
             device.copy_in(address, host[:count])
-        if not self._context(count).execute_async_v3(device.stream_number):
-            raise DeviceError("backend tensorrt: TensorRT could not put the engine on the stream.")
+        self.launch(count)
         if self._head is not None:
             self._head.enqueue(count, self._patches)
             return
@@ -239,16 +287,17 @@ class TensorrtSession:
         """Release the device's memory; closing twice is harmless."""
         with self._turn:
             device, self._device = self._device, None
-            if device is None:
+            if device is None or not self._is_owner:
                 return
-            device.close(self._release, self._made)
+            device.close(self.release, self.made)
             self._forget()
 
-    def _made(self) -> object:
-        # No local variable of `close`, nor of `_load` and `_bind`: what it refers to would outlive `_release`.
+    def made(self) -> object:
+        """Return all that the session has made on the device."""
+        # No local variable of `close`, nor of `_load` and `_bind`: what it refers to would outlive `release`.
         return (*self._graphs.values(), *self._contexts.values(), self._engine, self._runtime)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Release what was made on the device; its context is current, or another device's would be taken."""
         for graph in self._graphs.values():
             graph.close()

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, ReconstructionHead
-from flawscope.diffusion.reconstruction import Reconstructed, score_reconstructions, signed
+from flawscope.diffusion.reconstruction import Reconstructed, finish_maps, score_reconstructions, signed
 from flawscope.diffusion.schedule import Sampling, noises_needed, plan_steps
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.imaging.edges import canny_edges
-from flawscope.runtime.backends import Session
+from flawscope.runtime.backends import Session, open_together
 from flawscope.runtime.scorers.graph_scorer import share_of_scale
 from flawscope.runtime.scorers.scorer import Part, ScorerOptions, check_graph_path
 
@@ -63,7 +63,8 @@ class SessionNetworks:
 class ReconstructionScorer:
     """All graphs of a reconstruction bundle on one backend; see `Scorer` for the contract.
 
-    The sampling loop runs on the host: each step copies no more than an image to the device and back.
+    The sampling loop runs on the host, and each step copies no more than an image to the device and back; on the device
+    where the backend has the kernel for it.
 
     Args:
         bundle: The opened bundle.
@@ -93,13 +94,31 @@ class ReconstructionScorer:
         self._sampling = head.sampling
         # Before the loop, so that `close` can release those that were opened when one fails.
         self._sessions: dict[str, Session] = {}
+        self._engines: Any = None  # where the graphs share a device
+        self._on_device: Any = None
         try:
-            for graph in bundle.manifest.graphs_of(options.precision):
-                self._sessions[graph] = options.session(bundle, graph)
+            self._open(bundle, options)
         except BaseException:
             self.close()
             raise
         self._networks = SessionNetworks(self._sessions, head.edges == "canny")
+
+    def _open(self, bundle: Bundle, options: ScorerOptions) -> None:
+        graphs = tuple(bundle.manifest.graphs_of(options.precision))
+        # On a device the sampling runs there too, if the backend has the kernel for it.
+        self._engines = open_together(bundle, graphs, options.precision, options.backend)
+        if self._engines is None:
+            for graph in graphs:
+                self._sessions[graph] = options.session(bundle, graph)
+            return
+        from flawscope.runtime.scorers.reconstruction_device import DeviceReconstruction  # the CPU needs none of it
+
+        self._sessions.update(self._engines.sessions)
+        channels, height, width = self._noise.shape[1:]
+        manifest = bundle.manifest
+        self._on_device = DeviceReconstruction(
+            self._engines, (channels, height, width), manifest.input.size, manifest.max_batch
+        )
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
         """Return reconstructions, maps and scores of images uint8 [N, H, W, 3].
@@ -107,6 +126,19 @@ class ReconstructionScorer:
         Raises:
             DeviceError: If the device fails.
         """
+        if self._on_device is not None:
+            inputs = self._networks.encoder_inputs(images)
+            found = self._on_device.run(images, inputs, self._sampling, self._noise)
+            maps, scores = finish_maps(found.pixel, found.feature, self._head.rule)
+            networks = self._networks
+            return Reconstructed(
+                maps,
+                scores,
+                found.reconstructions,
+                lambda: networks.decode(networks.encode(images)[0]),
+                found.pixel,
+                found.feature,
+            )
         return score_reconstructions(images, self._networks, self._sampling, self._noise, self._head.rule)
 
     def resample(self, sampling: Sampling) -> None:
@@ -154,13 +186,16 @@ class ReconstructionScorer:
 
     def describe(self) -> str:
         """Return what computes maps and scores."""
-        return "the sampling, on the host; each network is run once here"
+        where = "host" if self._on_device is None else "device"
+        return f"the sampling, on the {where}; each network is run once here"
 
     def close(self) -> None:
         """Release the sessions; closing twice is harmless."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+        if self._engines is not None:
+            self._engines.close()
 
 
 class ReconstructionMethod:

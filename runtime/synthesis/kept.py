@@ -58,3 +58,34 @@ def digest_of(*arrays: npt.NDArray[Any]) -> bytes:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
+
+
+class Slots:
+    """Numbered places by key, those unused for longest given away first.
+
+    Args:
+        count: Places; at least as many as are taken at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count))
+        self._slots: OrderedDict[Hashable, int] = OrderedDict()
+
+    def find(self, keys: Sequence[Hashable]) -> list[int] | None:
+        """Return the places of all these keys, or None if one is missing."""
+        if not all(key in self._slots for key in keys):
+            return None
+        return self.take(keys)
+
+    def take(self, keys: Sequence[Hashable]) -> list[int]:
+        """Return a place for each key: the one it has, else one that is free, else the one unused for longest."""
+        for key in keys:
+            if key not in self._slots:
+                self._slots[key] = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+            self._slots.move_to_end(key)
+        return [self._slots[key] for key in keys]
+
+    def clear(self) -> None:
+        """Forget what lies in all places."""
+        self._free += self._slots.values()
+        self._slots.clear()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,13 @@ from flawscope.imaging.boxes import bounds_of
 from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.imaging.images import decode_image
 from flawscope.imaging.masks import decode_mask
-from flawscope.runtime.backends import Session, choose_backend, open_session
+from flawscope.runtime.backends import Session, choose_backend, open_session, open_together
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.finishing import finish_drawing
 from flawscope.runtime.synthesis.kept import Kept
 from flawscope.runtime.synthesis.memorization import SupportPatch
 from flawscope.runtime.synthesis.quality import Verdict
-from flawscope.runtime.synthesis.window_drawing import HostDrawing, Manner
+from flawscope.runtime.synthesis.window_drawing import Drawing, HostDrawing, Manner
 from flawscope.time_limit import load_limit, within
 
 TOKENIZER = "tokenizer.json"
@@ -121,7 +122,8 @@ class Synthesizer:
         self.backend, self.backend_reason = choice.name, choice.reason
         self._sessions: dict[str, Session] = {}
         self._texts = Kept(_MOST_TEXT)  # encoded texts: the empty one belongs to every image, a prompt to many
-        self._drawing = HostDrawing(self._sessions, head.latents, str(bundle.path))
+        self._engines: Any = None  # where the graphs share a device
+        self._drawing: Drawing
         within(
             load_limit(timeout_s), lambda: self._open_any(backend), lambda _: self._close_sessions(), str(bundle.path)
         )
@@ -272,6 +274,15 @@ class Synthesizer:
 
     def _open(self) -> None:
         try:
+            # On a device all that lies between the graphs stays there, if the backend has the kernels for it.
+            self._engines = open_together(self.bundle, _GRAPHS, self.precision, self.backend)
+            if self._engines is not None:
+                from flawscope.runtime.synthesis.device_drawing import DeviceDrawing  # the CPU needs none of it
+
+                self._sessions.update(self._engines.sessions)
+                self._drawing = DeviceDrawing(self._engines, self.head, self.manifest.input.size, self.max_batch)
+                return
+            self._drawing = HostDrawing(self._sessions, self.head.latents, str(self.bundle.path))
             for name in _GRAPHS:
                 self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend)
                 # The graphs of a large generator are gigabytes, and no session is opened a second time.
@@ -285,6 +296,9 @@ class Synthesizer:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+        if self._engines is not None:
+            self._engines.close()
+            self._engines = None
 
     def _job(self, order: DrawOrder, options: DrawOptions) -> _Job:
         image, mask = check_order(order)

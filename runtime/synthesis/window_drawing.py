@@ -6,9 +6,9 @@ again: candidates of one record (`best_of`) and further rounds draw in the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,15 @@ class DrawnWindows:
     latents: Float32Array
     decoded: Float32Array
     known: UInt8Array
+
+
+class Drawing(Protocol):
+    """Draws in windows."""
+
+    def draw(
+        self, windows: UInt8Array, masks: BoolArray, context: Float32Array, noise: Float32Array, manner: Manner
+    ) -> DrawnWindows:
+        """Return drawn windows; see `HostDrawing.draw`."""
 
 
 class HostDrawing:
@@ -148,15 +157,20 @@ class HostDrawing:
         self, kind: str, sources: list[npt.NDArray[Any]], compute: Callable[[], npt.NDArray[Any]]
     ) -> npt.NDArray[Any]:
         """Return what a network gives for a batch; what it gave for the same windows, if all are known."""
-        # By the size of the batch too, and never for some of its windows alone: sums of some kernels differ in their
-        # last bits between batch sizes, and what a seed draws must not depend on what was drawn before.
-        count = len(sources[0])
-        keys = [(kind, count, digest_of(*(source[index] for source in sources))) for index in range(count)]
+        keys = window_keys(kind, *sources)
         if (kept := self._kept.find(keys)) is not None:
             return np.stack(kept)
         computed = compute()
         self._kept.keep(keys, list(computed))
         return computed
+
+
+def window_keys(kind: str, *sources: npt.NDArray[Any]) -> list[Hashable]:
+    """Return a key for each window of a batch: of what is computed, and of all that it is computed from."""
+    # The size of the batch too, and never some of its windows alone: sums of some kernels differ in their last bits
+    # between batch sizes, and what a seed draws must not depend on what was drawn before.
+    count = len(sources[0])
+    return [(kind, count, digest_of(*(source[index] for source in sources))) for index in range(count)]
 
 
 def blanked(images: Float32Array, masks: BoolArray) -> Float32Array:

@@ -364,6 +364,11 @@ def pycuda_driver(stand: Stand) -> types.ModuleType:
     def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: StreamHandle | None = None) -> None:
         put_copy("cuMemcpyDtoHAsync", stream, dest, lambda: copy(dest.ctypes.data, src, dest.nbytes))
 
+    def memcpy_dtod_async(dest: int, src: int, size: int, stream: StreamHandle) -> None:
+        check("cuMemcpyDtoDAsync", stand.check)
+        with calling("cuMemcpyDtoDAsync"):
+            stand.streams[stream.handle].put(lambda: copy(dest, src, size))
+
     module.Error, module.MemoryError, module.LogicError, module.LaunchError = (
         Error,
         MemoryError_,
@@ -373,6 +378,7 @@ def pycuda_driver(stand: Stand) -> types.ModuleType:
     module.Device, module.Stream, module.init = Device, make_stream, lambda: None
     module.mem_alloc, module.pagelocked_empty = mem_alloc, pagelocked_empty
     module.memcpy_htod_async, module.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
+    module.memcpy_dtod_async = memcpy_dtod_async
     module.memcpy_htod = lambda dest, src: memcpy_htod_async(dest, src)
     module.memcpy_dtoh = lambda dest, src: memcpy_dtoh_async(dest, src)
     return module  # type: ignore[no-any-return]

@@ -29,7 +29,8 @@ class KernelsOnStand:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.kernels, name)
-        if name not in ("nearest", "windows_nearest", "mahalanobis", "mahalanobis_triangles", "bank_pack"):
+        queued = ("nearest", "windows_nearest", "mahalanobis", "mahalanobis_triangles", "bank_pack", "diffusion_step")
+        if name not in queued:
             return function
 
         def call(*, stream: int, **arguments: Any) -> None:

@@ -308,7 +308,8 @@ typedef struct flawscope_diffusion_row {
  * NULL where no row restores. masked: float32 [n, c, cells], of a network that takes 2 c + 1 channels: x, 1 - keep and
  * this, or NULL; needs keep. noise: float32 [n, arrays, c, cells], or with `arrays` 0 [any, c, cells] for all images.
  * x: float32 [n, c, cells], read and written. past: float32 [n, c, cells], kept from step to step for rule DPM. input:
- * float32, written. timesteps: int64 [n or 2 n], written. What rows refer to cannot be checked from here. */
+ * float32, written. timesteps: int64 [n or 2 n], written. What rows refer to cannot be checked from here. A first launch
+ * loads the kernel: launch it once before it is captured. */
 FLAWSCOPE_API int flawscope_cuda_diffusion_step(const flawscope_diffusion_row* row, int64_t n, int64_t c, int64_t cells,
                                                 int guided, const float* predicted, const float* clean,
                                                 const float* hidden, const float* keep, const float* masked,
