@@ -16,7 +16,7 @@ WORKERS ?= $(shell nproc)
 PYTEST  := $(BIN)/python -m pytest
 SHARED  := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-fast test-all test-variants families fuzz kills check links format lean native sanitize clean
+.PHONY: demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo --overwrite
@@ -49,6 +49,12 @@ fuzz: $(NATIVE)
 kills: $(NATIVE)
 	$(BIN)/python tools/kill_harness.py $(KILLS)
 
+# The CUDA part on this machine's GPU: build, checks, times. Installs nothing: an environment of `make` is used where there
+# is one. `make gpu-check GPU="--minutes 5"`; see docs/gpu-check.md.
+GPU_OUT ?= gpu-check.json
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_check.py --out $(GPU_OUT) $(GPU)
+
 # Static checks and editors read a tree of links, because none of them follows the mapping of folders to packages. The
 # installation makes it; here it learns of files that were added directly below core/ since.
 links: $(STAMP)
@@ -67,6 +73,9 @@ format: $(STAMP)
 # The lean install: one backend, no training, no reports. Proves size, import time and equal scores.
 lean: $(NATIVE)
 	$(BIN)/python tools/lean_install.py
+
+# What the tests need, side by side with `make -j2 prepare`: kernels are compiled while packages are fetched.
+prepare: $(NATIVE) $(FP16)
 
 # The kernels are built here and not by pip, which would do it all again after every change. CUDA=OFF leaves CUDA out.
 native: $(NATIVE)

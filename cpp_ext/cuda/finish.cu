@@ -18,9 +18,8 @@ constexpr int kWarps = kThreads / kWarp;
 struct FinishArguments {
     const BankHeader* header;
     const void *queries, *rows;
-    const float* centre;       // of the packed rows; null for the caller's own
+    const float* centre;       // of the packed rows, which also have the scale of the bank; null for the caller's own
     int64_t d, stride;         // channels, and elements from one row to the next
-    uint32_t rescale_by_peak;  // rows are the packed ones: divide by the scale of the bank
     const uint32_t* usable;
     const uint64_t* partial;
     int splits, entries, capacity, candidates, k;
@@ -80,6 +79,13 @@ __device__ inline void merge(const FinishArguments& a, int64_t query, FinishShar
     __syncthreads();
 }
 
+template <class Difference>
+__device__ inline float distance_of_lane(int64_t d, int lane, const Difference& difference) {
+    float sum = 0.0f;
+    for (int64_t c = lane; c < d; c += kWarp) sum += difference(c) * difference(c);
+    return sum;
+}
+
 template <class Query, class Row>
 __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
     FLAWSCOPE_SHARED(FinishShared, shared);
@@ -93,16 +99,17 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishArguments a) {
     if (a.slots) merge_slots(a, query, shared);
     else merge(a, query, shared);
     const Query* q = static_cast<const Query*>(a.queries) + query * a.d;
-    const float scale = a.rescale_by_peak != 0 ? power_of_two(-scale_exponent(a.header->peak_bits)) : 1.0f;
     for (int i = warp; i < a.candidates; i += kWarps) {
         const uint64_t key = shared.keys[0][i];
         float sum = 0.0f;
         if (key < kNoCandidate) {
             const Row* m = static_cast<const Row*>(a.rows) + row_of(key) * a.stride;
-            for (int64_t c = lane; c < a.d; c += kWarp) {
-                const float x = a.centre == nullptr ? to_float(q[c]) : to_float(q[c]) - a.centre[c];
-                const float difference = x - scale * to_float(m[c]);
-                sum += difference * difference;
+            if (a.centre == nullptr) {
+                sum = distance_of_lane(a.d, lane, [&](int64_t c) { return to_float(q[c]) - to_float(m[c]); });
+            } else {
+                const float scale = power_of_two(-scale_exponent(a.header->peak_bits));
+                sum = distance_of_lane(
+                    a.d, lane, [&](int64_t c) { return to_float(q[c]) - a.centre[c] - scale * to_float(m[c]); });
             }
         }
         sum = warp_sum(sum);
@@ -151,7 +158,6 @@ cudaError_t finish_launch(const Bank& bank, Matrix rows, Matrix queries, const P
     a.centre = packed ? bank.centre : nullptr;
     a.d = plan.d;
     a.stride = packed ? packed_depth(plan.d) : plan.d;
-    a.rescale_by_peak = packed ? 1 : 0;
     a.usable = workspace.usable;
     a.partial = workspace.partial;
     a.splits = plan.splits;

@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kMostThreads)
             __syncthreads();
             for (int i = thread; i < kChannels * kSamples; i += threads) {
                 constexpr int kTogether = MahalanobisShared<kSamples>::kTogether;
-                const int channel = i / kTogether % kChannels, sample = i / (kTogether * kChannels) * kTogether + i % kTogether;
+                const int channel = i / kTogether % kChannels;
+                const int sample = i / (kTogether * kChannels) * kTogether + i % kTogether;
                 float value = 0.0f;
                 if (channel < channels && sample < count) {
                     const int64_t place = position * d + start + channel;

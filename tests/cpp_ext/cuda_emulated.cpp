@@ -75,6 +75,7 @@ void test_refusals_and_failures_of_nearest() {
 }
 
 void test_arrays_on_another_device_are_refused() {
+    if (!kEmulated) return;
     const Device<float> rows(integers(20 * 4)), squared(64), floats(4096);
     const Device<int64_t> found(64);
     const Device<char> packed(65536), workspace(1 << 20);

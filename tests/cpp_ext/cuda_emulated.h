@@ -14,6 +14,17 @@
 #include "launches.h"
 #include "status.h"
 
+#if defined(FLAWSCOPE_EMULATION)
+constexpr bool kEmulated = true;
+namespace card {
+// In emulation the memory of the checks is the device's.
+inline void made(void*, size_t) {}
+inline void gone(void*) {}
+}  // namespace card
+#else
+#include "cuda_on_card.h"
+#endif
+
 namespace {
 
 namespace emulation = flawscope::emulation;
@@ -36,12 +47,16 @@ class Device {
 public:
     explicit Device(size_t count) : data_(static_cast<Value*>(std::malloc(count * sizeof(Value) + (count == 0)))) {
         std::memset(static_cast<void*>(data_), 0xa5, count * sizeof(Value));
+        card::made(data_, count * sizeof(Value));
     }
     explicit Device(const std::vector<Value>& values) : Device(values.size()) {
         std::memcpy(data_, values.data(), values.size() * sizeof(Value));
     }
     Device(const Device&) = delete;
-    ~Device() { std::free(data_); }
+    ~Device() {
+        card::gone(data_);
+        std::free(data_);
+    }
     Value* get() const { return data_; }
     Value& operator[](size_t i) const { return data_[i]; }
 

@@ -6,6 +6,8 @@ import inspect
 import re
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,22 @@ def test_the_selection_is_that_of_the_cpu(kernels: CudaKernels) -> None:
         stream=0,
     )
     np.testing.assert_array_equal(chosen, expected)
+
+
+def test_other_threads_run_during_a_selection(kernels: CudaKernels) -> None:
+    # A launch waits where the queue of the device is full, which a selection of many centres fills.
+    features = np.random.default_rng(3).normal(size=(1500, D)).astype(np.float32)
+    memory, chosen = workspace(kernels.kcenter_bytes(n=1500, count=60)), np.empty(60, np.int64)
+    sizes = {"n": 1500, "d": D, "count": 60, "first": 0, "workspace_bytes": len(memory), "stream": 0}
+    addresses = {"features": address(features), "workspace": address(memory), "chosen": address(chosen)}
+    thread = threading.Thread(target=lambda: kernels.kcenter_greedy(**sizes, **addresses))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0)
+    assert turns > 20
+    assert len(set(chosen.tolist())) == 60
 
 
 def test_numpy_integers_are_integers(kernels: CudaKernels) -> None:

@@ -1,0 +1,389 @@
+"""The stages of `tools/gpu_check.py` without a GPU: through the kernels in emulation and stand-ins."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulation import emulated_kernels
+from gpu_stages import correctness, device_stage, engine_stand_in, ncu, other_kernels, sanitizer, small_run, timing
+from gpu_stages.card import Card, CudaError, HostCard
+from gpu_stages.driver import SIGNATURES, Driver
+from gpu_stages.here import program, toolkit
+from gpu_stages.kernels import EMULATION
+from gpu_stages.report import Absent, Report
+from project_paths import ROOT
+
+from flawscope.cpp_ext.cuda_kernels import CudaKernels
+
+pytestmark = pytest.mark.long
+
+needs_stand_in = pytest.mark.skipif(
+    not (ROOT / "tests" / "helpers" / "cuda_stand_in.py").is_file(), reason="no stand-in for the driver's bindings"
+)
+
+HEADER = (toolkit() or Path("/nowhere")) / "include" / "cuda.h"
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    return Report(tmp_path / "result.json", 600, tmp_path)
+
+
+@pytest.fixture
+def kernels(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> CudaKernels:
+    """The kernels in emulation; their library lies where the build stage would have put it."""
+    found = emulated_kernels(tmp_path_factory)
+    (tmp_path / "build").mkdir()
+    library = next((tmp_path_factory.getbasetemp() / "cuda_emulation").glob("*FLAWSCOPE_PATCH_DISTANCE_VERSION.so"))
+    (tmp_path / "build" / EMULATION).symlink_to(library)
+    return found
+
+
+# --- correctness
+
+
+class Liar:
+    """Kernels whose results are changed after a call."""
+
+    def __init__(self, kernels: CudaKernels, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+        self._kernels, self._name, self._change = kernels, name, change
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._kernels, name)
+        if name != self._name:
+            return function
+
+        def call(**arguments: Any) -> None:
+            function(**arguments)
+            self._change(arguments)
+
+        return call
+
+
+def add_one(name: str, kind: Any) -> Callable[[dict[str, Any]], None]:
+    def change(arguments: dict[str, Any]) -> None:
+        place = kind.from_address(arguments[name])
+        place.value += 1
+
+    return change
+
+
+def test_sound_kernels_pass_every_check(kernels: CudaKernels, report: Report) -> None:
+    correctness.on_cpu(report)
+    assert report.failures == []
+    assert report.checks > 60
+    assert {row["name"] for row in report.figures("parts")} == {check.__name__ for check in correctness.CHECKS}
+    assert all(row["recall_at_1"] == 1 for row in report.figures("floats"))
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "change"),
+    [
+        (correctness.check_floats, "nearest", add_one("found", ctypes.c_int64)),
+        (correctness.check_floats, "nearest", add_one("squared", ctypes.c_float)),
+        (correctness.check_edges, "nearest", add_one("found", ctypes.c_int64)),
+        (correctness.check_scales, "nearest", add_one("found", ctypes.c_int64)),
+        (correctness.check_ties, "nearest", add_one("squared", ctypes.c_float)),
+        (correctness.check_not_finite, "nearest", add_one("found", ctypes.c_int64)),
+        (other_kernels.check_gaussians, "mahalanobis_triangles", add_one("squared", ctypes.c_float)),
+        (other_kernels.check_windows, "windows_nearest", add_one("found", ctypes.c_int64)),
+        (other_kernels.check_diffusion, "diffusion_step", add_one("x", ctypes.c_float)),
+        (other_kernels.check_centres, "kcenter_greedy", add_one("chosen", ctypes.c_int64)),
+    ],
+)
+def test_a_wrong_result_is_found(
+    kernels: CudaKernels, report: Report, check: Any, name: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    check(correctness.Bench(report, HostCard(), Liar(kernels, name, change), np.random.default_rng(0)))
+    assert report.failures != []
+
+
+def test_results_that_change_from_run_to_run_are_found(kernels: CudaKernels, report: Report) -> None:
+    calls = iter(range(1000))
+
+    def change(arguments: dict[str, Any]) -> None:
+        ctypes.c_float.from_address(arguments["squared"]).value += next(calls)
+
+    liar = Liar(kernels, "nearest", change)
+    correctness.check_repeats(correctness.Bench(report, HostCard(), liar, np.random.default_rng(0)))
+    assert "two runs, k 1" in report.failures
+
+
+def test_the_small_run_of_the_tools_runs_and_finds_what_is_wrong(kernels: CudaKernels, tmp_path: Path) -> None:
+    assert small_run.main([str(tmp_path)], on_gpu=False) == 0
+    assert small_run.main([str(tmp_path), "9", "40", "5", "2"], on_gpu=False) == 0
+
+
+def test_without_what_the_build_leaves_a_stage_is_absent(report: Report) -> None:
+    with pytest.raises(Absent, match="the stage build has left no emulation here"):
+        correctness.on_cpu(report)
+    with pytest.raises(Absent, match="the stage build has left no kernels for Python here"):
+        correctness.on_card(report)
+
+
+# --- sessions on a device
+
+
+@needs_stand_in
+def test_sessions_with_a_stand_in_for_the_engine_give_what_float64_gives(kernels: CudaKernels, report: Report) -> None:
+    device_stage.on_cpu(report)
+    assert report.failures == []
+    assert report.checks > 10
+
+
+@needs_stand_in
+def test_an_engine_that_gives_others_patches_is_found(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_stage, "_copying", lambda target, source, size: lambda: ctypes.memset(target, 0, size))
+    device_stage.on_cpu(report)
+    assert any("a batch of 2" in failure for failure in report.failures)
+
+
+def test_patches_are_the_bytes_of_the_images() -> None:
+    patches = np.random.default_rng(0).standard_normal((2, 6, engine_stand_in.CHANNELS), np.float32)
+    images = engine_stand_in.images_of(patches)
+    assert images.shape == (2, 6, engine_stand_in.WIDTH, 3)
+    assert images.tobytes() == patches.tobytes()
+
+
+def test_the_checks_on_a_card_give_twins_to_every_function_that_takes_arrays() -> None:
+    header = (ROOT / "cpp_ext" / "include" / "flawscope" / "patch_distance.h").read_text(encoding="utf-8")
+    declared = re.findall(r"FLAWSCOPE_API int (flawscope_cuda_\w+)\(([^;]*)\);", header)
+    with_arrays = {name for name, arguments in declared if "void* stream" in arguments}
+    given = (ROOT / "tests" / "cpp_ext" / "cuda_on_card.h").read_text(encoding="utf-8")
+    assert with_arrays == set(re.findall(r"#define (flawscope_cuda_\w+)\(\.\.\.\)", given))
+
+
+# --- the driver
+
+
+@pytest.mark.skipif(not HEADER.is_file(), reason="no CUDA toolkit with cuda.h")
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_arguments_are_those_that_cuda_h_declares(name: str) -> None:
+    text = HEADER.read_text(encoding="utf-8")
+    plain = "cuGraphInstantiate" if name == "cuGraphInstantiateWithFlags" else name.removesuffix("_v2")
+    if name != plain:
+        assert re.search(rf"#define {plain}\s+(__CUDA_API_PTSZ\()?{name}\b", text), "another version is the current one"
+    declared = re.search(rf"CUresult CUDAAPI {plain}\(([^;]*)\);", text)
+    assert declared is not None
+    arguments = [part.strip() for part in declared[1].split(",") if part.strip() != "void"]
+    assert [kind_of(argument) for argument in arguments] == [kind_of_ctypes(kind) for kind in SIGNATURES[name]]
+
+
+def kind_of(argument: str) -> str:
+    words = argument.replace("*", " * ").replace("const ", "").split()
+    stars, words = words.count("*"), [word for word in words if word != "*"][:-1]
+    kind = " ".join(words)
+    sizes = {"CUdeviceptr": "8", "size_t": "8", "unsigned long long": "8", "unsigned char": "1", "float": "float"}
+    sizes |= dict.fromkeys(("CUcontext", "CUstream", "CUevent", "CUgraph", "CUgraphExec", "void"), "handle")
+    if stars and kind in ("char", "void"):
+        return {"char": "text", "void": "handle"}[kind] if stars == 1 else "pointer to text"
+    return ("pointer to " if stars else "") + sizes.get(kind, "4")
+
+
+def kind_of_ctypes(kind: Any) -> str:
+    if hasattr(kind, "contents"):
+        return "pointer to " + kind_of_ctypes(kind._type_)
+    named = {ctypes.c_char_p: "text", ctypes.c_void_p: "handle", ctypes.c_float: "float"}
+    return named.get(kind, str(ctypes.sizeof(kind)))
+
+
+class HostLibrary:
+    """A driver in host memory, by the names of the C interface; a stream records while it is captured."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Any] = {}
+        self.recording: list[Callable[[], object]] | None = None
+        self.graphs: dict[int, list[Callable[[], object]]] = {}
+        self.streams = 0
+        self.fail: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SIGNATURES:
+            raise AttributeError(name)
+
+        def function(*arguments: Any) -> int:
+            assert len(arguments) == len(SIGNATURES[name])
+            if name in self.fail:
+                return self.fail[name]
+            handler = getattr(type(self), f"_{name}", None)
+            if handler is not None:
+                handler(self, *arguments)
+            return 0
+
+        self.__dict__[name] = function
+        return function
+
+    def _put(self, work: Callable[[], object]) -> None:
+        work() if self.recording is None else self.recording.append(work)
+
+    def _cuMemAlloc_v2(self, out: Any, size: int) -> None:
+        buffer = ctypes.create_string_buffer(size)
+        out._obj.value = ctypes.addressof(buffer)
+        self.memory[out._obj.value] = buffer
+
+    def _cuMemFree_v2(self, address: int) -> None:
+        del self.memory[address]
+
+    def _cuMemcpyHtoDAsync_v2(self, target: int, source: int, size: int, stream: int) -> None:
+        self._put(lambda: ctypes.memmove(target, source, size))
+
+    _cuMemcpyDtoHAsync_v2 = _cuMemcpyDtoDAsync_v2 = _cuMemcpyHtoDAsync_v2
+
+    def _cuMemsetD8Async(self, target: int, byte: int, size: int, stream: int) -> None:
+        self._put(lambda: ctypes.memset(target, byte, size))
+
+    def _cuStreamCreate(self, out: Any, flags: int) -> None:
+        assert flags == 1, "a stream that waits for the default one"
+        out._obj.value, self.streams = 77, self.streams + 1
+
+    def _cuStreamDestroy_v2(self, stream: int) -> None:
+        self.streams -= 1
+
+    def _cuStreamBeginCapture_v2(self, stream: int, mode: int) -> None:
+        assert (stream, mode) == (77, 1)
+        self.recording = []
+
+    def _cuStreamEndCapture(self, stream: int, out: Any) -> None:
+        out._obj.value = 1000 + len(self.graphs)
+        self.graphs[out._obj.value], self.recording = self.recording or [], None
+
+    def _cuGraphInstantiateWithFlags(self, out: Any, graph: Any, flags: int) -> None:
+        out._obj.value = graph.value
+
+    def _cuGraphExecDestroy(self, executable: int) -> None:
+        del self.graphs[executable]
+
+    def _cuGraphLaunch(self, executable: int, stream: int) -> None:
+        for work in self.graphs[executable]:
+            work()
+
+    def _cuEventElapsedTime(self, out: Any, begin: object, end: object) -> None:
+        out._obj.value = 1.5
+
+    def _cuGetErrorName(self, status: int, out: Any) -> None:
+        out._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
+
+
+def test_a_card_copies_captures_and_gives_everything_back() -> None:
+    library = HostLibrary()
+    card = Card(driver=Driver(library))
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    source, target = card.allocate(array.nbytes), card.allocate(array.nbytes)
+    card.copy_in(source, array)
+    graph = card.capture(lambda: card.copy(target, source, array.nbytes))
+    card.fill(target, 0, array.nbytes)
+    np.testing.assert_array_equal(card.fetch(target, (4, 6), np.float32), 0)
+    graph()
+    np.testing.assert_array_equal(card.fetch(target, (4, 6), np.float32), array)
+    assert card.milliseconds(graph) == 1.5
+    card.close()
+    assert (library.memory, library.graphs, library.streams) == ({}, {}, 0)
+
+
+def test_a_refusal_of_the_driver_has_its_name_and_ends_a_capture() -> None:
+    library = HostLibrary()
+    card = Card(driver=Driver(library))
+    library.fail = {"cuMemAlloc_v2": 2}
+    with pytest.raises(CudaError, match=r"^cuMemAlloc_v2 failed with CUDA error 2 \(OUT_OF_MEMORY\)$") as caught:
+        card.capture(lambda: card.allocate(8))
+    assert caught.value.code == 2
+    assert library.recording is None
+
+
+# --- times, and what other programs say
+
+
+def test_what_tells_most_is_measured_first_and_nothing_twice() -> None:
+    found = list(timing.shapes())
+    assert found[: len(timing.FIRST)] == list(timing.FIRST)
+    assert len(set(found)) == len(found) >= 96
+    rest = [n * m * d for n, m, d, _ in found[len(timing.FIRST) :]]
+    assert rest == sorted(rest)
+
+
+def test_a_median_is_that_of_calls_made_in_turn() -> None:
+    made: list[int] = []
+    calls = [lambda number=number: made.append(number) for number in range(3)]
+    lengths = iter([0.0] * 3 + [float(x) for x in range(1, 31)])
+
+    def measure(call: Callable[[], object]) -> float:
+        call()
+        return next(lengths)
+
+    found = timing.replayed(measure, calls)  # type: ignore[arg-type]
+    assert (found["median_ms"], found["turns"]) == (15.5, 30)
+    assert made == [0, 1, 2] * 11
+
+
+def test_the_count_of_the_sanitizer_is_read_and_a_machine_that_it_refuses_is_absent() -> None:
+    assert sanitizer.errors_of("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 3 errors\n") == 3
+    text = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    assert sanitizer.errors_of(text) == 0
+    with pytest.raises(Absent, match=r"does not work here: Error: Device not supported"):
+        sanitizer.errors_of("=========\n========= Error: Device not supported. Please refer to the notes\nmore\n")
+
+
+def test_metrics_of_nsight_compute_are_read_from_between_its_messages() -> None:
+    text = (
+        "==PROF== Connected\n"
+        '"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"\n'
+        '"0","12","search_kernel<8>(Bank, Plan)","Speed Of Light","Duration","us","1,234.5"\n'
+        '"0","12","search_kernel<8>(Bank, Plan)","Speed Of Light","","",""\n'
+    )
+    row = {"kernel": "search_kernel<8>", "name": "Duration", "unit": "us", "value": "1,234.5"}
+    assert ncu.metrics(text) == [row]
+    assert ncu.metrics("==ERROR== no permission\n") == []
+
+
+def test_a_tool_that_does_not_work_here_is_absent_with_its_words(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = SimpleNamespace(stdout="==ERROR== ERR_NVGPUCTRPERM - no permission\nmore\n", stderr="", returncode=1)
+    monkeypatch.setattr(ncu, "program", lambda name: name)
+    monkeypatch.setattr(ncu.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(Absent, match="does not work here: ==ERROR== ERR_NVGPUCTRPERM"):
+        ncu.on_card(report)
+
+
+# --- whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulation with")
+def test_on_this_machine_every_stage_ends_well_on_the_cpu_or_absent(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "tools/gpu_check.py", "--twins", "--out", out, "--work", tmp_path / "work"]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads(out.read_text())["stages"]
+    states = {name: (entry["state"], entry.get("on")) for name, entry in stages.items()}
+    twins = {name: state for name, state in states.items() if state[0] != "absent"}
+    assert set(twins.values()) == {("passed", "cpu twin")}
+    assert [name for name in twins if name != "device"] == ["facts", "build", "checks", "correctness", "kernels"]
+    assert all(stages[name]["reason"] for name in states.keys() - twins.keys())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(program("nvcc") is None or program("cmake") is None, reason="no nvcc and cmake to compile with")
+def test_the_checks_compile_for_a_card(tmp_path: Path) -> None:
+    options = ["-DFLAWSCOPE_CUDA=ON", "-DFLAWSCOPE_CUDA_CHECKS=ON", "-DFLAWSCOPE_PYTHON=OFF"]
+    options += ["-DCMAKE_CUDA_ARCHITECTURES=80", f"-DCMAKE_CUDA_COMPILER={program('nvcc')}"]
+    for command in (["-S", ROOT / "cpp_ext", "-B", tmp_path, *options], ["--build", tmp_path, "--parallel", 2]):
+        parts = [str(part) for part in (program("cmake"), *command)]
+        done = subprocess.run(parts, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stdout + done.stderr
+    programs = {path.name for path in tmp_path.glob("card_cuda_emulated*")}
+    assert programs == {f"card_{path.stem}" for path in (ROOT / "tests" / "cpp_ext").glob("cuda_emulated*.cpp")}
