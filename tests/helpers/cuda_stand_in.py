@@ -19,7 +19,6 @@ import itertools
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -162,17 +161,17 @@ class Stand:
             work()
 
     @contextmanager
-    def destruction(self, what: str, context: Context) -> Iterator[None]:
-        """Activate the context of what is freed or destroyed, as `scoped_context_activation` does."""
+    def destruction(self, what: str, context: Context) -> Iterator[bool]:
+        """Activate the context of what is freed or destroyed, as `scoped_context_activation` does; whether it can."""
         stack = self.stacks()[1]
         is_current = bool(stack) and stack[-1] is context
         if self.sticky:
             self.complaints.append(f"{what} on a dead context: the process would have ended here")
         if not is_current and context.thread != threading.get_ident():
             self.complaints.append(f"{what} in out-of-thread context could not be cleaned up")
-            warnings.warn(f"{what} in out-of-thread context could not be cleaned up", UserWarning, stacklevel=1)
-            return
-        yield
+            yield False  # PyCUDA warns
+        else:
+            yield True
 
 
 class Context:
@@ -252,18 +251,22 @@ class StreamHandle:
     def __init__(self, stand: Stand, flags: int = 0) -> None:
         self._stand, self._stream = stand, Stream(stand, flags)
         self.handle = self._stream.handle
-
-    def synchronize(self) -> None:
-        self._stand.fail()
-        with calling("cuStreamSynchronize"):
-            self._stand.check()
-            if self._stand.break_captures(lambda stream: stream is self._stream):
-                raise Refused(900)
+        # No method: its frame would keep this object alive in an error, which those of PyCUDA, in C++, do not.
+        self.synchronize = functools.partial(_synchronize, stand, self._stream)
 
     def __del__(self) -> None:
-        with self._stand.destruction("stream", self._stream.context):
-            self._stand.destroyed_streams += 1
-            del self._stand.streams[self.handle]
+        with self._stand.destruction("stream", self._stream.context) as is_active:
+            if is_active:
+                self._stand.destroyed_streams += 1
+                del self._stand.streams[self.handle]
+
+
+def _synchronize(stand: Stand, synchronized: Stream) -> None:
+    stand.fail()
+    with calling("cuStreamSynchronize"):
+        stand.check()
+        if stand.break_captures(lambda stream: stream is synchronized):
+            raise Refused(900)
 
 
 class Allocation:
@@ -286,7 +289,9 @@ class Allocation:
         if not self.is_valid:
             raise error_of(400, f"{self.kind}::free")
         self.is_valid = False
-        with self.stand.destruction(self.kind, self.context):
+        with self.stand.destruction(self.kind, self.context) as is_active:
+            if not is_active:
+                return
             self.bytes[:] = 0xA5
             if self.kind == "device_allocation":
                 self.stand.freed += 1
@@ -348,21 +353,25 @@ def pycuda_driver(stand: Stand) -> types.ModuleType:
         memory = Allocation(stand, int(np.prod(shape)) * dtype.itemsize, "pagelocked_host_allocation", shape, dtype)
         return np.asarray(memory)  # its `base` is the allocation, as PyCUDA's
 
-    def put_copy(name: str, stream: StreamHandle | None, array: np.ndarray, work: Work) -> None:
+    def put_copy(name: str, stream: int, array: np.ndarray, work: Work) -> None:
         assert array.flags.c_contiguous
-        if stream is None:
+        if not stream:
             check(name, stand.check_default_stream)
             work()
             return
         check(name, stand.check)
         with calling(name):
-            stand.streams[stream.handle].put(work)
+            stand.streams[stream].put(work)
 
     def memcpy_htod_async(dest: int, src: np.ndarray, stream: StreamHandle | None = None) -> None:
-        put_copy("cuMemcpyHtoDAsync", stream, src, lambda: copy(dest, src.ctypes.data, src.nbytes))
+        number = 0 if stream is None else stream.handle
+        del stream  # as above
+        put_copy("cuMemcpyHtoDAsync", number, src, lambda: copy(dest, src.ctypes.data, src.nbytes))
 
     def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: StreamHandle | None = None) -> None:
-        put_copy("cuMemcpyDtoHAsync", stream, dest, lambda: copy(dest.ctypes.data, src, dest.nbytes))
+        number = 0 if stream is None else stream.handle
+        del stream
+        put_copy("cuMemcpyDtoHAsync", number, dest, lambda: copy(dest.ctypes.data, src, dest.nbytes))
 
     def memcpy_dtod_async(dest: int, src: int, size: int, stream: StreamHandle) -> None:
         check("cuMemcpyDtoDAsync", stand.check)
