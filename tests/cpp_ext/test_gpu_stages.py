@@ -286,6 +286,9 @@ class HostLibrary:
         self.__dict__[name] = function
         return function
 
+    def _cuMemGetInfo_v2(self, free: Any, whole: Any) -> None:
+        free._obj.value = whole._obj.value = 1 << 30
+
     def _put(self, work: Callable[[], object]) -> None:
         work() if self.recording is None else self.recording.append(work)
 
@@ -351,6 +354,24 @@ def test_a_card_copies_captures_and_gives_everything_back() -> None:
     assert card.milliseconds(graph) == 1.5
     card.close()
     assert (library.memory, library.graphs, library.streams) == ({}, {}, 0)
+
+
+def test_what_needs_a_card_in_the_checks_finds_what_is_sound_and_what_is_not(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correctness, "LARGE", (1000, 8))
+    monkeypatch.setattr(correctness, "BLOCK", 150)
+    for check in (correctness.check_large, correctness.check_other_streams):
+        # The emulation takes no stream but 0, and works at once: the driver of host memory has nothing to wait for.
+        for wrong in (False, True):
+            liar = Liar(kernels, "nearest", add_one("found", ctypes.c_int64) if wrong else lambda arguments: None)
+            card = Card(driver=Driver(HostLibrary()))
+            before = len(report.failures)
+            check(correctness.Bench(report, card, liar, np.random.default_rng(0)))
+            card.close()
+            # Two equal lies agree with each other: the streams are compared with each other alone.
+            assert (len(report.failures) > before) == (wrong and check is correctness.check_large), report.failures
+    assert report.checks == 4
 
 
 def test_a_refusal_of_the_driver_has_its_name_and_ends_a_capture() -> None:
