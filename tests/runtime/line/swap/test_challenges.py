@@ -297,3 +297,23 @@ class TestReadiness:
         readiness.forbid("source", "gone")
         readiness.allow("source")
         assert states == ["ready", "error", "ready", "error", "starting"]
+
+
+class TestTheWayBack:
+    def test_to_a_bundle_that_failed_its_challenge_is_an_error_again(self, tmp_path: Path, parts: Path) -> None:
+        (parts / "must_reject" / "crack.png").write_bytes(png(130))
+        write_bundle_at(tmp_path / "other.flaw", 125.0)
+        with running(tmp_path) as line:
+            wait_until(lambda: state_of(line) == "error")
+            assert swapped(line, swaps_of(line).add(tmp_path / "other.flaw"))["state"] == "done"
+            assert verdict_of(line, 130).verdict == "reject"
+            swaps_of(line).rollback("top", "eva")
+            assert state_of(line) == "error"
+            station = line.stations["top"]
+            assert "challenge cam0: at the start: 1 of 3 parts: crack.png" in station.readiness.reason
+            seq = station.push({"cam0": png(130)})
+            wait_until(lambda: line.journal.part_of(seq) is not None)
+            assert (record := line.journal.part_of(seq)) is not None
+            assert (record.verdict, record.reason) == ("fault", "not_ready")
+            station.acknowledge("eva")
+            assert verdict_of(line, 120).verdict == "accept"
