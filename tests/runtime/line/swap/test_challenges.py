@@ -15,7 +15,7 @@ from swapped_lines import events_of, running, step_of, swapped, swaps_of, top, v
 
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.station.readiness import Readiness
-from flawscope.runtime.line.swap import challenge, challenges
+from flawscope.runtime.line.swap import challenge, challenges, steps
 from flawscope.runtime.line.swap.time_of_day import TimesOfDay
 
 
@@ -317,3 +317,27 @@ class TestTheWayBack:
             assert (record.verdict, record.reason) == ("fault", "not_ready")
             station.acknowledge("eva")
             assert verdict_of(line, 120).verdict == "accept"
+
+
+def test_one_by_hand_begins_anew_with_thresholds_that_come_meanwhile(
+    tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, is_held, go_on = challenge.run_challenge, threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> str:
+        found = run(*arguments)
+        is_held.set()
+        assert go_on.wait(30)
+        return found
+
+    with running(tmp_path, challenge={"at": []}) as line:
+        station, swaps = top(line), swaps_of(line)
+        monkeypatch.setattr(steps, "run_challenge", held)
+        swaps.challenge("top")
+        assert is_held.wait(30)
+        # The good part of the challenge has 120.
+        swaps.set_threshold("top", None, 110.0, "for a test")
+        go_on.set()
+        wait_until(lambda: swaps.state("top")["state"] != "running")
+        assert swaps.state("top")["state"] == "failed"
+        assert "good.png: expected accept, got reject" in station.readiness.reason
