@@ -8,6 +8,7 @@
     ├── BundleError                          a bundle is broken, tampered with or too new
     ├── BackendError                         a backend was requested and is not available
     │   ├── DeviceError                      a device failed while it was working
+    │   │   └── DeviceLost                   it can only be used again by a new process
     │   └── LoadTimeout                      a bundle was not ready in time
     ├── MissingExtra (also ImportError)      an optional dependency is not installed
     ├── StorageError                         writing failed (disk full, read-only, no permission)
@@ -68,6 +69,10 @@ class BackendError(FlawscopeError):
 
 class DeviceError(BackendError):
     """A device failed while it was working."""
+
+
+class DeviceLost(DeviceError):
+    """A device failed so that this process cannot use it any more: it has to be started again."""
 
 
 class LoadTimeout(BackendError):

@@ -44,7 +44,10 @@ BACKEND_STATUS = {
     ("cpu", "fp16"): (TESTED, f"gated at export, {NEEDS_MODELOPT}; on a CPU slower than FP32"),
     ("cpu", "bf16"): (NO, "ONNX Runtime computes no BF16 on a CPU"),
     ("cpu", "int8"): (TESTED, "gated at export; on the processors measured so far slower than FP32"),
-    ("cuda", "fp32"): (STAND_IN, f"ONNX Runtime with I/O binding, checked on its CPU provider; {NO_GPU}"),
+    ("cuda", "fp32"): (
+        STAND_IN,
+        f"ONNX Runtime with I/O binding, checked on its CPU provider; the bank beside it by stand-ins; {NO_GPU}",
+    ),
     ("cuda", "fp16"): (STAND_IN, f"the same session with the other graph; {NO_GPU}"),
     ("cuda", "bf16"): (NO, NOT_ROUNDED),
     ("cuda", "int8"): (STAND_IN, f"the same session with the other graph; {NO_GPU}"),

@@ -1,44 +1,59 @@
 """One CUDA device through PyCUDA: memory that is allocated once, one stream, and captured CUDA graphs.
 
-Written against PyCUDA and the CUDA driver's interface, not run on a GPU: tests replace both.
+Written against the sources of PyCUDA and NVIDIA's bindings of the driver, not run on a GPU: tests replace both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.errors import BackendError, DeviceError
+from flawscope.errors import BackendError, DeviceError, DeviceLost
+from flawscope.runtime.engines.cuda_driver import CAPTURING, STICKY, DriverError, bindings, call, first_line
 
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads do not invalidate a capture
-_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+# Primary contexts by number of the device, retained once and for the life of the process. Not released with the last
+# session: PyCUDA's `detach` leaves a released context current in the thread that calls it, does nothing in any thread
+# but that which retained it, and what was allocated can then not be freed. Nor would it give memory back: CUDA's
+# runtime, which TensorRT and the kernels use, retains the same context until the process ends.
+_CONTEXTS: dict[int, Any] = {}
+_OPENING = threading.Lock()
+
+_LOST: dict[int, str] = {}
+"""Why a device cannot be used any more in this process, by its number."""
 
 
 def device_problem(index: int = 0) -> str | None:
     """Return why PyCUDA has no CUDA device here, as a sentence, or None if it has one."""
     try:
         driver = _import_pycuda()
+        bindings()
         driver.init()
         count = int(driver.Device.count())
     except BackendError as err:
         return str(err)
     except Exception as err:  # PyCUDA's own exception type can only be named after the import, which may have failed
-        return f"PyCUDA finds no driver that works: {_first_line(err)}."
+        return f"PyCUDA finds no driver that works: {first_line(err)}."
     return None if index < count else f"expected CUDA device {index}, got {count} devices."
 
 
 class Graph:
-    """A CUDA graph: work that was captured from a stream and is launched as a whole."""
+    """A CUDA graph: work that was captured from a stream and is launched as a whole.
 
-    def __init__(self, library: Any, executable: ctypes.c_void_p, stream: int) -> None:
-        self._library, self._executable, self._stream = library, executable, stream
+    Launched and closed with the device's context current, as everything else on a device.
+    """
+
+    def __init__(self, executable: Any, stream: int) -> None:
+        self._executable, self._stream = executable, stream
 
     def launch(self) -> None:
         """Enqueue the work on its stream.
@@ -46,38 +61,48 @@ class Graph:
         Raises:
             DeviceError: If the driver refuses.
         """
-        _check(self._library.cuGraphLaunch(self._executable, ctypes.c_void_p(self._stream)), "cuGraphLaunch")
+        call("cuGraphLaunch", self._executable, self._stream)
 
     def close(self) -> None:
-        """Release the graph."""
-        self._library.cuGraphExecDestroy(self._executable)
+        """Release the graph, which must not be running."""
+        call("cuGraphExecDestroy", self._executable)
 
 
 class Device:
     """The primary context of a device, which TensorRT and the kernels share, and one stream.
 
+    What is allocated lives until `close`. Several threads may use one, but not at once: its owner sees to that.
+
     Args:
         index: Number of the device.
+        backend: Name of the backend, for messages.
+
+    Attributes:
+        stream: The stream; None once it is closed. It waits for no other and no other for it, also not for the default
+            one: while one thread captures a graph, a copy of another on the default stream would break the capture.
 
     Raises:
         BackendError: If there is no such device.
+        DeviceLost: If it failed so that only a new process can use it.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, backend: str = "tensorrt") -> None:
+        self._index, self._backend = index, backend
+        self._check_there()
         if problem := device_problem(index):
             raise BackendError(f"device: {problem}")
-        self._driver = _import_pycuda()
+        self._pycuda = _import_pycuda()
         self._memory: list[Any] = []
+        self._pinned: list[npt.NDArray[Any]] = []
+        self.stream: Any = None
         # Not `pycuda.autoinit` or `make_context`: a context of our own would not see TensorRT's memory, which uses the
         # primary one.
-        with self._translated():
-            self._context = self._driver.Device(index).retain_primary_context()
-        try:
-            with self.current():
-                self.stream: Any = self._driver.Stream()
-        except BaseException:
-            self.close()
-            raise
+        with self._translated(), _OPENING:
+            if index not in _CONTEXTS:
+                _CONTEXTS[index] = self._pycuda.Device(index).retain_primary_context()
+        self._context = _CONTEXTS[index]
+        with self.current():
+            self.stream = self._pycuda.Stream(_NON_BLOCKING)
 
     @property
     def stream_number(self) -> int:
@@ -90,44 +115,67 @@ class Device:
 
         Raises:
             DeviceError: If something in the `with` block fails on the device.
+            DeviceLost: If nothing works there any more. What has happened is asked of the driver, whatever was raised.
         """
+        self._check_there()
         # Pushed and popped around every call: contexts belong to threads, and an inspector may change threads.
         with self._translated():
-            self._context.push()
+            try:
+                self._context.push()
+            except self._pycuda.Error as err:
+                # PyCUDA does not say with which number it was refused.
+                self._check_alive(err, "cuCtxPushCurrent", self._context.handle)
+                call("cuCtxPopCurrent")
+                raise
             try:
                 yield
+            except BaseException as err:
+                # Not the whole context, as long as there is a stream: another thread may be capturing on its own.
+                check = ("cuMemGetInfo",) if self.stream is None else ("cuStreamSynchronize", self.stream_number)
+                self._check_alive(err, *check)
+                raise
             finally:
-                self._context.pop()
+                # A context that is dead may refuse that too; the first error says more. PyCUDA then ends the process
+                # as soon as this thread ends, which a new process is needed for anyway.
+                with contextlib.suppress(self._pycuda.Error) if self._index in _LOST else contextlib.nullcontext():
+                    self._context.pop()
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes of device memory, which live until `close`."""
-        memory = self._driver.mem_alloc(max(int(size), 16))  # the driver refuses 0 bytes
+        """Return the address of `size` bytes of device memory, which live until `close`; aligned to 256 bytes."""
+        memory = self._pycuda.mem_alloc(max(int(size), 16))  # the driver refuses 0 bytes
         self._memory.append(memory)  # PyCUDA frees the memory with its last reference, and addresses hold none
         return int(memory)
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return an array in page-locked host memory; copies from pageable memory would not be asynchronous."""
-        array: npt.NDArray[Any] = self._driver.pagelocked_empty(shape, np.dtype(dtype))
+        """Return an array in page-locked host memory; copies from pageable memory would not be asynchronous.
+
+        `close` frees the memory, but for an array that somebody still has: that one goes with its last reference.
+        """
+        array: npt.NDArray[Any] = self._pycuda.pagelocked_empty(shape, np.dtype(dtype))
+        self._pinned.append(array)
         return array
 
     def upload(self, array: npt.NDArray[Any]) -> int:
-        """Return the address of a copy of an array in device memory, which lives until `close`."""
+        """Return the address of a copy of an array in device memory, which lives until `close`. Waits."""
         contiguous = np.ascontiguousarray(array)
         address = self.allocate(contiguous.nbytes)
-        self._driver.memcpy_htod(address, contiguous)
+        if contiguous.nbytes:
+            self.copy_in(address, contiguous)
+            self.wait()  # until then the copy reads the array
         return address
 
     def copy_in(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Enqueue a copy of a pinned array to the device."""
-        self._driver.memcpy_htod_async(address, array, self.stream)
+        """Enqueue a copy of an array to the device; if it is not pinned, it must live until `wait`."""
+        self._pycuda.memcpy_htod_async(address, array, self.stream)
 
     def copy_out(self, array: npt.NDArray[Any], address: int) -> None:
-        """Enqueue a copy from the device to a pinned array."""
-        self._driver.memcpy_dtoh_async(array, address, self.stream)
+        """Enqueue a copy from the device to an array; if it is not pinned, it must live until `wait`."""
+        self._pycuda.memcpy_dtoh_async(array, address, self.stream)
 
     def fetch(self, array: npt.NDArray[Any], address: int) -> None:
         """Copy from the device to an array and wait for it; not for use while a graph is captured."""
-        self._driver.memcpy_dtoh(array, address)
+        self.copy_out(array, address)
+        self.wait()
 
     def wait(self) -> None:
         """Wait until everything on the stream is done."""
@@ -136,45 +184,103 @@ class Device:
     def capture(self, work: Callable[[], None]) -> Graph:
         """Capture what `work` enqueues on the stream; it is recorded, not executed.
 
+        The same work must have run once before: the driver loads a kernel when it is first launched, which it cannot
+        while a graph is captured.
+
         Raises:
             DeviceError: If it cannot be captured.
         """
-        library, stream = _driver_library(), self.stream_number
-        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        _check(library.cuStreamBeginCapture_v2(ctypes.c_void_p(stream), _THREAD_LOCAL), "cuStreamBeginCapture")
-        try:
-            work()
-        finally:
-            # Also after an error: a stream in capture mode executes nothing more.
-            status = library.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
-        _check(status, "cuStreamEndCapture")
-        status = library.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-        library.cuGraphDestroy(graph)  # before the check, or a failure would leak it; the executable is independent
-        _check(status, "cuGraphInstantiate")
-        return Graph(library, executable, stream)
+        with CAPTURING:
+            return self._capture(work, self.stream_number)
 
-    def close(self) -> None:
-        """Release memory and context; closing twice is harmless."""
-        if self._context is None:
+    def _capture(self, work: Callable[[], None], stream: int) -> Graph:
+        # THREAD_LOCAL: calls of other threads do not invalidate the capture, but for those that wait for all streams.
+        call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            with self._translated():
+                work()
+        except BaseException:
+            # A stream in capture mode executes nothing more. Of work that failed there may be half a graph, or none.
+            with contextlib.suppress(DriverError):
+                call("cuGraphDestroy", call("cuStreamEndCapture", stream))
+            raise
+        graph = call("cuStreamEndCapture", stream)
+        try:
+            executable = call("cuGraphInstantiate", graph, 0)
+        finally:
+            call("cuGraphDestroy", graph)  # whether it failed or not; the executable is independent
+        captured = Graph(executable, stream)
+        try:
+            call("cuGraphUpload", executable, stream)  # else the first launch would do it
+        except DriverError:
+            captured.close()
+            raise
+        return captured
+
+    def close(self, release: Callable[[], None] = lambda: None, others: Callable[[], object] = lambda: None) -> None:
+        """Release memory and stream; closing twice is harmless. The context stays: see `_CONTEXTS`.
+
+        Args:
+            release: Releases what others have made on the device, once the stream is done and before its memory goes.
+            others: Returns what that is; where the device is lost it is kept for ever instead.
+        """
+        stream, self.stream = self.stream, None
+        if stream is None:
             return
-        # After a sticky CUDA error every call fails, also these; there is nothing left to free then.
-        with contextlib.suppress(DeviceError), self.current():
-            for memory in self._memory:
-                memory.free()
-        self._memory.clear()
-        with contextlib.suppress(DeviceError), self._translated():
-            self._context.detach()
-        self._context = None
+        memory, self._memory = self._memory, []
+        pinned, self._pinned = self._pinned, []
+        try:
+            with self.current():
+                stream.synchronize()
+                release()
+                # In here: PyCUDA frees what belongs to a context where that very context is current, or in the thread
+                # that retained it; elsewhere it warns, and nothing is freed.
+                for allocation in memory:
+                    allocation.free()
+                # Not freed by name: frames of an error may still refer to an array, and whoever shows them reads it.
+                pinned.clear()
+                stream = None
+        except DeviceError:
+            # Every call fails now. PyCUDA's destructors would make more, and one that fails in a destructor ends the
+            # process on the spot: none of them may ever run. A new process is the only way out, and frees all.
+            _keep_for_ever((memory, pinned, stream, others()))
+
+    def _check_there(self) -> None:
+        if self._index in _LOST:
+            raise DeviceLost(
+                f"backend {self._backend}: the device cannot be used any more in this process: {_LOST[self._index]}. "
+                "Start it again."
+            )
+
+    def _check_alive(self, err: BaseException, name: str, *arguments: object) -> None:
+        """Raise DeviceLost if the context is dead, by a call: it answers the same error to each one then."""
+        if isinstance(err, DeviceLost):
+            return
+        try:
+            call(name, *arguments)
+        except DriverError as found:
+            if found.code in STICKY:
+                _LOST[self._index] = f"{first_line(err)} (CUDA error {found.code}, {STICKY[found.code]})"
+                raise DeviceLost(
+                    f"backend {self._backend}: the device failed: {_LOST[self._index]}. This process cannot use it any "
+                    "more. Start it again."
+                ) from err
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except self._driver.Error as err:
-            is_out_of_memory = isinstance(err, MemoryError)  # pycuda.driver.MemoryError derives from both
+        except (self._pycuda.Error, DriverError) as err:
+            # PyCUDA's own class, which derives from nothing but its `Error`, and not from Python's MemoryError.
+            is_out_of_memory = isinstance(err, self._pycuda.MemoryError) or getattr(err, "code", 0) == _OUT_OF_MEMORY
             problem = "out of memory" if is_out_of_memory else "the device failed"
             hint = ". Take smaller batches, or free memory on the device" if is_out_of_memory else ""
-            raise DeviceError(f"backend tensorrt: {problem}: {_first_line(err)}{hint}") from err
+            raise DeviceError(f"backend {self._backend}: {problem}: {first_line(err)}{hint}") from err
+
+
+def _keep_for_ever(objects: object) -> None:
+    """Keep an object and all it holds until the process is gone, beyond the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(objects))
 
 
 def _import_pycuda() -> Any:
@@ -186,21 +292,4 @@ def _import_pycuda() -> Any:
             'pip install "flawscope[pycuda]", with the CUDA toolkit on the PATH.'
         ) from err
     except ImportError as err:
-        raise BackendError(f"PyCUDA cannot be loaded: {_first_line(err)}. Is the NVIDIA driver installed?") from err
-
-
-def _driver_library() -> Any:
-    """Return the driver library itself, because PyCUDA has no functions for CUDA graphs."""
-    for name in _DRIVERS:
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(name)
-    raise DeviceError(f"backend tensorrt: the NVIDIA driver library ({' or '.join(_DRIVERS)}) cannot be loaded.")
-
-
-def _check(status: int, call: str) -> None:
-    if status != 0:
-        raise DeviceError(f"backend tensorrt: {call} failed with CUDA error {status}.")
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0].rstrip(".")
+        raise BackendError(f"PyCUDA cannot be loaded: {first_line(err)}. Is the NVIDIA driver installed?") from err

@@ -11,13 +11,22 @@ from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.device import device_problem
 from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
-from flawscope.runtime.engines import BuildOptions, EngineCache, Stored, Target, current_target, import_tensorrt
+from flawscope.runtime.engines import (
+    BuildOptions,
+    EngineCache,
+    Stored,
+    Target,
+    current_target,
+    graph_batches,
+    import_tensorrt,
+    wanted_options,
+)
 from flawscope.runtime.engines.ensure import ensure_engine
 from flawscope.time_limit import unlimited
 
 # Opened bundle -> its engines. A device that is opened anew gets the engine that it had: what lies in the cache by then
 # may be another, or gone.
-_LOADED: weakref.WeakKeyDictionary[Bundle, dict[tuple[str, str, str, str, Target], Stored]] = (
+_LOADED: weakref.WeakKeyDictionary[Bundle, dict[tuple[str, str, str, str, Target, BuildOptions], Stored]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -48,20 +57,23 @@ def open_engine(
     """
     manifest = bundle.manifest
     tensorrt = import_tensorrt()
-    # The defaults of `flawscope engine build`. They are part of the cache's key: with other options, an engine that was
-    # built in advance would not be found.
-    options = BuildOptions(1, 1, manifest.max_batch)
+    options = wanted_options(manifest, graph)
     target = current_target()
-    place = (graph, precision, tensorrt.name, tensorrt.version, target)
+    place = (graph, precision, tensorrt.name, tensorrt.version, target, options)
     loaded = _LOADED.setdefault(bundle, {})
     if place not in loaded:
         with unlimited():  # a build takes minutes
             loaded[place] = ensure_engine(
-                bundle, graph, tensorrt, target, options, EngineCache(), precision=precision
+                bundle, graph, tensorrt, target, options, EngineCache(), precision=precision, any_tuning=True
             ).stored
     stored = loaded[place]
     # Without CUDA kernels the patches are copied back, for the CPU's kernels.
     device_head = make_head if cpp_ext.HAVE_CUDA else None
     return TensorrtSession(
-        stored.load(), tensorrt, manifest.max_batch, device_head, name=str(stored.plan), layers=stored.layers
+        stored.load(),
+        tensorrt,
+        graph_batches(manifest, graph),
+        device_head,
+        name=str(stored.plan),
+        layers=stored.layers,
     )

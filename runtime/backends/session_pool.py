@@ -111,8 +111,11 @@ class SessionPool:
         try:
             with held.opening:
                 if held.session is None:
-                    held.session = open_session(bundle, graph, precision, backend, make_head, cores)
-                    if backend_row(backend).alone is None:
+                    shares = backend_row(backend).alone is None
+                    # A bank beside the graph would be that of the first bundle, for all that share the session.
+                    head = None if shares else make_head
+                    held.session = open_session(bundle, graph, precision, backend, head, cores)
+                    if shares:
                         held.data = {name: bundle.read(name) for name, _ in held.key.files}
                 # A device that is opened anew takes these bytes, and not what lies on disk by then.
                 for name, data in held.data.items():

@@ -101,7 +101,7 @@ _ROWS = (
     Backend(
         "cuda",
         problem="flawscope.runtime.backends.ort:cuda_problem",
-        open="flawscope.runtime.backends.ort:open_on_cuda",
+        open="flawscope.runtime.backends.ort_cuda:open_on_cuda",
         place="flawscope.runtime.doctor.provider_profile:place_on_cuda",
         provider="CUDAExecutionProvider",
         kernels=False,

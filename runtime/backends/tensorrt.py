@@ -1,36 +1,36 @@
 """Sessions of TensorRT: engines with PyCUDA for memory and copies, and one CUDA graph per batch size.
 
-Memory is allocated once, for the largest batch, pinned on the host and on the device. A batch then takes a copy into
-pinned memory, one launch and one wait. Written against TensorRT's and PyCUDA's interfaces, not run on a GPU.
+Memory is allocated once, for the largest batch: pinned on the host, and on the device, where the execution contexts of
+all batch sizes share what they compute in. Every batch size is run and captured when the engine is loaded. A batch then
+takes a copy into pinned memory, one launch and one wait. Written against TensorRT's and PyCUDA's interfaces, not run on
+a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.errors import BackendError, DeviceError
+from flawscope.errors import BackendError, DeviceError, DeviceLost
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
-_MAX_BYTES = 16 << 30
-"""Largest engine that is read; those of the largest networks have a few gigabytes."""
-
 
 class TensorrtSession:
-    """A loaded engine; see `Session` for the contract.
+    """A loaded engine; see `Session` for the contract. Threads that call it at once take turns.
 
     Args:
         plan: The engine, as it was read and verified: no file is opened here.
         tensorrt: The module that built it.
-        max_batch: Largest batch.
+        batches: The batch sizes that it is run at, ascending.
         make_head: Puts the bank beside the engine; the outputs are then `anomaly_map` and `score`. None: the engine's
             own outputs.
         name: What the engine is called in messages.
@@ -46,13 +46,14 @@ class TensorrtSession:
 
     Raises:
         BackendError: If there is no device, or the engine cannot be loaded.
+        DeviceError: If the device fails, or has not memory enough.
     """
 
     def __init__(
         self,
         plan: bytes,
         tensorrt: TensorRT,
-        max_batch: int,
+        batches: range,
         make_head: MakeDeviceHead | None = None,
         *,
         name: str = "engine",
@@ -63,17 +64,23 @@ class TensorrtSession:
         self.name, self.layers = name, layers
         self.graph_problem: str | None = None if graphs else "not asked for"
         self._trt = tensorrt.module
-        self._max_batch = max_batch
+        self._batches, self._max_batch = batches, batches[-1]
         self._graphs: dict[int, Graph] = {}
         self._contexts: dict[int, Any] = {}  # both by batch size
+        self._inputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
+        self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
+        self._runtime: Any = None
+        self._engine: Any = None
         self._head: DeviceHead | None = None
+        self._turn = threading.Lock()  # buffers, stream and contexts are the session's own: one batch at a time
         self._device: Device | None = Device(index)
         try:
             with self._device.current():
                 self._load(plan)
                 self._bind(self._device)
                 if make_head is not None:
-                    self._head = make_head(self._device, max_batch)
+                    self._head = make_head(self._device, self._max_batch)
+                self._warm(self._device)
             self.outputs = ("anomaly_map", "score") if self._head is not None else tuple(self._outputs)
         except BaseException:
             self.close()
@@ -81,12 +88,12 @@ class TensorrtSession:
 
     def _load(self, plan: bytes) -> None:
         self._logger, self._messages = listen(self._trt)
-        runtime = self._trt.Runtime(self._logger)
+        self._runtime = self._trt.Runtime(self._logger)
         # Security: an engine can contain host code (version-compatible engines carry a whole runtime library). It must
         # not be executed, as the cache is not signed. Old versions lack the attribute.
         with contextlib.suppress(AttributeError):
-            runtime.engine_host_code_allowed = False
-        self._engine = runtime.deserialize_cuda_engine(plan)
+            self._runtime.engine_host_code_allowed = False
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise BackendError(
@@ -95,11 +102,15 @@ class TensorrtSession:
             )
 
     def _make_context(self) -> Any:
+        """Return an execution context that computes in the memory of all; see `_bind`."""
+        # Each would otherwise take memory of its own for the largest batch, whatever its own is.
+        shared = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self._engine, "create_runtime_config"):
-            return self._engine.create_execution_context()
+            return self._engine.create_execution_context(shared)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(shared)
         # TensorRT-RTX compiles kernels in the background when it first meets a shape; a captured graph would keep the
         # generic ones for ever. EAGER compiles them before the first run returns.
-        config = self._engine.create_runtime_config()
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
@@ -107,55 +118,73 @@ class TensorrtSession:
 
     def _bind(self, device: Device) -> None:
         """Give every tensor of the engine device memory and pinned host memory, for the largest batch."""
-        trt, engine = self._trt, self._engine
-        self._inputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
-        self._outputs: dict[str, tuple[npt.NDArray[Any], int]] = {}
-        for number in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(number)
+        trt = self._trt
+        for number in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(number)
             # The engine's first dimension is -1 (dynamic), or the fixed batch that it was exported with.
-            shape = (self._max_batch, *(int(size) for size in tuple(engine.get_tensor_shape(name))[1:]))
-            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+            shape = (self._max_batch, *(int(size) for size in tuple(self._engine.get_tensor_shape(name))[1:]))
+            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             host, address = device.pinned(shape, dtype), device.allocate(math.prod(shape) * dtype.itemsize)
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (self._inputs if is_input else self._outputs)[name] = (host, address)
+        self._first = next(iter(self._inputs))
+        # What the contexts of all batch sizes compute in, one after the other on one stream.
+        self._scratch_bytes = int(self._engine.device_memory_size_v2)
+        self._scratch = device.allocate(self._scratch_bytes)
+
+    def _warm(self, device: Device) -> None:
+        """Run and capture every batch size once, on zeros, so that nothing is left to be done when images come."""
+        for host, _ in self._inputs.values():
+            host[...] = 0
+        for count in reversed(self._batches):  # the largest first: what does not fit is said at once
+            self._enqueue(device, count)
+            device.wait()
+            # After the run, never instead of it: a capture executes nothing, TensorRT makes ready in the first run, and
+            # the driver loads kernels at their first launch.
+            if self.graph_problem is None:
+                self._capture(device, count)
 
     def infer(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """Run the engine, and the bank if there is one, on a batch."""
-        return self.run({next(iter(self._inputs)): images})
+        return self.run({self._first: images})
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the engine on several inputs."""
-        device = self._device
-        if device is None:
-            raise DeviceError("backend tensorrt: the session is closed. Load the bundle again.")
+        with self._turn:
+            device = self._device
+            if device is None:
+                raise DeviceError("backend tensorrt: the session is closed. Load the bundle again.")
+            count = self._count(inputs)
+            with device.current():
+                # Into the same pinned memory each time: a captured graph copies from a fixed address.
+                for name, array in inputs.items():
+                    np.copyto(self._inputs[name][0][:count], array)
+                graph = self._graphs.get(count)
+                if graph is not None:
+                    graph.launch()
+                else:
+                    self._enqueue(device, count)
+                device.wait()
+                if self._head is not None:
+                    maps, scores = self._head.finish(count, self._patches)
+                    return {"anomaly_map": maps, "score": scores}
+                # Copies: the next batch overwrites the pinned memory, and `close` frees it.
+                return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
+
+    def _count(self, inputs: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Return the batch size of inputs that fit."""
         if inputs.keys() != self._inputs.keys():
             raise DeviceError(f"backend tensorrt: expected {sorted(self._inputs)}, got {sorted(inputs)}.")
-        count = len(next(iter(inputs.values())))
+        count, sizes = len(next(iter(inputs.values()))), self._batches
         for name, array in inputs.items():
             host = self._inputs[name][0]
-            if not 1 <= count <= self._max_batch or array.shape != (count, *host.shape[1:]):
+            if count not in sizes or array.shape != (count, *host.shape[1:]):
+                steps = "" if sizes.step == 1 else f" in steps of {sizes.step}"
                 raise DeviceError(
-                    f"backend tensorrt: {name}: expected 1 to {self._max_batch} of {list(host.shape[1:])}, got "
-                    f"{list(array.shape)}."
+                    f"backend tensorrt: {name}: expected {sizes[0]} to {sizes[-1]}{steps} of {list(host.shape[1:])}, "
+                    f"got {list(array.shape)}."
                 )
-        with device.current():
-            # Into the same pinned memory each time: a captured graph copies from a fixed address.
-            for name, array in inputs.items():
-                np.copyto(self._inputs[name][0][:count], array)
-            graph = self._graphs.get(count)
-            if graph is not None:
-                graph.launch()
-            else:
-                self._enqueue(device, count)
-            device.wait()
-            # After the run, never instead of it: a capture executes nothing, and TensorRT allocates in the first run.
-            if graph is None and self.graph_problem is None:
-                self._capture(device, count)
-            if self._head is not None:
-                maps, scores = self._head.finish(count, self._patches)
-                return {"anomaly_map": maps, "score": scores}
-            # Copies: the next batch overwrites the pinned memory.
-            return {name: host[:count].copy() for name, (host, _) in self._outputs.items()}
+        return count
 
     @property
     def _patches(self) -> int:
@@ -170,13 +199,14 @@ class TensorrtSession:
         if context is None:
             reason = self._messages.last_error() or "it gave no reason"
             raise DeviceError(f"backend tensorrt: no execution context: {reason}. Is the device out of memory?")
+        self._contexts[count] = context  # at once, or it would outlive `_release` in the frames of an error
+        context.set_device_memory(self._scratch, self._scratch_bytes)
         for name, (_, address) in {**self._outputs, **self._inputs}.items():
             if not context.set_tensor_address(name, address):
                 raise DeviceError(f"backend tensorrt: TensorRT did not take memory for {name}.")
         for name, (host, _) in self._inputs.items():
             if not context.set_input_shape(name, (count, *host.shape[1:])):
                 raise DeviceError(f"backend tensorrt: the engine does not take batches of {count}. Build it again.")
-        self._contexts[count] = context
         return context
 
     def _enqueue(self, device: Device, count: int) -> None:
@@ -199,19 +229,35 @@ class TensorrtSession:
             return
         try:
             self._graphs[count] = device.capture(lambda: self._enqueue(device, count))
+        except DeviceLost:
+            raise
         except DeviceError as err:
             # No fault: batches are launched kernel by kernel from now on, slower, and `graph_problem` says why.
             self.graph_problem = str(err)
 
     def close(self) -> None:
         """Release the device's memory; closing twice is harmless."""
-        if self._device is None:
-            return
-        # In this order: graphs refer to contexts, contexts to the engine, and all of them to the device's memory.
+        with self._turn:
+            device, self._device = self._device, None
+            if device is None:
+                return
+            device.close(self._release, self._made)
+            self._forget()
+
+    def _made(self) -> object:
+        # No local variable of `close`, nor of `_load` and `_bind`: what it refers to would outlive `_release`.
+        return (*self._graphs.values(), *self._contexts.values(), self._engine, self._runtime)
+
+    def _release(self) -> None:
+        """Release what was made on the device; its context is current, or another device's would be taken."""
         for graph in self._graphs.values():
             graph.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        # In this order: graphs refer to contexts, contexts to the engine, the engine to its runtime.
         self._graphs.clear()
         self._contexts.clear()
-        self._head = self._engine = None
-        self._device.close()
-        self._device = None
+        self._head = self._engine = self._runtime = None
+        self._inputs.clear()
+        self._outputs.clear()

@@ -36,9 +36,9 @@ _EXTRAS = {
     "calibrate": ("sklearn", "scipy", "matplotlib", "jinja2"),
     "train": ("torch", "timm", "huggingface_hub", "yaml"),
     "export": ("onnx", "onnxscript"),
-    "tensorrt": ("tensorrt", "pynvml"),
-    "tensorrt-rtx": ("tensorrt_rtx", "pynvml"),
-    "pycuda": ("pycuda",),
+    "tensorrt": ("tensorrt", "cuda.bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "cuda.bindings"),
+    "pycuda": ("pycuda", "cuda.bindings"),
 }
 
 _NODES_SHOWN = 5
@@ -55,7 +55,7 @@ def diagnose() -> dict[str, Any]:
             backends[name] = {"available": False, "takes": None, "reason": str(err)}
     extras = {}
     for extra, modules in _EXTRAS.items():
-        missing = [module for module in modules if find_spec(module) is None]
+        missing = [module for module in modules if not _is_installed(module)]
         install = f'pip install "flawscope[{extra}]"' if missing else None
         extras[extra] = {"installed": not missing, "missing": missing, "install": install}
     return {
@@ -71,6 +71,13 @@ def diagnose() -> dict[str, Any]:
         "driver": msgspec.to_builtins(match_driver()),
         "extras": extras,
     }
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def _engines() -> dict[str, Any]:
@@ -206,7 +213,9 @@ def _show_bundle(report: dict[str, Any]) -> None:
     echo(f"auto      may take {'any backend' if names is None else ' or '.join(names)}: {report['auto']['why']}")
     for provider, share in report["providers"].items():
         fraction = share["milliseconds"] / report["milliseconds"]
-        time = f"{share['milliseconds']:.2f} ms, {fraction:.0%} of the time" if fraction else "times not known"
+        time = f"{share['milliseconds']:.2f} ms" if fraction else "times not known"
+        if all(other["milliseconds"] for other in report["providers"].values()):
+            time += f", {fraction:.0%} of the time"
         echo(f"nodes     {provider}: {share['nodes']} of {len(report['nodes'])}, {time}")
     if report["computed_in"]:
         counts = ", ".join(f"{count} nodes in {name}" for name, count in report["computed_in"].items())

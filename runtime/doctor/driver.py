@@ -8,6 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from flawscope.errors import BackendError
+from flawscope.runtime.engines.cuda_driver import cuda_of_driver
+from flawscope.runtime.engines.target import nvml_versions
+
 # TensorRT tells its CUDA version only in the names of its wheels: `tensorrt-cu12`, `tensorrt_rtx_cu13`.
 _TENSORRT = re.compile(r"tensorrt(?:[-_]rtx)?[-_]cu(\d+)$", re.IGNORECASE)
 
@@ -47,22 +51,13 @@ def match_driver() -> DriverMatch:
 
 def _driver() -> tuple[str | None, str | None]:
     """Return the versions of the driver and of the newest CUDA that it supports, or None for both."""
+    versions = nvml_versions()
+    if versions is not None:
+        return versions
     try:
-        pynvml: Any = importlib.import_module("pynvml")
-    except ImportError:
+        return "of unknown version", cuda_of_driver()
+    except BackendError:  # no driver, or nothing to ask it with
         return None, None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None, None
-    try:
-        name = pynvml.nvmlSystemGetDriverVersion()
-        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())  # 1000 · major + 10 · minor
-        return (name.decode() if isinstance(name, bytes) else str(name)), f"{number // 1000}.{number % 1000 // 10}"
-    except pynvml.NVMLError:
-        return None, None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _wanted() -> dict[str, str]:

@@ -18,6 +18,8 @@ from flawscope.runtime.backends.ort import make_session, session_options
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 
+_ON_HOST = backend_row("cpu").provider
+
 ENGINE = backend_row("tensorrt").provider
 """The provider of an engine's layers."""
 
@@ -33,7 +35,7 @@ class ProfiledNode:
         name: Its name; fused nodes have one that the backend made up.
         operator: Type of its operator.
         provider: Its execution provider, for example `CUDAExecutionProvider`.
-        milliseconds: Time of its kernel in the last run, by the backend's profiler.
+        milliseconds: Time of its kernel in the last run, by the backend's profiler; 0 where that is not known.
         precision: What it was computed in, in the backend's words; empty where the backend does not say.
     """
 
@@ -92,7 +94,8 @@ def profile_nodes(model: OnnxModel, backend: str, inputs: Mapping[str, npt.NDArr
                     str(event["name"]).removesuffix("_kernel_time"),
                     str(arguments.get("op_name", "")),
                     str(arguments["provider"]),
-                    float(event["dur"]) / 1e3,
+                    # Of a device ONNX Runtime knows how long the host took to launch the kernel, not how long it ran.
+                    float(event["dur"]) / 1e3 if arguments["provider"] == _ON_HOST else 0.0,
                 )
             )
     return next(run for run in reversed(runs) if run)  # the list after the last `model_run` is empty

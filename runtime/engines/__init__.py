@@ -5,6 +5,7 @@ from flawscope.runtime.engines.cache import EngineCache, find_engine
 from flawscope.runtime.engines.stored_engine import Entry, Key, Stored
 from flawscope.runtime.engines.target import Target, current_target, named_target
 from flawscope.runtime.engines.tensorrt_modules import RUNTIMES, TensorRT, import_tensorrt
+from flawscope.runtime.engines.wanted_options import graph_batches, tf32_allowed, wanted_options
 
 __all__ = [
     "RUNTIMES",
@@ -19,6 +20,9 @@ __all__ = [
     "build_engine",
     "current_target",
     "find_engine",
+    "graph_batches",
     "import_tensorrt",
     "named_target",
+    "tf32_allowed",
+    "wanted_options",
 ]

@@ -35,6 +35,7 @@ from flawscope.runtime.engines.stored_engine import (
     Entry,
     Key,
     Stored,
+    read_entry,
     read_stored,
     small_file,
 )
@@ -91,6 +92,35 @@ class EngineCache:
                 stored = read_stored(self.root / name, root)
                 if stored is not None:
                     yield stored
+
+    def entries(self) -> Iterator[tuple[Path, Entry]]:
+        """Yield folder and entry of every engine whose entry can be read; the engines themselves are not.
+
+        Raises:
+            BackendError: If others may write to the folder of the engines.
+        """
+        with self._root.opened() as root:
+            if root is None:
+                return
+            for name in sorted(found.name for found in os.scandir(root)):
+                entry = read_entry(self.root / name, root) if _ENGINE_NAME.fullmatch(name) else None
+                if entry is not None:
+                    yield self.root / name, entry
+
+    def newest_alike(self, key: Key) -> Key:
+        """Return the key of the newest engine that computes the same, however it was tuned; `key` if there is none.
+
+        What was tuned, `opt_batch` and the workspace, changes how fast an engine is, and not what it takes or gives.
+        """
+        newest, found = "", key
+        for _, entry in self.entries():
+            options = entry.key.options
+            tuned = msgspec.structs.replace(
+                key.options, opt_batch=options.opt_batch, workspace_mib=options.workspace_mib
+            )
+            if entry.created > newest and entry.key == msgspec.structs.replace(key, options=tuned):
+                newest, found = entry.created, entry.key
+        return found
 
     def put(self, key: Key, bundle: str, built: Built) -> Stored:
         """Store an engine, in place of an earlier one of the same key. It is either there completely or not at all.
@@ -160,17 +190,16 @@ class EngineCache:
         """Return the timing cache of the newest build for the same device, module and version, or nothing."""
         # Whatever the model: kernels are measured by shape, and another model of the same backbone shares most shapes.
         newest: tuple[str, bytes] = ("", b"")
-        for stored in self.all():
-            entry = stored.entry
-            if entry is None or stored.problem is not None or entry.created <= newest[0]:
+        for folder, entry in self.entries():
+            if entry.created <= newest[0]:
                 continue
             if (entry.key.target, entry.key.runtime, entry.key.version) != (key.target, key.runtime, key.version):
                 continue
             # What another process removes meanwhile is no timing cache any more.
             with contextlib.suppress(FileNotFoundError), self._root.opened() as root:
                 if root is not None:
-                    with private_folder(stored.folder, ENGINES, root) as inside:
-                        newest = (entry.created, small_file(stored.folder / TIMING, inside))
+                    with private_folder(folder, ENGINES, root) as inside:
+                        newest = (entry.created, small_file(folder / TIMING, inside))
         return newest[1]
 
     def _set_aside(self, folder: Path) -> int | None:
@@ -203,10 +232,10 @@ def find_engine(cache: EngineCache, key: Key, bundle: str) -> tuple[Stored | Non
         )
     # Only to explain: "driver 550, expected 570" tells more than "no engine".
     nearest: list[str] | None = None
-    for other in cache.all():
-        if other.entry is None or (other.entry.bundle, other.entry.key.graph) != (bundle, key.graph):
+    for _, other in cache.entries():
+        if (other.bundle, other.key.graph) != (bundle, key.graph):
             continue
-        different = differences(other.entry.key, key)
+        different = differences(other.key, key)
         if nearest is None or len(different) < len(nearest):
             nearest = different
     if nearest is None:
@@ -242,7 +271,8 @@ def _dotted(target: Target) -> str:
 
 def _options_text(options: BuildOptions) -> str:
     workspace = "" if options.workspace_mib is None else f", workspace {options.workspace_mib} MiB"
-    return f"batch {options.min_batch}/{options.opt_batch}/{options.max_batch}{workspace}"
+    tf32 = ", TF32" if options.tf32 else ""
+    return f"batch {options.min_batch}/{options.opt_batch}/{options.max_batch}{workspace}{tf32}"
 
 
 def _default_root() -> Path:

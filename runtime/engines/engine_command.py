@@ -14,7 +14,6 @@ from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.runtime.engines import (
     RUNTIMES,
-    BuildOptions,
     EngineCache,
     Stored,
     Target,
@@ -24,6 +23,7 @@ from flawscope.runtime.engines import (
     named_target,
 )
 from flawscope.runtime.engines.ensure import Ensured, ensure_engine
+from flawscope.runtime.engines.wanted_options import TF32_VARIABLE, graph_batches, wanted_options
 from flawscope.terminal import echo, echo_json, progress_bars
 
 _GRAPHS = ("auto", "features", "score", "text", "encode", "denoise", "decode", "compare")
@@ -44,8 +44,13 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--max-batch", type=int, help="Largest batch.  [default: the bundle's]")
-@click.option("--opt-batch", type=int, help="The batch it is made fastest at.  [default: 1]")
+@click.option("--opt-batch", type=int, help="Images at once that it is made fastest for.  [default: 1]")
 @click.option("--workspace", type=int, metavar="MIB", help="Most device memory for scratch.  [default: TensorRT's]")
+@click.option(
+    "--tf32/--no-tf32",
+    default=None,
+    help=f"Products in TF32, less exact than FP32; the backend takes them with {TF32_VARIABLE}=1.  [default: no]",
+)
 @click.option("--target", metavar="CC", help="Compute capability, such as 8.9, of a GPU that is not here.")
 @click.option("--no-build", is_flag=True, help="Only look whether an engine fits; if none does, say why and fail.")
 @click.option("--force", is_flag=True, help="Build even if an engine fits.")
@@ -59,6 +64,7 @@ def build(
     max_batch: int | None,
     opt_batch: int | None,
     workspace: int | None,
+    tf32: bool | None,
     target: str | None,
     no_build: bool,
     force: bool,
@@ -82,8 +88,9 @@ def build(
         for part, name in _graphs(opened, graph, precision):
             # A member's engine is the same as that of its bundle alone: with the largest batch of that bundle, or
             # `open_engine` would not find it.
-            largest = part.manifest.max_batch if max_batch is None else max_batch
-            options = BuildOptions(1, 1 if opt_batch is None else opt_batch, largest, workspace)
+            options = wanted_options(
+                part.manifest, name, opt_batch=opt_batch, max_batch=max_batch, workspace_mib=workspace, tf32=tf32
+            )
             with progress_bars() as report:
                 ensured = ensure_engine(
                     part,
@@ -95,14 +102,17 @@ def build(
                     precision=precision,
                     build=not no_build,
                     force=force,
+                    any_tuning=opt_batch is None and workspace is None,
                     progress=_build_progress(report, name),
                 )
             _show_engine(ensured)
             member = "" if part is opened else f"{part.manifest.name}, "
             echo(
-                f"{member}graph {name}, {precision}, batch 1 to {options.max_batch}, "
+                f"{member}graph {name}, {precision}, batch {options.min_batch} to {options.max_batch}, "
                 f"{tensorrt.name} {tensorrt.version}, {device}"
             )
+            if options.max_batch < graph_batches(part.manifest, name)[-1]:
+                echo("backend tensorrt does not take it: the bundle's largest batch would not fit", err=True)
 
 
 def _show_engine(ensured: Ensured) -> None:

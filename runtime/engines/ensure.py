@@ -38,6 +38,7 @@ def ensure_engine(
     precision: str = "fp32",
     build: bool = True,
     force: bool = False,
+    any_tuning: bool = False,
     progress: Progress | None = None,
 ) -> Ensured:
     """Return the engine of a graph for a device.
@@ -52,6 +53,7 @@ def ensure_engine(
         precision: Precision of the graph, one that the bundle has.
         build: Whether an engine may be built; if not, it is an error that none fits.
         force: Build even if one fits.
+        any_tuning: Take the newest engine that computes the same, though it is made fastest for another batch.
         progress: Called as a build proceeds.
 
     Raises:
@@ -71,6 +73,8 @@ def ensure_engine(
         target=target,
         options=options,
     )
+    if any_tuning:
+        key = cache.newest_alike(key)
     stored, reason = find_engine(cache, key, bundle.manifest.name)
     if stored is not None and not force:
         # A build that was killed after it had stored the engine left its locks; nobody takes them here.

@@ -20,7 +20,8 @@ from flawscope.text import NOT_JSON, encode_json
 ENGINES = Kept("engine", "FLAWSCOPE_ENGINES")
 """What the cache keeps, for messages."""
 ENTRY, PLAN, LAYERS, TIMING = "entry.json", "engine.plan", "layers.json", "timing.cache"
-SCHEMA = 1  # of entry.json; engines of another schema are not used, because rebuilding is always possible
+# Of entry.json, 2 since options have `tf32`. Engines of another schema are not used: they can always be built again.
+SCHEMA = 2
 _BLOCK = 1 << 20
 # Read into memory whole. TensorRT's reports and measurements of large networks have some megabytes.
 _MOST_BYTES = {ENTRY: 1 << 20, LAYERS: 256 << 20, TIMING: 256 << 20}
@@ -144,6 +145,16 @@ def read_stored(folder: Path, root: int, *, keep: bool = False, is_strict: bool 
             return Stored(folder, None, str(err).removeprefix("engine: "))
         except OSError as err:
             return Stored(folder, None, f"it cannot be read: {err.strerror or err}")
+
+
+def read_entry(folder: Path, root: int) -> Entry | None:
+    """Return the entry of an engine alone; None if there is none that may be used. Its engine is not looked at."""
+    try:
+        with private_folder(folder, ENGINES, root) as inside:
+            entry = msgspec.json.decode(small_file(folder / ENTRY, inside), type=Entry)
+    except (OSError, UntrustedFile, *NOT_JSON):
+        return None
+    return entry if entry.schema == SCHEMA and folder.name == entry.key.digest()[:32] else None
 
 
 def _is_at(folder: Path, inside: int, root: int) -> bool:

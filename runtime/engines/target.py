@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import ArgumentError, BackendError
+from flawscope.runtime.engines import cuda_driver
+
+_NAME_BYTES = 256
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,7 +20,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         gpu: Name of the GPU, or empty for any of its compute capability.
         compute_capability: Major and minor, for example (8, 9).
-        driver: Version of the driver, or empty if the target is another machine.
+        driver: Version of the driver; where only CUDA can be asked, `of CUDA 12.6`; empty if the target is another
+            machine.
     """
 
     # Part of the cache's key: an engine is rebuilt after an update of the driver. It might work without, but slower
@@ -56,35 +60,48 @@ def named_target(text: str, buildable: tuple[tuple[int, int], ...]) -> Target:
 
 
 def current_target(index: int = 0) -> Target:
-    """Return the GPU of this machine.
+    """Return a GPU of this machine, counted as CUDA counts.
 
     Raises:
         BackendError: If there is none, or its driver cannot be asked.
     """
-    # NVML and not CUDA: it creates no context, which would take hundreds of MiB of device memory to answer a question.
+    # CUDA and not NVML, which counts by PCI bus, knows no `CUDA_VISIBLE_DEVICES`, and may be silent on a Jetson.
+    device = cuda_driver.device_of(index)
+    attributes = cuda_driver.bindings().CUdevice_attribute
+    try:
+        name: bytes = cuda_driver.call("cuDeviceGetName", _NAME_BYTES, device)
+        major, minor = (
+            int(cuda_driver.call("cuDeviceGetAttribute", attribute, device))
+            for attribute in (
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        versions = nvml_versions()
+        driver = f"of CUDA {cuda_driver.cuda_of_driver()}" if versions is None else versions[0]
+    except cuda_driver.DriverError as err:
+        raise BackendError(f"device: the driver does not tell what its device {index} is: {err}") from err
+    return Target(name.split(b"\0")[0].decode(errors="replace").strip(), (major, minor), driver)
+
+
+def nvml_versions() -> tuple[str, str] | None:
+    """Return the versions of the driver, such as `580.65`, and of the newest CUDA that it supports, by NVML.
+
+    None where NVML is not there or does not answer, as on some Jetsons.
+    """
     try:
         pynvml: Any = importlib.import_module("pynvml")
-    except ImportError as err:
-        raise BackendError(
-            "device: the package nvidia-ml-py, which asks the driver, is not installed. "
-            "Install it with: pip install nvidia-ml-py."
-        ) from err
+    except ImportError:
+        return None
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError as err:
-        raise BackendError(f"device: no NVIDIA driver answers ({err}). Is there a GPU, and its driver?") from err
+    except pynvml.NVMLError:
+        return None
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Target(
-            _text(pynvml.nvmlDeviceGetName(handle)), (major, minor), _text(pynvml.nvmlSystemGetDriverVersion())
-        )
-    except pynvml.NVMLError as err:
-        raise BackendError(f"device: the driver has no GPU number {index} ({err}).") from err
+        version, cuda = pynvml.nvmlSystemGetDriverVersion(), int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+    except pynvml.NVMLError:
+        return None
     finally:
         pynvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    """Return text; older versions of the bindings return bytes."""
-    return value.decode() if isinstance(value, bytes) else value
+    text = version.decode() if isinstance(version, bytes) else str(version)  # bytes: older versions of the bindings
+    return text, cuda_driver.dotted(cuda)

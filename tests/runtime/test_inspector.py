@@ -20,7 +20,7 @@ from flawscope.errors import ArgumentError, BackendError, BundleError, DeviceErr
 from flawscope.imaging.images import Preprocessing, read_image
 from flawscope.runtime import Inspector, Result, ready_scorer
 from flawscope.runtime import inspector as inspector_module
-from flawscope.runtime.backends import Choice, ort
+from flawscope.runtime.backends import Choice, ort_cuda
 from flawscope.runtime.scorers import bank_scorer
 from flawscope.runtime.scorers.scorer import ScorerOptions
 
@@ -410,7 +410,7 @@ def test_auto_that_falls_back_to_the_cpu_resolves_the_path_again(
     monkeypatch.setattr(bank_scorer, "HAVE_NATIVE", True)
     offered = Choice("cuda", "auto: offered", may_fall_back=True)
     monkeypatch.setattr(inspector_module, "choose_for_bundle", lambda *asked: offered)
-    monkeypatch.setattr(ort, "open_on_cuda", broken)
+    monkeypatch.setattr(ort_cuda, "open_on_cuda", broken)
     with Inspector.load(padim_bundle) as inspector:
         assert (inspector.backend, inspector.path) == ("cpu", "kernel")
         assert inspector.backend_reason == "auto: backend cuda: could not load score.onnx: no device"

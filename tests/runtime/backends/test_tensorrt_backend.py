@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cuda_emulation import emulated_kernels
-from device_stand_in import DriverLibrary, Error, KernelsOnStand, MemoryError_, Stand, driver_module, tensorrt_module
+from cuda_stand_in import LaunchError, MemoryError_, Stand, check_left, stand_in
+from tensorrt_stand_in import KernelsOnStand, tensorrt_module
 from tiny_dataset import normal_images
 
 from flawscope import cli
@@ -43,19 +44,14 @@ METHODS = ("patchcore", "padim")
 def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     """A GPU in host memory, for which engines are at hand."""
     stand = Stand()
-    driver = driver_module(stand)
-    package = types.ModuleType("pycuda")
-    package.driver = driver  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pycuda", package)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    monkeypatch.setattr(device, "_driver_library", lambda: DriverLibrary(stand))
+    stand_in(stand, monkeypatch)
     tensorrt = TensorRT("tensorrt", "11.0", tensorrt_module(stand))
     monkeypatch.setattr(engine_session, "import_tensorrt", lambda: tensorrt)
     monkeypatch.setattr(engine_session, "current_target", lambda: Target("stand-in", (8, 9), "1"))
-    monkeypatch.setattr(engine_session, "ensure_engine", lambda bundle, graph, *_, precision: engine(bundle, graph))
+    monkeypatch.setattr(engine_session, "ensure_engine", lambda bundle, graph, *_, **__: engine(bundle, graph))
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", False)
     yield stand
-    assert stand.depth == 0, "a context is still current"
+    check_left(stand)
 
 
 def engine(bundle: Any, graph: str) -> Any:
@@ -156,7 +152,7 @@ def test_results_belong_to_the_caller(copies: dict[str, Path], part_images: list
 # --- graphs and memory
 
 
-def test_a_frame_is_one_launch_once_its_batch_has_been_seen(
+def test_every_batch_is_one_launch_from_the_first_on(
     copies: dict[str, Path], part_images: list[Path], stand: Stand
 ) -> None:
     batch = images(copies["padim"], part_images)
@@ -164,14 +160,38 @@ def test_a_frame_is_one_launch_once_its_batch_has_been_seen(
         open_bundle(copies["padim"]) as bundle,
         closing(engine_session.open_engine(bundle, "features", "fp32")) as ready,
     ):
-        for count in (1, 2, 1, 2, 2):
+        assert (stand.launches, len(stand.graphs), ready.graph_problem) == (0, bundle.manifest.max_batch, None)
+        counts = stand.allocated, stand.pinned, stand.enqueued
+        for count in (1, 2, 1, 2, 4):
             ready.infer(batch[:count])
-        assert stand.launches == 3
-        assert ready.graph_problem is None
-        allocated, enqueued = stand.allocated, stand.enqueued
-        for _ in range(4):
-            ready.infer(batch[:2])
-        assert (stand.allocated, stand.enqueued) == (allocated, enqueued)
+        assert stand.launches == 5
+        assert (stand.allocated, stand.pinned, stand.enqueued) == counts
+
+
+def test_all_batch_sizes_compute_in_the_same_memory(copies: dict[str, Path], stand: Stand) -> None:
+    with open_bundle(copies["padim"]) as bundle:
+        engine_session.open_engine(bundle, "features", "fp32").close()
+        (memories,) = stand.engines
+        assert len(memories) == 1
+        assert bundle.manifest.max_batch > 1
+
+
+def test_threads_that_share_a_session_take_turns(
+    copies: dict[str, Path], part_images: list[Path], stand: Stand
+) -> None:
+    batch = images(copies["padim"], part_images)
+    with (
+        open_bundle(copies["padim"]) as bundle,
+        closing(engine_session.open_engine(bundle, "features", "fp32")) as ready,
+    ):
+        expected = [ready.infer(batch[index : index + 1])["patches"] for index in range(4)]
+
+        def infer(index: int) -> bool:
+            results = [ready.infer(batch[index : index + 1])["patches"] for _ in range(5)]
+            return all(np.array_equal(result, expected[index]) for result in results)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(infer, range(4)))
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -181,8 +201,8 @@ def test_without_graphs_frames_are_the_same(
     batch = images(copies["padim"], part_images[:2])
     with open_bundle(copies["padim"]) as bundle:
         plan = engine(bundle, "features").stored.load()
-        plain = TensorrtSession(plan, engine_session.import_tensorrt(), 2, graphs=graphs)
         stand.capturable = not graphs
+        plain = TensorrtSession(plan, engine_session.import_tensorrt(), range(1, 3), graphs=graphs)
         expected = plain.infer(batch)["patches"]
         np.testing.assert_array_equal(plain.infer(batch)["patches"], expected)
         assert stand.launches == 0
@@ -197,7 +217,8 @@ def test_everything_is_given_back(copies: dict[str, Path], part_images: list[Pat
     inspector.close()
     inspector.close()
     assert kernels.freed == kernels.allocated > 0
-    assert (kernels.graphs, kernels.contexts, kernels.depth) == ({}, 0, 0)
+    assert kernels.unpinned == kernels.pinned > 0
+    assert (kernels.graphs, kernels.streams, kernels.retained) == ({}, {}, 1)
 
 
 def test_the_backbone_alone_gives_patches(copies: dict[str, Path], part_images: list[Path], kernels: Stand) -> None:
@@ -216,7 +237,7 @@ def test_doctor_names_the_layers_of_the_engine(
     monkeypatch.setattr(engine_session.cpp_ext, "HAVE_CUDA", joined)
     layers: bytes | None = b'{"Layers": [{"Name": "a + b", "LayerType": "CaskConvolution"}, "c"]}'
 
-    def reported(bundle: Any, graph: str, *_: object, precision: str) -> Any:
+    def reported(bundle: Any, graph: str, *_: object, **__: object) -> Any:
         found = engine(bundle, graph)
         found.stored.layers = layers
         return found
@@ -243,7 +264,7 @@ def test_a_lost_device_is_a_fault_and_the_next_image_makes_the_session_anew(
     with Inspector.load(copies["padim"], "tensorrt") as inspector:
         good = inspector(part_images[0])
         allocated = stand.allocated
-        stand.fail_next = Error("unspecified launch failure")
+        stand.fail_next = LaunchError("unspecified launch failure")
         lost = inspector(part_images[0])
         assert (lost.decision, lost.score) == ("fault", None)
         assert lost.reason == "backend tensorrt: the device failed: unspecified launch failure"
@@ -263,9 +284,30 @@ def test_a_session_made_anew_runs_the_engine_that_was_loaded_first(
             raise BackendError("engine: the cache was emptied")
 
         monkeypatch.setattr(engine_session, "ensure_engine", gone)
-        stand.fail_next = Error("unspecified launch failure")
+        stand.fail_next = LaunchError("unspecified launch failure")
         assert inspector(part_images[0]).decision == "fault"
         assert inspector(part_images[0]).score == good.score
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_dead_context_is_not_called_again_and_a_new_process_is_asked_for(
+    copies: dict[str, Path], part_images: list[Path], stand: Stand, stubborn: bool
+) -> None:
+    stand.stubborn = stubborn
+    with Inspector.load(copies["padim"], "tensorrt") as inspector:
+        stand.break_next = True
+        first = inspector(part_images[0])
+        calls = stand.calls
+        second = inspector(part_images[0])
+        assert (first.decision, second.decision, inspector.device_failed) == ("fault", "fault", True)
+        assert stand.calls == calls
+    assert stand.calls == calls
+    assert "(CUDA error 700, ILLEGAL_ADDRESS). This process cannot use it any more. Start it again." in str(
+        first.reason
+    )
+    assert "backend tensorrt: the device cannot be used any more in this process: " in str(second.reason)
+    if stubborn:
+        stand.forget_threads()
 
 
 def test_a_device_that_stays_lost_goes_on_giving_faults(
@@ -273,7 +315,7 @@ def test_a_device_that_stays_lost_goes_on_giving_faults(
 ) -> None:
     with Inspector.load(copies["padim"], "tensorrt") as inspector:
         for _ in range(3):
-            stand.fail_next = Error("no device")
+            stand.fail_next = LaunchError("no device")
             assert inspector(part_images[0]).decision == "fault"
         assert inspector(part_images[0]).decision != "fault"
 
@@ -285,14 +327,14 @@ def test_out_of_memory_says_so(copies: dict[str, Path], stand: Stand) -> None:
             DeviceError, match=r"out of memory: cuMemAlloc failed: out of memory\. Take smaller batches"
         ):
             engine_session.open_engine(bundle, "features", "fp32")
-    assert (stand.contexts, stand.depth) == (0, 0)
+    assert (stand.freed, stand.unpinned, stand.streams) == (stand.allocated, stand.pinned, {})
 
 
 def test_a_broken_engine_is_refused_in_words(copies: dict[str, Path], stand: Stand) -> None:
     with pytest.raises(
         BackendError, match=r"could not load the engine .*broken\.plan: the magic number is not right\."
     ):
-        TensorrtSession(b"\x00rubbish", engine_session.import_tensorrt(), 1, name="here/broken.plan")
+        TensorrtSession(b"\x00rubbish", engine_session.import_tensorrt(), range(1, 2), name="here/broken.plan")
     assert stand.freed == stand.allocated
 
 

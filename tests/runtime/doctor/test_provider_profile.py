@@ -7,6 +7,7 @@ import sys
 import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from flawscope import cli
 from flawscope.bundle import OnnxModel, open_bundle
 from flawscope.errors import BackendError
 from flawscope.imaging.images import prepare, read_image
-from flawscope.runtime.doctor import driver
+from flawscope.runtime.doctor import driver, provider_profile
 from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import ProfiledNode, elsewhere, profile_nodes
 
@@ -133,3 +134,22 @@ def test_what_is_installed_is_found() -> None:
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX is not installed: pip install "flawscope[tensorrt-rtx]"')
     versions = match_driver().wanted
     assert any(name.startswith("tensorrt") and number == "13" for name, number in versions.items())
+
+
+def test_nodes_on_a_device_have_no_times_as_those_of_onnx_runtime_are_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime writes of a node on CUDA is how long its launch took."""
+    profile = tmp_path / "profile.json"
+    node = {"cat": "Node", "dur": 4000}
+    events = [
+        {**node, "name": "a_kernel_time", "args": {"provider": "CUDAExecutionProvider", "op_name": "Conv"}},
+        {**node, "name": "b_kernel_time", "args": {"provider": "CPUExecutionProvider", "op_name": "Shape"}},
+        {"cat": "Session", "name": "model_run"},
+    ]
+    profile.write_text(json.dumps(events))
+    session = SimpleNamespace(run=lambda *_: None, end_profiling=lambda: str(profile))
+    monkeypatch.setattr(provider_profile, "make_session", lambda *_: session)
+    model: Any = SimpleNamespace(file="score.onnx")
+    nodes = profile_nodes(model, "cuda", {})
+    assert [(found.name, found.milliseconds) for found in nodes] == [("a", 0.0), ("b", 4.0)]

@@ -45,7 +45,13 @@ def test_build_list_and_clear(cache: Path, padim_bundle: Path, capsys: pytest.Ca
     (row,) = json.loads(out)
     assert status == 0
     assert row["problem"] is None
-    assert row["entry"]["key"]["options"] == {"min_batch": 1, "opt_batch": 2, "max_batch": 4, "workspace_mib": None}
+    assert row["entry"]["key"]["options"] == {
+        "min_batch": 1,
+        "opt_batch": 2,
+        "max_batch": 4,
+        "workspace_mib": None,
+        "tf32": False,
+    }
     assert run(capsys, "clear", "--broken")[1] == f"removed 0 engines, 0.0 MiB, from {cache}"
     assert run(capsys, "clear", "--bundle", "another")[1].startswith("removed 0 engines")
     assert run(capsys, "clear", "--bundle", "padim")[1].startswith("removed 1 engines")

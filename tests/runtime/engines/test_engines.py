@@ -25,13 +25,13 @@ from flawscope.runtime.engines import (
     Stored,
     Target,
     TensorRT,
+    build,
     build_engine,
     import_tensorrt,
     named_target,
-    target,
     tensorrt_modules,
 )
-from flawscope.runtime.engines.build import exporter_module
+from flawscope.runtime.engines.build import _set_tf32, exporter_module, listen
 from flawscope.runtime.engines.cache import ENTRY
 from flawscope.runtime.engines.ensure import Ensured, ensure_engine, model_hash
 
@@ -208,6 +208,31 @@ def test_a_workspace_of_nothing_is_refused(rtx: TensorRT, tmp_path: Path) -> Non
         build_engine(rtx, tmp_path / "any.onnx", L4, BuildOptions(workspace_mib=0))
 
 
+# --- TF32
+
+
+def test_products_of_fp32_are_not_computed_in_tf32_unless_that_was_asked_for(rtx: TensorRT) -> None:
+    logger, _ = listen(rtx.module)
+    config = rtx.module.Builder(logger).create_builder_config()
+    flag = rtx.module.BuilderFlag.TF32
+    assert config.get_flag(flag), "TensorRT's own default, which is why it has to be cleared"
+    _set_tf32(rtx.module, config, allowed=False)
+    assert not config.get_flag(flag)
+    _set_tf32(rtx.module, config, allowed=True)
+    assert config.get_flag(flag)
+
+
+def test_every_build_says_whether_tf32_is_allowed(
+    rtx: TensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(build, "_set_tf32", lambda module, config, *, allowed: said.append(allowed))
+    graph = graph_of([helper.make_node("Relu", ["image"], ["out"])], tmp_path / "small.onnx")
+    for options in (TO_FOUR, BuildOptions(1, 1, 4, tf32=True)):
+        build_engine(rtx, graph, L4, options)
+    assert said == [False, True]
+
+
 # --- the cache
 
 
@@ -256,7 +281,7 @@ DAMAGES = {
     missing: "its file cannot be read: No such file",
     not_json: "its entry.json is broken",
     of_another: "its entry is of another engine",
-    of_the_future: "its entry is of schema 99, expected 1",
+    of_the_future: "its entry is of schema 99, expected 2",
 }
 
 
@@ -373,55 +398,3 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(monkeyp
     tensorrt_modules._load.cache_clear()
     with pytest.raises(ArgumentError, match="runtime: expected one of auto, tensorrt, tensorrt-rtx, got 'trt'"):
         import_tensorrt("trt")
-
-
-class FakeDriver(types.ModuleType):
-    """`pynvml` with one GPU, or none."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, name: str | bytes | None) -> None:
-        super().__init__("pynvml")
-        self.name, self.open = name, 0
-
-    def nvmlInit(self) -> None:
-        if self.name is None:
-            raise self.NVMLError("Driver Not Loaded")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index:
-            raise self.NVMLError("Invalid Argument")
-        return index
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
-        return (8, 7)
-
-    def nvmlDeviceGetName(self, handle: int) -> str | bytes | None:
-        return self.name
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "580.65"
-
-
-@pytest.mark.parametrize("name", ["Orin", b"Orin"])
-def test_the_device_is_asked_of_its_driver(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
-    driver = FakeDriver(name)
-    monkeypatch.setitem(sys.modules, "pynvml", driver)
-    assert target.current_target() == Target("Orin", (8, 7), "580.65")
-    with pytest.raises(BackendError, match="device: the driver has no GPU number 1"):
-        target.current_target(1)
-    assert driver.open == 0
-
-
-def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeDriver(None))
-    with pytest.raises(BackendError, match=r"device: no NVIDIA driver answers \(Driver Not Loaded\)"):
-        target.current_target()
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(BackendError, match=r"nvidia-ml-py, which asks the driver, is not installed\. Install it with"):
-        target.current_target()

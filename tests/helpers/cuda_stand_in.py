@@ -1,0 +1,529 @@
+"""A GPU that is none: PyCUDA and the CUDA driver in host memory, with the rules that their sources and manuals state.
+
+"Device" memory is host memory behind an address; a stream does its work at once or, while it is captured, writes it
+down. What a GPU would refuse is refused, and what it would leave behind is noted in `Stand.complaints`:
+
+- contexts belong to threads: PyCUDA has a stack of its own in each, and the driver another;
+- what PyCUDA allocates is freed where its context is current, or in the thread that retained it;
+- a sticky error is the answer to every later call, and a destructor that calls then ends the process;
+- a copy on the default stream breaks the capture of a stream that is not `NON_BLOCKING`;
+- a kernel that is launched for the first time is loaded first, which cannot be captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import itertools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flawscope.runtime.backends import device
+from flawscope.runtime.engines import cuda_driver
+
+Work = Callable[[], None]
+
+NAMES = {
+    0: "SUCCESS",
+    1: "INVALID_VALUE",
+    2: "OUT_OF_MEMORY",
+    100: "NO_DEVICE",
+    201: "INVALID_CONTEXT",
+    400: "INVALID_HANDLE",
+    700: "ILLEGAL_ADDRESS",
+    719: "LAUNCH_FAILED",
+    900: "STREAM_CAPTURE_UNSUPPORTED",
+    901: "STREAM_CAPTURE_INVALIDATED",
+    906: "STREAM_CAPTURE_IMPLICIT",
+}
+CUresult: Any = enum.IntEnum(
+    "CUresult", {("CUDA_" if code == 0 else "CUDA_ERROR_") + name: code for code, name in NAMES.items()}
+)
+
+
+class Error(Exception):
+    """PyCUDA's base."""
+
+
+class MemoryError_(Error):
+    """PyCUDA's out of memory. It is none of Python's: `DECLARE_EXC(MemoryError, CudaError.get())`."""
+
+
+class LogicError(Error):
+    """PyCUDA's most common class."""
+
+
+class LaunchError(Error):
+    """PyCUDA's class for launches."""
+
+
+def error_of(code: int, call: str) -> Error:
+    """Return what PyCUDA raises for a code; the code itself is lost."""
+    kind = {2: MemoryError_, 719: LaunchError}.get(code, LogicError)
+    return kind(f"{call} failed: {NAMES[code].lower().replace('_', ' ')}")
+
+
+class Refused(Exception):
+    """A call that the driver answers with a code; PyCUDA makes an exception of it, the bindings return it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Stand:
+    """The state of the device, for tests to look at and to break.
+
+    Attributes:
+        fail_next: Raised by the next call of PyCUDA.
+        sticky: The code that every call is answered with, from the moment it is set; 0 for none.
+        break_next: The next work that is executed leaves a sticky error behind, which the next call finds.
+        stubborn: Whether a dead context can be neither pushed nor popped; the manuals do not say.
+        complaints: What was done that must not be done, and no call could refuse.
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.handles = itertools.count(1000)
+        self.graphs: dict[int, tuple[Stream, list[Work]]] = {}
+        self.allocated = self.freed = self.pinned = self.unpinned = self.destroyed_streams = 0
+        self.launches = self.enqueued = self.retained = self.detached = 0
+        self.capturable = self.stubborn = self.break_next = False
+        self.capturable = True
+        self.fail_next: Exception | None = None
+        self.sticky = 0
+        self.count = 1
+        self.calls = 0
+        self.complaints: list[str] = []
+        self.elsewhere: set[str] = set()  # operators that ONNX Runtime leaves to the CPU
+        self.engines: list[set[int]] = []  # what each engine's contexts compute in
+        self.loaded: set[object] = set()
+        self._threads: dict[int, tuple[list[Any], list[Any]]] = {}
+
+    def stacks(self) -> tuple[list[Any], list[Any]]:
+        """Return the driver's stack of contexts in this thread, and PyCUDA's."""
+        return self._threads.setdefault(threading.get_ident(), ([], []))
+
+    def left_current(self) -> int:
+        """Return how many contexts are current in any thread, by the driver's or PyCUDA's stacks."""
+        return sum(len(stack) for stacks in self._threads.values() for stack in stacks)
+
+    def fail(self) -> None:
+        """Raise what the next call of PyCUDA shall fail with."""
+        error, self.fail_next = self.fail_next, None
+        if error is not None:
+            raise error
+
+    def forget_threads(self) -> None:
+        """Pop what could not be popped."""
+        self._threads.clear()
+
+    def check(self) -> None:
+        """Refuse a call where no context is current, or where it is dead."""
+        self.calls += 1
+        if not self.stacks()[0]:
+            raise Refused(201)
+        if self.sticky:
+            raise Refused(self.sticky)
+
+    def check_unsafe(self) -> None:
+        """Refuse a call that may not be made by a thread that captures, and break its capture."""
+        self.check()
+        if self.break_captures(lambda stream: stream.capturing == threading.get_ident()):
+            raise Refused(900)
+
+    def check_default_stream(self) -> None:
+        """Refuse a copy on the default stream where that waits for a stream that is captured."""
+        self.check_unsafe()
+        if self.break_captures(lambda stream: not stream.flags & 1):
+            raise Refused(906)
+
+    def break_captures(self, whose: Callable[[Stream], bool]) -> bool:
+        """Invalidate the captures of some streams; returns whether there were any."""
+        broken = [stream for stream in self.streams.values() if stream.capturing and whose(stream)]
+        for stream in broken:
+            stream.recording = None
+        return bool(broken)
+
+    def execute(self, work: Work) -> None:
+        """Do what a stream has come to."""
+        if self.break_next:
+            self.break_next, self.sticky = False, 700
+        if not self.sticky:
+            work()
+
+    @contextmanager
+    def destruction(self, what: str, context: Context) -> Iterator[bool]:
+        """Activate the context of what is freed or destroyed, as `scoped_context_activation` does; whether it can."""
+        stack = self.stacks()[1]
+        is_current = bool(stack) and stack[-1] is context
+        if self.sticky:
+            self.complaints.append(f"{what} on a dead context: the process would have ended here")
+        if not is_current and context.thread != threading.get_ident():
+            self.complaints.append(f"{what} in out-of-thread context could not be cleaned up")
+            yield False  # PyCUDA warns
+        else:
+            yield True
+
+
+class Context:
+    """PyCUDA's primary context."""
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand, self.thread, self.is_valid = stand, threading.get_ident(), True
+        self.handle = self
+        stand.retained += 1
+
+    def push(self) -> None:
+        driver, own = self.stand.stacks()
+        self.stand.calls += 1
+        self._refuse_if_stubborn("cuCtxPushCurrent")
+        if own:
+            driver.pop()
+        driver.append(self)
+        own.append(self)
+
+    def pop(self) -> None:
+        driver, own = self.stand.stacks()
+        self._refuse_if_stubborn("cuCtxPopCurrent")
+        if not own:
+            raise LogicError("context::pop failed: invalid device context - cannot pop non-current context")
+        driver.pop()
+        own.pop()
+        if own:
+            driver.append(own[-1])
+
+    def detach(self) -> None:
+        """Release it: pushed for it where it is not current, and never popped; in another thread nothing is done."""
+        driver, own = self.stand.stacks()
+        if not (own and own[-1] is self):
+            if self.thread == threading.get_ident():
+                driver.append(self)
+                self.stand.detached += 1
+        else:
+            self.stand.detached += 1
+            own.pop()
+        self.is_valid = False
+
+    def _refuse_if_stubborn(self, call: str) -> None:
+        if self.stand.sticky and self.stand.stubborn:
+            raise error_of(self.stand.sticky, call)
+
+
+class Stream:
+    """A stream: does, or writes down."""
+
+    def __init__(self, stand: Stand, flags: int = 0) -> None:
+        self.stand, self.flags, self.context = stand, flags, stand.stacks()[1][-1]
+        self.handle = next(stand.handles)
+        self.capturing = 0  # the thread
+        self.recording: list[Work] | None = None
+        stand.streams[self.handle] = self
+
+    def put(self, work: Work) -> None:
+        self.stand.enqueued += 1
+        if not self.capturing:
+            self.stand.execute(work)
+        elif self.recording is None:
+            raise Refused(901)
+        else:
+            self.recording.append(work)
+
+    def launch(self, kernel: object, work: Work) -> None:
+        """Put a kernel, which is loaded when it is first launched."""
+        if kernel not in self.stand.loaded:
+            self.stand.check_unsafe()
+            self.stand.loaded.add(kernel)
+        self.put(work)
+
+
+class StreamHandle:
+    """PyCUDA's stream, which destroys the driver's with its last reference."""
+
+    def __init__(self, stand: Stand, flags: int = 0) -> None:
+        self._stand, self._stream = stand, Stream(stand, flags)
+        self.handle = self._stream.handle
+        # No method: its frame would keep this object alive in an error, which those of PyCUDA, in C++, do not.
+        self.synchronize = functools.partial(_synchronize, stand, self._stream)
+
+    def __del__(self) -> None:
+        with self._stand.destruction("stream", self._stream.context) as is_active:
+            if is_active:
+                self._stand.destroyed_streams += 1
+                del self._stand.streams[self.handle]
+
+
+def _synchronize(stand: Stand, synchronized: Stream) -> None:
+    stand.fail()
+    with calling("cuStreamSynchronize"):
+        stand.check()
+        if stand.break_captures(lambda stream: stream is synchronized):
+            raise Refused(900)
+
+
+class Allocation:
+    """Memory of the device, or pinned memory, which NumPy sees as the base of an array."""
+
+    def __init__(self, stand: Stand, size: int, kind: str, shape: tuple[int, ...] = (), dtype: Any = np.uint8) -> None:
+        self.stand, self.kind, self.context = stand, kind, stand.stacks()[1][-1]
+        self.bytes = np.full(size + 512, 0xA5, np.uint8)  # never zero: nobody may count on that
+        self.address = (self.bytes.ctypes.data + 255) // 256 * 256
+        self.shape, self.dtype, self.is_valid = shape, np.dtype(dtype), True
+
+    def __int__(self) -> int:
+        return self.address
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3}
+
+    def free(self) -> None:
+        if not self.is_valid:
+            raise error_of(400, f"{self.kind}::free")
+        self.is_valid = False
+        with self.stand.destruction(self.kind, self.context) as is_active:
+            if not is_active:
+                return
+            self.bytes[:] = 0xA5
+            if self.kind == "device_allocation":
+                self.stand.freed += 1
+            else:
+                self.stand.unpinned += 1
+
+    def __del__(self) -> None:
+        if self.is_valid:
+            self.free()
+
+
+@contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Make PyCUDA's exception of a refusal."""
+    try:
+        yield
+    except Refused as err:
+        raise error_of(err.code, name) from None
+
+
+def copy(target: int, source: int, size: int) -> None:
+    """Copy bytes."""
+    ctypes.memmove(target, source, size)
+
+
+def pycuda_driver(stand: Stand) -> types.ModuleType:
+    """Return a module in place of `pycuda.driver`."""
+    module: Any = types.ModuleType("pycuda.driver")
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            assert index < stand.count
+
+        @staticmethod
+        def count() -> int:
+            return stand.count
+
+        def retain_primary_context(self) -> Context:
+            return Context(stand)
+
+    def check(name: str, how: Callable[[], None]) -> None:
+        stand.fail()
+        with calling(name):
+            how()
+
+    def make_stream(flags: int = 0) -> StreamHandle:
+        check("cuStreamCreate", stand.check)
+        return StreamHandle(stand, flags)
+
+    def mem_alloc(size: int) -> Allocation:
+        check("cuMemAlloc", stand.check_unsafe)
+        stand.allocated += 1
+        return Allocation(stand, size, "device_allocation")
+
+    def pagelocked_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        check("cuMemHostAlloc", stand.check_unsafe)
+        stand.pinned += 1
+        dtype = np.dtype(dtype)
+        memory = Allocation(stand, int(np.prod(shape)) * dtype.itemsize, "pagelocked_host_allocation", shape, dtype)
+        return np.asarray(memory)  # its `base` is the allocation, as PyCUDA's
+
+    def put_copy(name: str, stream: int, array: np.ndarray, work: Work) -> None:
+        assert array.flags.c_contiguous
+        if not stream:
+            check(name, stand.check_default_stream)
+            work()
+            return
+        check(name, stand.check)
+        with calling(name):
+            stand.streams[stream].put(work)
+
+    def memcpy_htod_async(dest: int, src: np.ndarray, stream: StreamHandle | None = None) -> None:
+        number = 0 if stream is None else stream.handle
+        del stream  # as above
+        put_copy("cuMemcpyHtoDAsync", number, src, lambda: copy(dest, src.ctypes.data, src.nbytes))
+
+    def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: StreamHandle | None = None) -> None:
+        number = 0 if stream is None else stream.handle
+        del stream
+        put_copy("cuMemcpyDtoHAsync", number, dest, lambda: copy(dest.ctypes.data, src, dest.nbytes))
+
+    module.Error, module.MemoryError, module.LogicError, module.LaunchError = (
+        Error,
+        MemoryError_,
+        LogicError,
+        LaunchError,
+    )
+    module.Device, module.Stream, module.init = Device, make_stream, lambda: None
+    module.mem_alloc, module.pagelocked_empty = mem_alloc, pagelocked_empty
+    module.memcpy_htod_async, module.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
+    module.memcpy_htod = lambda dest, src: memcpy_htod_async(dest, src)
+    module.memcpy_dtoh = lambda dest, src: memcpy_dtoh_async(dest, src)
+    return module  # type: ignore[no-any-return]
+
+
+def stand_in(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a stand-in in the place of PyCUDA and of the driver's bindings."""
+    package: Any = types.ModuleType("pycuda")
+    package.driver = pycuda_driver(stand)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", package.driver)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver_bindings(stand))
+    cuda_driver.bindings.cache_clear()
+    monkeypatch.setattr(device, "_CONTEXTS", {})
+    monkeypatch.setattr(device, "_LOST", {})
+
+
+def check_left(stand: Stand) -> None:
+    """Check that nothing was done that must not be done, and take the stand-in away from the driver's bindings."""
+    cuda_driver.bindings.cache_clear()
+    assert stand.left_current() == 0, "a context is still current"
+    assert stand.detached == 0, "PyCUDA's detach leaves a released context current"
+    assert stand.complaints == []
+
+
+def driver_bindings(stand: Stand) -> types.ModuleType:
+    """Return a module in place of `cuda.bindings.driver`: functions return a status, and what else they give."""
+    module: Any = types.ModuleType("cuda.bindings.driver")
+    module.CUresult = CUresult
+    module.CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
+    module.CUdevice_attribute = types.SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
+    )
+
+    def answering(results: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
+        """Make a function of the bindings: a refusal is a status, with nothing in place of the results."""
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+            @functools.wraps(function)
+            def answer(*arguments: Any) -> tuple[Any, ...]:
+                try:
+                    value = function(*arguments)
+                except Refused as err:
+                    return (CUresult(err.code), *[None] * results)
+                return (CUresult(0), *([] if results == 0 else [value] if results == 1 else value))
+
+            setattr(module, function.__name__, answer)
+            return answer
+
+        return decorate
+
+    @answering(0)
+    def cuInit(Flags: int) -> None:
+        if not stand.count:
+            raise Refused(100)
+
+    @answering(1)
+    def cuDeviceGetCount() -> int:
+        return stand.count
+
+    @answering(1)
+    def cuDeviceGet(ordinal: int) -> int:
+        return ordinal
+
+    @answering(1)
+    def cuDeviceGetName(length: int, dev: int) -> bytes:
+        return f"Orin {dev}".encode() + b"\0" * (length - 6)
+
+    @answering(1)
+    def cuDeviceGetAttribute(attrib: int, dev: int) -> int:
+        return {75: 8, 76: 7}[attrib]
+
+    @answering(1)
+    def cuDriverGetVersion() -> int:
+        return 12060
+
+    @answering(0)
+    def cuCtxPushCurrent(ctx: Context) -> None:
+        if stand.sticky and stand.stubborn:
+            raise Refused(stand.sticky)
+        stand.stacks()[0].append(ctx)
+
+    @answering(1)
+    def cuCtxPopCurrent() -> Context:
+        return stand.stacks()[0].pop()  # type: ignore[no-any-return]
+
+    @answering(2)
+    def cuMemGetInfo() -> tuple[int, int]:
+        stand.check()
+        return 1, 2
+
+    @answering(0)
+    def cuStreamSynchronize(hStream: int) -> None:
+        stand.check()
+
+    @answering(0)
+    def cuStreamBeginCapture(hStream: int, mode: str) -> None:
+        assert mode == "thread local"
+        stand.check()
+        if not stand.capturable:
+            raise Refused(900)
+        stream = stand.streams[hStream]
+        stream.capturing, stream.recording = threading.get_ident(), []
+
+    @answering(1)
+    def cuStreamEndCapture(hStream: int) -> int:
+        stand.check()
+        found = stand.streams[hStream]
+        recording, found.recording, found.capturing = found.recording, None, 0
+        if recording is None:
+            raise Refused(901)
+        number = 1 + max(stand.graphs, default=0)
+        stand.graphs[number] = (found, recording)
+        return number
+
+    @answering(1)
+    def cuGraphInstantiate(hGraph: int, flags: int) -> int:
+        stand.check()
+        stand.graphs[hGraph + 1] = stand.graphs[hGraph]
+        return hGraph + 1
+
+    @answering(0)
+    def cuGraphUpload(hGraphExec: int, hStream: int) -> None:
+        stand.check()
+
+    @answering(0)
+    def cuGraphDestroy(hGraph: int) -> None:
+        stand.check()
+        del stand.graphs[hGraph]
+
+    @answering(0)
+    def cuGraphExecDestroy(hGraphExec: int) -> None:
+        stand.check()
+        del stand.graphs[hGraphExec]
+
+    @answering(0)
+    def cuGraphLaunch(hGraphExec: int, hStream: int) -> None:
+        stand.check()
+        found, recorded = stand.graphs[hGraphExec]
+        assert found.handle == hStream
+        stand.launches += 1
+        for work in recorded:
+            stand.execute(work)
+
+    return module  # type: ignore[no-any-return]
