@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulation import emulated_kernels
-from gpu_stages import correctness, device_stage, engine_stand_in, ncu, other_kernels, sanitizer, small_run, timing
+from gpu_stages import (
+    checks,
+    correctness,
+    device_stage,
+    engine_stand_in,
+    ncu,
+    other_kernels,
+    sanitizer,
+    small_run,
+    timing,
+)
 from gpu_stages.card import Card, CudaError, HostCard
 from gpu_stages.driver import SIGNATURES, Driver
 from gpu_stages.here import program, toolkit
@@ -25,6 +35,7 @@ from gpu_stages.report import Absent, Report
 from project_paths import ROOT
 
 from flawscope.cpp_ext.cuda_kernels import CudaKernels
+from flawscope.errors import DeviceError
 
 pytestmark = pytest.mark.long
 
@@ -123,6 +134,55 @@ def test_results_that_change_from_run_to_run_are_found(kernels: CudaKernels, rep
 def test_the_small_run_of_the_tools_runs_and_finds_what_is_wrong(kernels: CudaKernels, tmp_path: Path) -> None:
     assert small_run.main([str(tmp_path)], on_gpu=False) == 0
     assert small_run.main([str(tmp_path), "9", "40", "5", "2"], on_gpu=False) == 0
+
+
+def test_an_error_of_one_check_is_recorded_and_the_next_goes_on(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(bench: Any) -> None:
+        raise DeviceError("CUDA kernels: nearest: the launch failed")
+
+    monkeypatch.setattr(correctness, "CHECKS", (breaks, correctness.check_scales))
+    correctness.on_cpu(report)
+    assert report.failures == ["breaks: CUDA kernels: nearest: the launch failed"]
+    assert report.checks == 6
+
+
+def test_nothing_more_is_asked_of_a_device_that_is_lost(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(bench: Any) -> None:
+        raise CudaError("cuStreamSynchronize failed with CUDA error 700 (ILLEGAL_ADDRESS)", 700)
+
+    def wait(self: HostCard) -> None:
+        raise CudaError("the same again", 700)
+
+    monkeypatch.setattr(correctness, "CHECKS", (breaks, correctness.check_scales))
+    monkeypatch.setattr(HostCard, "wait", wait)
+    correctness.on_cpu(report)
+    assert report.checks == len(report.failures) == 1
+
+
+def test_times_of_every_kernel_are_kept_with_what_they_mean(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "open_card", lambda *_, **__: (HostCard(), kernels))
+    monkeypatch.setattr(timing, "shapes", lambda: iter([(9, 40, 5, 1), (1 << 20, 1 << 20, 1, 1), (5, 30, 8, 2)]))
+    monkeypatch.setattr(timing, "GAUSSIANS", ((3, 5, 2),))
+    monkeypatch.setattr(timing, "CENTRES", (70, 4, 3))
+    monkeypatch.setattr(timing, "TURNS", 5)
+    timing.on_card(report)
+    searches = report.figures("search")
+    assert [(row["n"], row["m"], row["d"], row["k"]) for row in searches] == [(9, 40, 5, 1), (5, 30, 8, 2)]
+    for row in searches:
+        assert row["tflops"] == pytest.approx(2e-9 * row["n"] * row["m"] * row["d"] / row["whole"]["median_ms"])
+        assert row["pack_ms"] > 0
+    factors = [row["gb_per_s"] * row["median_ms"] * 1e6 for row in report.figures("mahalanobis")]
+    assert factors == [pytest.approx(3 * 15 * 4), pytest.approx(3 * 15 * 2)]
+    (centres,) = report.figures("kcenter")
+    assert centres["gb_per_s"] * centres["median_ms"] * 1e6 == pytest.approx(3 * 70 * 4 * 4)
+    found = json.loads((report.work / "result.json").read_text())
+    assert "search 1048576 x 1048576 x 1 x 1: not enough memory is free" in found["left_out"]
 
 
 def test_without_what_the_build_leaves_a_stage_is_absent(report: Report) -> None:
@@ -226,6 +286,9 @@ class HostLibrary:
         self.__dict__[name] = function
         return function
 
+    def _cuMemGetInfo_v2(self, free: Any, whole: Any) -> None:
+        free._obj.value = whole._obj.value = 1 << 30
+
     def _put(self, work: Callable[[], object]) -> None:
         work() if self.recording is None else self.recording.append(work)
 
@@ -293,6 +356,24 @@ def test_a_card_copies_captures_and_gives_everything_back() -> None:
     assert (library.memory, library.graphs, library.streams) == ({}, {}, 0)
 
 
+def test_what_needs_a_card_in_the_checks_finds_what_is_sound_and_what_is_not(
+    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correctness, "LARGE", (1000, 8))
+    monkeypatch.setattr(correctness, "BLOCK", 150)
+    for check in (correctness.check_large, correctness.check_other_streams):
+        # The emulation takes no stream but 0, and works at once: the driver of host memory has nothing to wait for.
+        for wrong in (False, True):
+            liar = Liar(kernels, "nearest", add_one("found", ctypes.c_int64) if wrong else lambda arguments: None)
+            card = Card(driver=Driver(HostLibrary()))
+            before = len(report.failures)
+            check(correctness.Bench(report, card, liar, np.random.default_rng(0)))
+            card.close()
+            # Two equal lies agree with each other: the streams are compared with each other alone.
+            assert (len(report.failures) > before) == (wrong and check is correctness.check_large), report.failures
+    assert report.checks == 4
+
+
 def test_a_refusal_of_the_driver_has_its_name_and_ends_a_capture() -> None:
     library = HostLibrary()
     card = Card(driver=Driver(library))
@@ -356,6 +437,29 @@ def test_a_tool_that_does_not_work_here_is_absent_with_its_words(
     monkeypatch.setattr(ncu.subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(Absent, match="does not work here: ==ERROR== ERR_NVGPUCTRPERM"):
         ncu.on_card(report)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "absent"),
+    [
+        (0, "....\n4 passed, 2 skipped in 3 s", None),
+        (1, "..F\n1 failed, 2 passed in 3 s", None),
+        (0, "ssss\n4 skipped in 1 s", "no test was run: 4 skipped in 1 s"),
+        (5, "9 deselected in 1 s", "no test was run: 9 deselected in 1 s"),
+        (2, "E   ModuleNotFoundError: No module named 'av'\n1 error", "ModuleNotFoundError: No module named 'av'"),
+        (4, "ERROR: usage", None),
+    ],
+)
+def test_what_pytest_says_is_a_check_or_the_reason_why_there_is_none(
+    report: Report, status: int, said: str, absent: str | None
+) -> None:
+    if absent is None:
+        checks.read_tests(report, status, said)
+        assert len(report.failures) == (status != 0)
+        return
+    with pytest.raises(Absent) as caught:
+        checks.read_tests(report, status, said)
+    assert absent in str(caught.value)
 
 
 # --- whole

@@ -213,14 +213,18 @@ def test_other_threads_go_on_while_a_kernel_runs(monkeypatch, kernel):
         finally:
             finished.set()
 
-    worker = threading.Thread(target=run)
-    worker.start()
-    while not finished.is_set():
-        ticks[0] += 1
-    worker.join()
-    # A kernel that held the lock would let nobody count but in the instant of its call.
-    assert seen
-    assert seen[-1] >= 1000
+    for _ in range(5):  # on a busy machine this thread may have no core while the kernel runs
+        finished.clear()
+        worker = threading.Thread(target=run)
+        worker.start()
+        while not finished.is_set():
+            ticks[0] += 1
+        worker.join()
+        assert seen
+        # A kernel that held the lock would let nobody count but in the instant of its call.
+        if seen[-1] >= 1000:
+            return
+    raise AssertionError(f"nobody else had a turn: {seen[-5:]}")
 
 
 def test_calls_from_several_threads_at_once_give_the_same_results():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import time
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,31 @@ def test_what_a_stage_needs_and_is_not_here_is_the_reason(work: Path) -> None:
     lacks = {"driver": None, "ncu": "no ncu on the PATH", "torch": None}
     record = run(work, toy("passes", needs=("driver", "torch", "ncu")), lacks=lacks)
     assert record["stages"]["passes"] == {"state": "absent", "reason": "no ncu on the PATH"}
+
+
+def test_a_twin_needs_what_a_cpu_can_have(work: Path) -> None:
+    lacks = {"driver": "no NVIDIA driver", "nvcc": "no nvcc", "numpy": "no numpy in this Python"}
+    record = run(work, toy("passes", needs=("driver", "nvcc")), toy("fails", needs=("driver", "numpy")), lacks=lacks)
+    assert record["stages"]["passes"]["state"] == "passed"
+    assert record["stages"]["fails"] == {"state": "absent", "reason": "no numpy in this Python"}
+
+
+@pytest.mark.long
+def test_a_python_with_nothing_but_its_own_library_runs_the_tool(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False, symlinks=True)
+    out = tmp_path / "out.json"
+    command = [bare / "bin" / "python", "tools/gpu_check.py", "--twins", "--out", out, "--work", tmp_path / "work"]
+    command += ["--stage", "facts", "--stage", "correctness", "--stage", "ncu", "--stage", "checks"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reasons = {name: entry["reason"] for name, entry in json.loads(out.read_text())["stages"].items()}
+    assert reasons.pop("ncu") != ""
+    assert reasons == {
+        **dict.fromkeys(("facts", "correctness"), "no numpy in this Python"),
+        "checks": "the stage build has left no programs of checks here",
+    }
 
 
 def test_a_run_out_of_minutes_leaves_out_the_last_stages(work: Path) -> None:

@@ -13,6 +13,9 @@ import sys
 
 import numpy as np
 
+KEPT: list[object] = []
+"""What PyCUDA made: its destructors fail on a dead context, and one that fails ends the process."""
+
 DAMAGE = "__global__ void damage(float* nowhere) { *nowhere = 1.0f; }"
 
 
@@ -28,6 +31,7 @@ def main() -> int:
             with device.current():
                 # A kernel of its own: the driver refuses copies to such a place, and the project's kernels do as well.
                 module = importlib.import_module("pycuda.compiler").SourceModule(DAMAGE)
+                KEPT.append(module)
                 module.get_function("damage")(np.uintp(16), block=(1, 1, 1), grid=(1, 1), stream=device.stream)
                 device.wait()
             said.append("nothing")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from gpu_stages.document import ROOT
 from gpu_stages.here import program
-from gpu_stages.kernels import EMULATION
 from gpu_stages.report import Absent, Report
 
+EMULATION = "libflawscope_emulation.so"
 CUDA = ROOT / "cpp_ext" / "cuda"
 INCLUDE = [f"-I{ROOT / 'cpp_ext' / name}" for name in ("include", "src", "cuda")]
 EMULATED = 800

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import c_size_t, c_void_p
 from typing import Any, Protocol
 
@@ -231,7 +231,8 @@ class HostCard:
 def opened(card: Memory) -> Iterator[Memory]:
     """Close a card after the block, unless it failed: then every call would fail, and hide what was wrong."""
     yield card
-    card.close()
+    with suppress(CudaError):
+        card.close()
 
 
 __all__ = ["ALIGNMENT", "Card", "CudaError", "HostCard", "Memory", "Work", "opened"]

@@ -99,6 +99,7 @@ def missing(wheels: str = "") -> dict[str, str | None]:
         "compute-sanitizer": _program("compute-sanitizer"),
         "ncu": _program("ncu"),
         "numpy": _module("numpy", "numpy"),
+        "pytest": _module("pytest", "pytest"),
         "torch": _module("torch", "torch"),
         "pycuda": _module("pycuda", "pycuda"),
         "cuda-bindings": _module("cuda.bindings.driver", "cuda-bindings"),

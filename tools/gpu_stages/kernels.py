@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpu_stages.build import EMULATION
 from gpu_stages.card import Card, HostCard, Memory
 from gpu_stages.report import Absent, Report
 
-EMULATION = "libflawscope_emulation.so"
 Array = npt.NDArray[Any]
 
 

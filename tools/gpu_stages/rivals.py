@@ -60,25 +60,36 @@ class Rivals:
         def cdist(at: int) -> Any:
             return torch.topk(torch.cdist(asked[at], bank), k, 1, largest=False)
 
-        ways: dict[str, Callable[[int], Any]] = {"product": product, "product_topk": with_topk}
-        if len(rows) * len(queries) <= CDIST_PAIRS:
-            ways["cdist_topk"] = cdist
+        pairs = len(rows) * len(queries)
+        # Bytes of a pair: float16 products, and for topk what is made of them in float32.
+        ways = {"product": (product, 2), "product_topk": (with_topk, 10)}
+        if pairs <= CDIST_PAIRS:
+            ways["cdist_topk"] = (cdist, 8)
         found: dict[str, Any] = {}
-        for name, way in ways.items():
+        for name, (way, width) in ways.items():
+            # Twice: what runs before the capture, and the memory of the graphs.
+            if torch.cuda.mem_get_info()[0] < 2 * width * pairs:
+                found[name] = {"problem": "not enough memory is free"}
+                continue
             try:
-                found[name] = replayed([self._captured(way, at) for at in range(self._sets)], self._milliseconds)
+                found[name] = replayed(self._captured(way), self._milliseconds)
             except RuntimeError as err:  # out of memory, or a capture that is refused
                 found[name] = {"problem": str(err).splitlines()[0][:200]}
                 torch.cuda.synchronize()
             torch.cuda.empty_cache()
         return found
 
-    def _captured(self, way: Callable[[int], Any], at: int) -> Work:
+    def _captured(self, way: Callable[[int], Any]) -> list[Work]:
+        # One pool for all: the graphs are replayed one after another, and nobody reads what they leave.
+        pool = self._torch.cuda.graph_pool_handle()
+        return [self._graph(way, at, pool) for at in range(self._sets)]
+
+    def _graph(self, way: Callable[[int], Any], at: int, pool: Any) -> Work:
         torch = self._torch
         way(at)  # before the capture, so that torch has made all that it makes once
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             way(at)
         return lambda: graph.replay()
 

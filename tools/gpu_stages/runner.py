@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gpu_stages import document
 from gpu_stages.document import ABSENT, CRASHED, FAILED, LEFT_OUT, OUT_OF_TIME, PASSED
 from gpu_stages.here import TOOLKIT
-from gpu_stages.table import Stage
+from gpu_stages.table import TWINS_NEED, Stage
 
 TOOLS = Path(__file__).resolve().parent.parent
 KEPT_OUTPUT = 4000
@@ -200,7 +200,8 @@ def _without_running(
     """Return the entry of a stage that is not run, or None where it shall run."""
     if twin and stage.twin is None:
         return {"state": ABSENT, "reason": missing.get("driver") or "it has no twin on a CPU"}
-    lacking = [] if twin else [missing.get(need) for need in stage.needs if missing.get(need) is not None]
+    needs = [need for need in stage.needs if not twin or need in TWINS_NEED]
+    lacking = [missing[need] for need in needs if missing.get(need) is not None]
     if lacking:
         return {"state": ABSENT, "reason": lacking[0]}
     if left is not None and left < stage.least_s:

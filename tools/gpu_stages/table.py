@@ -14,7 +14,8 @@ class Stage(NamedTuple):
         place: `MODULE:FUNCTION`, which takes a `Report`.
         limit_s: Seconds after which it is stopped.
         least_s: Fewer seconds than these are not worth a start.
-        needs: What it cannot do without, by the names of `here`; the first that is missing is the reason.
+        needs: What it cannot do without, by the names of `here`; the first that is missing is the reason. A twin needs
+            those of `TWINS_NEED` that are among them.
         twin: The same on a CPU, or None where there is nothing to be learned.
         twin_limit_s: Seconds of the twin.
     """
@@ -29,6 +30,8 @@ class Stage(NamedTuple):
     twin_limit_s: int = 60
 
 
+TWINS_NEED = ("numpy",)
+
 STAGES = (
     Stage(
         "facts",
@@ -36,7 +39,7 @@ STAGES = (
         "gpu_stages.facts:on_card",
         40,
         5,
-        ("driver",),
+        ("driver", "numpy"),
         "gpu_stages.facts:on_cpu",
     ),
     Stage(
@@ -93,6 +96,14 @@ STAGES = (
         15,
         ("driver", "nvcc", "numpy", "pycuda", "cuda-bindings"),
         "gpu_stages.device_stage:on_cpu",
+    ),
+    Stage(
+        "tests",
+        "the tests that need a GPU (`pytest -m gpu`)",
+        "gpu_stages.checks:marked_tests",
+        120,
+        15,
+        ("driver", "nvcc", "numpy", "pytest"),
     ),
     Stage(
         "sanitizer",

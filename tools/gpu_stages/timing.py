@@ -17,7 +17,7 @@ from gpu_stages.card import Memory, Work, opened
 from gpu_stages.facts import COPIED_BYTES, copy_rate
 from gpu_stages.kernels import Array, Search, open_card
 from gpu_stages.other_kernels import Arrays
-from gpu_stages.report import Report
+from gpu_stages.report import Absent, Report
 from gpu_stages.rivals import Rivals
 
 N, M, D, K = (784, 6272, 50176), (1024, 16384, 65536, 262144), (128, 384, 1024, 1536), (1, 9)
@@ -75,9 +75,9 @@ class Rows:
 
 
 def bytes_of(n: int, m: int, d: int, k: int) -> int:
-    """Return what a shape takes on the device at most, with a little left over: ours and torch's."""
-    ours = 4 * m * d + 2 * m * d + SETS * 4 * n * d + 2 * n * d + 1024 * n * k
-    return int(1.2 * (ours + 2 * (n + m) * d + 2 * n * m))
+    """Return what a shape takes on the device, with a little left over: ours, and rows and queries in torch."""
+    ours = 6 * m * d + (SETS + 1) * 4 * n * d + 2 * n * d + 1024 * n * k
+    return int(1.2 * (ours + 6 * m * d + (SETS + 1) * 6 * n * d))
 
 
 def on_card(report: Report) -> None:
@@ -181,7 +181,10 @@ def measure_centres(report: Report, card: Memory, kernels: Any, case: tuple[int,
 
 def on_cpu(report: Report) -> None:
     """The harness on the CPU's own kernels, beside a product in NumPy: two shapes."""
-    from flawscope.cpp_ext import Bank, implementation
+    try:
+        from flawscope.cpp_ext import Bank, implementation
+    except ImportError as err:
+        raise Absent(f"flawscope cannot be imported: {err}") from err
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     report.put(implementation=implementation(), threads=threads)

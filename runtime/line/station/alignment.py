@@ -7,9 +7,10 @@ would shift all that follow, and parts would be judged by the images of others.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 _PERIOD = 65535
 """After so many images GigE cameras begin again with 1: numbers that differ by it are the same."""
@@ -28,12 +29,31 @@ class Alignment:
     """The numbers of one station's images. Calls come from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
         self._triggers = 0
         self._distances: dict[str, int] = {}
         self._missed: Counter[str] = Counter()
         self._last_ns: int | None = None
         self._is_doubted = False
+
+    @contextlib.contextmanager
+    def asking(self, most_ns: int) -> Iterator[str]:
+        """Hold others back while a part is opened and its cameras are asked: they are in the order of the parts.
+
+        Else a camera would be asked for the next part first, and its image go to the one before.
+
+        Args:
+            most_ns: Longest time to wait for others, in ns.
+
+        Yields:
+            Why the cameras must not be asked; empty where they may be.
+        """
+        is_in_turn = self._asking.acquire(timeout=most_ns / 1e9)
+        try:
+            yield "" if is_in_turn else "the cameras were still being asked for images of the part before"
+        finally:
+            if is_in_turn:
+                self._asking.release()
 
     def triggered(self) -> int:
         """Count a trigger that asks all cameras for an image; returns its number."""
@@ -45,6 +65,14 @@ class Alignment:
         """Take note of an image of any view, when it has its part."""
         with self._lock:
             self._last_ns = mono_ns
+
+    def began(self, view: str, mono_ns: int, *, is_asked: bool) -> None:
+        """Take note that the camera of a view has been opened, perhaps anew; `is_asked` for each of its images."""
+        if is_asked:
+            # It may count from 1 again, and what was asked for before is gone.
+            self.forget([view])
+        # An image of another camera may be on its way, of a trigger that this one has not seen.
+        self.came(mono_ns)
 
     def is_quiet(self, mono_ns: int, collect_ns: int) -> bool:
         """Return whether no image has come for as long as those of a part may be apart: what comes now is a new one."""

@@ -152,19 +152,20 @@ class Station:
 
     def trigger(self, part_id: str = "") -> int:
         """Open a part and ask its cameras for images; returns its number. A full or unready station gives a fault."""
-        with self._room:
-            refusal = self._refusal()
-            # No camera is asked for images of a part that is refused.
-            part = self._open_part(part_id, self._services.clock.mono_ns(), {}, refusal, is_whole=refusal is not None)
-            if refusal is None and self.is_triggered:
-                part.trigger = self._alignment.triggered()
+        now = self._services.clock.mono_ns()
+        with self._alignment.asking(self._limits.collect_ns) as problem:
+            with self._room:
+                refusal = self._refusal() or (("not_ready", problem) if problem else None)
+                # No camera is asked for images of a part that is refused.
+                part = self._open_part(part_id, now, {}, refusal, is_whole=refusal is not None)
+                if refusal is None and self.is_triggered:
+                    part.trigger = self._alignment.triggered()
+            for view in self._views.values():
+                if refusal is None and view.source.is_triggered:
+                    # A trigger that fails is a view that does not come, and so a fault.
+                    self._guarded(f"source {view.name}", partial(view.source.trigger, part.seq))
         if refusal is not None:
             self._verdicts.fault(part, *refusal)
-            return part.seq
-        for view in self._views.values():
-            if view.source.is_triggered:
-                # A trigger that fails is a view that does not come, and so a fault.
-                self._guarded(f"source {view.name}", partial(view.source.trigger, part.seq))
         return part.seq
 
     def push(self, images: Mapping[str, bytes], part_id: str = "") -> int:
@@ -203,9 +204,7 @@ class Station:
 
     def source_up(self, view: str, detail: str = "") -> None:
         """Take note that a source works."""
-        if self.is_triggered:
-            # It has been opened anew: its camera may count from 1 again, and what was asked for before is gone.
-            self._alignment.forget([view])
+        self._alignment.began(view, self._services.clock.mono_ns(), is_asked=self.is_triggered)
         self.readiness.allow(f"source {view}")
         self._notify()
 
@@ -424,6 +423,9 @@ class Station:
         part.collected_ns = clock.mono_ns()
         frame_ids = {name: frames[name].frame_id if name in frames else None for name in self._views}
         problem = self._alignment.problem(part.trigger, frame_ids, is_first=part.is_first)
+        if part.trigger is not None:
+            # Of a part that has its verdict already, too: its image may still come, and look like that of the next one.
+            self._alignment.missed(self._views.keys() - frames.keys())
         if part.is_settled:
             return  # its deadline came before its turn: nothing is gained by scoring it
         if problem:
@@ -431,8 +433,6 @@ class Station:
                 self.readiness.forbid("alignment", problem, hold=True)
             self._verdicts.fault(part, "unexpected_image", problem)
             return
-        if part.trigger is not None:
-            self._alignment.missed(self._views.keys() - frames.keys())
         if (observer := self.observer) is not None:
             observer.begins(part, frames)
         works = [

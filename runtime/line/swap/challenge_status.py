@@ -21,3 +21,8 @@ class ChallengeStatus(msgspec.Struct, frozen=True):
     when: str
     detail: str
     utc: str
+
+
+def failed_cause(view: str) -> str:
+    """Return the cause that keeps a station from judging parts whose view has failed a challenge."""
+    return f"challenge {view}"

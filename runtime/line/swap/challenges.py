@@ -16,7 +16,7 @@ from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.sources.table import is_camera
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.challenge import challenge_folder, parts_of, run_challenge
-from flawscope.runtime.line.swap.challenge_status import ChallengeStatus
+from flawscope.runtime.line.swap.challenge_status import ChallengeStatus, failed_cause
 from flawscope.runtime.line.swap.run import GivenUp
 from flawscope.runtime.line.swap.services import SwapServices
 from flawscope.runtime.line.swap.station_bundles import StationBundles
@@ -39,11 +39,6 @@ _FIRST = "the site's own parts come first"
 _log = logging.getLogger(__name__)
 
 
-def failed_cause(view: str) -> str:
-    """Return the cause that keeps a station from judging parts whose view has failed a challenge."""
-    return f"challenge {view}"
-
-
 class Challenges:
     """The challenges of all stations. Calls come from any thread.
 
@@ -60,7 +55,8 @@ class Challenges:
         # Station -> for what it waits to be challenged, in words and in their order.
         self._waiting: dict[str, dict[str, None]] = {}
         self._begins: set[str] = set()
-        self._last: dict[tuple[str, str], ChallengeStatus] = {}
+        # Station, view and bundle: what was found of one that is put back counts again.
+        self._last: dict[tuple[str, str, str], ChallengeStatus] = {}
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="challenges", daemon=True)
         self._thread.start()
@@ -92,7 +88,9 @@ class Challenges:
 
     def last(self, station: str) -> tuple[ChallengeStatus, ...]:
         """Return how the last challenges of a station ended, those of bundles in force."""
-        return tuple(status for (name, _), status in list(self._last.items()) if name == station)
+        measures = self._stations[station].station.measures
+        found = (self._last.get((station, view, measure.bundle)) for view, measure in measures.items())
+        return tuple(status for status in found if status is not None)
 
     def warnings(self, station: str) -> tuple[str, ...]:
         """Return what failed at a station that goes on all the same."""
@@ -130,30 +128,28 @@ class Challenges:
             actor: Who asked for it.
             role: His role.
         """
+        digest = bundles.station.measures[view].bundle
         self._services.journal.event(
             f"challenge_{state}",
             actor=actor,
             role=role,
             object=f"station {bundles.options.name} view {view}",
-            new=bundles.station.measures[view].bundle,
+            new=digest,
             reason=f"{when}: {detail}",
         )
         if state == "passed":
-            self.passed(bundles, view, detail, when)
+            self.note(bundles, view, digest, state, detail, when)
+            bundles.station.readiness.lift(failed_cause(view))
         elif state == "failed":
-            self._note(bundles, view, state, detail, when)
+            self.note(bundles, view, digest, state, detail, when)
             self._services.say(f"station {bundles.options.name} view {view}: challenge {when} failed: {detail}")
             if bundles.options.challenge.on_failure == "stop":
                 bundles.station.readiness.forbid(failed_cause(view), f"{when}: {detail}", hold=True)
 
-    def passed(self, bundles: StationBundles, view: str, detail: str, when: str) -> None:
-        """Take note that the bundle in force has passed a challenge, which may be that of its swap."""
-        self._note(bundles, view, "passed", detail, when)
-        bundles.station.readiness.lift(failed_cause(view))
-
-    def _note(self, bundles: StationBundles, view: str, state: str, detail: str, when: str) -> None:
+    def note(self, bundles: StationBundles, view: str, digest: str, state: str, detail: str, when: str) -> None:
+        """Take note of what a challenge of a bundle found, which may be that of its swap."""
         utc = iso(self._services.clock.utc_ns())
-        self._last[bundles.options.name, view] = ChallengeStatus(view, state, when, detail, utc)
+        self._last[bundles.options.name, view, digest] = ChallengeStatus(view, state, when, detail, utc)
 
     def _going(self, bundles: StationBundles, cause: str, lasted_s: float) -> None:
         """Keep a station from being ready whose camera is back after a long time."""

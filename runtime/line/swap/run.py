@@ -16,6 +16,9 @@ STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
 STOP_STEPS = ("staged", "verified", "dropped", "warm", "golden", "challenge", "flip")
 """Those of a swap that drops the bundle in force first. What fails before the flip has that one loaded again."""
 
+CHALLENGE = "challenge"
+"""Step that tests the site's own parts; a challenge by hand has no other."""
+
 _GIVEN_UP = "it was given up before it was done"
 
 
@@ -89,7 +92,7 @@ class SwapRun:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
         """Do a step: what is raised in it makes it fail."""
-        step = next(step for step in self.steps if step.name == name)
+        step = self.step_of(name)
         self.check()
         step.state, started = "running", time.monotonic()
         try:
@@ -101,6 +104,10 @@ class SwapRun:
             step.ms = round(1e3 * (time.monotonic() - started), 3)
         if step.state == "running":
             step.state = "ok"
+
+    def step_of(self, name: str) -> Step:
+        """Return a step by its name."""
+        return next(step for step in self.steps if step.name == name)
 
     @property
     def stops(self) -> bool:

@@ -19,7 +19,8 @@ from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, write_active
-from flawscope.runtime.line.swap.run import SwapRun
+from flawscope.runtime.line.swap.challenge_status import failed_cause
+from flawscope.runtime.line.swap.run import CHALLENGE, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices, thresholds_label, thresholds_words
 from flawscope.runtime.line.swap.shadow import Shadow
 
@@ -37,11 +38,13 @@ class Kept:
         measures: View -> measure, of the views that were changed.
         generation: Number of the first set after it.
         parts: Parts of the station at the swap.
+        against: View -> why no part was judged by it, where its challenge had failed and nobody had acknowledged that.
     """
 
     measures: Mapping[str, Measure]
     generation: int
     parts: int
+    against: Mapping[str, str]
 
 
 class StationBundles:
@@ -101,7 +104,9 @@ class StationBundles:
         """
         with self._lock:
             run.check()
-            old = self.station.measures[run.view]
+            old, readiness = self.station.measures[run.view], self.station.readiness
+            failed = failed_cause(run.view)
+            against = readiness.against(failed)
             # Thresholds may have been changed meanwhile, and the file is what a restart reads.
             measure = self._services.with_thresholds(self.options.name, self.view(run.view), measure)
             # Before the flip: if it cannot be written nothing has changed, and no part has a number that a restart
@@ -116,9 +121,13 @@ class StationBundles:
             run.has_flipped = True
             self._retire(self.kept)
             # A place without a bundle is nothing to go back to.
-            self.kept = None if not old.bundle else Kept({run.view: old}, active.generation, self._parts())
+            kept = Kept({run.view: old}, active.generation, self._parts(), {run.view: against} if against else {})
+            self.kept = kept if old.bundle else None
             self._faults = 0
-            self.station.readiness.allow(f"bundle {run.view}")
+            readiness.allow(f"bundle {run.view}")
+            if run.step_of(CHALLENGE).state == "ok":
+                # Here, and not when the swap is over: it may have been taken back by then.
+                readiness.lift(failed)
             return active.generation
 
     def roll_back(self, actor: str, role: str, reason: str) -> str:
@@ -193,10 +202,12 @@ class StationBundles:
             active = self._next(measures, keeps=False)
             reason += self._written(active)
             self.kept = None
+            for name, why in kept.against.items():
+                self.station.readiness.forbid(failed_cause(name), why, hold=True)
             old = ", ".join(measure.bundle for measure in given_up.values())
             new = ", ".join(measure.bundle for measure in measures.values())
             self._put(measures, "rollback", actor, role, old, new, reason)
-            self._retire(Kept(given_up, 0, 0))
+            self._retire(Kept(given_up, 0, 0, {}))
             if run is not None and run.has_flipped:
                 run.state, run.reason = "rolled_back", reason
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from flawscope.bundle import Manifest
-from flawscope.errors import BundleError
+from flawscope.errors import BundleError, FlawscopeError
 from flawscope.imaging.learned_images import Look, differences
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
@@ -91,7 +91,18 @@ class SwapSteps:
             FlawscopeError: If it decides a part wrongly.
         """
         with self._run.step("challenge") as step:
-            self._challenge(step, self._bundles.station.measures[self._view.name])
+            while not self._has_challenged(step):
+                pass
+
+    def _has_challenged(self, step: Step) -> bool:
+        """Challenge the bundle in force; return whether it decides by the same thresholds now as then."""
+        measure = self._bundles.station.measures[self._view.name]
+        try:
+            self._challenge(step, measure)
+        except FlawscopeError:
+            if self._bundles.station.measures[self._view.name] is measure:
+                raise
+        return self._bundles.station.measures[self._view.name] is measure
 
     def _staged(self, step: Step) -> None:
         with self._services.store.open(self._run.digest) as bundle:

@@ -18,7 +18,7 @@ from flawscope.runtime.line.line_config import StationOptions
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.swap.active import Active
 from flawscope.runtime.line.swap.challenges import Challenges
-from flawscope.runtime.line.swap.run import STEPS, STOP_STEPS, SwapRun
+from flawscope.runtime.line.swap.run import CHALLENGE, STEPS, STOP_STEPS, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices
 from flawscope.runtime.line.swap.station_bundles import StationBundles
 from flawscope.runtime.line.swap.steps import SwapSteps
@@ -26,7 +26,6 @@ from flawscope.runtime.line.swap.store import Receiving, StoredBundle
 from flawscope.runtime.line.swap.what_if import WhatIf, what_if
 
 _CLOSE_S = 5.0
-_CHALLENGE = "challenge"
 _log = logging.getLogger(__name__)
 
 
@@ -172,7 +171,7 @@ class Swaps:
         bundles = self._bundles(station)
         name = bundles.view(view).name
         digest = bundles.station.measures[name].bundle
-        run = SwapRun(name, digest, digest, 0, actor, role, (_CHALLENGE,))
+        run = SwapRun(name, digest, digest, 0, actor, role, (CHALLENGE,))
         self._enter(bundles, run)
         self._jobs.put(lambda: self._challenge(bundles, run))
         return run.to_json()
@@ -262,10 +261,8 @@ class Swaps:
 
     def _swap(self, bundles: StationBundles, run: SwapRun) -> None:
         self._guarded(bundles, run, SwapSteps(self._services, bundles, run, self._tidy).swap)
-        (step,) = (step for step in run.steps if step.name == _CHALLENGE)
-        if run.has_flipped and step.state == "ok":
-            # That of the bundle before may have failed.
-            self.challenges.passed(bundles, run.view, step.detail, "before its swap")
+        if run.has_flipped and (step := run.step_of(CHALLENGE)).state == "ok":
+            self.challenges.note(bundles, run.view, run.digest, "passed", step.detail, "before its swap")
         result = f"failed in step {run.failed_step}: {run.reason}" if run.state == "failed" else run.state
         self._services.say(f"station {bundles.options.name}: swap to {run.digest[:12]}…: {result}")
         if run.state == "failed":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from line_stand_ins import Bench, bench, frame, wait_until
+from line_stand_ins import WAIT_S, Bench, bench, frame, wait_until
 
+from flawscope.runtime.line.parts import ViewRecord
+from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.alignment import Alignment
+from flawscope.runtime.line.station.part_in_work import PartInWork
 
 
 @given(offset=st.integers(-(10**6), 10**6), start=st.integers(1, 2**40), steps=st.lists(st.integers(1, 3), max_size=20))
@@ -122,6 +127,96 @@ def test_of_a_start_in_motion_no_part_is_judged_by_the_image_of_another(
         line.station.frame("left", frame(50, frame_id=9))
         line.station.frame("right", frame(150, frame_id=8))
         assert line.settled(before + 1)[before + 1].verdict == "reject"
+
+
+def test_an_image_that_was_on_its_way_when_the_other_camera_began_says_nothing_of_their_numbers(tmp_path: Path) -> None:
+    with bench(tmp_path, ["left", "right"], collect_ms=400) as line:
+        line.station.source_up("left")
+        line.station.source_up("right")
+        # Of a trigger that the right one has not seen.
+        line.station.frame("left", frame(50, frame_id=1))
+        for part in (1, 2):
+            time.sleep(0.02)
+            line.station.frame("right", frame(50, frame_id=part))
+            line.station.frame("left", frame(150, frame_id=part + 1))
+        assert {record.verdict for record in line.settled(3).values()} == {"fault"}
+        time.sleep(0.45)
+        line.station.frame("left", frame(50, frame_id=4))
+        line.station.frame("right", frame(150, frame_id=3))
+        assert line.settled(4)[4].verdict == "reject"
+
+
+class _Held:
+    """Holds the station's thread at its next part."""
+
+    def __init__(self) -> None:
+        self.gate, self.is_there = threading.Event(), threading.Event()
+
+    def begins(self, part: PartInWork, frames: Mapping[str, Frame]) -> None:
+        self.is_there.set()
+        assert self.gate.wait(WAIT_S)
+
+    def decided(self, part: PartInWork, views: tuple[ViewRecord, ...]) -> None:
+        """Nothing is held there."""
+
+
+def test_an_image_that_did_not_come_counts_where_its_part_had_its_deadline_before_its_turn(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, deadline_ms=300, collect_ms=50) as line:
+        line.ready()
+        line.station.observer = held = _Held()
+        line.station.trigger()
+        line.station.frame("cam0", frame(50))  # without a number: it says nothing of how they stand
+        assert held.is_there.wait(WAIT_S)
+        line.station.trigger("late")
+        wait_until(lambda: 2 in line.last())
+        held.gate.set()
+        assert line.last()[2].reason == "deadline"
+        third = line.station.trigger("third")
+        line.station.frame("cam0", frame(50, frame_id=1))  # of the second one
+        assert line.settled(3)[third].reason == "unexpected_image"
+
+
+def test_cameras_are_asked_in_the_order_of_the_parts(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True) as line:
+        line.ready()
+        source, is_asking = line.sources["cam0"], threading.Event()
+        ask = source.trigger
+
+        def slowly(seq: int) -> None:
+            if seq == 1:
+                is_asking.set()
+                time.sleep(0.2)  # as of a thread that does not get the processor
+            ask(seq)
+
+        source.trigger = slowly  # type: ignore[method-assign]
+        first = threading.Thread(target=line.station.trigger)
+        first.start()
+        assert is_asking.wait(WAIT_S)
+        line.station.trigger()
+        first.join(WAIT_S)
+        assert source.triggers == [1, 2]
+        for value in (50, 150):
+            line.station.frame("cam0", frame(value))
+        assert [record.verdict for record in line.settled(2).values()] == ["accept", "reject"]
+
+
+def test_a_trigger_that_hangs_makes_faults_of_those_behind_it(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, deadline_ms=400, collect_ms=100) as line:
+        line.ready()
+        is_asking, gate = threading.Event(), threading.Event()
+
+        def hanging(seq: int) -> None:
+            is_asking.set()
+            assert gate.wait(WAIT_S)
+
+        line.sources["cam0"].trigger = hanging  # type: ignore[method-assign]
+        first = threading.Thread(target=line.station.trigger)
+        first.start()
+        assert is_asking.wait(WAIT_S)
+        second = line.station.trigger()
+        assert "still being asked" in line.settled(2)[second].detail
+        gate.set()
+        first.join(WAIT_S)
 
 
 def test_after_an_image_that_did_not_come_at_first_nobody_knows_whose_the_next_one_is(tmp_path: Path) -> None:

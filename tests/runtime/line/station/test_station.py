@@ -210,8 +210,9 @@ class TestTwoViews:
             assert "right" in last[4].detail
 
     def test_images_join_their_part(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"]) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=300) as line:
             line.ready()
+            time.sleep(0.35)  # until nothing can be on its way
             for seq in (1, 2):
                 line.station.frame("left", frame(50, frame_id=seq))
             for seq in (1, 2):
@@ -229,8 +230,9 @@ class TestTwoViews:
             assert line.settled(2)[2].reason == "missing_view"
 
     def test_a_lost_image_does_not_shift_the_others(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"]) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=300) as line:
             line.ready()
+            time.sleep(0.35)  # until nothing can be on its way
             for seq in (1, 2, 3):
                 line.station.frame("left", frame(50, frame_id=seq))
             line.station.frame("right", frame(50, frame_id=1))
@@ -243,6 +245,7 @@ class TestTwoViews:
     def test_images_of_different_triggers_are_noticed(self, tmp_path: Path, is_strict: bool) -> None:
         with bench(tmp_path, ["left", "right"], is_strict=is_strict, collect_ms=500) as line:
             line.ready()
+            time.sleep(0.55)  # until nothing can be on its way
             for left, right in ((1, 5), (2, 6), (3, 8), (4, 9)):
                 line.station.frame("left", frame(50, frame_id=left))
                 line.station.frame("right", frame(50, frame_id=right))

@@ -15,7 +15,7 @@ from swapped_lines import events_of, running, step_of, swapped, swaps_of, top, v
 
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.station.readiness import Readiness
-from flawscope.runtime.line.swap import challenge, challenges
+from flawscope.runtime.line.swap import challenge, challenges, steps
 from flawscope.runtime.line.swap.time_of_day import TimesOfDay
 
 
@@ -297,3 +297,47 @@ class TestReadiness:
         readiness.forbid("source", "gone")
         readiness.allow("source")
         assert states == ["ready", "error", "ready", "error", "starting"]
+
+
+class TestTheWayBack:
+    def test_to_a_bundle_that_failed_its_challenge_is_an_error_again(self, tmp_path: Path, parts: Path) -> None:
+        (parts / "must_reject" / "crack.png").write_bytes(png(130))
+        write_bundle_at(tmp_path / "other.flaw", 125.0)
+        with running(tmp_path) as line:
+            wait_until(lambda: state_of(line) == "error")
+            assert swapped(line, swaps_of(line).add(tmp_path / "other.flaw"))["state"] == "done"
+            assert verdict_of(line, 130).verdict == "reject"
+            swaps_of(line).rollback("top", "eva")
+            assert state_of(line) == "error"
+            station = line.stations["top"]
+            assert "challenge cam0: at the start: 1 of 3 parts: crack.png" in station.readiness.reason
+            seq = station.push({"cam0": png(130)})
+            wait_until(lambda: line.journal.part_of(seq) is not None)
+            assert (record := line.journal.part_of(seq)) is not None
+            assert (record.verdict, record.reason) == ("fault", "not_ready")
+            station.acknowledge("eva")
+            assert verdict_of(line, 120).verdict == "accept"
+
+
+def test_one_by_hand_begins_anew_with_thresholds_that_come_meanwhile(
+    tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, is_held, go_on = challenge.run_challenge, threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> str:
+        found = run(*arguments)
+        is_held.set()
+        assert go_on.wait(30)
+        return found
+
+    with running(tmp_path, challenge={"at": []}) as line:
+        station, swaps = top(line), swaps_of(line)
+        monkeypatch.setattr(steps, "run_challenge", held)
+        swaps.challenge("top")
+        assert is_held.wait(30)
+        # The good part of the challenge has 120.
+        swaps.set_threshold("top", None, 110.0, "for a test")
+        go_on.set()
+        wait_until(lambda: swaps.state("top")["state"] != "running")
+        assert swaps.state("top")["state"] == "failed"
+        assert "good.png: expected accept, got reject" in station.readiness.reason
