@@ -429,4 +429,4 @@ def test_a_base_with_merged_changes_exports_like_torch_and_builds(
     build = ["engine", "build", str(bundle), "--target", "8.9", "--cache", str(tmp_path / "cache"), "--max-batch", "2"]
     capsys.readouterr()
     assert cli.run(build) == 0
-    assert "graph denoise, fp32, batch 1 to 2, tensorrt-rtx" in capsys.readouterr().out
+    assert "graph denoise, fp32, batch 2 to 2, tensorrt-rtx" in capsys.readouterr().out
