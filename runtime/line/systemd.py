@@ -19,6 +19,8 @@ from flawscope.runtime.line.line import Line
 _LEAST_TURN_S = 3.0
 """Threads of stations turn once a second at least; less than this says nothing of them."""
 _SEND_S = 0.2
+_LONGER_S = 60.0
+"""Seconds that a start which goes on asks for, four times as often."""
 
 
 class Systemd:
@@ -41,7 +43,7 @@ class Systemd:
     ) -> None:
         self._socket: socket.socket | None = None
         self._watchdog_s, self._clock = watchdog_s, clock
-        self._fed_at = float("-inf")
+        self._fed_at = self._asked_at = float("-inf")
         self._status = ""
         self._is_ready = False
         if address is None:
@@ -78,8 +80,9 @@ class Systemd:
         """Tell that a line is ready, and its state where it has changed, and feed the watchdog if it is time.
 
         It is ready once, when its bundles are loaded and checked, its stations started, and the challenges of the start
-        over: systemd waits until then. The watchdog is fed at half of its time, while the line is sound. Call it often,
-        from the thread that turns the line.
+        over: systemd waits until then, longer than its own time while the line is sound: other stations may judge parts
+        already. The watchdog is fed at half of its time, while the line is sound. Call it often, from the thread that
+        turns the line.
         """
         if self._socket is None:
             return
@@ -93,11 +96,19 @@ class Systemd:
         ]
         self.say("; ".join(states))
         now = self._clock()
+        if not self._is_ready and now - self._asked_at >= _LONGER_S / 4 and line.is_sound(self._period_s):
+            self._asked_at = now
+            self._send(f"EXTEND_TIMEOUT_USEC={_LONGER_S * 1e6:.0f}")
         if self._watchdog_s is None or now - self._fed_at < self._watchdog_s / 2:
             return
-        if line.is_sound(max(self._watchdog_s, _LEAST_TURN_S)):
+        if line.is_sound(self._period_s):
             self._fed_at = now
             self._send("WATCHDOG=1")
+
+    @property
+    def _period_s(self) -> float:
+        """Seconds within which all threads of a line that is sound have turned."""
+        return max(self._watchdog_s or 0.0, _LEAST_TURN_S)
 
     def stopping(self) -> None:
         """Tell that the line is being stopped."""

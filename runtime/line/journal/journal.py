@@ -205,8 +205,9 @@ class Journal:
         return Head(self._line, link, hash, seq, iso(self._clock.utc_ns())).signed_by(self._key)
 
     def cursor(self, sink: str) -> int:
-        """Return the place in the chain until which a sink has been told; 0 before the first time."""
-        return self._writer.cursors.get(sink, 0)
+        """Return the place until which a sink has been told; before the first time, that before the first entry."""
+        # Not 0: after a broken journal places go on a million higher, and nobody is so far behind.
+        return self._writer.cursors.get(sink, self._writer.beginning)
 
     def set_cursor(self, sink: str, link: int) -> None:
         """Note until where a sink has been told; a process that is killed may forget the last half second.

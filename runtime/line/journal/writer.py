@@ -120,6 +120,7 @@ class Writer:
     Attributes:
         committed: Notified after each commit.
         standing: Where the chain stood at the last commit; never changed, but replaced.
+        beginning: Place before the first entry of this file.
         cursors: Sink -> link until which it has been told.
     """
 
@@ -138,6 +139,7 @@ class Writer:
         self._sign, self._export = sign, export
         self._ledger = Ledger(connection)
         self.standing = self._ledger.saved()
+        self.beginning: int = connection.execute("SELECT first_link - 1 FROM journal").fetchone()[0]
         self.cursors: dict[str, int] = dict(connection.execute("SELECT sink, link FROM sink_cursor"))
         self.committed = threading.Condition()
         self._wake = threading.Condition()

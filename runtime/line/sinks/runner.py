@@ -198,7 +198,7 @@ class SinkRunner:
 
     def _tell_of_missing(self, first: int) -> None:
         """Record that the journal no longer has what comes next: rows are dropped after `journal_days`."""
-        if self._cursor and first > self._cursor + 1:
+        if first > self._cursor + 1:
             self._journal.event(
                 "sink_missed",
                 object=f"sink {self.name}",

@@ -104,10 +104,25 @@ class TestProtocol:
             line.sound = step < 20
             now[0] = 100.0 + step / 2
             systemd.turn(line)  # type: ignore[arg-type]
-            while listener.next(0) == "WATCHDOG=1":
-                fed.append(now[0])
+            while message := listener.next(0):
+                fed += [now[0]] if message == "WATCHDOG=1" else []
         assert fed == [100.0, 105.0]
         assert set(line.periods) == {10.0}
+        systemd.close()
+
+    def test_a_start_that_goes_on_asks_for_more_time_while_the_line_is_sound(self, listener: Listener) -> None:
+        now = [0.0]
+        line = SoundLine()
+        line.has_begun = False
+        systemd = Systemd(listener._socket.getsockname(), None, lambda: now[0])
+        asked = []
+        for second in range(100):
+            line.sound, line.has_begun = not 40 <= second < 60, second >= 80
+            now[0] = float(second)
+            systemd.turn(line)  # type: ignore[arg-type]
+            while message := listener.next(0):
+                asked += [second] if message == "EXTEND_TIMEOUT_USEC=60000000" else []
+        assert asked == [0, 15, 30, 60, 75]
         systemd.close()
 
     def test_nobody_listens(self, tmp_path: Path) -> None:
@@ -238,7 +253,7 @@ def test_ready_after_golden_images_and_challenge(tmp_path: Path, listener: Liste
     with running(config, address, HELD_UNTIL_TOLD.format(flag=str(flag)), watchdog_s=60.0) as process:
         before = listener.until("STATUS=top starting (challenge at the start")
         assert any(message.startswith("STATUS=tiny.flaw: ready on cpu") for message in before)
-        assert listener.next(0.3) in (None, "WATCHDOG=1")
+        assert listener.next(0.3) in (None, "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=60000000")
         assert "READY=1" not in [message for message, _ in listener.heard]
         flag.touch()
         listener.until("READY=1")

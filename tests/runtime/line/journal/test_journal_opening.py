@@ -7,7 +7,9 @@ import shutil
 import sqlite3
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from line_journals import WAIT_S, Answers, SetClock, a_part, by_hand, opened
@@ -19,6 +21,8 @@ from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.opening import JUMP
 from flawscope.runtime.line.journal.schema import FILE
 from flawscope.runtime.line.journal.verify import verify
+from flawscope.runtime.line.sinks.runner import SinkRunner
+from flawscope.runtime.line.sinks.sink import SinkError
 
 
 @pytest.fixture
@@ -79,6 +83,25 @@ def test_a_file_that_is_no_database_is_kept_and_a_new_one_begun(folder: Path) ->
     (folder / FILE).write_bytes(garbage)
     check_goes_on(folder, "is broken (file is not a database)")
     assert (folder / kept(folder)[0]).read_bytes() == garbage
+
+
+class _NeverReached:
+    batch = 10
+
+    def send(self, entries: Sequence[dict[str, Any]]) -> None:
+        raise SinkError("away")
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+
+def test_no_sink_is_behind_by_what_was_never_in_the_new_journal(folder: Path) -> None:
+    (folder / FILE).write_bytes(b"no database at all" * 100)
+    with opened(folder) as journal:
+        assert journal.flush(WAIT_S)
+        runner = SinkRunner("mes", _NeverReached(), journal, required=True, max_behind=100, stops_line=True)
+        assert 0 < runner.behind < 100
+        assert runner.against() == ""
 
 
 def test_a_broken_page_is_noticed(folder: Path) -> None:

@@ -242,15 +242,17 @@ def test_a_sink_that_is_not_required_may_be_far_behind() -> None:
     assert journal.actions == []
 
 
-def test_entries_that_the_journal_no_longer_has_are_one_event() -> None:
+@pytest.mark.parametrize("cursors", [{}, {"mes": 2}])
+def test_entries_that_the_journal_no_longer_has_are_one_event(cursors: dict[str, int]) -> None:
     journal, sink = MemoryJournal(), NotingSink(SinkError("away"))
     journal.add_parts(9)
     del journal.list[:6]
-    journal.cursors = {"mes": 2}
+    # Without one: it was never reached.
+    journal.cursors = dict(cursors)
     with running(SinkRunner("mes", sink, journal, wait=without_waiting([]))):
         wait_for(lambda: journal.cursors == {"mes": 10})
     assert journal.actions == ["sink_missed"]
-    assert journal.list[-1]["new"] == "links 3 to 6"
+    assert journal.list[-1]["new"] == f"links {cursors.get('mes', 0) + 1} to 6"
     assert sink.links == [7, 8, 9, 10]
 
 
