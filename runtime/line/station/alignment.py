@@ -19,6 +19,10 @@ _IN_MOTION = (
     "its images may be of different triggers: the belt moved when the cameras began, or when somebody acknowledged. It "
     "goes on after a pause of collect_ms. Acknowledge when the belt is empty."
 )
+_AFTER_NEXT = (
+    "its image came after the next trigger, and may be of that one: nothing says yet how the camera's numbers stand. "
+    "The first image, and the first after one that did not come, must come before the next trigger."
+)
 _AFTER_MISSED = (
     "its image may be of the trigger before, of which none came: nothing says yet how the camera's numbers stand. "
     "Acknowledge when the belt is empty."
@@ -33,6 +37,8 @@ class Alignment:
         self._triggers = 0
         self._distances: dict[str, int] = {}
         self._missed: Counter[str] = Counter()
+        # Of these a trigger may not have reached the camera: the image of the next one would have its number.
+        self._unproved: set[str] = set()
         self._last_ns: int | None = None
         self._is_doubted = False
 
@@ -61,6 +67,11 @@ class Alignment:
             self._triggers += 1
             return self._triggers
 
+    def is_last(self, trigger: int | None) -> bool:
+        """Return whether nothing has asked for images since a trigger; true where the part has none."""
+        with self._lock:
+            return trigger is None or trigger == self._triggers
+
     def came(self, mono_ns: int) -> None:
         """Take note of an image of any view, when it has its part."""
         with self._lock:
@@ -82,7 +93,9 @@ class Alignment:
     def missed(self, views: Iterable[str]) -> None:
         """Take note of views whose image was asked for and did not come in time."""
         with self._lock:
-            self._missed.update(views)
+            missed = tuple(views)
+            self._missed.update(missed)
+            self._unproved.update(missed)
 
     def lost(self, view: str, count: int) -> int:
         """Return how many of the images that a camera lost are none of those that were missed before."""
@@ -100,11 +113,12 @@ class Alignment:
         Args:
             trigger: Number of the trigger that asked for them; None where nothing did.
             frame_ids: View -> number of its image, for all views in the order of the station; None where there is none.
-            is_first: Whether its images came after a pause. Without one they may be of a part before, as where one
-                camera has seen a trigger that the other has not: then they must not say how the numbers stand.
+            is_first: Whether its images came after a pause, or, with a trigger, before the next one. Without, they may
+                be of another part, as where one camera has not seen a trigger: then they must not say how the numbers
+                stand.
         """
         known = {view: number for view, number in frame_ids.items() if number is not None}
-        if trigger is None and (len(known) < 2 or len(known) < len(frame_ids)):
+        if not known or (trigger is None and (len(known) < 2 or len(known) < len(frame_ids))):
             return ""
         first, other = next(iter(known.values()), 0), "each other"
         if trigger is not None:
@@ -113,14 +127,18 @@ class Alignment:
         with self._lock:
             new = distances.keys() - self._distances.keys()
             self._is_doubted = True
-            if new and trigger is None and not is_first:
-                return _IN_MOTION
+            if new and not is_first:
+                return _IN_MOTION if trigger is None else _AFTER_NEXT
             if trigger is not None and any(self._missed[view] for view in new):
                 return _AFTER_MISSED
+            if trigger is not None and not is_first and self._unproved & distances.keys():
+                return _AFTER_NEXT
             before = {view: self._distances.setdefault(view, distance) for view, distance in distances.items()}
             self._is_doubted = distances != before
             if not self._is_doubted:
+                self._unproved -= distances.keys() if is_first else set()
                 return ""
+            self._unproved |= distances.keys()
         return (
             f"its images are of different triggers: the distances of the cameras' numbers from {other} are "
             f"{list(distances.values())}, and were {list(before.values())}. Acknowledge when the belt is empty."
@@ -137,3 +155,4 @@ class Alignment:
             for view in views:
                 self._distances.pop(view, None)
                 self._missed.pop(view, None)
+                self._unproved.discard(view)

@@ -32,7 +32,8 @@ class PartInWork:
         collect_ns: When all of its images must be there.
         generation: Number of the set of bundles and thresholds that decides on it.
         measures: View -> by what it is decided: the set of that number, whatever is in force when it is scored.
-        is_first: Whether it began after a pause, without an image of a part before it on its way.
+        is_first: Whether it began after a pause, without an image of a part before it on its way; of a part for which
+            cameras are asked, whether its images came before the next trigger.
 
     Attributes:
         accepted: What was found in its images where its accept was taken to be recorded; empty otherwise.

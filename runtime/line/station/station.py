@@ -159,7 +159,7 @@ class Station:
                 # No camera is asked for images of a part that is refused.
                 part = self._open_part(part_id, now, {}, refusal, is_whole=refusal is not None)
                 if refusal is None and self.is_triggered:
-                    part.trigger = self._alignment.triggered()
+                    part.trigger, part.is_first = self._alignment.triggered(), True
             for view in self._views.values():
                 if refusal is None and view.source.is_triggered:
                     # A trigger that fails is a view that does not come, and so a fault.
@@ -186,7 +186,6 @@ class Station:
 
     def frame(self, view: str, frame: Frame) -> None:
         """Take an image; see `FrameSink`."""
-        # Of those that were asked for and did not come, the parts are faults already.
         count = min(lost := self._alignment.lost(view, frame.lost), _MOST_LOST)
         detail = "the camera took it, and it never came"
         if lost > count:
@@ -387,6 +386,7 @@ class Station:
         for part in self._collecting:
             if view not in part.frames and now < part.collect_ns:
                 part.frames[view] = replace(frame, image=None) if part.is_settled else frame
+                part.is_first &= self._alignment.is_last(part.trigger)
                 if len(part.frames) == len(self._views):
                     self._collecting.remove(part)
                     part.is_collected.set()

@@ -176,6 +176,45 @@ def test_an_image_that_did_not_come_counts_where_its_part_had_its_deadline_befor
         assert line.settled(3)[third].reason == "unexpected_image"
 
 
+def test_a_first_image_that_comes_after_the_next_trigger_says_nothing_of_the_numbers(tmp_path: Path) -> None:
+    with bench(tmp_path, is_triggered=True, collect_ms=300) as line:
+        line.ready()
+        # The first one never reaches the camera: its first image is of the second.
+        line.station.trigger("not seen")
+        line.station.trigger("seen")
+        line.station.frame("cam0", frame(50, frame_id=1))
+        last = line.settled(2)
+        assert (last[1].reason, last[2].reason) == ("unexpected_image", "missing_view")
+        assert "after the next trigger" in last[1].detail
+        line.station.acknowledge("anna")
+        third = line.station.trigger()
+        line.station.frame("cam0", frame(150, frame_id=2))
+        assert line.settled(3)[third].verdict == "reject"
+        # From then on images may be on their way.
+        line.station.trigger()
+        line.station.trigger()
+        for number in (4, 5):
+            line.station.frame("cam0", frame(50 if number == 4 else 150, frame_id=number - 1))
+        last = line.settled(5)
+        assert (last[4].verdict, last[5].verdict) == ("accept", "reject")
+
+
+def test_after_a_trigger_that_the_camera_has_not_seen_a_lost_image_does_not_make_the_next_one_look_right() -> None:
+    alignment = Alignment()
+    assert alignment.problem(alignment.triggered(), {"cam0": 1}) == ""
+    # The second does not reach the camera; the image of the third is lost, and that of the fourth comes in its place.
+    alignment.triggered()
+    alignment.missed(["cam0"])
+    third, fourth = alignment.triggered(), alignment.triggered()
+    assert alignment.lost("cam0", 1) == 0
+    assert not alignment.is_last(third)
+    assert alignment.is_last(fourth)
+    assert "after the next trigger" in alignment.problem(third, {"cam0": 3}, is_first=False)
+    # One that is there before the next trigger can be of no later one.
+    assert alignment.problem(alignment.triggered(), {"cam0": 5}) == ""
+    assert alignment.problem(alignment.triggered(), {"cam0": 6}, is_first=False) == ""
+
+
 def test_cameras_are_asked_in_the_order_of_the_parts(tmp_path: Path) -> None:
     with bench(tmp_path, is_triggered=True) as line:
         line.ready()
