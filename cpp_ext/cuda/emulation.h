@@ -61,7 +61,7 @@ struct alignas(16) uint4 {
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorEmulated = 900 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209, cudaErrorEmulated = 900 };
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrPageableMemoryAccess,
@@ -69,6 +69,9 @@ enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
 struct cudaPointerAttributes {
     cudaMemoryType type;
@@ -86,6 +89,7 @@ constexpr int kOrders = 4;
 struct Settings {
     int processors = 4;
     int major = 8, shared = 99 * 1024;  // compute capability, and shared memory that a block may have
+    int ptx = 0;  // capability that the code was compiled for, times 10; 0: what is emulated
     Order order = Order::kAscending;
     int fail_at = 0;  // number of the call of the runtime, from 1, that fails
     int calls = 0, waits = 0;

@@ -127,6 +127,12 @@ cudaError_t load(void (*)(Parameters...)) {
 }
 
 template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+    attributes->ptxVersion = emulation::settings.ptx != 0 ? emulation::settings.ptx : FLAWSCOPE_EMULATED_ARCH / 10;
+    return emulation::call();
+}
+
+template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
     if (bytes > emulation::settings.shared) emulation::stop("more shared memory than the device has");
     const cudaError_t status = emulation::call();

@@ -87,6 +87,12 @@ Kernel kernel_of(const Plan& plan) {
 }  // namespace
 
 cudaError_t search_prepare(const Plan& plan) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel_of(plan));
+    if (status != cudaSuccess) return status;
+    // The plan is of the device, the code of what was compiled for. PTX of before 8.0 also loads on later devices, where
+    // the kernel of wide tiles would be one that does nothing.
+    if (plan.tile_rows == Wide::kTileRows && attributes.ptxVersion < 80) return cudaErrorNoKernelImageForDevice;
     // As much as the device has, not as much as this plan takes: another thread may set it for another plan meanwhile.
     return cudaFuncSetAttribute(kernel_of(plan), cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
 }

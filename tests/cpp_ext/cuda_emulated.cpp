@@ -74,6 +74,30 @@ void test_refusals_and_failures_of_nearest() {
     }
 }
 
+// On an 8.0 the kernel of wide tiles that was compiled for 7.5 would do nothing, and what is found would be rubbish.
+void test_code_of_before_8_0_is_refused_on_later_devices() {
+    if (!kEmulated) return;
+    const Device<float> floats(integers(20 * 4));
+    const Device<int64_t> found(20);
+    const Device<char> packed(65536), workspace(1 << 20);
+    int64_t size = 0;
+    const auto bytes = [&] { return flawscope_cuda_nearest_bytes(2, 20, 4, 1, 0, &size); };
+    const auto nearest = [&] {
+        return flawscope_cuda_nearest(packed.get(), floats.get(), FLAWSCOPE_FLOAT32, 20, 4, floats.get(),
+                                      FLAWSCOPE_FLOAT32, 2, 1, 0, workspace.get(), 1 << 20, floats.get(), found.get(),
+                                      nullptr);
+    };
+    check(flawscope_cuda_bank_pack(floats.get(), FLAWSCOPE_FLOAT32, 20, 4, packed.get(), nullptr) == FLAWSCOPE_OK, "pack");
+    emulation::settings.ptx = 75;
+    check(bytes() == FLAWSCOPE_CUDA + cudaErrorNoKernelImageForDevice, "bytes of a search without code");
+    check(nearest() == FLAWSCOPE_CUDA + cudaErrorNoKernelImageForDevice, "a search without code");
+    for (const int later : {80, 90}) {
+        emulation::settings.ptx = later;
+        check(bytes() == FLAWSCOPE_OK, "code of the device or of before it");
+    }
+    emulation::settings.ptx = 0;
+}
+
 void test_arrays_on_another_device_are_refused() {
     if (!kEmulated) return;
     const Device<float> rows(integers(20 * 4)), squared(64), floats(4096);
@@ -306,6 +330,7 @@ void test_kcenter_refuses() {
 int main() {
     check(flawscope_has_cuda() == 1, "has_cuda");
     test_refusals_and_failures_of_nearest();
+    test_code_of_before_8_0_is_refused_on_later_devices();
     test_arrays_on_another_device_are_refused();
     test_mahalanobis_on_integers();
     test_mahalanobis_that_is_not_finite();

@@ -26,7 +26,7 @@ enum class Order { kAscending, kShuffled, kFirstWarpAhead, kLastWarpAhead };
 constexpr int kOrders = 4;
 
 struct Settings {
-    int processors = 0, major = 0, shared = 0;
+    int processors = 0, major = 0, shared = 0, ptx = 0;
     Order order = Order::kAscending;
     int fail_at = 0, calls = 0, waits = 0;
     const void* elsewhere = nullptr;

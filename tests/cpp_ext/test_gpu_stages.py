@@ -30,7 +30,7 @@ from gpu_stages import (
 from gpu_stages.card import Card, CudaError, HostCard
 from gpu_stages.driver import SIGNATURES, Driver
 from gpu_stages.here import program, toolkit
-from gpu_stages.kernels import EMULATION
+from gpu_stages.kernels import EMULATION, slack
 from gpu_stages.report import Absent, Report
 from project_paths import ROOT
 
@@ -407,6 +407,14 @@ def test_a_median_is_that_of_calls_made_in_turn() -> None:
     found = timing.replayed(measure, calls)  # type: ignore[arg-type]
     assert (found["median_ms"], found["turns"]) == (15.5, 30)
     assert made == [0, 1, 2] * 11
+
+
+def test_the_bound_is_that_of_what_is_left_without_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    rows, queries = (rng.integers(-4, 5, (size, 24)).astype(np.float32) for size in (400, 30))
+    near, far = slack(queries, rows), slack(queries + 1024, rows + 1024)
+    np.testing.assert_array_less(near, 0.2)
+    np.testing.assert_allclose(far, near, rtol=0.05)  # the mean is rounded differently there
 
 
 def test_the_count_of_the_sanitizer_is_read_and_a_machine_that_it_refuses_is_absent() -> None:

@@ -43,6 +43,11 @@ def is_absent(report: Report) -> None:
     raise Absent("no such tool here")
 
 
+def fails_and_lacks(report: Report) -> None:
+    report.check(False, "what does not hold")
+    raise Absent("no such tool here")
+
+
 def hangs(report: Report) -> None:
     report.put(before="the end")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -61,6 +61,7 @@ def run(work: Path, *stages: Stage, record: dict[str, Any] | None = None, lacks:
         ("leaves_early", "failed", "it said nothing"),
         ("crashes", "crashed", "ended by signal SIGSEGV"),
         ("is_absent", "absent", "no such tool here"),
+        ("fails_and_lacks", "failed", "1 of 1 checks"),
     ],
 )
 def test_a_stage_ends(work: Path, name: str, state: str, reason: str | None) -> None:

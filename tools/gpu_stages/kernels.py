@@ -151,5 +151,8 @@ def ranked(squared: Array, k: int) -> tuple[Array, Array]:
 def slack(queries: Array, rows: Array) -> Array:
     """Return by how much a distance may be too large, float64 [N]: the bound in `patch_distance.h`."""
     q, m = queries.astype(np.float64), rows.astype(np.float64)
-    scale = np.sqrt((q**2).sum(1)) + np.sqrt((m**2).sum(1).max())
-    return np.asarray(scale * (2.0**-10 + 2.0**-19 + 2.0**-11 * np.sqrt(queries.shape[1] + 4)))
+    # The mean of the rows, rounded as the kernels round it: the bound is that of what is left.
+    unit = 2.0 ** (np.frexp(np.abs(m).max(0))[1] - 7)
+    centre = np.rint(m.mean(0) / unit) * unit
+    scale = np.sqrt(((q - centre) ** 2).sum(1)) + np.sqrt(((m - centre) ** 2).sum(1).max())
+    return np.asarray(scale * (2.0**-10 + 2.0**-18 + 2.0**-11 * np.sqrt(queries.shape[1] + 4)))

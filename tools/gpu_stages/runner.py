@@ -114,7 +114,8 @@ def _state(ended: Ended, found: Mapping[str, Any]) -> str:
         return OUT_OF_TIME
     if ended.status < 0:
         return CRASHED
-    if ended.status == 0 and found.get("absent"):
+    # A check that did not hold is not undone by what a later part lacks.
+    if ended.status == 0 and found.get("absent") and not found.get("failed"):
         return ABSENT
     # A process that ends well without having said so has skipped its work.
     return PASSED if ended.status == 0 and found.get("ended") and not found.get("failed") else FAILED

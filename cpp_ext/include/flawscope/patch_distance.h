@@ -176,8 +176,11 @@ FLAWSCOPE_API int flawscope_mahalanobis(const flawscope_gaussians* gaussians, co
  * State: compiled for compute capability 7.5, 8.0, 8.6, 8.7, 8.9, 9.0, 10.0 and 12.0, not run; run in emulation on the
  * CPU. Without CUDA in the build every function below returns FLAWSCOPE_NO_CUDA.
  *
- * Pointers to arrays are to memory of the current device (or pinned or managed memory), which the caller owns and keeps
- * until the work on the stream is done. Others are refused with FLAWSCOPE_OTHER_DEVICE before anything is started. `stream` is a cudaStream_t. Except for flawscope_cuda_bank_check, functions only put work on the stream:
+ * Pointers to arrays are to memory of the current device (or pinned or managed memory, or plain memory where the device
+ * reads that), which the caller owns and keeps until the work on the stream is done. Others are refused with
+ * FLAWSCOPE_OTHER_DEVICE before anything is started. A search by code of before 8.0 on a later device is refused with the
+ * status of cudaErrorNoKernelImageForDevice. `stream` is a cudaStream_t. Except for flawscope_cuda_bank_check, functions
+ * only put work on the stream:
  * they allocate nothing, wait for nothing and may be captured in a CUDA graph. Memory named "packed" or "workspace" is
  * aligned to 16 bytes; its size is asked for first. A status of FLAWSCOPE_CUDA and more is of a launch; what goes wrong
  * on the device later is told by the stream. */
