@@ -13,7 +13,6 @@ down. What a GPU would refuse is refused, and what it would leave behind is note
 from __future__ import annotations
 
 import ctypes
-import enum
 import functools
 import itertools
 import sys
@@ -25,58 +24,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_stand_in_errors import (
+    CUresult,
+    Error,
+    LaunchError,
+    LogicError,
+    MemoryError_,
+    Refused,
+    error_of,
+)
 
 from flawscope.runtime.backends import device
 from flawscope.runtime.engines import cuda_driver
 
 Work = Callable[[], None]
-
-NAMES = {
-    0: "SUCCESS",
-    1: "INVALID_VALUE",
-    2: "OUT_OF_MEMORY",
-    100: "NO_DEVICE",
-    201: "INVALID_CONTEXT",
-    400: "INVALID_HANDLE",
-    700: "ILLEGAL_ADDRESS",
-    719: "LAUNCH_FAILED",
-    900: "STREAM_CAPTURE_UNSUPPORTED",
-    901: "STREAM_CAPTURE_INVALIDATED",
-    906: "STREAM_CAPTURE_IMPLICIT",
-}
-CUresult: Any = enum.IntEnum(
-    "CUresult", {("CUDA_" if code == 0 else "CUDA_ERROR_") + name: code for code, name in NAMES.items()}
-)
-
-
-class Error(Exception):
-    """PyCUDA's base."""
-
-
-class MemoryError_(Error):
-    """PyCUDA's out of memory. It is none of Python's: `DECLARE_EXC(MemoryError, CudaError.get())`."""
-
-
-class LogicError(Error):
-    """PyCUDA's most common class."""
-
-
-class LaunchError(Error):
-    """PyCUDA's class for launches."""
-
-
-def error_of(code: int, call: str) -> Error:
-    """Return what PyCUDA raises for a code; the code itself is lost."""
-    kind = {2: MemoryError_, 719: LaunchError}.get(code, LogicError)
-    return kind(f"{call} failed: {NAMES[code].lower().replace('_', ' ')}")
-
-
-class Refused(Exception):
-    """A call that the driver answers with a code; PyCUDA makes an exception of it, the bindings return it."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 class Stand:

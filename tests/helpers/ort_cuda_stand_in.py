@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from cuda_stand_in import Refused, Stand
+from cuda_stand_in import Stand
+from cuda_stand_in_errors import Refused
 from tensorrt_stand_in import OnDevice, view
 
 CUDA = "CUDAExecutionProvider"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_frames import FakeCudaArray, FakeDriver
-from cuda_stand_in import Error, LogicError, MemoryError_, Stand, check_left, driver_bindings, stand_in
+from cuda_stand_in import Stand, check_left, driver_bindings, stand_in
+from cuda_stand_in_errors import Error, LogicError, MemoryError_
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
 from flawscope.runtime import device_arrays

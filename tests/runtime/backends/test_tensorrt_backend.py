@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cuda_emulation import emulated_kernels
-from cuda_stand_in import LaunchError, MemoryError_, Stand, check_left, stand_in
+from cuda_stand_in import Stand, check_left, stand_in
+from cuda_stand_in_errors import LaunchError, MemoryError_
 from tensorrt_stand_in import KernelsOnStand, tensorrt_module
 from tiny_dataset import normal_images
 

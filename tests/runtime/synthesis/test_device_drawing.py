@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from cuda_stand_in import MemoryError_, Stand
+from cuda_stand_in import Stand
+from cuda_stand_in_errors import MemoryError_
 from standing_device import check_same, seen_on_device, seen_on_host, standing_device
 from tiny_synth_bundle import write_tiny_synth
 
