@@ -148,10 +148,11 @@ class SamplingLoop:
         if arrays <= self._room:
             return
         # Twice as much as before at least: what was allocated lives until the end.
-        self._room = max(arrays, 2 * self._room)
+        room = max(arrays, 2 * self._room)
         device.wait()
         self.release()  # graphs know the old address
-        self._noise = device.allocate((1 if self._same_noise else self._most) * self._room * self.bytes)
+        self._noise = device.allocate((1 if self._same_noise else self._most) * room * self.bytes)
+        self._room = room  # not before: where there is no memory for it, the next run must ask again
 
     def _enqueue(self, device: Device, count: int) -> None:
         for number in range(self._steps + 1):

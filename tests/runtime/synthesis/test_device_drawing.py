@@ -162,6 +162,25 @@ def test_too_little_memory_is_said_and_given_back(tmp_path: Path, stand: Stand) 
     assert stand.freed == stand.allocated
 
 
+def test_room_for_noise_that_there_was_no_memory_for_is_asked_for_again(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(size: int) -> int:
+        raise DeviceError("backend tensorrt: out of memory.")
+
+    path, more = bundle(tmp_path), DrawOptions(steps=30, eta=1.0)
+    with Synthesizer.load(path, "cpu") as host, Synthesizer.load(path, "tensorrt") as device:
+        device.draw(orders(1), DrawOptions(steps=2))
+        loop = device._drawing.loop  # type: ignore[attr-defined]
+        room = loop._room
+        with monkeypatch.context() as patch:
+            patch.setattr(device._engines._device, "allocate", allocate)
+            with pytest.raises(DeviceError, match="out of memory"):
+                device.draw(orders(1), more)
+        assert loop._room == room
+        same(device.draw(orders(1), more), host.draw(orders(1), more))
+
+
 def test_an_engine_that_does_not_load_takes_the_others_with_it(
     tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
