@@ -125,15 +125,15 @@ class Device:
                 self._context.push()
             except self._pycuda.Error as err:
                 # PyCUDA does not say with which number it was refused.
-                self._check_alive(err, "cuCtxPushCurrent", self._context.handle)
-                call("cuCtxPopCurrent")
+                if self._answers(err, "cuCtxPushCurrent", self._context.handle):
+                    call("cuCtxPopCurrent")
                 raise
             try:
                 yield
             except BaseException as err:
                 # Not the whole context, as long as there is a stream: another thread may be capturing on its own.
                 check = ("cuMemGetInfo",) if self.stream is None else ("cuStreamSynchronize", self.stream_number)
-                self._check_alive(err, *check)
+                self._answers(err, *check)
                 raise
             finally:
                 # A context that is dead may refuse that too; the first error says more. PyCUDA then ends the process
@@ -257,10 +257,10 @@ class Device:
                 "Start it again."
             )
 
-    def _check_alive(self, err: BaseException, name: str, *arguments: object) -> None:
-        """Raise DeviceLost if the context is dead, by a call: it answers the same error to each one then."""
+    def _answers(self, err: BaseException, name: str, *arguments: object) -> bool:
+        """Return whether the driver does a call; raise DeviceLost if the context is dead, and refuses each alike."""
         if isinstance(err, DeviceLost):
-            return
+            return False
         try:
             call(name, *arguments)
         except DriverError as found:
@@ -270,6 +270,8 @@ class Device:
                     f"backend {self._backend}: the device failed: {_LOST[self._index]}. This process cannot use it any "
                     "more. Start it again."
                 ) from err
+            return False
+        return True
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -250,6 +250,19 @@ def test_a_context_that_died_by_others_is_known_where_it_cannot_be_made_current(
     device.close()
 
 
+def test_a_context_that_is_refused_takes_away_nobody_elses(stand: Stand) -> None:
+    device, others = Device(), object()
+    stand.stacks()[0].append(others)
+    stand.sticky, stand.stubborn = 201, True  # somebody has reset the device
+    with pytest.raises(DeviceError, match=r"the device failed: cuCtxPushCurrent failed") as caught:
+        device.current().__enter__()
+    assert not isinstance(caught.value, DeviceLost)
+    assert stand.stacks()[0] == [others]
+    stand.sticky = 0
+    stand.forget_threads()
+    device.close()
+
+
 def test_a_context_that_dies_while_a_device_is_closed_is_left_as_it_is(stand: Stand) -> None:
     device, made = Device(), [object()]
     with device.current():
