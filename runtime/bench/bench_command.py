@@ -22,6 +22,8 @@ from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.bench.alternation import compare, parse_configuration
 from flawscope.runtime.bench.bench_plot import check_plot, write_plot
 from flawscope.runtime.bench.bench_tables import (
+    camera_lines,
+    camera_table,
     compare_lines,
     compare_table,
     settings_lines,
@@ -35,6 +37,7 @@ from flawscope.runtime.bench.bench_tables import (
 from flawscope.runtime.bench.cold_start import cold_start
 from flawscope.runtime.bench.measurement import sweep
 from flawscope.runtime.bench.settings_search import find_settings
+from flawscope.runtime.bench.several_cameras import several_cameras
 from flawscope.runtime.bench.soak import soak
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.scorers.scorer import PATHS
@@ -62,6 +65,10 @@ from flawscope.text import encode_json
     "--find-settings", "finds_settings", is_flag=True,
     help="Measure threads, streams and batches in turns; print the best options for one image and for many.",
 )  # fmt: skip
+@click.option(
+    "--cameras", type=int, metavar="N",
+    help="Measure N cameras at once, with one inspector and with one each, beside one camera.",
+)  # fmt: skip
 @click.option("--soak", "scorings", type=int, metavar="N", help="Score N images; fit slopes of memory and latency.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
@@ -81,6 +88,7 @@ def bench_command(
     no_cold_start: bool,
     configurations: tuple[str, ...],
     finds_settings: bool,
+    cameras: int | None,
     scorings: int | None,
     json_file: Path | None,
     plot_file: Path | None,
@@ -98,26 +106,32 @@ def bench_command(
     if plot_file is not None:
         check_plot(plot_file)
     chosen = {"backend": backend, "path": path, "precision": precision}
+    loaded = {**chosen, "threads": threads, "streams": streams}
     if finds_settings:
         _refuse_options(
-            context, "--find-settings", "threads", "streams", "no_cold_start", "configurations", "scorings", "plot_file"
-        )
+            context, "--find-settings", "threads", "streams", "no_cold_start", "configurations", "cameras", "scorings",
+            "plot_file",
+        )  # fmt: skip
         figures = _find_settings(bundle, chosen, numbers if _is_given(context, "batches") else None, seconds)
         _show([settings_table(figures)], settings_lines(figures))
     elif configurations:
         _refuse_options(
-            context, "--compare", "backend", "path", "precision", "threads", "streams", "no_cold_start", "scorings"
-        )
+            context, "--compare", "backend", "path", "precision", "threads", "streams", "no_cold_start", "cameras",
+            "scorings",
+        )  # fmt: skip
         _check_single_batch("--compare", numbers)
         figures = _compare(bundle, configurations, numbers[0], seconds)
         _show([compare_table(figures)], compare_lines(figures))
+    elif cameras is not None:
+        _refuse_options(context, "--cameras", "batches", "no_cold_start", "scorings", "plot_file")
+        figures = _cameras(bundle, loaded, cameras, seconds)
+        _show([camera_table(figures)], camera_lines(figures))
     elif scorings is not None:
         _refuse_options(context, "--soak", "seconds", "no_cold_start")
         _check_single_batch("--soak", numbers)
-        figures = _soak(bundle, {**chosen, "threads": threads, "streams": streams}, numbers[0], scorings)
+        figures = _soak(bundle, loaded, numbers[0], scorings)
         _show([soak_table(figures)], soak_lines(figures))
     else:
-        loaded = {**chosen, "threads": threads, "streams": streams}
         figures = _sweep(bundle, loaded, numbers, seconds, not no_cold_start)
         _show([stage_table(figures) if len(numbers) == 1 else sweep_table(figures)], summary(figures))
     figures["command"] = command_line()
@@ -184,6 +198,17 @@ def _compare(bundle: Path, texts: tuple[str, ...], batch: int, seconds: float) -
             batch=batch,
             seconds=seconds,
             progress=lambda share: report("measuring", round(100 * share), 100),
+        )
+
+
+def _cameras(bundle: Path, loaded: dict[str, Any], cameras: int, seconds: float) -> dict[str, Any]:
+    with progress_bars() as report:
+        return several_cameras(
+            bundle,
+            cameras,
+            seconds=seconds,
+            progress=lambda share: report("measuring", round(100 * share), 100),
+            **loaded,
         )
 
 

@@ -69,6 +69,41 @@ def compare_table(figures: Mapping[str, Any]) -> Table:
     return table
 
 
+_INSPECTORS = {"alone": "one camera", "shared": "{} cameras, one inspector", "own": "{} cameras, one each"}
+
+
+def camera_table(figures: Mapping[str, Any]) -> Table:
+    """Return one row for one camera, and one for each way to serve several."""
+    title = f"{figures['bundle']} on {configuration_name(figures)}, {figures['turns']} turns, image to decision"
+    table = _table(title, "cameras")
+    for name in ("p50 ms", "p99 ms", "images/s of all", "of one camera", "images/s to one", "p50 to one"):
+        table.add_column(name, justify="right")
+    for row in figures["cameras"]:
+        slowest, fastest = row["images_per_second_slowest"], row["images_per_second_fastest"]
+        table.add_row(
+            _INSPECTORS[row["inspectors"]].format(row["cameras"]),
+            f"{row['latency_ms']['p50']:.2f}",
+            f"{row['latency_ms']['p99']:.2f}",
+            f"{row['images_per_second']:.1f}",
+            f"{slowest:.1f}" if row["cameras"] == 1 else f"{slowest:.1f} to {fastest:.1f}",
+            f"{row['ratio_to_alone']['images_per_second']:.2f}",
+            f"{row['ratio_to_alone']['p50']:.2f}",
+        )
+    return table
+
+
+def camera_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table of cameras."""
+    lines = [
+        "images/s of {} to one camera, quartiles over turns: {:.2f} to {:.2f}".format(
+            _INSPECTORS[row["inspectors"]].format(row["cameras"]),
+            *row["ratio_to_alone"]["images_per_second_quartiles"],
+        )
+        for row in figures["cameras"][1:]
+    ]
+    return [*lines, *state_lines(figures)]
+
+
 _BEST_FOR = {"one_image": "latency", "images_per_second": "images/s"}
 
 
