@@ -11,8 +11,9 @@ import msgspec
 from click.core import ParameterSource
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS
+from flawscope.bundle import PRECISIONS, Bundle, trusted_bundle
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
+from flawscope.diffusion.latent_inpainting import SOLVERS, Solver
 from flawscope.errors import ArgumentError, GateError
 from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
@@ -26,6 +27,8 @@ from flawscope.runtime.bench.bench_tables import (
     camera_table,
     compare_lines,
     compare_table,
+    drawing_lines,
+    drawing_table,
     settings_lines,
     settings_table,
     soak_lines,
@@ -35,14 +38,19 @@ from flawscope.runtime.bench.bench_tables import (
     sweep_table,
 )
 from flawscope.runtime.bench.cold_start import cold_start
+from flawscope.runtime.bench.drawing import bench_drawing
 from flawscope.runtime.bench.measurement import sweep
 from flawscope.runtime.bench.settings_search import find_settings
 from flawscope.runtime.bench.several_cameras import several_cameras
 from flawscope.runtime.bench.soak import soak
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.scorers.scorer import PATHS
+from flawscope.runtime.synthesis.draw_options import DrawOptions
+from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json
+
+DRAWS, SCORES = "a bundle that draws", "a bundle that scores"
 
 
 @click.command("bench")
@@ -70,6 +78,8 @@ from flawscope.text import encode_json
     help="Measure N cameras at once, with one inspector and with one each, beside one camera.",
 )  # fmt: skip
 @click.option("--soak", "scorings", type=int, metavar="N", help="Score N images; fit slopes of memory and latency.")
+@click.option("--steps", type=int, help="Denoising steps of a bundle that draws.  [default: the bundle's]")
+@click.option("--solver", type=click.Choice(SOLVERS), default="ddim", show_default=True, help="Their solver.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to a JSON file.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the figures to an SVG file.")
 @OVERWRITE
@@ -90,14 +100,16 @@ def bench_command(
     finds_settings: bool,
     cameras: int | None,
     scorings: int | None,
+    steps: int | None,
+    solver: Solver,
     json_file: Path | None,
     plot_file: Path | None,
     overwrite: bool,
 ) -> None:
     """Measure latency per stage, throughput, memory, cold start, and the ratio to the backbone alone.
 
-    Images are the bundle's golden images, encoded in memory; disk and camera are not part of the figures. With
-    --soak the exit status is 1 if memory grows.
+    Images are the bundle's golden images, encoded in memory; disk and camera are not part of the figures. Of a bundle
+    that draws defects: seconds per image, by its graphs. With --soak the exit status is 1 if memory grows.
     """
     numbers = parse_batches(batches)
     # Before minutes of measuring, not after.
@@ -132,8 +144,7 @@ def bench_command(
         figures = _soak(bundle, loaded, numbers[0], scorings)
         _show([soak_table(figures)], soak_lines(figures))
     else:
-        figures = _sweep(bundle, loaded, numbers, seconds, not no_cold_start)
-        _show([stage_table(figures) if len(numbers) == 1 else sweep_table(figures)], summary(figures))
+        figures = _measure(context, bundle, loaded, numbers, seconds, not no_cold_start)
     figures["command"] = command_line()
     if json_file is not None:
         write_bytes(json_file, msgspec.json.format(encode_json(figures), indent=1) + b"\n")
@@ -162,8 +173,43 @@ def parse_batches(texts: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in numbers}))
 
 
+def _measure(
+    context: click.Context,
+    path: Path,
+    loaded: dict[str, Any],
+    batches: tuple[int, ...],
+    seconds: float,
+    has_cold_start: bool,
+) -> dict[str, Any]:
+    """Measure and show a bundle by what it does: one that scores, or one that draws."""
+    with trusted_bundle(path) as bundle:
+        if bundle.manifest.kind == "synth":
+            _refuse_options(context, DRAWS, "path", "threads", "streams", "no_cold_start", "plot_file")
+            _check_single_batch(DRAWS, batches)
+            figures = _draw(context, bundle, batches[0], seconds)
+            _show([drawing_table(figures)], drawing_lines(figures))
+            return figures
+        _refuse_options(context, SCORES)
+        figures = _sweep(bundle, loaded, batches, seconds, has_cold_start)
+        _show([stage_table(figures) if len(batches) == 1 else sweep_table(figures)], summary(figures))
+        return figures
+
+
+def _draw(context: click.Context, bundle: Bundle, batch: int, seconds: float) -> dict[str, Any]:
+    given = context.params
+    options = DrawOptions(steps=given["steps"], solver=given["solver"])
+    with Synthesizer.load(bundle, given["backend"], given["precision"]) as synthesizer, progress_bars() as report:
+        return bench_drawing(
+            synthesizer,
+            options=options,
+            batch=batch,
+            seconds=seconds,
+            progress=lambda share: report("drawing", round(100 * share), 100),
+        )
+
+
 def _sweep(
-    bundle: Path, chosen: dict[str, Any], batches: tuple[int, ...], seconds: float, has_cold_start: bool
+    bundle: Bundle, chosen: dict[str, Any], batches: tuple[int, ...], seconds: float, has_cold_start: bool
 ) -> dict[str, Any]:
     with Inspector.load(bundle, **chosen) as inspector, progress_bars() as report:
         figures = sweep(
@@ -172,7 +218,7 @@ def _sweep(
             seconds=seconds,
             progress=lambda share: report("measuring", round(100 * share), 100),
         )
-        figures["cold_start"] = cold_start(inspector, bundle) if has_cold_start else None
+        figures["cold_start"] = cold_start(inspector, bundle.path) if has_cold_start else None
     return figures
 
 
@@ -226,9 +272,11 @@ def _show(tables: Iterable[Table], lines: Iterable[str]) -> None:
 
 def _refuse_options(context: click.Context, mode: str, *parameters: str) -> None:
     """Raise ArgumentError if an option was given that has no effect in a mode."""
+    refused = parameters if mode == DRAWS else (*parameters, "steps", "solver")
     for parameter in context.command.params:
-        if parameter.name in parameters and _is_given(context, parameter.name or ""):
-            raise ArgumentError(f"bench: {parameter.opts[0]} has no effect with {mode}. Leave one of the two out.")
+        if parameter.name in refused and _is_given(context, parameter.name or ""):
+            remedy = "Leave it out." if mode in (DRAWS, SCORES) else "Leave one of the two out."
+            raise ArgumentError(f"bench: {parameter.opts[0]} has no effect with {mode}. {remedy}")
 
 
 def _is_given(context: click.Context, parameter: str) -> bool:

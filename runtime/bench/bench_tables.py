@@ -76,16 +76,14 @@ def camera_table(figures: Mapping[str, Any]) -> Table:
     """Return one row for one camera, and one for each way to serve several."""
     title = f"{figures['bundle']} on {configuration_name(figures)}, {figures['turns']} turns, image to decision"
     table = _table(title, "cameras")
-    for name in ("p50 ms", "p99 ms", "images/s of all", "of one camera", "images/s to one", "p50 to one"):
+    for name in ("p50 ms", "p99 ms", "images/s", "to one", "p50 to one"):
         table.add_column(name, justify="right")
     for row in figures["cameras"]:
-        slowest, fastest = row["images_per_second_slowest"], row["images_per_second_fastest"]
         table.add_row(
             _INSPECTORS[row["inspectors"]].format(row["cameras"]),
             f"{row['latency_ms']['p50']:.2f}",
             f"{row['latency_ms']['p99']:.2f}",
             f"{row['images_per_second']:.1f}",
-            f"{slowest:.1f}" if row["cameras"] == 1 else f"{slowest:.1f} to {fastest:.1f}",
             f"{row['ratio_to_alone']['images_per_second']:.2f}",
             f"{row['ratio_to_alone']['p50']:.2f}",
         )
@@ -102,6 +100,36 @@ def camera_lines(figures: Mapping[str, Any]) -> list[str]:
         for row in figures["cameras"][1:]
     ]
     return [*lines, *state_lines(figures)]
+
+
+def drawing_table(figures: Mapping[str, Any]) -> Table:
+    """Return the times of one batch of drawn images by stage, of the first one too."""
+    table = Table(
+        title=f"{figures['bundle']} draws on {figures['backend']}, batch {figures['batch']}, {figures['steps']} steps "
+        f"({figures['solver']}), {figures['rounds']} rounds"
+    )
+    table.add_column("stage", no_wrap=True)
+    for name in ("first ms", "p50 ms", "p90 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    for stage, latency in figures["latency_ms"].items():
+        if stage == "total":
+            table.add_section()
+        times = (figures["first_ms"][stage], latency["p50"], latency["p90"], latency["p99"])
+        table.add_row(stage, *(f"{value:.2f}" for value in times))
+    return table
+
+
+def drawing_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table of drawn images."""
+    host, device = figures["memory"]["host"], figures["memory"]["device"]
+    lines = [f"{figures['images_per_second']:.3g} images per second, {figures['seconds_per_image']:.3g} s an image"]
+    if figures["denoiser_calls"] is None:
+        lines.append(f"stages: not known: {figures['stages_reason']}")
+    else:
+        lines.append(f"denoiser: {figures['denoiser_calls']} calls, {figures['denoiser_call_ms']:.2f} ms each")
+    lines.append(f"memory: {_mib(host['rss_after_load_kib'])} MiB after load, peak {_mib(host['peak_kib'])} MiB")
+    amount = f"not known: {device['reason']}" if device["kib"] is None else f"{_mib(device['kib'])} MiB"
+    return [*lines, f"device memory: {amount}", *state_lines(figures)]
 
 
 _BEST_FOR = {"one_image": "latency", "images_per_second": "images/s"}

@@ -106,7 +106,7 @@ def several_cameras(
         first = inspectors[0]
         encoded = golden_images(first)
         before = machine_state()
-        warm_up = warm_up_rounds(lambda: [_decide(inspector, encoded[0]) for inspector in inspectors], WARM_UP_S)
+        warm_up = warm_up_rounds(lambda: [inspector(encoded[0]) for inspector in inspectors], WARM_UP_S)
         measured, elapsed = _in_turns(inspectors, encoded, seconds, progress)
         alone = measured["alone"]
         return {

@@ -259,6 +259,15 @@ class Synthesizer:
                 progress(len(drawn), len(jobs))
         return drawn
 
+    def wrap_sessions(self, wrap: Callable[[str, Session], Session]) -> None:
+        """Put something around the session of each graph that sees what goes through it; for measuring.
+
+        Args:
+            wrap: (name of the graph: text, encode, denoise or decode; its session) -> the session in its place.
+        """
+        for name, session in self._sessions.items():
+            self._sessions[name] = wrap(name, session)
+
     def close(self) -> None:
         """Release the device and the bundle; nothing can be drawn after that. Closing twice is harmless."""
         self._close_sessions()
