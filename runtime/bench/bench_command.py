@@ -150,7 +150,10 @@ def bench_command(
         write_bytes(json_file, msgspec.json.format(encode_json(figures), indent=1) + b"\n")
     if plot_file is not None:
         write_plot(plot_file, figures)
-    # Last, so that the figures of a failed soak are written all the same.
+    _check_growth(figures)  # last, so that the figures of a failed soak are written all the same
+
+
+def _check_growth(figures: dict[str, Any]) -> None:
     if figures.get("is_growing"):
         raise GateError(
             f"soak: expected memory to grow by at most {figures['memory']['bound']:.3g} KiB per 1,000 scorings, got "

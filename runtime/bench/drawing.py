@@ -111,12 +111,7 @@ def bench_drawing(
     synthesizer.wrap_sessions(clock.wrap)
     first = _round(synthesizer, clock, chosen, batch, 0)
     calls = clock.calls["denoise"]
-    rounds = Record(len(DRAWING_STAGES), round(1.5e3 * seconds / first[-1]))
-    started = time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
-        rounds.add(_round(synthesizer, clock, chosen, batch, len(rounds) + 1))
-        if progress is not None:
-            progress(min(1.0, elapsed / seconds))
+    rounds, elapsed = _rounds(synthesizer, clock, chosen, batch, seconds, first[-1], progress)
     total = rounds.rows[:, -1]
     # On a device only the texts may go through the sessions: times of the other graphs would then be zeros.
     stages = DRAWING_STAGES if calls else ("total",)
@@ -150,6 +145,25 @@ def bench_drawing(
         "machine": machine(),
         "state": {"before": before, "after": machine_state()},
     }
+
+
+def _rounds(
+    synthesizer: Synthesizer,
+    clock: _GraphClock,
+    options: DrawOptions,
+    batch: int,
+    seconds: float,
+    first_ms: float,
+    progress: Callable[[float], None] | None,
+) -> tuple[Record, float]:
+    """Draw batches for so many seconds, the first of which took so long; return their times, and the seconds."""
+    rounds = Record(len(DRAWING_STAGES), round(1.5e3 * seconds / first_ms))
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or len(rounds) < _LEAST_ROUNDS:
+        rounds.add(_round(synthesizer, clock, options, batch, len(rounds) + 1))
+        if progress is not None:
+            progress(min(1.0, elapsed / seconds))
+    return rounds, elapsed
 
 
 def _round(synthesizer: Synthesizer, clock: _GraphClock, options: DrawOptions, batch: int, number: int) -> list[float]:

@@ -39,10 +39,6 @@ from flawscope.errors import DeviceError
 
 pytestmark = pytest.mark.long
 
-needs_stand_in = pytest.mark.skipif(
-    not (ROOT / "tests" / "helpers" / "cuda_stand_in.py").is_file(), reason="no stand-in for the driver's bindings"
-)
-
 HEADER = (toolkit() or Path("/nowhere")) / "include" / "cuda.h"
 
 
@@ -195,14 +191,12 @@ def test_without_what_the_build_leaves_a_stage_is_absent(report: Report) -> None
 # --- sessions on a device
 
 
-@needs_stand_in
 def test_sessions_with_a_stand_in_for_the_engine_give_what_float64_gives(kernels: CudaKernels, report: Report) -> None:
     device_stage.on_cpu(report)
     assert report.failures == []
     assert report.checks > 10
 
 
-@needs_stand_in
 def test_an_engine_that_gives_others_patches_is_found(
     kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
