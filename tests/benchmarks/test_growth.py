@@ -83,7 +83,7 @@ def test_a_broken_off_run_goes_on_and_tries_again_what_failed(
         script.main(["--quick", "--threads", "77", "--out", str(out)])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_case_runs_in_a_process_of_its_own(script: ModuleType, tmp_path: Path) -> None:
     out, plot = tmp_path / "growth.json", tmp_path / "growth.svg"
     command = [sys.executable, str(SCRIPT), "--quick", "--out", str(out), "--plot", str(plot)]

@@ -49,7 +49,7 @@ def test_other_scores_with_sharing_are_an_error_and_no_row(script: ModuleType) -
         script.summarise(runs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
     out = tmp_path / "router--quick.json"
     process = subprocess.run(

@@ -63,7 +63,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> lis
 # What differs among the later ones is shared memory, which the check takes in turn.
 @pytest.mark.parametrize(
     ("check", "architecture"),
-    [(SEARCH_CHECK, 750), (SEARCH_CHECK, 800), (WINDOW_CHECK, 800), (DIFFUSION_CHECK, 800), (CHECK, 800)],
+    [
+        pytest.param(SEARCH_CHECK, 750, marks=pytest.mark.slow),
+        (SEARCH_CHECK, 800),
+        (WINDOW_CHECK, 800),
+        (DIFFUSION_CHECK, 800),
+        (CHECK, 800),
+    ],
 )
 def test_the_kernels_agree_with_plain_loops(
     check: Path, architecture: int, options: list[str], objects: list[Path], tmp_path: Path

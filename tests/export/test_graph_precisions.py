@@ -198,8 +198,7 @@ def test_one_graph_has_its_networks_reduced_and_its_head_in_fp32(
     [
         "segmenter",
         "draem",
-        "ddad",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsad", "destseg", "stfpm")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddad", "dsad", "destseg", "stfpm")),
     ],
 )
 def test_every_graph_of_a_method_may_be_computed_in_bf16(
@@ -235,7 +234,7 @@ def test_a_segmenter_builds_as_an_engine(segmenter: Made, tmp_path: Path) -> Non
 
 
 @needs_modelopt
-@pytest.mark.parametrize("method", ["ddad", "dsad"])
+@pytest.mark.parametrize("method", ["ddad", pytest.param("dsad", marks=pytest.mark.slow)])
 def test_a_denoiser_is_run_in_fp16_and_all_else_as_it_was(
     method: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -46,7 +46,9 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("method", "least"), [("padim", 0.93), ("patchcore", 0.88)])
+@pytest.mark.parametrize(
+    ("method", "least"), [("padim", 0.93), pytest.param("patchcore", 0.88, marks=pytest.mark.slow)]
+)
 def test_the_main_job_holds_its_promises_on_real_images(
     tiles: Path, tmp_path: Path, method: str, least: float, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,10 @@ def scores_of(bundle: Path, path: str, images: list[Any]) -> tuple[np.ndarray, n
     return np.array([each.score for each in results]), np.stack([np.asarray(each.anomaly_map) for each in results])
 
 
-@pytest.mark.parametrize(("method", "settings"), CASES)
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:-1]), CASES[-1]],
+)
 def test_a_bundle_of_several_scales_scores_alike_on_every_path(
     tiny_root: Path, tmp_path: Path, method: str, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

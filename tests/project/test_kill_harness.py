@@ -69,7 +69,7 @@ def check_rows(process: subprocess.CompletedProcess[str], rows: dict[str, Any], 
     assert any(row["left_before"] for row in rows.values())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_quick_commands_survive_kills(tmp_path: Path) -> None:
     names = ("bundle pack", "calibrate packed", "engine put")
     check_rows(*run_harness(ROOT / "tools" / "kill_harness.py", tmp_path, 30, *names), 30)

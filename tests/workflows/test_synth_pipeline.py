@@ -39,7 +39,8 @@ def of(method: str, places: dict[str, Path]) -> list[str]:
     return [part for key, value in named.items() for part in ("--set", f"{key}={value}")]
 
 
-@pytest.mark.parametrize("method", [pytest.param("embedding", marks=pytest.mark.slow), "inpainting"])
+@pytest.mark.parametrize("method", ["embedding", "inpainting"])
+@pytest.mark.slow
 def test_a_support_set_becomes_a_bundle_and_drawings_with_their_sheet(
     tmp_path: Path, tiny_root: Path, places: dict[str, Path], method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -242,7 +242,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 @needs_modelopt
-@pytest.mark.parametrize(("beside", "gain"), [(False, 1.0), (True, 1e4)])
+@pytest.mark.parametrize(("beside", "gain"), [pytest.param(False, 1.0, marks=pytest.mark.slow), (True, 1e4)])
 def test_weights_that_are_not_handed_over_come_out_as_if_they_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, gain: float
 ) -> None:

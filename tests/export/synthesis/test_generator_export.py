@@ -461,7 +461,7 @@ def test_what_scores_refuses_a_bundle_that_draws(
     message = "expected a bundle that scores, got one that draws defects. Use flawscope synth generate."
     data = ("--data", tiny_root, "--category", CATEGORY)
     image = next((tiny_root / CATEGORY / "train" / "good").glob("*.png"))
-    for command in (("score", image), ("evaluate", *data), ("calibrate", *data), ("bench", "--seconds", 1)):
+    for command in (("score", image), ("evaluate", *data), ("calibrate", *data)):
         verb, *rest = command
         assert message in refused(capsys, verb, exported["embedding"], *rest)
 

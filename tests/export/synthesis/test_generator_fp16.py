@@ -26,6 +26,7 @@ MAX_BATCH = 6
 
 
 @needs_modelopt
+@pytest.mark.slow
 def test_fp16_draws_what_fp32_draws_and_builds_as_engines(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

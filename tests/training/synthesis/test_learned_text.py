@@ -177,7 +177,9 @@ def test_a_learned_text_encoder_is_restored_as_it_was_trained(
         restore_text(base, run_of(base, settings, {unet: fitted.networks[unet]}))
 
 
-@pytest.mark.parametrize(("learn", "text_rate"), [("vectors", 30.0), ("encoder", 1.0)])
+@pytest.mark.parametrize(
+    ("learn", "text_rate"), [("vectors", 30.0), pytest.param("encoder", 1.0, marks=pytest.mark.slow)]
+)
 def test_a_bundle_draws_with_the_text_that_was_learned(
     tiny_root: Path, support_folder: Path, tmp_path: Path, learn: str, text_rate: float
 ) -> None:

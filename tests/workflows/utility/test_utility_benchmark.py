@@ -141,6 +141,7 @@ def test_finished_trainings_are_taken_with_resume_and_give_the_same_figures_and_
     assert ["tint", "pixel", "AP"] in [row[:3] for row in rows]
 
 
+@pytest.mark.slow
 def test_several_sets_mixtures_and_numbers_are_arms_beside_the_same_real_one(
     place: Place, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

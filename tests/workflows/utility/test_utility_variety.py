@@ -83,6 +83,7 @@ def variety_of(networks: VarietyNetworks, defects: dict[str, DefectImages]) -> V
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_given_with_the_weights_and_change_no_verdict(
     place: Place, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
