@@ -10,27 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulation import emulated_kernels
-from gpu_stages import (
-    checks,
-    correctness,
-    device_stage,
-    engine_stand_in,
-    ncu,
-    other_kernels,
-    sanitizer,
-    small_run,
-    timing,
-)
+from gpu_stage_kernels import Liar, add_one, built_kernels
+from gpu_stages import correctness, other_kernels, small_run, timing
 from gpu_stages.card import Card, CudaError, HostCard
 from gpu_stages.driver import SIGNATURES, Driver
 from gpu_stages.here import program, toolkit
-from gpu_stages.kernels import EMULATION, slack
+from gpu_stages.kernels import slack
 from gpu_stages.report import Absent, Report
 from project_paths import ROOT
 
@@ -50,40 +39,10 @@ def report(tmp_path: Path) -> Report:
 @pytest.fixture
 def kernels(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> CudaKernels:
     """The kernels in emulation; their library lies where the build stage would have put it."""
-    found = emulated_kernels(tmp_path_factory)
-    (tmp_path / "build").mkdir()
-    library = next((tmp_path_factory.getbasetemp() / "cuda_emulation").glob("*FLAWSCOPE_PATCH_DISTANCE_VERSION.so"))
-    (tmp_path / "build" / EMULATION).symlink_to(library)
-    return found
+    return built_kernels(tmp_path_factory, tmp_path)
 
 
 # --- correctness
-
-
-class Liar:
-    """Kernels whose results are changed after a call."""
-
-    def __init__(self, kernels: CudaKernels, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-        self._kernels, self._name, self._change = kernels, name, change
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._kernels, name)
-        if name != self._name:
-            return function
-
-        def call(**arguments: Any) -> None:
-            function(**arguments)
-            self._change(arguments)
-
-        return call
-
-
-def add_one(name: str, kind: Any) -> Callable[[dict[str, Any]], None]:
-    def change(arguments: dict[str, Any]) -> None:
-        place = kind.from_address(arguments[name])
-        place.value += 1
-
-    return change
 
 
 def test_sound_kernels_pass_every_check(kernels: CudaKernels, report: Report) -> None:
@@ -186,30 +145,6 @@ def test_without_what_the_build_leaves_a_stage_is_absent(report: Report) -> None
         correctness.on_cpu(report)
     with pytest.raises(Absent, match="the stage build has left no kernels for Python here"):
         correctness.on_card(report)
-
-
-# --- sessions on a device
-
-
-def test_sessions_with_a_stand_in_for_the_engine_give_what_float64_gives(kernels: CudaKernels, report: Report) -> None:
-    device_stage.on_cpu(report)
-    assert report.failures == []
-    assert report.checks > 10
-
-
-def test_an_engine_that_gives_others_patches_is_found(
-    kernels: CudaKernels, report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_stage, "_copying", lambda target, source, size: lambda: ctypes.memset(target, 0, size))
-    device_stage.on_cpu(report)
-    assert any("a batch of 2" in failure for failure in report.failures)
-
-
-def test_patches_are_the_bytes_of_the_images() -> None:
-    patches = np.random.default_rng(0).standard_normal((2, 6, engine_stand_in.CHANNELS), np.float32)
-    images = engine_stand_in.images_of(patches)
-    assert images.shape == (2, 6, engine_stand_in.WIDTH, 3)
-    assert images.tobytes() == patches.tobytes()
 
 
 def test_the_checks_on_a_card_give_twins_to_every_function_that_takes_arrays() -> None:
@@ -378,7 +313,7 @@ def test_a_refusal_of_the_driver_has_its_name_and_ends_a_capture() -> None:
     assert library.recording is None
 
 
-# --- times, and what other programs say
+# --- times
 
 
 def test_what_tells_most_is_measured_first_and_nothing_twice() -> None:
@@ -411,59 +346,6 @@ def test_the_bound_is_that_of_what_is_left_without_the_mean() -> None:
     np.testing.assert_allclose(far, near, rtol=0.05)  # the mean is rounded differently there
 
 
-def test_the_count_of_the_sanitizer_is_read_and_a_machine_that_it_refuses_is_absent() -> None:
-    assert sanitizer.errors_of("========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 3 errors\n") == 3
-    text = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
-    assert sanitizer.errors_of(text) == 0
-    with pytest.raises(Absent, match=r"does not work here: Error: Device not supported"):
-        sanitizer.errors_of("=========\n========= Error: Device not supported. Please refer to the notes\nmore\n")
-
-
-def test_metrics_of_nsight_compute_are_read_from_between_its_messages() -> None:
-    text = (
-        "==PROF== Connected\n"
-        '"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"\n'
-        '"0","12","search_kernel<8>(Bank, Plan)","Speed Of Light","Duration","us","1,234.5"\n'
-        '"0","12","search_kernel<8>(Bank, Plan)","Speed Of Light","","",""\n'
-    )
-    row = {"kernel": "search_kernel<8>", "name": "Duration", "unit": "us", "value": "1,234.5"}
-    assert ncu.metrics(text) == [row]
-    assert ncu.metrics("==ERROR== no permission\n") == []
-
-
-def test_a_tool_that_does_not_work_here_is_absent_with_its_words(
-    report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = SimpleNamespace(stdout="==ERROR== ERR_NVGPUCTRPERM - no permission\nmore\n", stderr="", returncode=1)
-    monkeypatch.setattr(ncu, "program", lambda name: name)
-    monkeypatch.setattr(ncu.subprocess, "run", lambda *_, **__: ended)
-    with pytest.raises(Absent, match="does not work here: ==ERROR== ERR_NVGPUCTRPERM"):
-        ncu.on_card(report)
-
-
-@pytest.mark.parametrize(
-    ("status", "said", "absent"),
-    [
-        (0, "....\n4 passed, 2 skipped in 3 s", None),
-        (1, "..F\n1 failed, 2 passed in 3 s", None),
-        (0, "ssss\n4 skipped in 1 s", "no test was run: 4 skipped in 1 s"),
-        (5, "9 deselected in 1 s", "no test was run: 9 deselected in 1 s"),
-        (2, "E   ModuleNotFoundError: No module named 'av'\n1 error", "ModuleNotFoundError: No module named 'av'"),
-        (4, "ERROR: usage", None),
-    ],
-)
-def test_what_pytest_says_is_a_check_or_the_reason_why_there_is_none(
-    report: Report, status: int, said: str, absent: str | None
-) -> None:
-    if absent is None:
-        checks.read_tests(report, status, said)
-        assert len(report.failures) == (status != 0)
-        return
-    with pytest.raises(Absent) as caught:
-        checks.read_tests(report, status, said)
-    assert absent in str(caught.value)
-
-
 # --- whole
 
 
@@ -478,7 +360,13 @@ def test_on_this_machine_every_stage_ends_well_on_the_cpu_or_absent(tmp_path: Pa
     states = {name: (entry["state"], entry.get("on")) for name, entry in stages.items()}
     twins = {name: state for name, state in states.items() if state[0] != "absent"}
     assert set(twins.values()) == {("passed", "cpu twin")}
-    assert [name for name in twins if name != "device"] == ["facts", "build", "checks", "correctness", "kernels"]
+    assert [name for name in twins if name not in ("device", "drawing")] == [
+        "facts",
+        "build",
+        "checks",
+        "correctness",
+        "kernels",
+    ]
     assert all(stages[name]["reason"] for name in states.keys() - twins.keys())
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpu_stages import cold_graph
+from gpu_stages.captures import check_captures
 from gpu_stages.card import CudaError, Memory, opened
 from gpu_stages.kernels import Array, Search, open_card, ranked, slack, squared_distances
 from gpu_stages.other_kernels import check_centres, check_diffusion, check_gaussians, check_windows
@@ -222,9 +224,10 @@ def check_large(bench: Bench) -> None:
 
 
 def check_cold_graph(bench: Bench) -> None:
-    """The first search of a process inside a capture: the driver loads kernels when they are first launched."""
+    """The first search of a process inside a capture: `nearest_bytes` has loaded what is else at a first launch."""
     if not bench.card.is_gpu:
         return
+    cold_graph.prepare(bench)
     command = [sys.executable, "-m", "gpu_stages.cold_graph", str(bench.report.work)]
     limit = max(1.0, min(60.0, bench.report.left_s))
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -246,6 +249,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_diffusion,
     check_cold_graph,
     check_other_streams,
+    check_captures,
     check_large,
 )
 

@@ -9,16 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_stages import engine_stand_in
-from gpu_stages.document import ROOT
+from gpu_stages import engine_stand_in, stand_ins
 from gpu_stages.driver import Driver
 from gpu_stages.kernels import Array
-from gpu_stages.report import Absent, Report
+from gpu_stages.report import Report
 
 GRID = (28, 28)
 ROWS = 4000
@@ -59,8 +57,8 @@ def open_session(setting: Setting, graphs: bool = True) -> Any:
     def make_head(device: Any, most: int) -> Any:
         return PatchcoreDevice(device, finish, setting.grid, {"bank": setting.bank}, most)
 
-    stand_in = engine_stand_in.module(setting.grid[0] * setting.grid[1], setting.copy)
-    tensorrt = TensorRT("tensorrt", "stand-in", stand_in)
+    part = engine_stand_in.patches_part(setting.grid[0] * setting.grid[1], setting.copy)
+    tensorrt = TensorRT("tensorrt", "stand-in", engine_stand_in.module({b"": part}))
     return TensorrtSession(b"", tensorrt, range(1, setting.most + 1), make_head, graphs=graphs)
 
 
@@ -144,11 +142,7 @@ def check_out_of_memory(report: Report) -> None:
 
 def on_card(report: Report) -> None:
     """All of it on the GPU."""
-    driver = Driver()
-
-    def copy(target: int, source: int, size: int, stream: int) -> None:
-        driver.call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
-
+    copy = Driver().copy_on
     bank = np.random.default_rng(1).standard_normal((ROWS, engine_stand_in.CHANNELS), np.float32)
     setting = Setting(copy, GRID, bank, MOST)
     check_sessions(report, setting)
@@ -182,33 +176,7 @@ def measure(report: Report, setting: Setting) -> None:
 
 def on_cpu(report: Report) -> None:
     """The same with stand-ins but for threads, which would meet in the emulation; where the tests' helpers are here."""
-    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    try:
-        import pytest
-        from cuda_stand_in import Stand, check_left, stand_in
-        from tensorrt_stand_in import KernelsOnStand
-    except ImportError as err:
-        raise Absent(f"the stand-ins of the tests cannot be imported: {err}") from err
-    from gpu_stages.kernels import open_card
-
-    _, kernels = open_card(report, on_gpu=False)
-    from flawscope.runtime.scorers import bank_device
-
-    stand: Any = Stand()
-    with pytest.MonkeyPatch.context() as patch:
-        stand_in(stand, patch)
-        patch.setattr(bank_device, "CudaKernels", lambda: KernelsOnStand(stand, kernels))
-
-        def copy(target: int, source: int, size: int, stream: int) -> None:
-            stand.streams[stream].launch("engine", _copying(target, source, size))
-
+    with stand_ins.standing(report) as (stand, _):
         bank = np.random.default_rng(1).standard_normal((50, engine_stand_in.CHANNELS), np.float32)
-        check_sessions(report, Setting(copy, (2, 3), bank, 3))
-        check_left(stand)
+        check_sessions(report, Setting(stand_ins.copying(stand), (2, 3), bank, 3))
     report.summary("with stand-ins for PyCUDA and the driver")
-
-
-def _copying(target: int, source: int, size: int) -> Callable[[], None]:
-    import ctypes
-
-    return lambda: ctypes.memmove(target, source, size) and None

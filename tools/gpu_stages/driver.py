@@ -94,6 +94,10 @@ class Driver:
         self.call(name, ctypes.byref(value), *arguments)
         return value.value
 
+    def copy_on(self, target: int, source: int, size: int, stream: int) -> None:
+        """Put a copy within the device on a stream; a context must be current."""
+        self.call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
+
     def device_count(self) -> int:
         """Return the number of GPUs."""
         return int(self.number(c_int, "cuDeviceGetCount"))

@@ -72,7 +72,8 @@ class Search:
         self.stream = card.stream if stream is None else stream
         (self.m, self.d), self._dtype = shape, dtype
         self._work_bytes = kernels.nearest_bytes(n=most, m=self.m, d=self.d, k=k, rerank=0)
-        sizes = [self.m * self.d * np.dtype(dtype).itemsize, kernels.bank_bytes(m=self.m, d=self.d), self._work_bytes]
+        self._packed_bytes = kernels.bank_bytes(m=self.m, d=self.d)
+        sizes = [self.m * self.d * np.dtype(dtype).itemsize, self._packed_bytes, self._work_bytes]
         sizes += [4 * most * self.d, 4 * most * k, 8 * most * k]
         self._memory = [card.allocate(size) for size in sizes]
         self.rows_at, self._packed, self._work, self.queries, self._squared, self._found = self._memory
@@ -82,6 +83,16 @@ class Search:
         self.card.copy_in(self.rows_at, rows)
         self.pack()
         return self
+
+    def load_packed(self, rows: Array, packed: Array) -> Search:
+        """Copy rows and what `packed` returned for them to the card, which launches no kernel; returns itself."""
+        self.card.copy_in(self.rows_at, rows)
+        self.card.copy_in(self._packed, packed)
+        return self
+
+    def packed(self) -> Array:
+        """Return the packed rows as bytes; waits for the card's stream."""
+        return self.card.fetch(self._packed, (self._packed_bytes,), np.uint8)
 
     def pack(self) -> None:
         """Pack the rows."""
@@ -93,8 +104,11 @@ class Search:
         """Return what the kernels say of the packed rows; waits."""
         return bool(self.kernels.bank_check(packed=self._packed, stream=self.stream))
 
-    def enqueue(self, n: int, dtype: str = "float32", queries: int | None = None) -> None:
-        """Put a search of the first n queries on the stream."""
+    def enqueue(
+        self, n: int, dtype: str = "float32", queries: int | None = None, results: tuple[int, int] | None = None
+    ) -> None:
+        """Put a search of the first n queries on the stream; they and the results may lie elsewhere."""
+        squared, found = results or (self._squared, self._found)
         self.kernels.nearest(
             packed=self._packed,
             rows=self.rows_at,
@@ -108,8 +122,8 @@ class Search:
             rerank=0,
             workspace=self._work,
             workspace_bytes=self._work_bytes,
-            squared=self._squared,
-            found=self._found,
+            squared=squared,
+            found=found,
             stream=self.stream,
         )
 

@@ -8,18 +8,26 @@ import sys
 
 from gpu_stages.here import program
 from gpu_stages.report import Absent, Report
+from gpu_stages.said import last_lines, refusal
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-REFUSED = ("Device not supported", "not supported on this", "Unable to find")
+REFUSED = ("Device not supported", "not supported on this", "Unable to find", "ERR_NVGPUCTRPERM", "permission")
 """What it says where it cannot work at all, as in some virtual machines."""
+
+WHOLE = "checks, failed: none"
+"""What `small_run` says at its end: a tool may count no errors of a program that it never started."""
 
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
 def on_card(report: Report) -> None:
-    """Each tool in turn."""
+    """Each tool in turn.
+
+    Raises:
+        Absent: If every tool that ran says that it cannot work here.
+    """
     tool_path = program("compute-sanitizer")
-    done = []
+    done, refused = [], []
     for number, tool in enumerate(TOOLS):
         limit = report.left_s / (len(TOOLS) - number)
         if limit < 5:
@@ -33,21 +41,29 @@ def on_card(report: Report) -> None:
             continue
         text = ended.stdout + ended.stderr
         errors = errors_of(text)
+        if errors is None and (why := refusal(text, REFUSED)) is not None:
+            refused.append(why)
+            report.leave_out(tool, why)
+            continue
         report.row("tools", tool=tool, errors=errors, status=ended.returncode, said=text[-1500:])
-        report.check(errors == 0 and ended.returncode == 0, f"{tool}: {errors} errors, status {ended.returncode}")
+        report.check(*judged(tool, errors, ended.returncode, text))
         done.append(tool)
+    if refused and not done:
+        raise Absent(f"compute-sanitizer does not work here: {refused[0]}")
+    report.check(bool(done), "no tool came to its end")
     report.summary(", ".join(done) or "no tool came to its end")
 
 
-def errors_of(text: str) -> int:
-    """Return the errors that a tool counts.
-
-    Raises:
-        Absent: If it says that it cannot work here, or counts nothing.
-    """
+def errors_of(text: str) -> int | None:
+    """Return the errors that a tool counts, or None where it did not come to counting them."""
     match = _SUMMARY.search(text)
-    if match is None:
-        lines = text.strip().splitlines() or ["it said nothing"]
-        why = next((line for line in lines if any(words in line for words in REFUSED)), lines[-1])
-        raise Absent(f"compute-sanitizer does not work here: {why.strip('= ')[:200]}")
-    return int(match[1])
+    return None if match is None else int(match[1])
+
+
+def judged(tool: str, errors: int | None, status: int, text: str) -> tuple[bool, str]:
+    """Return whether a tool found nothing in a run that was whole, and what to say where it is not so."""
+    if errors is None:
+        return False, f"{tool}: no summary, status {status}: {last_lines(text)}"
+    if errors or status or WHOLE not in text:
+        return False, f"{tool}: {errors} errors, status {status}: {last_lines(text)}"
+    return True, tool

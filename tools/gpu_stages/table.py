@@ -98,6 +98,15 @@ STAGES = (
         "gpu_stages.device_stage:on_cpu",
     ),
     Stage(
+        "drawing",
+        "the sampling loop on the device with stand-ins for its engines: each step, graphs, memory",
+        "gpu_stages.drawing_stage:on_card",
+        60,
+        15,
+        ("driver", "nvcc", "numpy", "pycuda", "cuda-bindings"),
+        "gpu_stages.drawing_stage:on_cpu",
+    ),
+    Stage(
         "tests",
         "the tests that need a GPU (`pytest -m gpu`)",
         "gpu_stages.checks:marked_tests",
@@ -110,7 +119,7 @@ STAGES = (
         "compute-sanitizer's memcheck, racecheck, synccheck and initcheck on small sizes",
         "gpu_stages.sanitizer:on_card",
         120,
-        20,
+        30,
         ("driver", "nvcc", "numpy", "compute-sanitizer"),
     ),
     Stage(
