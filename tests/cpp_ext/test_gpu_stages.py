@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_stage_kernels import Liar, add_one, built_kernels
-from gpu_stages import correctness, other_kernels, small_run, timing
+from gpu_stages import correctness, other_kernels, sanitizer, small_run, timing
 from gpu_stages.card import Card, CudaError, HostCard
 from gpu_stages.driver import SIGNATURES, Driver
 from gpu_stages.here import program, toolkit
@@ -86,8 +86,11 @@ def test_results_that_change_from_run_to_run_are_found(kernels: CudaKernels, rep
     assert "two runs, k 1" in report.failures
 
 
-def test_the_small_run_of_the_tools_runs_and_finds_what_is_wrong(kernels: CudaKernels, tmp_path: Path) -> None:
+def test_the_small_run_of_the_tools_runs_and_says_so(
+    kernels: CudaKernels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert small_run.main([str(tmp_path)], on_gpu=False) == 0
+    assert sanitizer.WHOLE in capsys.readouterr().out
     assert small_run.main([str(tmp_path), "9", "40", "5", "2"], on_gpu=False) == 0
 
 

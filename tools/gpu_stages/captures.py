@@ -134,7 +134,9 @@ class Cupy:
 
     def back(self, array: Any) -> Array:
         """See `Library`."""
-        return np.asarray(array.get(stream=self._stream))
+        found = np.asarray(array.get(stream=self._stream))
+        self._stream.synchronize()  # older versions do not wait where they are given a stream
+        return found
 
     def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         """See `Library`."""

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCES = ("cpp_ext/cuda", "cpp_ext/include", "cpp_ext/src", "tools/gpu_stages", "tests/cpp_ext")
+SOURCES = (
+    *("cpp_ext/cuda", "cpp_ext/include", "cpp_ext/src", "core/diffusion", "runtime/backends", "tools/gpu_stages"),
+    "tests/cpp_ext",
+)
 ENDINGS = {".cu", ".cuh", ".h", ".cpp", ".cmake", ".py"}
 
 PASSED, FAILED, CRASHED, OUT_OF_TIME, ABSENT, LEFT_OUT = (
