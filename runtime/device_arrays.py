@@ -108,11 +108,11 @@ def _packed(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
 
 def _copy(memory: npt.NDArray[np.uint8], address: int, owner: int) -> None:
     """Copy device memory at an address to host memory, once all work on the context of `owner` is finished."""
-    from flawscope.runtime.engines.cuda_driver import CAPTURING  # most images are in host memory
+    from flawscope.runtime.engines.capture_lock import CAPTURES  # most images are in host memory
 
     driver = _load_driver()
     _check(driver.cuInit(0), "cuInit")
-    with _context(driver, owner), CAPTURING:
+    with CAPTURES.disturbing(), _context(driver, owner):
         # The kernel that writes the image may still run on a stream, and version 2 of the interface does not name it.
         _check(driver.cuCtxSynchronize(), "cuCtxSynchronize")
         target = ctypes.c_void_p(memory.ctypes.data)

@@ -253,6 +253,11 @@ class Inspector:
         return self._ready.device_failed
 
     @property
+    def asked_path(self) -> str:
+        """The path that was asked for, perhaps `auto`."""
+        return self._ready.options.path
+
+    @property
     def path(self) -> str:
         """`graph` or `kernel`, whichever is in use; `members` where each member of an ensemble chooses its own."""
         return self.scorer.path

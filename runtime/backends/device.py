@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flawscope import cpp_ext
 from flawscope.errors import BackendError, DeviceError, DeviceLost
-from flawscope.runtime.engines.cuda_driver import CAPTURING, STICKY, DriverError, bindings, call, first_line
+from flawscope.runtime.engines.capture_lock import CAPTURES
+from flawscope.runtime.engines.cuda_driver import INVALID_CONTEXT, STICKY, DriverError, bindings, call, first_line
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -45,6 +47,21 @@ def device_problem(index: int = 0) -> str | None:
     except Exception as err:  # PyCUDA's own exception type can only be named after the import, which may have failed
         return f"PyCUDA finds no driver that works: {first_line(err)}."
     return None if index < count else f"expected CUDA device {index}, got {count} devices."
+
+
+def kernels_problem() -> str | None:
+    """Return why a memory bank cannot lie on a CUDA device here, as a sentence, or None if it can."""
+    if not cpp_ext.HAVE_CUDA:
+        return "this installation has no CUDA kernels; install it from source, with nvcc on the PATH."
+    return device_problem()
+
+
+def check_kernels(backend: str) -> None:
+    """Raise BackendError where the memory bank was asked to lie on the device of a backend, and cannot."""
+    if problem := kernels_problem():
+        raise BackendError(
+            f"path kernel: backend {backend} cannot keep the bank on its device: {problem} Or use --path graph."
+        )
 
 
 class Graph:
@@ -98,12 +115,13 @@ class Device:
         self.stream: Any = None
         # Not `pycuda.autoinit` or `make_context`: a context of our own would not see TensorRT's memory, which uses the
         # primary one.
-        with self._translated(), _OPENING:
-            if index not in _CONTEXTS:
-                _CONTEXTS[index] = self._pycuda.Device(index).retain_primary_context()
-        self._context = _CONTEXTS[index]
-        with self.current():
-            self.stream = self._pycuda.Stream(_NON_BLOCKING)
+        with CAPTURES.disturbing():
+            with self._translated(), _OPENING:
+                if index not in _CONTEXTS:
+                    _CONTEXTS[index] = self._pycuda.Device(index).retain_primary_context()
+            self._context = _CONTEXTS[index]
+            with self.current():
+                self.stream = self._pycuda.Stream(_NON_BLOCKING)
 
     @property
     def stream_number(self) -> int:
@@ -147,6 +165,14 @@ class Device:
         self._memory.append(memory)  # PyCUDA frees the memory with its last reference, and addresses hold none
         return int(memory)
 
+    def free(self, address: int) -> None:
+        """Release what `allocate` returned, before `close` does; nothing on the stream may use it any more."""
+        (number,) = (number for number, memory in enumerate(self._memory) if int(memory) == address)
+        with CAPTURES.disturbing():
+            self._memory[number].free()
+        # Not before: where it fails the context is dead, and `close` keeps what is left.
+        del self._memory[number]
+
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array in page-locked host memory; copies from pageable memory would not be asynchronous.
 
@@ -189,14 +215,21 @@ class Device:
     def capture(self, work: Callable[[], None]) -> Graph:
         """Capture what `work` enqueues on the stream; it is recorded, not executed.
 
+        Waits until no session is being opened or closed, and no image copied from a device, by another thread.
+
         The same work must have run once before: the driver loads a kernel when it is first launched, which it cannot
         while a graph is captured.
 
         Raises:
             DeviceError: If it cannot be captured.
         """
-        with CAPTURING:
+        with CAPTURES.capturing():
             return self._capture(work, self.stream_number)
+
+    def try_capture(self, work: Callable[[], None]) -> Graph | None:
+        """Capture as `capture`, but return None at once where that would have to wait."""
+        with CAPTURES.capturing(wait=False) as is_mine:
+            return self._capture(work, self.stream_number) if is_mine else None
 
     def _capture(self, work: Callable[[], None], stream: int) -> Graph:
         # THREAD_LOCAL: calls of other threads do not invalidate the capture, but for those that wait for all streams.
@@ -235,7 +268,8 @@ class Device:
         memory, self._memory = self._memory, []
         pinned, self._pinned = self._pinned, []
         try:
-            with self.current():
+            # The lock around the context: a turn of a session is taken before both.
+            with CAPTURES.disturbing(), self.current():
                 stream.synchronize()
                 release()
                 # In here: PyCUDA frees what belongs to a context where that very context is current, or in the thread
@@ -248,7 +282,7 @@ class Device:
         except DeviceError:
             # Every call fails now. PyCUDA's destructors would make more, and one that fails in a destructor ends the
             # process on the spot: none of them may ever run. A new process is the only way out, and frees all.
-            _keep_for_ever((memory, pinned, stream, others()))
+            keep_for_ever((memory, pinned, stream, others()))
 
     def _check_there(self) -> None:
         if self._index in _LOST:
@@ -264,14 +298,34 @@ class Device:
         try:
             call(name, *arguments)
         except DriverError as found:
-            if found.code in STICKY:
-                _LOST[self._index] = f"{first_line(err)} (CUDA error {found.code}, {STICKY[found.code]})"
+            if self._is_dead(found.code):
+                name = STICKY.get(found.code, "INVALID_CONTEXT: was the device reset?")
+                _LOST[self._index] = f"{first_line(err)} (CUDA error {found.code}, {name})"
                 raise DeviceLost(
                     f"backend {self._backend}: the device failed: {_LOST[self._index]}. This process cannot use it any "
                     "more. Start it again."
                 ) from err
             return False
         return True
+
+    def _is_dead(self, code: int) -> bool:
+        """Return whether a code of the driver says that the context does nothing more."""
+        if code in STICKY or code != INVALID_CONTEXT:
+            return code in STICKY
+        # A library that pops a context too many leaves none current, and the device as good as before. Of a device
+        # that somebody has reset the context is none any more, wherever it is used.
+        try:
+            call("cuCtxPushCurrent", self._context.handle)
+        except DriverError as err:
+            return err.code in STICKY or err.code == INVALID_CONTEXT
+        try:
+            call("cuMemGetInfo")
+        except DriverError as err:
+            return err.code in STICKY or err.code == INVALID_CONTEXT
+        finally:
+            with contextlib.suppress(DriverError):
+                call("cuCtxPopCurrent")
+        return False
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -298,7 +352,7 @@ class SharedDevice:
     turn: contextlib.AbstractContextManager[Any]
 
 
-def _keep_for_ever(objects: object) -> None:
+def keep_for_ever(objects: object) -> None:
     """Keep an object and all it holds until the process is gone, beyond the end of the interpreter."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(objects))
 

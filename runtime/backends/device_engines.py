@@ -13,6 +13,7 @@ from typing import Protocol
 from flawscope.errors import DeviceError
 from flawscope.runtime.backends.device import Device, SharedDevice
 from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.engines.capture_lock import CAPTURES
 
 
 class OnDevice(Protocol):
@@ -52,7 +53,8 @@ class DeviceEngines:
             for name in names:
                 self.sessions[name] = open_engine(name, self._shared)
             with self.using() as device:
-                scratch = device.allocate(max(session.scratch_bytes for session in self.sessions.values()))
+                with CAPTURES.disturbing():
+                    scratch = device.allocate(max(session.scratch_bytes for session in self.sessions.values()))
                 for session in self.sessions.values():
                     session.make_ready(scratch)
         except BaseException:

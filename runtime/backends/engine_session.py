@@ -9,7 +9,7 @@ from flawscope import cpp_ext
 from flawscope.bundle import Bundle
 from flawscope.errors import BackendError
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
-from flawscope.runtime.backends.device import SharedDevice, device_problem
+from flawscope.runtime.backends.device import SharedDevice, check_kernels, device_problem
 from flawscope.runtime.backends.device_engines import DeviceEngines
 from flawscope.runtime.backends.session import MakeDeviceHead
 from flawscope.runtime.backends.tensorrt import TensorrtSession
@@ -54,11 +54,12 @@ def open_engine(
 
     Raises:
         ArgumentError: If the bundle lacks the precision.
-        BackendError: If the engine cannot be built or loaded.
+        BackendError: If the engine cannot be built or loaded, or the bank cannot lie beside it: kernels are missing.
         DeviceError: If the device fails.
     """
-    # Without CUDA kernels the patches are copied back, for the CPU's kernels.
-    return _open(bundle, graph, precision, make_head if cpp_ext.HAVE_CUDA else None, None)
+    if make_head is not None:
+        check_kernels("tensorrt")
+    return _open(bundle, graph, precision, make_head, None)
 
 
 def open_engines(bundle: Bundle, graphs: Sequence[str], precision: str) -> DeviceEngines | None:

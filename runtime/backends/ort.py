@@ -177,7 +177,8 @@ def make_session(model: OnnxModel, options: Any, backend: str, more: Mapping[str
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in model.external.values()]
         options.add_external_initializers(list(model.external), values)
     providers = [(name, known | dict(more or {})) for name, known in session_providers(backend)]
-    session = onnxruntime.InferenceSession(model.data, options, providers=providers)
+    with _captures_held_off(backend):
+        session = onnxruntime.InferenceSession(model.data, options, providers=providers)
     # By itself it would go on with another provider where one fails in a run. For that it also keeps the bytes of the
     # graph: hundreds of megabytes of a generator would stay in memory twice.
     session.disable_fallback()
@@ -230,8 +231,18 @@ class OrtSession:
 
     def close(self) -> None:
         """Release the session; closing twice is harmless."""
-        self._session = None
+        with _captures_held_off(self._backend):
+            self._session = None
         self._external.clear()
+
+
+def _captures_held_off(backend: str) -> contextlib.AbstractContextManager[None]:
+    """Return what is held while a session takes or frees a device's memory, which would break captures of graphs."""
+    if backend == "cpu":
+        return contextlib.nullcontext()
+    from flawscope.runtime.engines.capture_lock import CAPTURES  # the CPU needs none of the engines
+
+    return CAPTURES.disturbing()
 
 
 def check_provider(session: Any, backend: str, name: str) -> None:

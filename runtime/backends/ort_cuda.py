@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope import cpp_ext
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
-from flawscope.runtime.backends.device import Device, device_problem
+from flawscope.runtime.backends.device import Device, check_kernels
 from flawscope.runtime.backends.ort import (
     OrtSession,
     check_provider,
@@ -26,6 +25,7 @@ from flawscope.runtime.backends.ort import (
     session_options,
 )
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
+from flawscope.runtime.engines.capture_lock import CAPTURES
 from flawscope.runtime.engines.cuda_driver import first_line
 
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -38,15 +38,16 @@ def open_on_cuda(
     make_head: MakeDeviceHead | None = None,
     cores: Cores = OWN_CHOICE,  # its row has none to choose
 ) -> OrtSession | OrtDeviceSession:
-    """Open a session of a graph; with `make_head` the bank lies beside it, where kernels and PyCUDA are there.
+    """Open a session of a graph; with `make_head` the bank lies beside it.
 
     Raises:
-        BackendError: If CUDA cannot take the graph.
+        BackendError: If CUDA cannot take the graph, or the bank cannot lie beside it: kernels or PyCUDA are missing.
         DeviceError: If the device fails.
     """
     model = bundle.model(graph, precision)
-    if make_head is None or not cpp_ext.HAVE_CUDA or device_problem() is not None:
+    if make_head is None:
         return OrtSession(model, "cuda")
+    check_kernels("cuda")
     return OrtDeviceSession(model, bundle.manifest.max_batch, make_head)
 
 
@@ -78,7 +79,7 @@ class OrtDeviceSession:
         self._external = dict(model.external)
         self._device: Device | None = Device(index, "cuda")
         try:
-            with self._device.current():
+            with CAPTURES.disturbing(), self._device.current():
                 self._open(model, self._device.stream_number)
                 self._head = make_head(self._device, max_batch)
                 for count in range(max_batch, 0, -1):  # algorithms are chosen here, and not when images come

@@ -22,6 +22,7 @@ from flawscope.errors import BackendError, DeviceError, DeviceLost
 from flawscope.runtime.backends.device import Device, Graph
 from flawscope.runtime.backends.device_engines import DeviceEngines
 from flawscope.runtime.backends.tensorrt import TensorrtSession
+from flawscope.runtime.engines.capture_lock import CAPTURES
 
 _MOST_GRAPHS = 16
 
@@ -111,7 +112,10 @@ class SamplingLoop:
             device.copy_in(self._keep, self._held[-1])
 
     def run(self, device: Device, count: int) -> None:
-        """Enqueue the sampling of `count` images: as one graph from the second time on."""
+        """Enqueue the sampling of `count` images: as one graph from the second time on.
+
+        From a later one where a session is being opened meanwhile: an image does not wait for that.
+        """
         key = (self._steps, count)
         if (graph := self._graphs.get(key)) is not None:
             self._graphs.move_to_end(key)
@@ -119,17 +123,21 @@ class SamplingLoop:
             return
         # Once launch by launch, never captured at once: a capture executes nothing, and the driver loads kernels at
         # their first launch.
-        self._enqueue(device, count)
+        with CAPTURES.disturbing():
+            self._enqueue(device, count)
         if self.graph_problem is not None:
             return
         try:
-            self._graphs[key] = device.capture(lambda: self._enqueue(device, count))
+            graph = device.try_capture(lambda: self._enqueue(device, count))
         except DeviceLost:
             raise
         except DeviceError as err:
             # No fault: slower, and `graph_problem` says why.
             self.graph_problem = str(err)
             return
+        if graph is None:
+            return
+        self._graphs[key] = graph
         if len(self._graphs) > _MOST_GRAPHS:
             device.wait()  # a graph that is released must not be running
             self._graphs.popitem(last=False)[1].close()
@@ -147,10 +155,14 @@ class SamplingLoop:
     def _make_room(self, device: Device, arrays: int) -> None:
         if arrays <= self._room:
             return
-        # Twice as much as before at least: what was allocated lives until the end.
+        # Twice as much as before at least: all graphs are captured anew with each growth.
         room = max(arrays, 2 * self._room)
         device.wait()
         self.release()  # graphs know the old address
+        if self._room:
+            # Before the new one: on a small device there may not be memory for both.
+            old, self._noise, self._room = self._noise, 0, 0
+            device.free(old)
         self._noise = device.allocate((1 if self._same_noise else self._most) * room * self.bytes)
         self._room = room  # not before: where there is no memory for it, the next run must ask again
 

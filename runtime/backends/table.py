@@ -46,6 +46,8 @@ class Backend:
         together: `(bundle, graphs, precision) -> DeviceEngines | None`: opens all graphs on one device, where arrays
             stay between them; None where that needs what is not installed. Without it they are opened one by one.
         cores: What of `Cores` can be set.
+        bank_problem: `() -> str | None`: why the memory bank cannot lie beside the graph on its device, as a sentence;
+            None if the backend has no kernels for a device.
         rival: The package that brings it, where `auto` may take it in place of the CPU's own, if it is measured to be
             faster: found and never imported, as most bundles do not need it. None where `auto` does not.
     """
@@ -63,6 +65,7 @@ class Backend:
     precision_problem: str | None = None
     together: str | None = None
     cores: tuple[str, ...] = ()
+    bank_problem: str | None = None
     rival: str | None = None
 
 
@@ -111,6 +114,7 @@ _ROWS = (
         kernels=False,
         auto="ONNX Runtime offers CUDA",
         tolerances=_DEVICE_TOLERANCES,
+        bank_problem="flawscope.runtime.backends.device:kernels_problem",
     ),
     # Never by `auto`: it may have to build an engine first, which takes minutes. That is for the user to decide.
     Backend(
@@ -124,6 +128,7 @@ _ROWS = (
         tolerances=_DEVICE_TOLERANCES,
         alone="an engine has buffers of its own, and the bank beside it on the device",
         together="flawscope.runtime.backends.engine_session:open_engines",
+        bank_problem="flawscope.runtime.backends.device:kernels_problem",
     ),
     # Patches come back from a device of OpenVINO too: there are no kernels of ours for it.
     _openvino("openvino", "cpu"),
@@ -178,6 +183,12 @@ def precision_problem(name: str, precision: str) -> str | None:
     return None if row.precision_problem is None else methods.load(row.precision_problem)(precision)
 
 
+def bank_problem(name: str) -> str | None:
+    """Return why a backend with kernels for its device cannot keep a bank there, as a sentence; else None."""
+    row = backend_row(name)
+    return None if row.bank_problem is None else methods.load(row.bank_problem)()
+
+
 def open_session(
     bundle: Bundle,
     graph: str,
@@ -193,13 +204,14 @@ def open_session(
         graph: Name of the graph, such as `features` or `score`.
         precision: Precision of the graph.
         backend: Name of a backend, not `auto`.
-        make_head: Puts the bank beside `features` on the device if the backend has CUDA kernels; the outputs of the
+        make_head: Puts the bank beside `features` on the device if the backend has kernels for one; the outputs of the
             session are then `anomaly_map` and `score`. None: the outputs of the graph.
         cores: Threads and streams.
 
     Raises:
         ArgumentError: If the bundle lacks the precision, or the backend has no such threads or streams.
-        BackendError: If the backend cannot run the graph, or does not compute in the precision.
+        BackendError: If the backend cannot run the graph, does not compute in the precision, or has a `bank_problem`
+            where there is `make_head`.
     """
     # Before the graph is asked for: one of FP32 under the name of another precision would run, and be called so.
     if precision not in backend_row(backend).tolerances:

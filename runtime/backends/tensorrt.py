@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
-from flawscope.runtime.backends.device import Device, Graph, SharedDevice
+from flawscope.runtime.backends.device import Device, Graph, SharedDevice, keep_for_ever
 from flawscope.runtime.backends.session import DeviceHead, MakeDeviceHead
 from flawscope.runtime.engines.build import listen
+from flawscope.runtime.engines.capture_lock import CAPTURES
 from flawscope.runtime.engines.tensorrt_modules import TensorRT
 
 
@@ -81,20 +82,29 @@ class TensorrtSession:
         self._device: Device | None = Device(index) if shared is None else shared.device
         try:
             with self._device.current():
-                self._load(plan)
-                self._bind(self._device)
-                if make_head is not None:
-                    self._head = make_head(self._device, self._max_batch)
+                with CAPTURES.disturbing():  # other threads' captures; our own come in `make_ready`
+                    self._load(plan)
+                    self._bind(self._device)
+                    if make_head is not None:
+                        self._head = make_head(self._device, self._max_batch)
+                    scratch = self._device.allocate(self.scratch_bytes) if shared is None else 0
                 if shared is None:
-                    self.make_ready(self._device.allocate(self.scratch_bytes))
+                    self.make_ready(scratch)
             self.outputs = ("anomaly_map", "score") if self._head is not None else tuple(self._outputs)
         except BaseException:
             if shared is None:
                 self.close()
             else:  # its owner does not know it yet
-                with contextlib.suppress(DeviceError), shared.device.current():
-                    self.release()
+                self._abandon(shared.device)
             raise
+
+    def _abandon(self, device: Device) -> None:
+        """Release what was made so far; where the device is lost, keep it for ever, as `Device.close` does."""
+        try:
+            with CAPTURES.disturbing(), device.current():
+                self.release()
+        except DeviceError:
+            keep_for_ever(self.made())
 
     def _load(self, plan: bytes) -> None:
         self._logger, self._messages = listen(self._trt)
@@ -156,8 +166,9 @@ class TensorrtSession:
         for host, _ in self._inputs.values():
             host[...] = 0
         for count in reversed(self._batches):  # the largest first: what does not fit is said at once
-            self._enqueue(device, count)
-            device.wait()
+            with CAPTURES.disturbing():  # a context is made, and kernels are loaded
+                self._enqueue(device, count)
+                device.wait()
             # After the run, never instead of it: a capture executes nothing, TensorRT makes ready in the first run, and
             # the driver loads kernels at their first launch.
             if self.graph_problem is None:

@@ -50,7 +50,8 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
     not of the machine.
 
     Args:
-        inspector: The loaded bundle. Backend, path and precision are its own, which are known to work.
+        inspector: The loaded bundle. Backend and precision are its own, which are known to work, and the path is
+            that which was asked for: `kernel` by name is refused where `auto` takes it with less.
         bundle: Path of the bundle.
 
     Returns:
@@ -68,7 +69,7 @@ def cold_start(inspector: Inspector, bundle: Path) -> dict[str, Any]:
         with storage_errors(image):
             image.write_bytes(inspector.bundle.read(golden))
         cores = [f"{name} {value}" for name, value in inspector.cores.given().items()]
-        arguments = [str(bundle), inspector.backend, inspector.path, inspector.precision, str(image), *cores]
+        arguments = [str(bundle), inspector.backend, inspector.asked_path, inspector.precision, str(image), *cores]
         runs = [_run(arguments) for _ in range(REPEATS)]
         without_engine = _without_engine(arguments) if inspector.backend == "tensorrt" else None
     memory = [run.pop("memory") for run in runs]

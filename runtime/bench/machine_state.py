@@ -13,18 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flawscope.errors import BackendError
+from flawscope.runtime.engines.cuda_driver import bus_of
+
 # Public, so that tests can put a folder of their own in place.
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def machine_state() -> dict[str, Any]:
-    """Return the processor's clocks and governor, the load average, and clocks and power of the first GPU."""
+    """Return the processor's clocks and governor, the load average, and clocks and power of CUDA's first GPU."""
     return {"cpu": _cpu_state(), "load_average": _load_average(), "gpu": _gpu_state()}
 
 
 def device_memory(backend: str) -> dict[str, Any]:
-    """Return this process's share of the first GPU's memory as `kib`, or None and the `reason`.
+    """Return this process's share of the memory of CUDA's first GPU as `kib`, or None and the `reason`.
 
     Args:
         backend: Name of the backend in use; `cpu` uses none.
@@ -99,7 +102,10 @@ def _gpu_state() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _first_gpu() -> Iterator[tuple[Any, Any, str | None]]:
-    """Yield the module of NVML, a handle of the first GPU and None, or no handle and the reason."""
+    """Yield the module of NVML, a handle of the first GPU and None, or no handle and the reason.
+
+    The first as CUDA counts, on which backends compute: NVML counts by PCI bus and knows no `CUDA_VISIBLE_DEVICES`.
+    """
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -112,9 +118,11 @@ def _first_gpu() -> Iterator[tuple[Any, Any, str | None]]:
         return
     try:
         try:
-            gpu, reason = nvml.nvmlDeviceGetHandleByIndex(0), None
+            gpu, reason = nvml.nvmlDeviceGetHandleByPciBusId(bus_of(0)), None
+        except BackendError as err:
+            gpu, reason = None, str(err)
         except nvml.NVMLError as err:
-            gpu, reason = None, f"the driver has no GPU: {err}"
+            gpu, reason = None, f"NVML does not know the GPU that CUDA counts first: {err}"
         yield nvml, gpu, reason
     finally:
         with contextlib.suppress(nvml.NVMLError):

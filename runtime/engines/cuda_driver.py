@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import threading
 from typing import Any
 
 from flawscope.errors import BackendError, DeviceError
@@ -34,9 +33,11 @@ STICKY = {
 """Errors after which a context can do nothing more: most of them by the words of `cuda.h`, "the process must be
 terminated and relaunched". The first two by experience."""
 
+INVALID_CONTEXT = 201
+"""No context is current, or one that is none any more, as after a `cudaDeviceReset`; `Device` finds out which."""
 
-CAPTURING = threading.Lock()
-"""Held while a graph is captured, and by whoever waits for a whole context: that would break the capture."""
+
+_BUS_BYTES = 32  # 13 are needed
 
 
 class DriverError(DeviceError):
@@ -103,6 +104,20 @@ def device_of(index: int) -> Any:
         return call("cuDeviceGet", index)
     except DriverError as err:
         raise BackendError(f"device: no NVIDIA driver answers ({str(err).rstrip('.')}). Is there a GPU?") from err
+
+
+def bus_of(index: int) -> str:
+    """Return where a device sits on the PCI bus, as `0000:01:00.0`, by which NVML finds the same one.
+
+    Raises:
+        BackendError: If there is none, or its driver cannot be asked.
+    """
+    device = device_of(index)
+    try:
+        name: bytes = call("cuDeviceGetPCIBusId", _BUS_BYTES, device)
+    except DriverError as err:
+        raise BackendError(f"device: the driver does not tell where its device {index} is: {err}") from err
+    return name.split(b"\0")[0].decode(errors="replace")
 
 
 def cuda_of_driver() -> str:

@@ -18,7 +18,7 @@ from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
 from flawscope.runtime.backends import Session
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.backends.table import backend_row
+from flawscope.runtime.backends.table import backend_row, bank_problem
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
 from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
 from flawscope.runtime.scorers.timed import Mark, no_mark
@@ -83,19 +83,21 @@ class BankMethod:
         if path == "graph":
             session = options.session(bundle, "score")
             return GraphScorer(bundle, "score", session, path, options.precision, least)
-        session = options.session(
-            bundle,
-            "features",
-            # A backend without CUDA kernels ignores this and returns patches.
-            lambda device, max_batch: self.on_device(device, manifest.head, tensors, size, max_batch),
-        )
+
+        def on_device(device: Any, max_batch: int) -> DeviceHead:
+            return self.on_device(device, manifest.head, tensors, size, max_batch)
+
+        # `auto` may leave the bank on the host, and `describe` says why; asked for by name, what is missing is refused.
+        # Backends without kernels for a device, and pools that share a graph, return patches in either case.
+        problem = None if options.path == "kernel" else bank_problem(options.backend)
+        session = options.session(bundle, "features", on_device if problem is None else None)
         if "anomaly_map" in session.outputs:  # the bank was put beside the graph, on the device
             return GraphScorer(bundle, "features", session, path, options.precision, least, "CUDA kernels")
         try:
             # Packs the bank, which can fail (a tensor is missing, memory is short) when the session is open already.
             with default_threads(options.cores.threads):
                 head = self.head(manifest.head, tensors, size)
-            return BankScorer(bundle, session, head, options, least)
+            return BankScorer(bundle, session, head, options, least, problem)
         except BaseException:
             session.close()
             raise
@@ -138,15 +140,22 @@ class BankScorer:
         head: Patches -> maps and scores.
         options: Precision of the graph, and threads of the head.
         least_score: Value of `Scorer.least_score`.
+        problem: Why the bank does not lie on the backend's device, a sentence; None if nothing is missing there.
     """
 
     path = "kernel"
     reconstructor: Reconstructor | None = None
 
     def __init__(
-        self, bundle: Bundle, session: Session, head: NativeHead, options: ScorerOptions, least_score: float
+        self,
+        bundle: Bundle,
+        session: Session,
+        head: NativeHead,
+        options: ScorerOptions,
+        least_score: float,
+        problem: str | None,
     ) -> None:
-        self.least_score = least_score
+        self.least_score, self._problem = least_score, problem
         self._threads = options.cores.threads
         self._model = partial(bundle.model, "features", options.precision)
         self._session, self._head = session, head
@@ -171,8 +180,8 @@ class BankScorer:
         return [Part("features", self._model(), self._session, {"image": images})]
 
     def describe(self) -> str:
-        """Return which kernels compute maps and scores."""
-        return implementation()
+        """Return which kernels compute maps and scores, and why not those of the device."""
+        return implementation() if self._problem is None else f"{implementation()}; not on the device: {self._problem}"
 
     def close(self) -> None:
         """Release the session."""

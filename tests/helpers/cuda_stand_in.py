@@ -7,6 +7,7 @@ down. What a GPU would refuse is refused, and what it would leave behind is note
 - what PyCUDA allocates is freed where its context is current, or in the thread that retained it;
 - a sticky error is the answer to every later call, and a destructor that calls then ends the process;
 - a copy on the default stream breaks the capture of a stream that is not `NON_BLOCKING`;
+- a call that waits for a whole context, to load or to free, breaks the captures of all threads;
 - a kernel that is launched for the first time is loaded first, which cannot be captured.
 """
 
@@ -31,6 +32,7 @@ from cuda_stand_in_errors import (
     LogicError,
     MemoryError_,
     Refused,
+    answering_into,
     error_of,
 )
 
@@ -114,6 +116,10 @@ class Stand:
             stream.recording = None
         return bool(broken)
 
+    def wait_for_all(self) -> None:
+        """Wait for all streams, which breaks every capture, and is not refused: loading and freeing do so."""
+        self.break_captures(lambda stream: True)
+
     def execute(self, work: Work) -> None:
         """Do what a stream has come to."""
         if self.break_next:
@@ -157,6 +163,8 @@ class Context:
         self._refuse_if_stubborn("cuCtxPopCurrent")
         if not own:
             raise LogicError("context::pop failed: invalid device context - cannot pop non-current context")
+        if not driver:  # somebody else has popped it
+            raise error_of(201, "cuCtxPopCurrent")
         driver.pop()
         own.pop()
         if own:
@@ -202,6 +210,7 @@ class Stream:
         """Put a kernel, which is loaded when it is first launched."""
         if kernel not in self.stand.loaded:
             self.stand.check_unsafe()
+            self.stand.wait_for_all()
             self.stand.loaded.add(kernel)
         self.put(work)
 
@@ -255,6 +264,7 @@ class Allocation:
                 return
             self.bytes[:] = 0xA5
             if self.kind == "device_allocation":
+                self.stand.wait_for_all()
                 self.stand.freed += 1
             else:
                 self.stand.unpinned += 1
@@ -383,22 +393,7 @@ def driver_bindings(stand: Stand) -> types.ModuleType:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
     )
 
-    def answering(results: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
-        """Make a function of the bindings: a refusal is a status, with nothing in place of the results."""
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-            @functools.wraps(function)
-            def answer(*arguments: Any) -> tuple[Any, ...]:
-                try:
-                    value = function(*arguments)
-                except Refused as err:
-                    return (CUresult(err.code), *[None] * results)
-                return (CUresult(0), *([] if results == 0 else [value] if results == 1 else value))
-
-            setattr(module, function.__name__, answer)
-            return answer
-
-        return decorate
+    answering = functools.partial(answering_into, module)
 
     @answering(0)
     def cuInit(Flags: int) -> None:
@@ -416,6 +411,10 @@ def driver_bindings(stand: Stand) -> types.ModuleType:
     @answering(1)
     def cuDeviceGetName(length: int, dev: int) -> bytes:
         return f"Orin {dev}".encode() + b"\0" * (length - 6)
+
+    @answering(1)
+    def cuDeviceGetPCIBusId(length: int, dev: int) -> bytes:
+        return f"0000:0{9 - dev}:00.0".encode() + b"\0" * (length - 12)  # the first is not the first on the bus
 
     @answering(1)
     def cuDeviceGetAttribute(attrib: int, dev: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+from collections.abc import Callable
 from typing import Any
 
 NAMES = {
@@ -51,3 +53,21 @@ class Refused(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+def answering_into(module: Any, results: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
+    """Make a function of the bindings in a module: a refusal is a status, with nothing in place of the results."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+        @functools.wraps(function)
+        def answer(*arguments: Any) -> tuple[Any, ...]:
+            try:
+                value = function(*arguments)
+            except Refused as err:
+                return (CUresult(err.code), *[None] * results)
+            return (CUresult(0), *([] if results == 0 else [value] if results == 1 else value))
+
+        setattr(module, function.__name__, answer)
+        return answer
+
+    return decorate

@@ -34,9 +34,16 @@ class CudaSession(OnDevice):
         ((name, given),) = providers
         assert name == CUDA
         assert set(given) <= KNOWN
+        stand.wait_for_all()
         self.given, self.elsewhere = given, stand.elsewhere
         options.log_severity_level = 4
         self.real = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def __del__(self) -> None:
+        if "user_compute_stream" in self.given:
+            super().__del__()
+        else:  # it makes the context current itself
+            self.stand.wait_for_all()
 
     def get_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]

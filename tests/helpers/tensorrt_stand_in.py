@@ -48,6 +48,9 @@ class OnDevice:
         self.stand = stand
 
     def __del__(self) -> None:
+        self.stand.wait_for_all()
+        if self.stand.sticky:
+            self.stand.complaints.append(f"{self.what} was destroyed on a dead context")
         if not self.stand.stacks()[0]:
             self.stand.complaints.append(f"{self.what} was destroyed without a current context")
 
@@ -60,6 +63,7 @@ class ExecutionContext(OnDevice):
     def __init__(self, stand: Stand, engine: Engine, strategy: str) -> None:
         super().__init__(stand)
         assert strategy == "user managed", "every context would take memory of its own"
+        stand.wait_for_all()
         self.engine, self.addresses, self.shapes = engine, {}, {}
         self.is_captured = False
         self.memory = 0
@@ -156,6 +160,7 @@ def tensorrt_module(stand: Stand) -> types.ModuleType:
             if not text.endswith(".onnx"):
                 self.logger.log(1, "the magic number\nis not right.")
                 return None
+            stand.wait_for_all()
             return Engine(stand, Path(text))
 
     module.ILogger, module.Runtime = ILogger, Runtime

@@ -253,14 +253,57 @@ def test_a_context_that_died_by_others_is_known_where_it_cannot_be_made_current(
 def test_a_context_that_is_refused_takes_away_nobody_elses(stand: Stand) -> None:
     device, others = Device(), object()
     stand.stacks()[0].append(others)
-    stand.sticky, stand.stubborn = 201, True  # somebody has reset the device
-    with pytest.raises(DeviceError, match=r"the device failed: cuCtxPushCurrent failed") as caught:
+    stand.sticky, stand.stubborn = 201, True
+    with pytest.raises(DeviceLost, match=r"the device failed: cuCtxPushCurrent failed"):
         device.current().__enter__()
-    assert not isinstance(caught.value, DeviceLost)
     assert stand.stacks()[0] == [others]
-    stand.sticky = 0
     stand.forget_threads()
     device.close()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_device_that_somebody_has_reset_is_lost_and_is_not_opened_again(stand: Stand, stubborn: bool) -> None:
+    device = Device()
+    stand.sticky, stand.stubborn = 201, stubborn
+    with (
+        pytest.raises(DeviceLost, match=r"\(CUDA error 201, INVALID_CONTEXT: was the device reset\?\)\. .* Start it"),
+        device.current(),
+    ):
+        device.allocate(1)
+    calls = stand.calls
+    with pytest.raises(DeviceLost, match=r"cannot be used any more in this process"):
+        Device()
+    device.close()
+    assert stand.calls == calls
+    stand.forget_threads()
+
+
+def test_a_context_that_another_library_has_popped_is_no_lost_device(stand: Stand) -> None:
+    device = Device()
+
+    def pop_and_allocate() -> None:
+        with device.current():
+            stand.stacks()[0].pop()
+            device.allocate(1)
+
+    with pytest.raises(DeviceError) as caught:
+        pop_and_allocate()
+    assert not isinstance(caught.value, DeviceLost)
+    stand.forget_threads()
+    with device.current():
+        device.allocate(1)
+    device.close()
+
+
+def test_memory_is_freed_once_before_the_end_and_the_rest_at_the_end(stand: Stand) -> None:
+    device = Device()
+    with device.current():
+        device.allocate(1)
+        second = device.allocate(1)
+        device.free(second)
+        assert (stand.allocated, stand.freed) == (2, 1)
+    device.close()
+    assert stand.freed == 2
 
 
 def test_a_context_that_dies_while_a_device_is_closed_is_left_as_it_is(stand: Stand) -> None:

@@ -82,6 +82,17 @@ def test_bundles_of_a_router_share_the_graph_and_not_the_bank_of_one(
         assert router.inspector("one").scorer.describe() != "CUDA kernels"
 
 
+def test_the_path_that_was_asked_for_is_refused_with_what_is_missing(
+    bundles: dict[str, Path], stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.count = 0
+    with pytest.raises(BackendError, match=r"path kernel: backend cuda cannot .*: expected CUDA device 0, got 0"):
+        Inspector.load(bundles["padim"], "cuda", "kernel")
+    monkeypatch.setattr(cpp_ext, "HAVE_CUDA", False)
+    with pytest.raises(BackendError, match=r"this installation has no CUDA kernels; .*\. Or use --path graph\."):
+        Inspector.load(bundles["padim"], "cuda", "kernel")
+
+
 def test_a_node_that_computes_elsewhere_is_refused(bundles: dict[str, Path], stand: Stand) -> None:
     stand.elsewhere = {"Conv", "FusedConv", "Cast"}
     with pytest.raises(BackendError, match=r"expected every node of features\.onnx on CUDAExecutionProvider, got \d"):

@@ -251,6 +251,7 @@ def test_doctor_names_the_layers_of_the_engine(
     ]
     assert report["elsewhere"] == []
     assert (report["head"] == "CUDA kernels") == joined
+    assert ("; not on the device: this installation has no CUDA kernels; install" in report["head"]) == (not joined)
     layers = None
     with pytest.raises(BackendError, match=r"engine: expected a report of its layers beside engine\.plan, got none"):
         examine(copies["padim"], "tensorrt", "fp32")
@@ -319,6 +320,12 @@ def test_a_device_that_stays_lost_goes_on_giving_faults(
             stand.fail_next = LaunchError("no device")
             assert inspector(part_images[0]).decision == "fault"
         assert inspector(part_images[0]).decision != "fault"
+
+
+def test_the_path_kernel_by_name_is_refused_without_kernels(copies: dict[str, Path], stand: Stand) -> None:
+    with pytest.raises(BackendError, match=r"path kernel: backend tensorrt cannot keep the bank on its device: this"):
+        Inspector.load(copies["padim"], "tensorrt", "kernel")
+    assert stand.allocated == 0
 
 
 def test_out_of_memory_says_so(copies: dict[str, Path], stand: Stand) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cuda_stand_in import Stand, driver_bindings
 
 from flawscope import resident_memory
 from flawscope.resident_memory import peak_kib, resident_kib
 from flawscope.runtime.bench import machine_state as machine_state_module
 from flawscope.runtime.bench.machine_state import device_memory, machine_state
+from flawscope.runtime.engines import cuda_driver
 
 
 class NVMLError(Exception):
@@ -26,8 +29,8 @@ def nvml(**changes: object) -> SimpleNamespace:
     calls = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetHandleByIndex": lambda index: f"gpu {index}",
-        "nvmlDeviceGetName": lambda gpu: b"NVIDIA L4",
+        "nvmlDeviceGetHandleByPciBusId": lambda bus: f"gpu {bus}",
+        "nvmlDeviceGetName": lambda gpu: {"gpu 0000:09:00.0": b"NVIDIA L4"}[gpu],
         "nvmlDeviceGetClockInfo": lambda gpu, kind: {"sm": 2040, "memory": 6251}[kind],
         "nvmlDeviceGetPowerUsage": lambda gpu: 31_500,
         "nvmlDeviceGetTemperature": lambda gpu, kind: 54,
@@ -41,6 +44,16 @@ def nvml(**changes: object) -> SimpleNamespace:
         "NVMLError": NVMLError,
     }
     return SimpleNamespace(**{**calls, **changes})
+
+
+@pytest.fixture(autouse=True)
+def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """A driver with one GPU, which is not the first on the bus."""
+    stand = Stand()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver_bindings(stand))
+    cuda_driver.bindings.cache_clear()
+    yield stand
+    cuda_driver.bindings.cache_clear()
 
 
 def refuse(*_: object) -> None:
@@ -80,7 +93,7 @@ def test_a_question_that_nvml_does_not_answer_costs_no_other_answer(monkeypatch:
     ("changes", "reason"),
     [
         ({"nvmlInit": refuse}, "no NVIDIA driver answers: Not Supported"),
-        ({"nvmlDeviceGetHandleByIndex": refuse}, "the driver has no GPU: Not Supported"),
+        ({"nvmlDeviceGetHandleByPciBusId": refuse}, "NVML does not know the GPU that CUDA counts first: Not Supported"),
     ],
 )
 def test_no_driver_or_no_gpu_is_a_reason(
@@ -89,6 +102,15 @@ def test_no_driver_or_no_gpu_is_a_reason(
     use(monkeypatch, nvml(**changes))
     assert machine_state()["gpu"]["reason"] == reason
     assert device_memory("cuda") == {"kib": None, "reason": reason}
+
+
+def test_a_gpu_that_cuda_does_not_see_is_not_read(monkeypatch: pytest.MonkeyPatch, stand: Stand) -> None:
+    use(monkeypatch, nvml())
+    stand.count = 0  # CUDA_VISIBLE_DEVICES is empty; NVML knows nothing of that
+    reason = device_memory("cuda")["reason"]
+    assert reason is not None
+    assert reason.startswith("device: no NVIDIA driver answers")
+    assert machine_state()["gpu"] == {**dict.fromkeys(machine_state()["gpu"]), "reason": reason}
 
 
 @pytest.mark.parametrize("listed", [[], [SimpleNamespace(pid=os.getpid(), usedGpuMemory=None)]])
