@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flawscope import cli
+from flawscope.cpp_ext import HAVE_NATIVE
 from flawscope.errors import BackendError
 from flawscope.runtime import Inspector
 from flawscope.runtime.bench import cold_start as cold_start_module
@@ -81,6 +82,24 @@ def test_where_engines_run_a_start_without_one_is_measured_too(
     assert isinstance(engines, Path)
     assert not engines.exists()
     assert timeout_s == 3600
+
+
+@pytest.mark.parametrize("path", ["auto", "kernel"])
+def test_a_new_process_is_asked_for_the_path_that_this_one_was_asked_for(
+    padim_bundle: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The path by name is refused where `auto` takes it with less: kernels of the CPU behind a device."""
+    paths: list[str] = []
+
+    def run(arguments: list[str], *_: object) -> dict[str, float]:
+        paths.append(arguments[2])
+        return {**dict.fromkeys(PARTS, 1.0), "memory": [1, 1]}  # type: ignore[dict-item]
+
+    monkeypatch.setattr(cold_start_module, "_run", run)
+    with Inspector.load(padim_bundle, "cpu", path) as inspector:
+        assert (inspector.path, inspector.asked_path) == ("kernel" if HAVE_NATIVE else inspector.path, path)
+        cold_start(inspector, padim_bundle)
+    assert paths == [path] * REPEATS
 
 
 def test_the_command_measures_it_unless_told_not_to(
