@@ -119,7 +119,7 @@ def test_a_loop_that_is_not_captured_is_found(
     def refuse(self: Device, work: object) -> None:
         raise DeviceError("no capture")
 
-    monkeypatch.setattr(Device, "capture", refuse)
+    monkeypatch.setattr(Device, "try_capture", refuse)
     drawing_stage.on_cpu(report)
     assert "inpaint: no capture" in report.failures
     assert not any("not equal" in failure for failure in report.failures)
