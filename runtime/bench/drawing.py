@@ -137,14 +137,15 @@ def bench_drawing(
         "denoiser_call_ms": latency_ms["denoise"]["p50"] / calls if calls else None,
         "images_per_second": float(batch * len(rounds) / (total.sum() / 1e3)),
         "seconds_per_image": float(total.sum() / 1e3 / (batch * len(rounds))),
-        "memory": {
-            "host": {"rss_after_load_kib": loaded_kib, "peak_kib": peak_kib()},
-            "device": device_memory(synthesizer.backend),
-        },
+        "memory": _memory(loaded_kib, synthesizer.backend),
         "input": list(manifest.input.size),
         "machine": machine(),
         "state": {"before": before, "after": machine_state()},
     }
+
+
+def _memory(loaded_kib: int | None, backend: str) -> dict[str, Any]:
+    return {"host": {"rss_after_load_kib": loaded_kib, "peak_kib": peak_kib()}, "device": device_memory(backend)}
 
 
 def _rounds(
