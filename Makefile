@@ -15,6 +15,8 @@ CMAKE  := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DP
 WORKERS ?= $(shell nproc)
 PYTEST  := $(BIN)/python -m pytest
 SHARED  := -n $(WORKERS) --dist loadfile
+# The files with tests that measure: to import all the others for these takes a third of a minute.
+SERIAL   = $(shell grep -rl 'mark\.serial' tests --include='test_*.py')
 
 .PHONY: demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize clean
 
@@ -28,7 +30,7 @@ test-fast: $(NATIVE)
 # What guards the project. What measures comes after the rest, alone; then the quick part once more as an AVX2 machine.
 test: $(NATIVE) $(FP16)
 	$(PYTEST) tests $(SHARED) -m "not slow and not serial"
-	$(PYTEST) tests -m "serial and not slow"
+	$(PYTEST) $(SERIAL) -m "serial and not slow"
 	$(BIN)/python tools/test_variants.py --only avx2 $(SHARED) -m "not slow and not long and not serial"
 
 test-all: test test-variants
