@@ -25,6 +25,7 @@ _LISTED = 10
 _LAYOUTS = {
     "mvtec": "MVTec AD",
     "visa": "VisA",
+    "real_iad": "Real-IAD",
     "records": "JSON lines",
     "folders": "class folders",
     "flat": "flat folder",

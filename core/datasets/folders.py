@@ -1,6 +1,7 @@
 """Folder layouts of datasets: MVTec AD, plain class folders, and one flat folder of normal images.
 
     mvtec    train/good/*      test/{good,DEFECT}/*      ground_truth/DEFECT/*
+             train/good/*      test_public/{good,bad}/*  test_public/ground_truth/bad/*      (MVTec AD 2)
     folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
     flat     *
 
@@ -31,6 +32,8 @@ from flawscope.imaging.images import EXTENSIONS
 from flawscope.open_files import list_folder
 
 _SPLITS = ("train", "test")
+_PUBLIC_TEST = "test_public"
+"""The labelled test images of MVTec AD 2; those of its private folders have no labels."""
 _TEST_SHARE = 0.2
 _MIN_GOOD_TO_SPLIT = 5  # fewer are all needed for training
 _IN_NO_TYPE = "lies in no folder of normal images or of a defect type and was left out"
@@ -117,11 +120,11 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
     mask_folders = [folder for folder in listing.folders if is_mask_folder(folder.name)]
     others = [folder for folder in listing.folders if folder not in mask_folders]
     if layout == "mvtec":
-        splits = [folder for folder in others if folder.name.lower() in _SPLITS]
+        splits = {folder: split for folder in others if (split := _split_of(folder, others)) is not None}
         builder.leave_out((f for f in others if f not in splits), "is neither train nor test and was left out")
-        _check_unique(splits, key=lambda folder: folder.name.lower(), what="folder of each split")
-        for split in splits:
-            builder.add_split(split)
+        _check_unique(list(splits), key=splits.__getitem__, what="folder of each split")
+        for folder, split in splits.items():
+            builder.add_split(folder, split)
     elif layout == "folders":
         builder.add_types(others, lambda name: "train" if name == GOOD else "test")
     else:
@@ -146,6 +149,14 @@ def read_folders(root: Path, layout: Layout) -> Dataset:
     )
 
 
+def _split_of(folder: Path, beside: Sequence[Path]) -> Split | None:
+    """Return the split that a folder of a category holds, or None."""
+    name = folder.name.lower()
+    if name == _PUBLIC_TEST and not any(other.name.lower() == "test" for other in beside):
+        return "test"
+    return cast(Split, name) if name in _SPLITS else None
+
+
 def _check_unique(folders: Sequence[Path], key: Callable[[Path], str], what: str) -> None:
     names: dict[str, Path] = {}
     for folder in folders:
@@ -167,11 +178,10 @@ class _Builder:
         self.ignored: list[Path] = []
         self.remarks: list[Problem] = []
 
-    def add_split(self, folder: Path) -> None:
-        """Add the folders of types in `train` or `test`; images that lie beside them are of no type."""
-        split = cast(Split, folder.name.lower())
+    def add_split(self, folder: Path, split: Split) -> None:
+        """Add the folders of types in the folder of a split; images that lie beside them are of no type."""
         if folder.name != split:
-            self._remark("folder_by_case", folder, f"was taken as {split}")
+            self._remark("taken_as_split", folder, f"was taken as {split}")
         listing = contents(folder)
         self.leave_out([*listing.images, *listing.masks], _IN_NO_TYPE)
         types = []

@@ -191,7 +191,7 @@ def _remarks(dataset: Dataset) -> Iterator[Problem]:
     for path in dataset.orphan_masks:
         yield Problem("orphan_mask", path, "belongs to no image (or to one that has another mask)")
     # A table names its masks; in folders they were found by their names.
-    for sample in () if dataset.layout in ("visa", "records") else dataset.samples:
+    for sample in () if dataset.layout in ("visa", "real_iad", "records") else dataset.samples:
         for mask in sample.masks:
             if mask.parent == sample.path.parent:
                 yield Problem("mask_beside_image", mask, f"was taken as the mask of {sample.path.name}", "note")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flawscope.datasets.all_categories import ALL, merge_categories
 from flawscope.datasets.folders import contents, layout_of, read_folders
+from flawscope.datasets.real_iad import find_real_iad, find_real_iad_above, read_real_iad
 from flawscope.datasets.records import categories_of, dataset_of, find_records, read_records
 from flawscope.datasets.samples import GOOD, Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, find_table_beside, read_visa
@@ -22,7 +23,7 @@ _EXPECTED = "expected normal images in train/good or good, a folder of images, o
 
 
 class _Table(NamedTuple):
-    """A table in the root, of VisA or of records: its categories, and how to index one."""
+    """Tables in the root, of VisA, Real-IAD or records: their categories, and how to index one."""
 
     categories: tuple[str, ...]
     read: Callable[[str], Dataset]
@@ -32,9 +33,9 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
     """Index the images of one category, or of all of them, without opening them.
 
     `root` with `category` is the folder root/category; `root` alone may be a category itself, or hold a single one.
-    VisA is recognised by its table, records by the first line of train.json or test.json. A folder of images alone is
-    taken as normal training images; class folders without a split get a fixed one (a fifth of the normal images
-    becomes test).
+    VisA and Real-IAD are recognised by their tables, records by the first line of train.json or test.json. A folder
+    of images alone is taken as normal training images; class folders without a split get a fixed one (a fifth of the
+    normal images becomes test).
 
     The category "all", unless one below the root has that name, merges all categories into one dataset: its defect
     types are called CATEGORY/DEFECT, and every sample names its category.
@@ -52,7 +53,7 @@ def open_dataset(root: Path, category: str | None = None) -> Dataset:
         if category == ALL and table.categories and ALL not in table.categories:
             return merge_categories(root, [_trainable(root, table.read(name)) for name in table.categories])
         return _trainable(root, table.read(_choose(root, category, table.categories)))
-    if category is None and (dataset := _open_object_of_visa(root)):
+    if category is None and (dataset := _open_object_of_visa(root) or _open_object_of_real_iad(root)):
         return _trainable(root, dataset)
     return _open_folders(root, category)
 
@@ -141,6 +142,8 @@ def _find_table(root: Path) -> _Table | None:
         # Only what is here: the table may name more.
         here = tuple(name for name in categories(beside) if (root / name).is_dir())
         return _Table(here, partial(read_visa, root, beside, base=root)) if here else None
+    if tables := find_real_iad(root):
+        return _Table(tuple(tables.files), partial(read_real_iad, root, tables))
     return None
 
 
@@ -152,6 +155,12 @@ def _open_object_of_visa(root: Path) -> Dataset | None:
     whole, name = root.resolve().parent, root.resolve().name
     table = find_table(whole) or find_table_beside(whole)
     return read_visa(whole, table, name, base=whole) if table and name in categories(table) else None
+
+
+def _open_object_of_real_iad(root: Path) -> Dataset | None:
+    """Return one category of Real-IAD, where `root` is its folder: its own folders know nothing of the split."""
+    tables = find_real_iad_above(root)
+    return read_real_iad(tables.images, tables, root.resolve().name) if tables else None
 
 
 def _open_folders(root: Path, category: str | None) -> Dataset:

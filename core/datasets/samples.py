@@ -15,7 +15,7 @@ from flawscope.errors import ImageError
 from flawscope.imaging.masks import MaskReading, read_mask_with_facts
 
 Split = Literal["train", "test"]
-Layout = Literal["mvtec", "visa", "records", "folders", "flat"]
+Layout = Literal["mvtec", "visa", "real_iad", "records", "folders", "flat"]
 GOOD = "good"
 GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
 """What normal images are called in folders and tables, in any case."""
@@ -93,7 +93,7 @@ class Dataset(msgspec.Struct, frozen=True):
     """The images of one category or of all of them, in an order that depends on their names alone.
 
     Attributes:
-        root: The folder of the dataset; for VisA and records that of all categories.
+        root: The folder of the dataset; for VisA, Real-IAD and records that of all categories.
         category: Name of the category; "all" where all below the root are merged.
         layout: Layout of the files.
         samples: Training images first, good before defects, then by defect type and path.
