@@ -250,6 +250,9 @@ VERBS: Mapping[str, Row] = {
     "bench": Verb(
         "flawscope.runtime.bench.bench_command:bench_command", "Measure latency, throughput and memory of a bundle."
     ),
+    "benchmark": Verb(
+        "flawscope.workflows.accuracy.benchmark_command:benchmark", "Measure methods on data sets, as accuracy tables."
+    ),
     "line": _LINE,
     "synth": _SYNTH,
     "bundle": _BUNDLE,

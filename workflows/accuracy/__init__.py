@@ -1,0 +1,1 @@
+"""Accuracy of methods over data sets of many categories, as tables."""
