@@ -31,6 +31,7 @@ from flawscope.ranges import Count, PositiveCount
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import Items
 from flawscope.training.loop.tensorboard import TensorBoardWriter
+from flawscope.training.tracking import track_epoch
 
 METRICS, PREVIEWS, CHECKPOINTS = "metrics.jsonl", "previews", "checkpoints"
 
@@ -160,6 +161,8 @@ class _Loop:
             if self._settings.tensorboard and self._accelerator.is_main_process:
                 previews = [self._preview_path(line["epoch"]) for line in lines]
                 self._board = stack.enter_context(contextlib.closing(TensorBoardWriter(self._folder, lines, previews)))
+            for line in lines:  # a training that resumes is a run of its own there, and a whole one
+                track_epoch(line, self._preview_path(line["epoch"]))
             self._take_epochs(progress)
         return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses))
 
@@ -291,6 +294,7 @@ class _Loop:
         if self._accelerator.is_main_process:
             with (self._folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            track_epoch(line, self._preview_path(self._epoch))
         if self._board is not None:
             self._board.add(line, self._preview_path(self._epoch))
 
