@@ -1,4 +1,4 @@
-"""Weights & Biases: one run for a training; its own variables say where it goes, such as WANDB_PROJECT and WANDB_MODE."""
+"""Weights & Biases: one run for a training; its own variables say where to, such as WANDB_PROJECT and WANDB_MODE."""
 
 from __future__ import annotations
 
