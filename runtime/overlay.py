@@ -1,4 +1,4 @@
-"""Overlays: the anomaly map over the image on a fixed colour scale, with boxes around anomalous regions."""
+"""Overlays: the anomaly map over the image in the colours of the report, with boxes around anomalous regions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
+from flawscope.imaging.heat import BOX, HALO, HeatScale, draw_box
 from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.results import Box
 
-_OPACITY = 0.55
+_SCALE = HeatScale(1 / 6, 1.0, 2.0, has_threshold=True)
+"""Of map values divided by the reference: the first fifth of the scale has no colour, here what is below half of it."""
+_LARGEST = 2.0
 
 
 def draw_overlay(
@@ -23,10 +26,10 @@ def draw_overlay(
     boxes: Iterable[Box] = (),
     lines: Sequence[str] = (),
 ) -> UInt8Array:
-    """Return the source image with its heat map and boxes, uint8 [H, W, 3] RGB.
+    """Return the source image in grey under its heat map, with boxes, uint8 [H, W, 3] RGB.
 
-    The colours run from 0 to twice `reference`, the same for every image: stretching each map over its own range
-    would paint the brightest spot of every good part red. Below half the reference the image is not covered at all.
+    The colours run up to twice `reference`, the same for every image: stretching each map over its own range would
+    paint the brightest spot of every good part red. Below half the reference there is none.
 
     Args:
         image: Source image, uint8 [H, W, 3].
@@ -40,25 +43,18 @@ def draw_overlay(
     height, width = image.shape[:2]
     # A threshold that was set by hand can be 0 or below.
     floor = np.maximum(reference, np.float32(1e-12)) if isinstance(reference, np.ndarray) else max(reference, 1e-12)
-    level = np.clip(anomaly_map / (2.0 * floor), 0.0, 1.0)
+    level = np.clip(anomaly_map / floor, 0.0, _LARGEST)
     canvas = level
     if spec is not None:
         canvas = np.zeros(spec.resize, np.float32)  # the map covers the crop; outside of it nothing was inspected
         top, left = spec.offset
         canvas[top : top + spec.size[0], left : left + spec.size[1]] = level
     level = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    colours = cv2.cvtColor(
-        cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB
-    ).astype(np.float32)
-    # 0 up to half the reference, full at the reference (level 0.5).
-    opacity = (_OPACITY * np.clip(4.0 * level - 1.0, 0.0, 1.0))[:, :, None]
-    result = (image * (1.0 - opacity) + colours * opacity).astype(np.uint8)
+    result = _SCALE.laid_on(image, level)
     thickness = max(1, round(max(height, width) / 300))
     for box in boxes:
         corner = (box.x + box.width - 1, box.y + box.height - 1)  # OpenCV includes it
-        # A white edge first: red alone disappears on the red end of the colour scale.
-        cv2.rectangle(result, (box.x, box.y), corner, (255, 255, 255), thickness + 2)
-        cv2.rectangle(result, (box.x, box.y), corner, (220, 0, 0), thickness)
+        draw_box(result, (box.x, box.y), corner, thickness)
     _write_lines(result, lines)
     return result
 
@@ -67,6 +63,6 @@ def _write_lines(image: UInt8Array, lines: Sequence[str]) -> None:
     scale, font = max(image.shape[:2]) / 800, cv2.FONT_HERSHEY_SIMPLEX
     for row, line in enumerate(lines, 1):
         text, place = line.encode("ascii", "replace").decode(), (round(12 * scale), round(32 * scale * row))
-        # As with boxes, on a white edge.
-        for colour, thickness in (((255, 255, 255), 5), ((220, 0, 0), 2)):
+        # As boxes, on a dark edge.
+        for colour, thickness in ((HALO, 5), (BOX, 2)):
             cv2.putText(image, text, place, font, scale, colour, max(1, round(thickness * scale)), cv2.LINE_AA)

@@ -18,10 +18,10 @@ from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_line
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.figures import Figures, LeakFigures, measured_on
 from flawscope.calibration.evaluation.intervals import Interval, Rate, images_needed
-from flawscope.calibration.evaluation.report_images import HeatScale
 from flawscope.calibration.extras import require
 from flawscope.datasets import GOOD
 from flawscope.files import write_text
+from flawscope.imaging.heat import HeatScale
 from flawscope.imaging.images import read_image
 from flawscope.text import printable
 

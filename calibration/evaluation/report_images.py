@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
+from flawscope.imaging.heat import HALO, HeatScale, draw_box
 from flawscope.imaging.images import Preprocessing
 from flawscope.imaging.png import encode_png
 
@@ -20,41 +20,7 @@ if TYPE_CHECKING:
 
 _SIDE_PX = 480  # longer side of an image in the report
 _QUALITY = 88  # of JPEG, 0 to 100
-_OUTLINE, _HALO, _BOX = (255, 255, 255), (20, 20, 20), (0, 229, 255)
-# Value on the scale -> red, green, blue, opacity. The step at 0.5 makes the pixel threshold visible as an edge.
-_STOPS = (
-    (0.0, (255, 236, 130, 0.0)),
-    (0.2, (255, 236, 130, 0.0)),
-    (0.499, (255, 222, 60, 0.35)),
-    (0.5, (255, 140, 0, 0.55)),
-    (1.0, (178, 0, 30, 0.85)),
-)
-
-
-@dataclass(frozen=True)
-class HeatScale:
-    """The one colour scale of a report: map values, never rescaled for a single image.
-
-    Attributes:
-        low: No colour at and below this value.
-        middle: The pixel threshold, where yellow becomes orange; without one, halfway.
-        high: Full colour from here on.
-        has_threshold: Whether `middle` is a threshold.
-    """
-
-    low: float
-    middle: float
-    high: float
-    has_threshold: bool
-
-    def colours(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        """Return red, green, blue (0 to 255) and opacity (0 to 1) of map values: [...] -> float64 [..., 4]."""
-        below = np.interp(values, [self.low, self.middle], [0.0, 0.499])
-        above = np.interp(values, [self.middle, self.high], [0.5, 1.0])
-        # Strictly above, as pixels are called anomalous: a value at the threshold keeps the colour below the step.
-        place = np.where(values > self.middle, above, below)
-        at, rows = [stop for stop, _ in _STOPS], np.array([colour for _, colour in _STOPS])
-        return np.stack([np.interp(place, at, rows[:, channel]) for channel in range(4)], axis=-1)
+_OUTLINE = (255, 255, 255)
 
 
 def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold: float | None) -> HeatScale:
@@ -107,24 +73,19 @@ def overlay(
     whole = np.full(spec.resize, scale.low, np.float32)  # what a crop cut off has no value and gets no colour
     top, left = spec.offset
     whole[top : top + spec.size[0], left : left + spec.size[1]] = anomaly_map
-    heat = scale.colours(np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR), np.float32))
-    # Grey below the colours: a coloured part must not look like heat.
-    grey = cv2.cvtColor(cv2.cvtColor(large, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float64)
-    mixed = grey * (1 - heat[..., 3:]) + heat[..., :3] * heat[..., 3:]
-    canvas = np.ascontiguousarray(mixed.round().astype(np.uint8))
+    canvas = scale.laid_on(large, np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR), np.float32))
     if mask is not None and mask.any():
         enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         # A wide dark line under a narrow light one is visible on any colour.
         outlines, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, _HALO, 5, cv2.LINE_AA)
+        cv2.drawContours(canvas, outlines, -1, HALO, 5, cv2.LINE_AA)
         cv2.drawContours(canvas, outlines, -1, _OUTLINE, 2, cv2.LINE_AA)
     # Rounded sizes make both zooms slightly different: boxes must follow each side, or they drift on long images.
     zoom = size[0] / image.shape[1], size[1] / image.shape[0]
     for box in boxes:
         first = round(box.x * zoom[0]), round(box.y * zoom[1])
         last = round((box.x + box.width) * zoom[0]) - 1, round((box.y + box.height) * zoom[1]) - 1
-        cv2.rectangle(canvas, first, last, _HALO, 4)
-        cv2.rectangle(canvas, first, last, _BOX, 2)
+        draw_box(canvas, first, last, 2)
     return _jpeg(canvas)
 
 

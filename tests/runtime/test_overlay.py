@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from flawscope.imaging.heat import BOX, HeatScale
 from flawscope.imaging.images import Preprocessing
 from flawscope.runtime.overlay import draw_overlay
 from flawscope.runtime.results import Box
@@ -13,11 +15,24 @@ SPEC = Preprocessing(resize=(32, 32))
 GREY = np.full((64, 96, 3), 128, np.uint8)
 
 
-def test_far_below_the_threshold_the_image_is_left_as_it_is() -> None:
+def test_far_below_the_threshold_the_image_is_shown_in_grey_without_a_colour() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     drawn = draw_overlay(image, np.full((32, 32), 0.49, np.float32), SPEC, reference=1.0)
-    np.testing.assert_array_equal(drawn, image)
-    assert drawn is not image
+    np.testing.assert_array_equal(drawn, np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2))
+
+
+def test_the_threshold_is_an_edge_in_the_colours_of_the_report() -> None:
+    scale = HeatScale(0.0, 1.0, 2.0, has_threshold=True)
+    for value in (0.999, 1.001, 2.0):
+        drawn = draw_overlay(GREY, np.full((32, 32), value, np.float32), SPEC, 1.0)[30, 30]
+        red, green, blue, opacity = scale.colours(np.array([value]))[0]
+        mixed = 128 * (1 - opacity) + np.array([red, green, blue]) * opacity
+        assert np.abs(drawn - mixed).max() <= 1.0, value
+    below, above = (
+        draw_overlay(GREY, np.full((32, 32), value, np.float32), SPEC, 1.0)[30, 30].astype(int)
+        for value in (0.999, 1.001)
+    )
+    assert below[1] - above[1] > 20  # from yellow to orange
 
 
 def test_the_scale_is_the_same_for_every_image() -> None:
@@ -51,7 +66,7 @@ def test_a_box_is_drawn_on_its_border_and_not_inside() -> None:
     box = Box(x=20, y=10, width=30, height=20, area_px=1, peak=1.0)
     drawn = draw_overlay(GREY, np.zeros((32, 32), np.float32), SPEC, 1.0, [box])
     for y, x in ((10, 30), (29, 30), (15, 20), (15, 49)):
-        assert drawn[y, x].tolist() == [220, 0, 0]
+        assert drawn[y, x].tolist() == [*BOX]
     np.testing.assert_array_equal(drawn[14:26, 24:46], GREY[14:26, 24:46])
 
 

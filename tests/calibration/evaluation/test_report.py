@@ -22,6 +22,7 @@ from flawscope.calibration.evaluation.intervals import rate
 from flawscope.datasets import content_hash, open_dataset
 from flawscope.datasets.defects.support_set import SupportImage, SupportRecord
 from flawscope.drawn_check import DrawnCheck, DrawnKind
+from flawscope.imaging.heat import HeatScale
 
 
 class _Page(HTMLParser):
@@ -129,7 +130,7 @@ def test_every_image_has_a_text_for_those_who_do_not_see_it(evaluation):
 
 
 def test_misses_and_false_rejects_are_shown_worst_first(evaluation):
-    misses, alarms, rejects = report._galleries(evaluation, report_images.HeatScale(30, 75, 110, True))
+    misses, alarms, rejects = report._galleries(evaluation, HeatScale(30, 75, 110, True))
     assert [card.score for card in misses.cards] == [36, 37, 38, 39]
     assert [card.score for card in alarms.cards] == [80, 79, 78, 77, 76]
     assert [(card.kind, card.score, card.boxes, card.has_outline) for card in rejects.cards] == [("spot", 104, 1, True)]
@@ -260,7 +261,7 @@ def test_command_writes_the_report_and_replaces_an_older_one_if_asked_to(make_bu
 
 
 def test_colours_step_at_the_threshold_and_do_not_depend_on_the_image():
-    scale = report_images.HeatScale(0.0, 10.0, 30.0, True)
+    scale = HeatScale(0.0, 10.0, 30.0, True)
     low, at, above, high = scale.colours(np.array([-5.0, 10.0, np.nextafter(10.0, 11.0), 99.0]))
     assert low[3] == 0.0
     assert at[3] < above[3]
