@@ -7,7 +7,28 @@ from dataclasses import dataclass
 
 # A line of a code block is a command when it begins with one of these; anything else there is what a command printed.
 PROGRAMS = frozenset(
-    "flawscope make python python3 pip source . git mkdir cp mv ls cd export echo cat curl unzip for rm".split()
+    [
+        "flawscope",
+        "make",
+        "python",
+        "python3",
+        "pip",
+        "source",
+        ".",
+        "git",
+        "mkdir",
+        "cp",
+        "mv",
+        "ls",
+        "cd",
+        "export",
+        "echo",
+        "cat",
+        "curl",
+        "unzip",
+        "for",
+        "rm",
+    ]
 )
 SHELLS = frozenset(["", "bash", "sh", "shell", "console"])
 _FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w-]*)")
@@ -51,7 +72,9 @@ def commands_of(page: str, text: str) -> list[Command]:
         elif fence:
             end = _end_of_fence(lines, place, fence)
             if end is None:
-                raise ValueError(f"{page}, line {place + 1}: expected an end of this code block, got the end of the page")
+                raise ValueError(
+                    f"{page}, line {place + 1}: expected an end of this code block, got the end of the page"
+                )
             found += _of_block(page, lines[place + 1 : end], place + 2, fence[3].lower(), reason)
             reason, place = "", end + 1
         elif line.startswith("    ") and (place == 0 or _may_begin(lines[place - 1])):

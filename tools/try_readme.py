@@ -2,9 +2,10 @@
 
     python tools/try_readme.py [--python PYTHON] [--pages README.md ...] [--out build/try-readme] [--keep]
 
-The clone is of the commit that is checked out. Generated parts are put where the README says the user's parts lie. `make install`
-in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line run`) gets Ctrl-C once it is
-ready, and has to end in order. Writes `result.json` and a log of every command to --out. Exit status 1 if a command fails.
+The clone is of the commit that is checked out. Generated parts are put where the README says the user's parts lie.
+`make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line run`)
+gets Ctrl-C once it is ready, and has to end in order. Writes `result.json` and a log of every command to --out. Exit
+status 1 if a command fails.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Shell:
 
 
 def fresh_environment(home: Path, python: str | None) -> dict[str, str]:
-    """Return variables as of a machine that never had flawscope: no settings, keys, caches, or environment of its own."""
+    """Return variables as of a machine that never had flawscope: no settings, keys, caches, or environment."""
     kept = {name: value for name, value in os.environ.items() if not _OURS.match(name)}
     own = str(Path(sys.executable).parent)
     kept["PATH"] = os.pathsep.join(part for part in kept["PATH"].split(os.pathsep) if part != own)
@@ -221,7 +222,8 @@ def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> t
             log = out / f"{len(outcomes):03d}-{Path(page).stem}-{command.line}.log"
             outcomes.append(try_command(shell, command, log))
             done = outcomes[-1]
-            print(f"{done.seconds:8.1f} s  {done.problem or 'done':12}  {page}:{done.line}  {command.text.splitlines()[0]}", flush=True)
+            first = command.text.splitlines()[0]
+            print(f"{done.seconds:8.1f} s  {done.problem or 'done':12}  {page}:{done.line}  {first}", flush=True)
     return outcomes, clone_s
 
 

@@ -3,9 +3,9 @@
     python tools/wheel.py [--python PYTHON] [--cuda] [--out dist]
 
 The wheel is made from a copy of the sources, so that nothing left in `build/` by an earlier build gets into it, with the
-kernels and without CUDA unless asked. `auditwheel`, in an environment of its own, says which systems it runs on and names it so.
-Then an empty environment gets the wheel with `[cpu]`, and scores a bundle that this environment made: the scores must be
-equal to the last bit. Exit status 1 if one of these checks fails. Needs the package index, as pip does.
+kernels and without CUDA unless asked. `auditwheel`, in an environment of its own, says which systems it runs on and names
+it so. Then an empty environment gets the wheel with `[cpu]`, and scores a bundle that this environment made: the scores
+must be equal to the last bit. Exit status 1 if one of these checks fails. Needs the package index, as pip does.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def check_installed(wheel: Path, python: str) -> bool:
     # An extra of an installed wheel comes by name, without flawscope on any index.
     plan = run(inside, "-m", "pip", "install", "--dry-run", "-q", "--report", "-", "flawscope[sign]")
     holds &= '"cryptography"' in plan
-    print(f"pip install \"flawscope[sign]\" beside it: {'takes the wheel' if holds else 'FAILED'}")
+    print(f'pip install "flawscope[sign]" beside it: {"takes the wheel" if holds else "FAILED"}')
     return holds
 
 
