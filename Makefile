@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine `make install` makes the environment; `make demo` and `make test` do so by themselves.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -18,7 +18,22 @@ SHARED  := -n $(WORKERS) --dist loadfile
 # The files with tests that measure: to import all the others for these takes a third of a minute.
 SERIAL   = $(shell grep -rl 'mark\.serial' tests --include='test_*.py')
 
-.PHONY: demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize clean
+.PHONY: install wheel release-check try-readme demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize clean
+
+install: $(NATIVE)
+	@echo "flawscope is in $(VENV); next: source $(BIN)/activate"
+
+# The wheel of this machine, audited, and tried in an empty environment; `make wheel WHEEL="--python python3.12"`, `--cuda`.
+wheel: $(NATIVE)
+	$(BIN)/python tools/wheel.py $(WHEEL)
+
+# What a release needs, from the notes to the wheel; publishes nothing. See docs/release.md.
+release-check: $(NATIVE)
+	$(BIN)/python tools/release.py $(RELEASE)
+
+# Every command of the README and the tutorials, pasted as printed, in a fresh clone; fetches gigabytes, takes a while.
+try-readme: $(NATIVE)
+	$(BIN)/python tools/try_readme.py $(TRY)
 
 demo: $(NATIVE)
 	$(BIN)/flawscope demo --out demo --overwrite

@@ -1,0 +1,123 @@
+"""Commands of Markdown pages, as a reader would paste them: lines of code blocks, and whole Python blocks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# A line of a code block is a command when it begins with one of these; anything else there is what a command printed.
+PROGRAMS = frozenset(
+    [
+        "flawscope",
+        "make",
+        "python",
+        "python3",
+        "pip",
+        "source",
+        ".",
+        "git",
+        "mkdir",
+        "cp",
+        "mv",
+        "ls",
+        "cd",
+        "export",
+        "echo",
+        "cat",
+        "curl",
+        "unzip",
+        "for",
+        "rm",
+    ]
+)
+SHELLS = frozenset(["", "bash", "sh", "shell", "console"])
+_FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w-]*)")
+_LEFT_OUT = re.compile(r"^\s*<!--\s*try-readme:\s*(.+?)\s*-->\s*$")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One thing to paste.
+
+    Attributes:
+        page: Page that it is on.
+        line: Line of the page, from 1.
+        text: What is pasted: lines of the shell, or a whole Python script.
+        kind: `shell` or `python`.
+        left_out: Why it is not run, from a comment `<!-- try-readme: REASON -->` before its block; empty to run it.
+    """
+
+    page: str
+    line: int
+    text: str
+    kind: str
+    left_out: str = ""
+
+
+def commands_of(page: str, text: str) -> list[Command]:
+    """Return the commands of a page in their order.
+
+    Raises:
+        ValueError: A code block has no end.
+    """
+    found: list[Command] = []
+    lines = text.splitlines()
+    reason, place = "", 0
+    while place < len(lines):
+        line = lines[place]
+        fence = _FENCE.match(line)
+        told = _LEFT_OUT.match(line)
+        if told:
+            reason, place = told[1], place + 1
+        elif fence:
+            end = _end_of_fence(lines, place, fence)
+            if end is None:
+                raise ValueError(
+                    f"{page}, line {place + 1}: expected an end of this code block, got the end of the page"
+                )
+            found += _of_block(page, lines[place + 1 : end], place + 2, fence[3].lower(), reason)
+            reason, place = "", end + 1
+        elif line.startswith("    ") and (place == 0 or _may_begin(lines[place - 1])):
+            end = place
+            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
+                end += 1
+            found += _of_block(page, lines[place:end], place + 1, "", reason)
+            reason, place = "", end
+        else:
+            if line.strip():
+                reason = ""
+            place += 1
+    return found
+
+
+def _may_begin(before: str) -> bool:
+    """Return whether an indented line after this one begins a code block: Markdown wants an empty line or a heading."""
+    return not before.strip() or before.startswith("#") or bool(_LEFT_OUT.match(before))
+
+
+def _end_of_fence(lines: list[str], start: int, fence: re.Match[str]) -> int | None:
+    for place in range(start + 1, len(lines)):
+        if lines[place].strip() == fence[2]:
+            return place
+    return None
+
+
+def _of_block(page: str, lines: list[str], first: int, language: str, reason: str) -> list[Command]:
+    """Return the commands of one code block; `first` is the number of its first line."""
+    if language in ("python", "py"):
+        return [Command(page, first, "\n".join(lines) + "\n", "python", reason)]
+    if language not in SHELLS:
+        return []
+    found: list[Command] = []
+    place = 0
+    while place < len(lines):
+        start = place
+        text = re.sub(r"^\$ ", "", lines[place].strip())
+        place += 1
+        if text.split(" ", 1)[0] not in PROGRAMS:
+            continue
+        while text.endswith("\\") and place < len(lines):
+            text += "\n" + lines[place].strip()
+            place += 1
+        found.append(Command(page, first + start, text, "shell", reason))
+    return found
