@@ -6,30 +6,8 @@ import re
 from dataclasses import dataclass
 
 # A line of a code block is a command when it begins with one of these; anything else there is what a command printed.
-PROGRAMS = frozenset(
-    [
-        "flawscope",
-        "make",
-        "python",
-        "python3",
-        "pip",
-        "source",
-        ".",
-        "git",
-        "mkdir",
-        "cp",
-        "mv",
-        "ls",
-        "cd",
-        "export",
-        "echo",
-        "cat",
-        "curl",
-        "unzip",
-        "for",
-        "rm",
-    ]
-)
+_OTHERS = "pip source . git mkdir cp mv ls cd export echo cat curl unzip for rm"
+PROGRAMS = frozenset(["flawscope", "make", "python", "python3", *_OTHERS.split()])
 SHELLS = frozenset(["", "bash", "sh", "shell", "console"])
 _FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w-]*)")
 _LEFT_OUT = re.compile(r"^\s*<!--\s*try-readme:\s*(.+?)\s*-->\s*$")

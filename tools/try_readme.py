@@ -3,9 +3,9 @@
     python tools/try_readme.py [--python PYTHON] [--pages README.md ...] [--out build/try-readme] [--keep]
 
 The clone is of the commit that is checked out. Generated parts are put where the README says the user's parts lie.
-`make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line run`)
-gets Ctrl-C once it is ready, and has to end in order. Writes `result.json` and a log of every command to --out. Exit
-status 1 if a command fails.
+`make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line
+run`) gets Ctrl-C once it is ready, and has to end in order. Writes `result.json` and a log of every command to --out.
+Exit status 1 if a command fails.
 """
 
 from __future__ import annotations
