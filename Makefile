@@ -25,7 +25,7 @@ install: $(NATIVE)
 
 # The wheel of this machine, audited, and tried in an empty environment; `make wheel WHEEL="--python python3.12"`, `--cuda`.
 wheel: $(NATIVE)
-	$(BIN)/python tools/wheel.py $(WHEEL)
+	$(BIN)/python tools/make_wheel.py $(WHEEL)
 
 # What a release needs, from the notes to the wheel; publishes nothing. See docs/release.md.
 release-check: $(NATIVE)

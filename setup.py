@@ -18,7 +18,9 @@ from setuptools.command.editable_wheel import editable_wheel
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
-sys.path.insert(0, str(ROOT / "tools"))  # a build backend runs this file without the project's folders on the path
+# A build backend runs this file without the project's folders on the path. Last there: a file of tools/ must not hide
+# a package that is being used to build.
+sys.path.append(str(ROOT / "tools"))
 from linktree import ROOMS, make_tree  # noqa: E402
 
 # Import name -> folder. `core/` is the package `flawscope` itself.

@@ -1,37 +1,21 @@
-"""Commands of Markdown pages, as a reader would paste them: lines of code blocks, and whole Python blocks."""
+"""Commands of Markdown pages, as a reader would paste them: lines of code blocks, Python blocks, and files to write.
+
+In a block with lines `$ COMMAND` these are the commands, and the rest is what they print. In another block a line is a
+command when it begins with a known program. A block with `title="NAME"` is a file that the reader writes.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-# A line of a code block is a command when it begins with one of these; anything else there is what a command printed.
-PROGRAMS = frozenset(
-    [
-        "flawscope",
-        "make",
-        "python",
-        "python3",
-        "pip",
-        "source",
-        ".",
-        "git",
-        "mkdir",
-        "cp",
-        "mv",
-        "ls",
-        "cd",
-        "export",
-        "echo",
-        "cat",
-        "curl",
-        "unzip",
-        "for",
-        "rm",
-    ]
-)
+# A line of a block without `$` is a command when it begins with one of these; anything else is what a command printed.
+_OTHERS = "pip source . git mkdir cp mv ls cd export echo cat curl unzip for rm"
+PROGRAMS = frozenset(["flawscope", "make", "python", "python3", *_OTHERS.split()])
 SHELLS = frozenset(["", "bash", "sh", "shell", "console"])
-_FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w-]*)")
+_FENCE = re.compile(r"^(\s*)(```+|~~~+)\s*([\w-]*)(.*)")
+_TITLE = re.compile(r'\btitle="([^"]+)"')
+_STATUS = re.compile(r"#.*\bexit status (\d+)")
 _LEFT_OUT = re.compile(r"^\s*<!--\s*try-readme:\s*(.+?)\s*-->\s*$")
 
 
@@ -42,9 +26,11 @@ class Command:
     Attributes:
         page: Page that it is on.
         line: Line of the page, from 1.
-        text: What is pasted: lines of the shell, or a whole Python script.
-        kind: `shell` or `python`.
+        text: What is pasted: lines of the shell, a whole Python script, or the content of a file.
+        kind: `shell`, `python`, or `file`.
         left_out: Why it is not run, from a comment `<!-- try-readme: REASON -->` before its block; empty to run it.
+        name: Name of a file; empty for what is no file.
+        status: Exit status that the page announces by a comment `# exit status N`.
     """
 
     page: str
@@ -52,6 +38,8 @@ class Command:
     text: str
     kind: str
     left_out: str = ""
+    name: str = ""
+    status: int = 0
 
 
 def commands_of(page: str, text: str) -> list[Command]:
@@ -75,7 +63,12 @@ def commands_of(page: str, text: str) -> list[Command]:
                 raise ValueError(
                     f"{page}, line {place + 1}: expected an end of this code block, got the end of the page"
                 )
-            found += _of_block(page, lines[place + 1 : end], place + 2, fence[3].lower(), reason)
+            body = lines[place + 1 : end]
+            title = _TITLE.search(fence[4])
+            if title:
+                found.append(Command(page, place + 2, "\n".join(body) + "\n", "file", reason, title[1]))
+            else:
+                found += _of_block(page, body, place + 2, fence[3].lower(), reason)
             reason, place = "", end + 1
         elif line.startswith("    ") and (place == 0 or _may_begin(lines[place - 1])):
             end = place
@@ -109,15 +102,18 @@ def _of_block(page: str, lines: list[str], first: int, language: str, reason: st
     if language not in SHELLS:
         return []
     found: list[Command] = []
+    prompted = any(line.strip().startswith("$ ") for line in lines)
     place = 0
     while place < len(lines):
-        start = place
-        text = re.sub(r"^\$ ", "", lines[place].strip())
+        start, line = place, lines[place].strip()
+        text = line.removeprefix("$ ")
         place += 1
-        if text.split(" ", 1)[0] not in PROGRAMS:
+        if line == text if prompted else text.split(" ", 1)[0] not in PROGRAMS:
             continue
         while text.endswith("\\") and place < len(lines):
             text += "\n" + lines[place].strip()
             place += 1
-        found.append(Command(page, first + start, text, "shell", reason))
+        said = _STATUS.search(text)
+        status = int(said[1]) if said else 0
+        found.append(Command(page, first + start, text, "shell", reason, status=status))
     return found

@@ -3,10 +3,10 @@
     python tools/release.py [--no-wheel] [--out build/release]
     python tools/release.py --bump X.Y.Z                          # make it the version: three files are changed
 
-Checked: the version has its part in CHANGELOG.md with a date, and nothing is left under Unreleased; CITATION.cff says the
-same version and date; the working tree is committed, and the tag does not exist. Made: `notes.md`, `tag.txt` (the commands
-that remain), `Dockerfile` (that of deploy/ with version and commit as labels), and the audited wheel with `SHA256SUMS`.
-docs/release.md has the whole list. Exit status 1 if something is missing, each named in a line.
+Checked: the version has its part in CHANGELOG.md with a date, and nothing is left under Unreleased; CITATION.cff says
+the same version and date; the working tree is committed, and the tag does not exist. Made: `notes.md`, `tag.txt` (the
+commands that remain), `Dockerfile` (that of deploy/ with version and commit as labels), and the audited wheel with
+`SHA256SUMS`. docs/release.md has the whole list. Exit status 1 if something is missing, each named in a line.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ docker build -f build/release/Dockerfile -t flawscope-line:{version} .
 
 def make_wheel(out: Path) -> list[str]:
     """Make the wheel in `out`, and the sums of all wheels there; return what is wrong."""
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "wheel.py"), "--out", str(out)], check=False)
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "make_wheel.py"), "--out", str(out)], check=False)
     wheels = sorted(out.glob("*.whl"))
     sums = [f"{hashlib.sha256(wheel.read_bytes()).hexdigest()}  {wheel.name}\n" for wheel in wheels]
     (out / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")

@@ -3,9 +3,9 @@
     python tools/try_readme.py [--python PYTHON] [--pages README.md ...] [--out build/try-readme] [--keep]
 
 The clone is of the commit that is checked out. Generated parts are put where the README says the user's parts lie.
-`make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line run`)
-gets Ctrl-C once it is ready, and has to end in order. Writes `result.json` and a log of every command to --out. Exit
-status 1 if a command fails.
+`make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line
+run`) gets Ctrl-C once it is ready, and has to end in order. Writes `result.json` and a log of every command to --out.
+Exit status 1 if a command fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVES = re.compile(r"flawscope line (demo|run)\b(?!.*--help)")
 READY = re.compile(rb"\bready\b")
 LIMIT_S = 3600
-SERVED_S = 5.0
+SERVED_S = 20.0
 # Python's settings of this tree, and those of flawscope, are not those of a fresh machine.
 _OURS = re.compile(r"^(FLAWSCOPE_\w+|VIRTUAL_ENV|PYTHONPATH|PYTHONHOME|MAKEFLAGS|MAKELEVEL|MFLAGS)$")
 
@@ -89,7 +89,7 @@ class Shell:
                 return None
 
     def serve(self, text: str, log: Path, limit_s: float = LIMIT_S) -> tuple[int | None, float]:
-        """Run what serves until it says that it is ready and a little longer, then send Ctrl-C.
+        """Run what serves until it says that it is ready and a little longer; then, if it goes on, send Ctrl-C.
 
         Returns:
             The exit status (None if it never was ready or did not end), and the seconds until it was ready.
@@ -105,13 +105,20 @@ class Shell:
         ready_s = time.perf_counter() - start
         if process.poll() is not None:
             return process.returncode, ready_s
-        time.sleep(SERVED_S)
-        self._end(process, signal.SIGINT)
+        try:
+            return process.wait(SERVED_S), ready_s
+        except subprocess.TimeoutExpired:
+            self._end(process, signal.SIGINT)
         try:
             return process.wait(60), ready_s
         except subprocess.TimeoutExpired:
             self._end(process, signal.SIGKILL)
             return None, ready_s
+
+    def write(self, name: str, text: str) -> int:
+        """Write a file that a page shows where the shell is; return 0, the status of what went well."""
+        (Path(self._place.read_text(encoding="utf-8").strip()) / name).write_text(text, encoding="utf-8")
+        return 0
 
     def _start(self, script: str, sink: object) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C reaches the command and what it started, and nothing else.
@@ -161,7 +168,9 @@ def try_command(shell: Shell, command: Command, log: Path) -> Outcome:
     start = time.perf_counter()
     if command.left_out:
         return Outcome(command.page, command.line, command.text, 0.0, None, f"left out: {command.left_out}")
-    if command.kind == "python":
+    if command.kind == "file":
+        status = shell.write(command.name, command.text)
+    elif command.kind == "python":
         script = log.with_suffix(".py")
         script.write_text(command.text, encoding="utf-8")
         status = shell.run(f"python {shlex.quote(str(script))}", log)
@@ -171,8 +180,11 @@ def try_command(shell: Shell, command: Command, log: Path) -> Outcome:
     else:
         status = shell.run(command.text, log)
     seconds = time.perf_counter() - start
-    problem = "" if status == 0 else "ran past its limit" if status is None else f"exit status {status}"
-    return Outcome(command.page, command.line, command.text, seconds, status, problem)
+    problem = ""
+    if status != command.status:
+        problem = "ran past its limit" if status is None else f"exit status {status}"
+    text = f"({command.name})" if command.name else command.text
+    return Outcome(command.page, command.line, text, seconds, status, problem)
 
 
 def first_decision(outcomes: list[Outcome], before_s: float) -> dict[str, float | int] | None:
@@ -202,7 +214,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> tuple[list[Outcome], float]:
-    """Clone, put parts in place, and run the commands of all pages in one shell each.
+    """Clone, put parts in place, and run the commands of all pages in one shell.
 
     Returns:
         The outcomes, and the seconds that the clone took.
@@ -213,11 +225,14 @@ def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> t
     put_parts(clone)
     environment = fresh_environment(out / "home", python)
     outcomes: list[Outcome] = []
-    for page in pages:
-        shell = Shell(clone, out / "state", environment)
-        if page != pages[0]:
-            # A reader of a tutorial has done what the README says first.
-            shell.run("source .venv/bin/activate", out / "activate.log")
+    shell = Shell(clone, out / "state", environment)
+    for number, page in enumerate(pages):
+        if number == 1:
+            # A reader of a tutorial has done what the README says first. The tutorials go on from one to the next.
+            shell.run(
+                f"cd {shlex.quote(str(clone))}; source .venv/bin/activate; mkdir tutorials; cd tutorials",
+                out / "cd.log",
+            )
         for command in commands_of(page, (clone / page).read_text(encoding="utf-8")):
             log = out / f"{len(outcomes):03d}-{Path(page).stem}-{command.line}.log"
             outcomes.append(try_command(shell, command, log))

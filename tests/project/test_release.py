@@ -6,9 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+import make_wheel
 import pytest
 import release
-import wheel
 import yaml
 from project_paths import ROOT
 
@@ -109,16 +109,16 @@ system-provided shared libraries: libgcc_s.so.1 with versions
 
 
 def test_the_verdict_of_auditwheel_is_one_line() -> None:
-    said = wheel.verdict_of(SHOWN)
+    said = make_wheel.verdict_of(SHOWN)
     assert (
         said == "consistent with manylinux_2_35_x86_64; of the system it needs libgcc_s.so.1, libc.so.6, libstdc++.so.6"
     )
     with pytest.raises(ValueError, match="expected a platform tag"):
-        wheel.verdict_of("usage: auditwheel")
+        make_wheel.verdict_of("usage: auditwheel")
 
 
 def test_a_wheel_is_made_of_sources_alone(tmp_path: Path) -> None:
-    tree = wheel.copy_sources(tmp_path / "source")
+    tree = make_wheel.copy_sources(tmp_path / "source")
     assert (tree / "core" / "__init__.py").is_file()
     assert (tree / "tools" / "linktree.py").is_file()
     assert [path for path in tree.rglob("*") if path.suffix in (".so", ".pyc")] == []

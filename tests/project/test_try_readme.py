@@ -25,10 +25,17 @@ Text that names `flawscope score` and goes on
 
 ```bash
 $ echo one
-cd sub
+$ cd sub
+```
+```yaml title="line.yml"
+make: no command
 ```
 ```yaml
 make: no command
+```
+```console
+$ true --flag  # exit status 1
+flawscope printed this
 ```
 <!-- try-readme: needs a camera -->
 ```
@@ -49,9 +56,11 @@ def test_commands_are_found_and_nothing_else() -> None:
         (6, "flawscope calibrate x.flaw \\\n--data parts", "shell"),
         (15, "echo one", "shell"),
         (16, "cd sub", "shell"),
-        (23, "flawscope line check line.yml", "shell"),
-        (26, "import flawscope\n", "python"),
-        (29, "flawscope line demo", "shell"),
+        (19, "make: no command\n", "file"),
+        (25, "true --flag  # exit status 1", "shell"),
+        (30, "flawscope line check line.yml", "shell"),
+        (33, "import flawscope\n", "python"),
+        (36, "flawscope line demo", "shell"),
     ]
 
 
@@ -84,6 +93,9 @@ def test_a_command_that_fails_or_hangs_is_told(shell: Shell, tmp_path: Path) -> 
     )
     outcomes = [try_command(shell, each, tmp_path / "log") for each in commands_of("p.md", page)]
     assert [each.problem for each in outcomes] == ["exit status 1", "exit status 3", "left out: no network"]
+    announced = '```yaml title="a.txt"\nword\n```\n```console\n$ grep other a.txt  # exit status 1\n$ cat a.txt\n```\n'
+    outcomes = [try_command(shell, each, tmp_path / "log") for each in commands_of("p.md", announced)]
+    assert [(each.status, each.problem) for each in outcomes] == [(0, ""), (1, ""), (0, "")]
     assert shell.run("sleep 60", tmp_path / "log", limit_s=0.2) is None
 
 

@@ -1,11 +1,12 @@
 """Build the wheel of this machine, audit it, install it into an empty environment, and score a bundle there.
 
-    python tools/wheel.py [--python PYTHON] [--cuda] [--out dist]
+    python tools/make_wheel.py [--python PYTHON] [--cuda] [--out dist]
 
-The wheel is made from a copy of the sources, so that nothing left in `build/` by an earlier build gets into it, with the
-kernels and without CUDA unless asked. `auditwheel`, in an environment of its own, says which systems it runs on and names
-it so. Then an empty environment gets the wheel with `[cpu]`, and scores a bundle that this environment made: the scores
-must be equal to the last bit. Exit status 1 if one of these checks fails. Needs the package index, as pip does.
+The wheel is made from a copy of the sources, so that nothing left in `build/` by an earlier build gets into it, with
+the kernels and without CUDA unless asked. `auditwheel`, in an environment of its own, says which systems it runs on
+and names it so. Then an empty environment gets the wheel with `[cpu]`, and scores a bundle that this environment
+made: the scores must be equal to the last bit. Exit status 1 if one of these checks fails. Needs the package index,
+as pip does.
 """
 
 from __future__ import annotations
