@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -18,6 +19,7 @@ from flawscope.config import (
     MethodConfig,
     build_config,
     describe_settings,
+    flatten,
     parse_assignment,
     rename_settings,
 )
@@ -29,6 +31,7 @@ from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
+from flawscope.training.tracking import TRACKERS, track_figures, tracking
 
 if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
@@ -52,6 +55,7 @@ class TrainingRequest:
         resume: Resume an interrupted training: from its newest checkpoint, or from this one.
         drawn_check: Score drawn defects after the fit.
         notes: What to say of names that other systems give to settings.
+        track: Experiment tracker that is told, or None.
     """
 
     method: str
@@ -62,6 +66,7 @@ class TrainingRequest:
     resume: bool | Path
     drawn_check: bool
     notes: tuple[str, ...] = ()
+    track: str | None = None
 
     def read_config(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> MethodConfig:
         """Return the settings; report on stderr which keys this verb does not use.
@@ -91,6 +96,11 @@ class TrainingRequest:
         if self.root is None:
             raise ArgumentError("--data: expected the dataset's folder, got none.")
         return open_dataset(self.root, self.category)
+
+    def tracking(self, config: MethodConfig, dataset: Dataset, out: Path) -> AbstractContextManager[None]:
+        """Tell the experiment tracker that was asked for of what happens inside; see `training.tracking`."""
+        of_data = {"data": str(dataset.root), "category": dataset.category, "command": command_line()}
+        return tracking(self.track, str(out), {**flatten(config), **of_data})
 
 
 class TrainingCommand(click.Command):
@@ -169,6 +179,7 @@ def training_options(
             seed: int | None,
             resume: str | None,
             no_drawn_check: bool,
+            track: str | None,
             **own_options: Any,
         ) -> _Result:
             from_file = read_settings(config_name) if config_name else {}
@@ -193,6 +204,7 @@ def training_options(
                 resume=_resume(resume or named["resume"]),
                 drawn_check=not no_drawn_check,
                 notes=notes,
+                track=track,
             )
             return command(request, **own_options)
 
@@ -264,6 +276,9 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
             is_flag=True,
             help="Leave out the check of a fitted detector with defects drawn on normal images.",
         ),
+        click.option(
+            "--track", type=click.Choice(list(TRACKERS)), help="Tell this experiment tracker of the training."
+        ),
     )
 
 
@@ -286,15 +301,17 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     config, dataset = request.read_config({}, {}), request.open_dataset()
     drawn = None
     notes: tuple[str, ...]
-    if kind == "generator":
-        generator = _train_synthesis(config, request, dataset, out, overwrite)
-        summary, facts, notes = describe_generator(generator), generator.facts, generator_notes(generator)
-    else:
-        record = _train_detector(config, request, dataset, out, overwrite)
-        summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
-        notes = image_notes(record)
-        for line in record.backbone.conditions:
-            echo(line, err=True)
+    with request.tracking(config, dataset, out):
+        if kind == "generator":
+            generator = _train_synthesis(config, request, dataset, out, overwrite)
+            summary, facts, notes = describe_generator(generator), generator.facts, generator_notes(generator)
+        else:
+            record = _train_detector(config, request, dataset, out, overwrite)
+            summary, facts, drawn = describe_run(request.method, record), record.facts, record.drawn
+            notes = image_notes(record)
+            for line in record.backbone.conditions:
+                echo(line, err=True)
+        track_figures(facts if drawn is None else {**facts, "drawn_image_auroc": drawn.image_auroc})
     for note in notes:
         echo(f"note: {note}", err=True)
     echo(summary)

@@ -18,6 +18,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.methods import method as method_of
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.training.tracking import track_figures
 from flawscope.training.train_command import AUTO, TrainingCommand, TrainingRequest, training_options
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def pipeline(
         raise ArgumentError(f"--budget-ms: expected a positive number of milliseconds, got {budget_ms}.")
     request = _advised(request, out, "train" in skipped, defect_px)
     plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence, overwrite)
-    figures = run_pipeline(plan, bars=progress_bars, announce=_show).figures
+    with request.tracking(plan.config, plan.dataset, out):
+        outcome = run_pipeline(plan, bars=progress_bars, announce=_show)
+        track_figures({**outcome.record.facts, **_tracked(outcome.figures)})
+    figures = outcome.figures
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
     if budget_ms is not None:
         echo(f"note: {_budget_note(figures, budget_ms)}", err=True)
@@ -155,7 +159,9 @@ def _draw_defects(
         command=command_line(),
         overwrite=overwrite,
     )
-    record = run_synth_pipeline(plan, bars=progress_bars, announce=_show)
+    with request.tracking(plan.config, plan.dataset, out):
+        record = run_synth_pipeline(plan, bars=progress_bars, announce=_show)
+        track_figures({f"accepted_{key}": defect.accepted for key, defect in record.defects.items()})
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
     empty = [key for key, defect in record.defects.items() if defect.accepted == 0]
     if empty:
@@ -185,6 +191,18 @@ def _advised(request: TrainingRequest, out: Path, uses_earlier_run: bool, defect
         echo(f"note: {reason}", err=True)
     # First, so that whatever the user set wins.
     return replace(request, method=advice.method, layers=(advice.settings, *request.layers))
+
+
+def _tracked(figures: Figures | None) -> dict[str, Any]:
+    """Return the figures of an evaluation that an experiment tracker is told of."""
+    from flawscope.calibration.evaluation.figures import OverallFigures
+
+    if figures is None:
+        return {}
+    named = {name: getattr(figures, name) for name in OverallFigures.__struct_fields__}
+    confusion = figures.confusion
+    rates = {} if confusion is None else {"false_reject": confusion.false_reject.value, "miss": confusion.miss.value}
+    return {**named, **rates}
 
 
 def _budget_note(figures: Figures | None, budget_ms: float) -> str:

@@ -18,8 +18,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Killed, killing_progress
+from tiny_dataset import CATEGORY, write_tiny_dataset
 from torch import Tensor, nn
 
+from flawscope.cli import run
 from flawscope.config import StfpmConfig, from_flat
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.progress import Progress, no_progress
@@ -230,6 +232,27 @@ def test_wandb_keeps_what_it_is_told_without_a_network(part_images, tmp_path, mo
         track_figures({"image_auroc": 0.75})
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
+
+
+@pytest.mark.long
+def test_commands_tell_of_settings_and_of_the_figures_that_they_print(tmp_path, monkeypatch, recording, capsys):
+    root = write_tiny_dataset(tmp_path / "data")
+    # The table of the command line is fixed when it is imported: one of its names leads here.
+    rows = {"mlflow": TrackerRow("recording_tracker:Recording", "here", "here")}
+    monkeypatch.setattr("flawscope.training.tracking.trackers.TRACKERS", rows)
+    arguments = ["--data", str(root), "--image-size", "64", "--seed", "3", "--track", "mlflow"]
+    assert run(["pipeline", "padim", *arguments, "--out", str(tmp_path / "out")]) == 0
+    (told,) = recording.runs
+    assert (told.settings["seed"], told.settings["method"], told.settings["category"]) == (3, "padim", CATEGORY)
+    assert told.settings["command"].startswith("flawscope ")
+    figures = json.loads((tmp_path / "out/evaluation.json").read_text())
+    (step, values), end = told.told
+    assert (step, end) == (None, ("finished",))
+    assert values["image_auroc"] == figures["image_auroc"]
+    assert values["false_reject"] == figures["confusion"]["false_reject"]["value"]
+    assert run(["train", "padim", *arguments, "--out", str(tmp_path / "run")]) == 0
+    assert 0 <= recording.runs[1].told[0][1]["drawn_image_auroc"] <= 1
+    assert capsys.readouterr().err.count("mlflow: here") == 2
 
 
 def _stand_in(name: str, calls: list[Any]) -> types.ModuleType:
