@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from flawscope import methods
 from flawscope.config import (
@@ -29,6 +30,7 @@ from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
+from flawscope.unfinished import find_unfinished
 
 if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
@@ -108,7 +110,6 @@ class TrainingCommand(click.Command):
         """Write the settings of METHOD, or how to list them."""
         method = str(ctx.meta.get(_METHOD))
         if method not in CONFIGS:
-            # The line of usage breaks in the middle of a name.
             offered = next(parameter.type for parameter in self.params if parameter.name == "method")
             with formatter.section("Methods"):
                 rows = [
@@ -231,18 +232,46 @@ def _resume(text: str | None) -> bool | Path:
     return True if text == "latest" else Path(text)
 
 
+def _settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the settings of METHOD that begin like this, for a shell."""
+    method = str(ctx.params.get("method"))
+    if method not in CONFIGS:
+        return []
+    lines = describe_settings(method)
+    return [CompletionItem(f"{line.key}=", help=line.line) for line in lines if line.key.startswith(incomplete)]
+
+
+def _presets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the presets that begin like this, for a shell, and ask it for files."""
+    names = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
 def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
-        click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
+        # The list of all as the name of the argument would break lines and messages; the help has it below.
+        click.argument("method", metavar="METHOD", type=MethodChoice(*kinds, takes_auto=takes_auto)),
         click.option(
             *("--data", "--dataset", "--dataset_dir", "root"),
             type=click.Path(path_type=Path),
             help="Dataset root, or a category itself.",
         ),
         click.option("--category", "--classname", "--class_name", "category", help="Category below the root."),
-        click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
+        click.option(
+            "--config",
+            "config_name",
+            shell_complete=_presets,
+            help=f"YAML file, or a preset: {', '.join(preset_names())}.",
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=_settings,
+            help="One setting; may be repeated.",
+        ),
         click.option("--backbone", help="scattering (built in, no download), or a timm model."),
         click.option(
             "--weights",
@@ -307,6 +336,17 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         echo(advice, err=True)
 
 
+@contextlib.contextmanager
+def _told_if_interrupted(out: Path) -> Iterator[None]:
+    """Say how a training that is interrupted is gone on with."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if found := find_unfinished(out):
+            echo(f"note: {found.words}. Continue it with: {found.command}", err=True)
+        raise
+
+
 def _train_detector(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
 ) -> RunRecord:
@@ -315,7 +355,7 @@ def _train_detector(
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with progress_bars() as progress:
+    with _told_if_interrupted(out), progress_bars() as progress:
         return train_detector(
             config,
             dataset,
@@ -338,7 +378,7 @@ def _train_synthesis(
         from flawscope.training.synthesis.generator_training import train_synthesis
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with progress_bars() as progress:
+    with _told_if_interrupted(out), progress_bars() as progress:
         return train_synthesis(
             config,
             dataset,
