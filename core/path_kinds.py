@@ -7,12 +7,13 @@ from pathlib import Path
 
 from flawscope.errors import DataError
 from flawscope.open_files import list_folder, open_regular
+from flawscope.part_words import GOOD_NAMES
 from flawscope.unfinished import BEGUN
 
 _BUNDLE_RECORD = "manifest.json"
 _RUN_RECORD = "run.json"
 UNFINISHED = "an unfinished training"
-_DATASET_FOLDERS = frozenset({"good", "normal", "ok", "train", "test", "ground_truth", "masks"})
+_DATASET_FOLDERS = frozenset({*GOOD_NAMES, "train", "test", "ground_truth", "masks"})
 _IMAGE_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"II+\0", b"GIF8")
 _END_BYTES = 1 << 20
 

@@ -92,7 +92,11 @@ class TrainingRequest:
         """
         if self.root is None:
             raise ArgumentError("--data: expected the dataset's folder, got none.")
-        return open_dataset(self.root, self.category)
+        dataset = open_dataset(self.root, self.category)
+        for remark in dataset.remarks:
+            if remark.kind == "taken_as_good":  # what is learned as normal is never a guess that nobody hears of
+                echo(f"note: {remark.path} {remark.message}", err=True)
+        return dataset
 
 
 class TrainingCommand(click.Command):
@@ -104,6 +108,9 @@ class TrainingCommand(click.Command):
         # left to the second parsing. It takes a copy, because click's parser empties the list.
         with contextlib.suppress(click.UsageError):
             ctx.meta[_METHOD] = self.make_parser(ctx).parse_args(list(args))[0].get("method")
+        if ctx.resilient_parsing and ctx.meta.get(_METHOD) is None:
+            # A shell asks for completions behind `--set`, which lacks its value: nothing is parsed then.
+            ctx.meta[_METHOD] = next((word for word in args if word in CONFIGS), None)
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -234,7 +241,7 @@ def _resume(text: str | None) -> bool | Path:
 
 def _settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the settings of METHOD that begin like this, for a shell."""
-    method = str(ctx.params.get("method"))
+    method = str(ctx.meta.get(_METHOD))
     if method not in CONFIGS:
         return []
     lines = describe_settings(method)
