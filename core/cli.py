@@ -164,7 +164,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
     except _NO_ARGUMENTS as err:
         if is_json():
-            return _fail("expected a verb, got none. flawscope --help lists them.", 2)
+            return _fail("expected a verb, got none. (see flawscope --help)", 2)
         click.echo(err.format_message(), err=True)  # help over several lines, with no text of strangers
         return 2
     except click.UsageError as err:

@@ -19,7 +19,7 @@ EVERY_S = 5.0
 day would fill a log otherwise."""
 _SLOWEST_S = 60.0
 _SHARE = 50
-_LONG_S = 60.0  # what takes less needs no estimate
+LONG_S = 60.0  # what takes less needs no estimate
 _MEASURED_S = 3.0
 _MEASURED_STEPS = 2
 
@@ -94,7 +94,7 @@ class _Announcer:
         measured, left = pace.measured(now), pace.seconds_left(total, now)
         if not pace.is_announced and measured is not None and left is not None:
             pace.is_announced = True
-            if (whole := now - pace.began + left) >= _LONG_S:
+            if (whole := now - pace.began + left) >= LONG_S:
                 report(
                     "estimate",
                     f"{task}: about {duration(whole)} in all, as its first {duration(measured)} were",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from flawscope.errors import DataError, RunError
+from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular
 from flawscope.text import NOT_JSON
 
@@ -67,6 +67,18 @@ def check_finished(path: Path) -> None:
     """Raise RunError where a run was asked for and its training was interrupted."""
     if (found := find_unfinished(path)) and not (path / "run.json").is_file():
         raise RunError(f"{path}: expected a finished run, got {found.words}. Continue it with: {found.command}")
+
+
+def check_not_begun(out: Path, resume: bool | Path) -> None:
+    """Raise ArgumentError if the training of a run was interrupted, and is not to be resumed."""
+    folder = workspace_of(out)
+    if resume is not False or not folder.exists() or not list_folder(folder):
+        return
+    found = find_unfinished(out)
+    how = "" if found is None else f" ({found.command})"
+    raise ArgumentError(
+        f"{folder}: expected no unfinished training, got one. Go on with --resume latest{how}, or remove the folder."
+    )
 
 
 def recorded_command(folder: Path) -> str:

@@ -37,10 +37,10 @@ def no_such_verb(typed: str, rows: Mapping[str, Row], above: str = "") -> str:
     places = list(_places(VERBS))
     elsewhere = [place for place in places if place.split()[-1] == typed]
     listed = [name for name, row in rows.items() if not isinstance(row, Alias)]
-    if not elsewhere and (near := nearest(typed, listed)):
-        elsewhere = [f"{above} {near}".strip()]
     if not elsewhere and typed in METHODS:
         elsewhere = [f"train {typed}"]
+    if not elsewhere and (near := nearest(typed, listed)):
+        elsewhere = [f"{above} {near}".strip()]
     if not elsewhere and (near := nearest(typed, (place.split()[-1] for place in places))):
         elsewhere = [place for place in places if place.split()[-1] == near]
     if elsewhere:
@@ -75,7 +75,10 @@ def _wording(err: click.UsageError) -> str:
             return f"{name}: expected one of {', '.join(choices)}, got {found['value']}.{near}"
         if found := _NO_NUMBER.match(err.message):
             return f"{name}: expected {_NUMBERS[found['kind']]}, got {found['value']}."
-    return err.format_message().replace("\n", " ")
+    if err.message == "Missing command.":
+        return "expected a verb, got none."
+    message = err.format_message().replace("\n", " ")
+    return message if message.endswith((".", "?", "!")) else f"{message}."
 
 
 def _name(parameter: click.Parameter, ctx: click.Context) -> str:

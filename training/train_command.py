@@ -16,9 +16,11 @@ from click.shell_completion import CompletionItem
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
+    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
+    find_part,
     parse_assignment,
     rename_settings,
 )
@@ -26,11 +28,13 @@ from flawscope.config.other_names import CATEGORY_NAMES, DATA_NAMES, RESUME_NAME
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
+from flawscope.runs import RECORD
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
-from flawscope.unfinished import find_unfinished
+from flawscope.unfinished import check_not_begun, find_unfinished
 
 if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
@@ -91,7 +95,7 @@ class TrainingRequest:
             DataError: If it has no images to train on.
         """
         if self.root is None:
-            raise ArgumentError("--data: expected the dataset's folder, got none.")
+            raise ArgumentError("--data: expected the dataset's folder, got none. Say --data ROOT.")
         dataset = open_dataset(self.root, self.category)
         for remark in dataset.remarks:
             if remark.kind == "taken_as_good":  # what is learned as normal is never a guess that nobody hears of
@@ -319,7 +323,9 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         raise ArgumentError(
             f"--no-drawn-check: expected none with {request.method}, which scores no images. Leave it out."
         )
-    config, dataset = request.read_config({}, {}), request.open_dataset()
+    config = request.read_config({}, {})
+    _check_out(request, config, out, overwrite)
+    dataset = request.open_dataset()
     drawn = None
     notes: tuple[str, ...]
     if kind == "generator":
@@ -341,6 +347,17 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     if drawn is not None and (advice := advice_on(drawn)) is not None:
         # Last, and on stderr: the line that must not be overlooked.
         echo(advice, err=True)
+
+
+def _check_out(request: TrainingRequest, config: MethodConfig, out: Path, overwrite: bool) -> None:
+    """Refuse an output that is taken, and weights that are not there, before torch is imported: that takes seconds."""
+    check_replaceable(out, RECORD, overwrite=overwrite or request.resume is not False)
+    if find_part(config, LoopSettings) is not None:
+        check_not_begun(out, request.resume)
+    if request.weights is not None and not request.weights.exists():
+        raise ArgumentError(
+            f"--weights {request.weights}: expected a safetensors file, got no such file. Check the path."
+        )
 
 
 @contextlib.contextmanager

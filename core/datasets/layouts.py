@@ -17,6 +17,7 @@ from flawscope.datasets.samples import Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, find_table_beside, read_visa
 from flawscope.errors import DataError
 from flawscope.imaging.images import EXTENSIONS
+from flawscope.near_names import did_you_mean
 from flawscope.part_words import BAD_NAMES, GOOD, GOOD_NAMES, is_like_good, is_named_bad
 from flawscope.path_kinds import UNFINISHED, kind_of_path
 
@@ -108,8 +109,9 @@ def _trainable(root: Path, dataset: Dataset) -> Dataset:
     if dataset.layout == "flat":
         _check_flat(dataset)
     if not dataset.train_good:
+        where = root if dataset.category in ("", root.name) else f"{root}: {dataset.category}"
         raise DataError(
-            f"{root}: {dataset.category}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}"
+            f"{where}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}"
             f"{_left_out(dataset)}. Add normal images, or call the folder that holds them {GOOD} ({_also()})."
         )
     return dataset
@@ -225,9 +227,8 @@ def _choose(root: Path, category: str | None, available: Iterable[str], *, is_al
         )
     if category not in names:
         hint = f", or {ALL}" if can_take_all else ""
-        raise DataError(
-            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them{hint}."
-        )
+        meant = did_you_mean(category, names) or f" Choose one of them{hint}."
+        raise DataError(f"{root}: expected one of the categories {_listed(names)}; got {category!r}.{meant}")
     return category
 
 

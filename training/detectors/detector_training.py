@@ -48,8 +48,9 @@ from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
-from flawscope.training.loop.workspace import check_not_begun, open_workspace
+from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
+from flawscope.unfinished import check_not_begun
 from flawscope.versions import package_versions
 
 _RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")

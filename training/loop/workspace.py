@@ -21,7 +21,7 @@ from flawscope.training.loop.checkpoints import is_checkpoint, later_checkpoints
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
-from flawscope.unfinished import BEGUN, find_unfinished, recorded_command, workspace_of
+from flawscope.unfinished import BEGUN, check_not_begun, recorded_command, workspace_of
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA = 2  # 1, or none, also recorded settings that the method does not have
@@ -107,18 +107,6 @@ def open_workspace(
         # Without a checkpoint there is nothing to resume from: a request that failed early leaves nothing behind.
         if is_done or not any(path.parent.name == CHECKPOINTS for path in walk_folder(folder)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_not_begun(out: Path, resume: bool | Path) -> None:
-    """Raise ArgumentError if the training of a run was interrupted, and is not to be resumed."""
-    folder = workspace_of(out)
-    if resume is not False or not folder.exists() or not list_folder(folder):
-        return
-    found = find_unfinished(out)
-    how = "" if found is None else f" ({found.command})"
-    raise ArgumentError(
-        f"{folder}: expected no unfinished training, got one. Go on with --resume latest{how}, or remove the folder."
-    )
 
 
 def _go_back(folder: Path, named: Path) -> None:

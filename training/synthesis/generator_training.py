@@ -17,10 +17,11 @@ from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, SynthesisRecord
 from flawscope.training.loop.image_batches import image_sources
-from flawscope.training.loop.workspace import check_not_begun, open_workspace
+from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.synthesis.generator_run import write_synthesis_run
 from flawscope.training.synthesis.generator_trainer import GeneratorRequest, files_of, generator_trainer_of
 from flawscope.training.synthesis.support_examples import SupportExamples
+from flawscope.unfinished import check_not_begun
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
