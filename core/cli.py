@@ -74,6 +74,15 @@ class LazyGroup(click.Group):
         row = None if name is None else self.rows.get(name)
         return (row.alias_of if isinstance(row, Alias) else name), command, rest
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the verb."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as err:
+            if is_json():  # click would begin a new line, as behind the ^C of a terminal, which is no JSON
+                raise click.Abort from err
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs with their lines, without importing any of them."""
         with formatter.section("Commands"):

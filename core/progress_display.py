@@ -18,6 +18,7 @@ EVERY_S = 5.0
 """Seconds between two lines. After four minutes it is a fiftieth of the time so far, at most a minute: a training of a
 day would fill a log otherwise."""
 _SLOWEST_S = 60.0
+_SETTLED_S = 1.0
 _SHARE = 50
 LONG_S = 60.0  # what takes less needs no estimate
 _MEASURED_S = 3.0
@@ -97,7 +98,7 @@ class _Announcer:
             if (whole := now - pace.began + left) >= LONG_S:
                 report(
                     "estimate",
-                    f"{task}: about {duration(whole)} in all, as its first {duration(measured)} were",
+                    f"{task}: about {duration(whole)} in all (measured over {duration(measured)})",
                     task=task,
                     seconds=round(whole, 1),
                     measured_seconds=round(measured, 1),
@@ -117,7 +118,10 @@ def lines(clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
         with lock:
             pace = announcer.reach(task, completed, total)
             now = clock()
-            is_due = now - last >= max(EVERY_S, min(_SLOWEST_S, (now - began) / _SHARE))
+            # Not for a task that has only begun: it may be done before anybody has read its line.
+            is_due = now - pace.began >= _SETTLED_S and now - last >= max(
+                EVERY_S, min(_SLOWEST_S, (now - began) / _SHARE)
+            )
             is_end = completed >= total and task in told
             if not is_due and not is_end:
                 return

@@ -93,7 +93,7 @@ def test_a_long_task_is_estimated_once_from_its_own_first_steps(capsys: pytest.C
             report("training", step + 1, 1000)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("estimate")]
     # 10 s for the first step, 2 s for each of 999.
-    assert told == ["estimate: training: about 33 min in all, as its first 4 s were"]
+    assert told == ["estimate: training: about 33 min in all (measured over 4 s)"]
 
 
 def test_lines_of_a_training_of_hours_are_a_minute_apart(capsys: pytest.CaptureFixture[str]) -> None:
