@@ -11,6 +11,7 @@ from click.shell_completion import FishComplete, ShellComplete, ZshComplete
 
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
+from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import echo
 from flawscope.user_folders import config_folder, data_folder
@@ -124,7 +125,7 @@ def completion(shell: str | None, install: bool, overwrite: bool) -> None:
         return
     file = _place(shell)
     with storage_errors(file):
-        if file.exists() and not overwrite and file.read_bytes() != script.encode():
+        if file.exists() and not overwrite and read_regular(file, SETTINGS_BYTES) != script.encode():
             raise ArgumentError(
                 f"{file}: expected a new name, got another completion. Replace it with --overwrite, or remove it."
             )

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from flawscope.progress import Progress
-from flawscope.terminal import report
+
+Say = Callable[..., None]
+"""`flawscope.terminal.report`, handed over because that module calls this one."""
 
 EVERY_S = 5.0
 """Seconds between two lines. After four minutes it is a fiftieth of the time so far, at most a minute: a training of a
@@ -81,8 +83,9 @@ class Pace:
 class _Announcer:
     """Says once for every task that takes long how long it will take, as soon as that is measured."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, say: Say, clock: Callable[[], float]) -> None:
         self.clock = clock
+        self._say = say
         self._paces: dict[str, Pace] = {}
 
     def reach(self, task: str, completed: int, total: int) -> Pace:
@@ -96,7 +99,7 @@ class _Announcer:
         if not pace.is_announced and measured is not None and left is not None:
             pace.is_announced = True
             if (whole := now - pace.began + left) >= LONG_S:
-                report(
+                self._say(
                     "estimate",
                     f"{task}: about {duration(whole)} in all (measured over {duration(measured)})",
                     task=task,
@@ -107,9 +110,9 @@ class _Announcer:
 
 
 @contextlib.contextmanager
-def lines(clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
+def lines(say: Say, clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
     """Yield a callback that writes a line every few seconds, with the time left; nothing for what is done sooner."""
-    announcer, lock = _Announcer(clock), threading.Lock()
+    announcer, lock = _Announcer(say, clock), threading.Lock()
     began = last = clock()
     told: set[str] = set()
 
@@ -127,17 +130,17 @@ def lines(clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
                 return
             last = now
             (told.discard if is_end else told.add)(task)
-            _say(task, pace, total, now)
+            _say(say, task, pace, total, now)
 
     yield show
 
 
-def _say(task: str, pace: Pace, total: int, now: float) -> None:
+def _say(say: Say, task: str, pace: Pace, total: int, now: float) -> None:
     left = pace.seconds_left(total, now)
     words = [f"{pace.completed} of {total}", f"{duration(now - pace.began)} so far"]
     if left is not None and pace.completed < total:
         words.append(f"about {duration(left)} left")
-    report(
+    say(
         "progress",
         f"{task}: {', '.join(words)}",
         task=task,
@@ -149,7 +152,7 @@ def _say(task: str, pace: Pace, total: int, now: float) -> None:
 
 
 @contextlib.contextmanager
-def bars() -> Iterator[Progress]:
+def bars(say: Say) -> Iterator[Progress]:
     """Yield a callback that draws a bar for every task."""
     # rich costs start-up time, and where stderr is no terminal nobody sees its bars.
     from rich.console import Console
@@ -171,7 +174,7 @@ def bars() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    announcer = _Announcer(time.monotonic)
+    announcer = _Announcer(say, time.monotonic)
     with Bars(*columns, console=Console(stderr=True)) as drawn:
         tasks: dict[str, TaskID] = {}
 

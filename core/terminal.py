@@ -260,5 +260,5 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     from flawscope import progress_display
 
     is_watched = sys.stderr.isatty() and not is_json()
-    with progress_display.bars() if is_watched else progress_display.lines() as show:
+    with progress_display.bars(report) if is_watched else progress_display.lines(report) as show:
         yield show

@@ -61,7 +61,7 @@ def test_a_pace_leaves_out_the_first_step_and_what_was_done_before() -> None:
 
 def test_what_is_done_in_five_seconds_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with lines(clock) as report:
+    with lines(terminal.report, clock) as report:
         for step in range(50):
             clock.now += 0.09
             report("reading", step + 1, 50)
@@ -70,7 +70,7 @@ def test_what_is_done_in_five_seconds_has_no_line(capsys: pytest.CaptureFixture[
 
 def test_a_line_every_few_seconds_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with lines(clock) as report:
+    with lines(terminal.report, clock) as report:
         report("training", 0, 40)
         for step in range(40):
             clock.now += 1.0
@@ -86,7 +86,7 @@ def test_a_line_every_few_seconds_with_the_time_left(capsys: pytest.CaptureFixtu
 
 def test_a_long_task_is_estimated_once_from_its_own_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with lines(clock) as report:
+    with lines(terminal.report, clock) as report:
         report("training", 0, 1000)
         for step in range(30):
             clock.now += 10.0 if step == 0 else 2.0
@@ -98,7 +98,7 @@ def test_a_long_task_is_estimated_once_from_its_own_first_steps(capsys: pytest.C
 
 def test_lines_of_a_training_of_hours_are_a_minute_apart(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with lines(clock) as report:
+    with lines(terminal.report, clock) as report:
         for step in range(7200):
             clock.now += 1.0
             report("training", step + 1, 100_000)
@@ -109,7 +109,7 @@ def test_lines_of_a_training_of_hours_are_a_minute_apart(capsys: pytest.CaptureF
 
 def test_a_name_that_is_used_again_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with lines(clock) as report:
+    with lines(terminal.report, clock) as report:
         for _ in range(2):
             report("scoring", 0, 10)
             for step in range(10):
@@ -123,7 +123,7 @@ def test_as_json_progress_is_an_object_a_line(capsys: pytest.CaptureFixture[str]
     clock = Clock()
     with terminal.default_reporting():
         terminal.report_as(json=True)
-        with lines(clock) as report:
+        with lines(terminal.report, clock) as report:
             for step in range(40):
                 clock.now += 3.0
                 report("training", step, 100)
@@ -168,7 +168,7 @@ def test_a_command_without_a_terminal_reports_as_it_was_told(tmp_path: Path, opt
 def test_bars_have_an_estimate_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
-    with progress_display.bars() as report:
+    with progress_display.bars(terminal.report) as report:
         for step in range(5):
             report("training", step, 1000)
             clock.now += 2.0
