@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from flawscope import __version__
 from flawscope.errors import FlawscopeError, shortened
-from flawscope.terminal import echo, guarded_streams, notes_on_stderr
+from flawscope.terminal import default_reporting, guarded_streams, is_json, notes_on_stderr, report, report_as
 from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
 
@@ -60,11 +60,28 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb that was typed; an alias becomes the present name."""
+        """Find the verb that was typed; an alias becomes the present name.
+
+        Raises:
+            click.UsageError: If there is none of that name.
+        """
+        if self.get_command(ctx, args[0]) is None and args[0][:1] not in ("", "-") and not ctx.resilient_parsing:
+            from flawscope.usage_errors import no_such_verb
+
+            ctx.fail(no_such_verb(args[0], self.rows, ctx.command_path.partition(" ")[2]))
         name, command, rest = super().resolve_command(ctx, args)
         # Click would name help, errors and environment variables after the alias that was typed.
         row = None if name is None else self.rows.get(name)
         return (row.alias_of if isinstance(row, Alias) else name), command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the verb."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as err:
+            if is_json():  # click would begin a new line, as behind the ^C of a terminal, which is no JSON
+                raise click.Abort from err
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs with their lines, without importing any of them."""
@@ -81,7 +98,33 @@ class LazyGroup(click.Group):
         return [(name, row.line) for name, row in self.rows.items() if not isinstance(row, Alias)]
 
 
+def _chosen(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    # In a callback and not in the group's body: mistakes behind it, such as a verb that is not there, come before that.
+    if not ctx.resilient_parsing:
+        report_as(**({"quiet": value} if parameter.name == "quiet" else {"json": value == "json"}))
+    return value
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "FLAWSCOPE"})
+@click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_chosen,
+    help="Print only results, errors, faults and warnings: no notes, no progress.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_chosen,
+    help="json: notes, progress and errors as one JSON object a line, on stderr.",
+)
 @click.version_option(__version__, prog_name="flawscope")
 def root() -> None:
     """Visual anomaly detection: train on normal images, ship one bundle, inspect parts."""
@@ -120,7 +163,7 @@ def _terminate(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; an error of the user becomes one line on stderr."""
-    with guarded_streams(), notes_on_stderr():
+    with guarded_streams(), default_reporting(), notes_on_stderr():
         return _run(arguments)
 
 
@@ -129,11 +172,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         # Not standalone: click would print tracebacks of our errors and usage errors over several lines.
         status = root.main(args=arguments, prog_name="flawscope", standalone_mode=False)
     except _NO_ARGUMENTS as err:
+        if is_json():
+            return _fail("expected a verb, got none. (see flawscope --help)", 2)
         click.echo(err.format_message(), err=True)  # help over several lines, with no text of strangers
         return 2
     except click.UsageError as err:
-        where = f" (see flawscope {err.ctx.command_path.partition(' ')[2]} --help)" if err.ctx else ""
-        return _fail(err.format_message().replace("\n", " ") + _dataset_hint(err) + where, 2)
+        # Here and not at the top: only mistakes need it.
+        from flawscope.usage_errors import usage_message
+
+        return _fail(usage_message(err), 2)
     except click.ClickException as err:
         return _fail(err.format_message(), 2)
     except click.Abort:
@@ -157,18 +204,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _dataset_hint(err: click.UsageError) -> str:
-    """Return where the dataset goes, for a command that was given it as an argument; empty for other mistakes."""
-    is_missing = isinstance(err, click.MissingParameter) and err.param is not None and err.param.name == "data"
-    if err.ctx is None or not (is_missing or err.message.startswith("Got unexpected extra argument")):
-        return ""
-    takes_data = any("--data" in parameter.opts for parameter in err.ctx.command.params)
-    return " The dataset goes behind --data." if takes_data else ""
-
-
 def _fail(message: str, status: int) -> int:
     if _terminating.is_set():
         message, status = "terminated", _TERMINATED
     # Not all messages are ours: those of click and of the system quote names of any length too.
-    echo(f"error: {shortened(' '.join(message.split()))}", err=True)
+    report("error", shortened(" ".join(message.split())), status=status)
     return status

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from flawscope.errors import DataError
 from flawscope.open_files import list_folder, open_regular
+from flawscope.part_words import GOOD_NAMES
+from flawscope.unfinished import BEGUN
 
 _BUNDLE_RECORD = "manifest.json"
 _RUN_RECORD = "run.json"
-_DATASET_FOLDERS = frozenset({"good", "normal", "ok", "train", "test", "ground_truth", "masks"})
+UNFINISHED = "an unfinished training"
+_DATASET_FOLDERS = frozenset({*GOOD_NAMES, "train", "test", "ground_truth", "masks"})
 _IMAGE_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"II+\0", b"GIF8")
 _END_BYTES = 1 << 20
 
@@ -36,8 +39,8 @@ def is_bundle(path: Path) -> bool:
 def kind_of_path(path: Path) -> str | None:
     """Return in words what a path is, by names and first bytes alone; None where it is nothing known.
 
-    It is one of `a bundle`, `a training run`, `an image`, `a folder of images`, `a dataset`, and `a checkpoint`, with
-    the command that makes a folder of it.
+    It is one of `a bundle`, `a training run`, `an unfinished training`, `an image`, `a folder of images`, `a dataset`,
+    and `a checkpoint`, with the command that makes a folder of it.
     """
     try:
         if not path.exists():
@@ -50,6 +53,8 @@ def kind_of_path(path: Path) -> str | None:
             return "an image" if _begins_as_image(path) else None
         if (path / _RUN_RECORD).is_file():
             return "a training run"
+        if (path / BEGUN).is_file():
+            return UNFINISHED
         entries = list_folder(path)
         if any(entry.name.lower() in _DATASET_FOLDERS and entry.is_dir() for entry in entries):
             return "a dataset"

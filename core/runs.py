@@ -32,6 +32,7 @@ from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.path_kinds import kind_of_path
 from flawscope.scratch import recover
 from flawscope.text import NOT_JSON, encode_json
+from flawscope.unfinished import check_finished
 
 RUN_SCHEMA = 2
 SYNTHESIS_SCHEMA = 2
@@ -244,6 +245,7 @@ def read_run_record(path: Path) -> tuple[RunRecord, bytes]:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
     """
     recover(path)
+    check_finished(path)
     if not (path / RECORD).is_file():
         got = kind_of_path(path) or "none"
         raise RunError(f"{path}: expected a run with {RECORD}, got {got}. Make one with flawscope train.")
@@ -263,6 +265,7 @@ def read_synthesis_record(path: Path) -> tuple[SynthesisRecord, bytes]:
     Raises:
         RunError: If it is missing, of another kind, broken, or written by a newer version.
     """
+    check_finished(path)
     kind = run_kind(path)
     if kind is not None and kind not in generator_kinds():
         raise RunError(f"{path}: expected a run of train {', '.join(generator_kinds())}, got that of a {kind}.")

@@ -1,4 +1,4 @@
-"""What all commands share: printing text from strangers, guarded streams, progress bars, command lines of records."""
+"""What all commands share: printing text from strangers, guarded streams, progress, command lines of records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, TextIO
 
 import msgspec
@@ -23,9 +26,93 @@ def command_line() -> str:
     return storable(shlex.join([name, *sys.argv[1:]]))
 
 
+@dataclass
+class _Reporting:
+    is_quiet: bool = False
+    is_json: bool = False
+
+
+_reporting = _Reporting()  # of the process, not of a thread: notes come from threads of libraries too
+
+LEVELS = ("error", "fault", "warning", "note", "estimate", "progress", "info")
+"""What a line on stderr is; `info` is all that begins with none of the other words."""
+_IN_QUIET = frozenset({"error", "fault", "warning"})
+
+
+@contextlib.contextmanager
+def default_reporting() -> Iterator[None]:
+    """Report as text, all of it, until the command says otherwise by `report_as`; afterwards as before."""
+    before = _reporting.is_quiet, _reporting.is_json
+    shown, last_resort = warnings.showwarning, logging.lastResort
+    _reporting.is_quiet = _reporting.is_json = False
+    try:
+        yield
+    finally:
+        _reporting.is_quiet, _reporting.is_json = before
+        warnings.showwarning, logging.lastResort = shown, last_resort
+
+
+def report_as(*, quiet: bool | None = None, json: bool | None = None) -> None:
+    """Choose how lines on stderr look, until the end of `default_reporting`; what is None stays.
+
+    Args:
+        quiet: Leave out all but errors, faults and warnings.
+        json: Write one JSON object a line: `time` (UTC, ISO 8601), `level` (one of `LEVELS`), `message`, and what
+            `report` was given.
+    """
+    _reporting.is_quiet = _reporting.is_quiet if quiet is None else quiet
+    _reporting.is_json = _reporting.is_json if json is None else json
+    if _reporting.is_quiet or _reporting.is_json:
+        # Libraries warn in Python's way, over two lines of text that no reader of JSON expects.
+        warnings.showwarning = _show_warning
+        logging.lastResort = _NoteHandler(logging.WARNING)
+
+
+def is_quiet() -> bool:
+    """Return whether only errors, faults and warnings are reported."""
+    return _reporting.is_quiet
+
+
+def is_json() -> bool:
+    """Return whether lines on stderr are JSON."""
+    return _reporting.is_json
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    report("note", " ".join(f"{category.__name__}: {message}".split()))
+
+
+def report(level: str, message: str, **facts: Any) -> None:
+    """Write one line to stderr, unless `--quiet` leaves it out.
+
+    Args:
+        level: One of `LEVELS`.
+        message: One line for people; control characters are escaped.
+        facts: The same for programs: they stand in a line of JSON only.
+    """
+    if _reporting.is_quiet and level not in _IN_QUIET:
+        return
+    if not _reporting.is_json:
+        _write(printable(message if level == "info" else f"{level}: {message}"), sys.stderr)
+        return
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    data = encode_json({"time": time, "level": level, "message": message, **facts})
+    _write(printable_json(data, getattr(sys.stderr, "encoding", None) or "utf-8"), sys.stderr)
+
+
 def echo(text: str, *, err: bool = False) -> None:
-    """Print one line to stdout or stderr, control characters escaped: names of files come from strangers."""
-    _write(printable(text), sys.stderr if err else sys.stdout)
+    """Print one line to stdout or stderr, control characters escaped: names of files come from strangers.
+
+    On stderr the first word says what the line is (`note: ...`), for `--quiet` and `--log-format json`.
+    """
+    if not err:
+        _write(printable(text), sys.stdout)
+        return
+    level, _, message = text.partition(": ")
+    if level in LEVELS:
+        report(level, message)
+    else:
+        report("info", text)
 
 
 def echo_json(value: Any, *, indent: int = 0, enc_hook: Callable[[Any], Any] | None = None) -> None:
@@ -46,7 +133,7 @@ class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # A log that cannot be written must not end the thread that had something to say.
         with contextlib.suppress(OSError, ValueError):
-            echo(f"note: {record.getMessage()}", err=True)
+            report("note", record.getMessage())
 
 
 @contextlib.contextmanager
@@ -162,35 +249,16 @@ def guarded_streams() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (task, completed, total) that draws bars on stderr, or nothing where that is no terminal."""
-    if not sys.stderr.isatty():
+    """Yield a callback (task, completed, total): bars on a terminal, else a line every few seconds, both on stderr.
+
+    With `--quiet` it shows nothing.
+    """
+    if is_quiet():
         yield lambda task, completed, total: None
         return
-    # Here and not at the top: rich costs start-up time, and where stderr is no terminal nobody sees its bars.
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    # Here and not at the top: listing verbs needs none of it.
+    from flawscope import progress_display
 
-    columns = (
-        TextColumn("{task.description:<26}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, object] = {}
-
-        def report(task: str, completed: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total)
-            bars.update(tasks[task], completed=completed, total=total)  # type: ignore[arg-type]
-
-        yield report
+    is_watched = sys.stderr.isatty() and not is_json()
+    with progress_display.bars(report) if is_watched else progress_display.lines(report) as show:
+        yield show

@@ -29,6 +29,14 @@ def config_folder() -> Path | None:
     return _xdg("XDG_CONFIG_HOME", ".config")
 
 
+def data_folder() -> Path | None:
+    """Return the folder for what belongs to the user's programs: `XDG_DATA_HOME`, or `.local/share` in the home folder.
+
+    It is None where the user has no home folder.
+    """
+    return _xdg("XDG_DATA_HOME", ".local/share")
+
+
 def _xdg(variable: str, below_home: str) -> Path | None:
     named = Path(os.environ.get(variable, ""))
     # The XDG base directory specification: a relative path is invalid and has to be ignored.

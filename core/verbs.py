@@ -256,5 +256,8 @@ VERBS: Mapping[str, Row] = {
     "line": _LINE,
     "synth": _SYNTH,
     "bundle": _BUNDLE,
+    "completion": Verb(
+        "flawscope.completion_command:completion", "Make bash, zsh or fish complete verbs, options and settings."
+    ),
 }
 """The verbs of `flawscope`."""

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from flawscope import methods
 from flawscope.runs import RECORD, run_kind
+from flawscope.unfinished import check_finished
 
 
 def is_run(source: Path) -> bool:
-    """Return whether `source` is the folder of a training run, not a bundle."""
+    """Return whether `source` is the folder of a training run, not a bundle.
+
+    Raises:
+        RunError: If it is neither, but a training that was interrupted.
+    """
+    check_finished(source)
     return (source / RECORD).is_file()
 
 

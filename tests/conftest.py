@@ -47,6 +47,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch.manual_seed(int(os.environ.get("FLAWSCOPE_TEST_SEED", "0")))
 
 
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the lines of progress that a slow machine would add to what a command prints in this process."""
+    from flawscope import progress_display
+
+    monkeypatch.setattr(progress_display, "EVERY_S", 3600.0)
+    monkeypatch.setattr(progress_display, "LONG_S", 3600.0 * 24)
+
+
 @pytest.fixture
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the user one of a service: no HOME, no entry in the list of users, no folders named."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flawscope.errors import ArgumentError
+from flawscope.near_names import did_you_mean
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.yaml_file import read_yaml
 
@@ -33,6 +34,7 @@ def read_settings(name: str) -> dict[str, Any]:
         if not path.is_file():
             raise ArgumentError(
                 f"--config {name}: expected a YAML file or one of {', '.join(preset_names())}, got no such file."
+                + did_you_mean(name, preset_names())
             )
         try:
             data = read_regular(path, SETTINGS_BYTES)

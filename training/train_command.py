@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
+    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
+    find_part,
     flatten,
     parse_assignment,
     rename_settings,
@@ -27,11 +30,14 @@ from flawscope.config.other_names import CATEGORY_NAMES, DATA_NAMES, RESUME_NAME
 from flawscope.datasets import Dataset, open_dataset
 from flawscope.drawn_check import advice_on, describe_check
 from flawscope.errors import ArgumentError, MissingExtra
+from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
+from flawscope.runs import RECORD
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings
 from flawscope.training.tracking import TRACKERS, track_figures, tracking
+from flawscope.unfinished import check_not_begun, find_unfinished
 
 if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
@@ -94,8 +100,12 @@ class TrainingRequest:
             DataError: If it has no images to train on.
         """
         if self.root is None:
-            raise ArgumentError("--data: expected the dataset's folder, got none.")
-        return open_dataset(self.root, self.category)
+            raise ArgumentError("--data: expected the dataset's folder, got none. Say --data ROOT.")
+        dataset = open_dataset(self.root, self.category)
+        for remark in dataset.remarks:
+            if remark.kind == "taken_as_good":  # what is learned as normal is never a guess that nobody hears of
+                echo(f"note: {remark.path} {remark.message}", err=True)
+        return dataset
 
     def tracking(self, config: MethodConfig, dataset: Dataset, out: Path) -> AbstractContextManager[None]:
         """Tell the experiment tracker that was asked for of what happens inside; see `training.tracking`."""
@@ -112,13 +122,15 @@ class TrainingCommand(click.Command):
         # left to the second parsing. It takes a copy, because click's parser empties the list.
         with contextlib.suppress(click.UsageError):
             ctx.meta[_METHOD] = self.make_parser(ctx).parse_args(list(args))[0].get("method")
+        if ctx.resilient_parsing and ctx.meta.get(_METHOD) is None:
+            # A shell asks for completions behind `--set`, which lacks its value: nothing is parsed then.
+            ctx.meta[_METHOD] = next((word for word in args if word in CONFIGS), None)
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings of METHOD, or how to list them."""
         method = str(ctx.meta.get(_METHOD))
         if method not in CONFIGS:
-            # The line of usage breaks in the middle of a name.
             offered = next(parameter.type for parameter in self.params if parameter.name == "method")
             with formatter.section("Methods"):
                 rows = [
@@ -243,18 +255,46 @@ def _resume(text: str | None) -> bool | Path:
     return True if text == "latest" else Path(text)
 
 
+def _settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the settings of METHOD that begin like this, for a shell."""
+    method = str(ctx.meta.get(_METHOD))
+    if method not in CONFIGS:
+        return []
+    lines = describe_settings(method)
+    return [CompletionItem(f"{line.key}=", help=line.line) for line in lines if line.key.startswith(incomplete)]
+
+
+def _presets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the presets that begin like this, for a shell, and ask it for files."""
+    names = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
 def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> tuple[Callable[[Any], Any], ...]:
     """Return the argument METHOD and the options that all training commands share, in the order of the help."""
     return (
-        click.argument("method", type=MethodChoice(*kinds, takes_auto=takes_auto)),
+        # The list of all as the name of the argument would break lines and messages; the help has it below.
+        click.argument("method", metavar="METHOD", type=MethodChoice(*kinds, takes_auto=takes_auto)),
         click.option(
             *("--data", "--dataset", "--dataset_dir", "root"),
             type=click.Path(path_type=Path),
             help="Dataset root, or a category itself.",
         ),
         click.option("--category", "--classname", "--class_name", "category", help="Category below the root."),
-        click.option("--config", "config_name", help=f"YAML file, or a preset: {', '.join(preset_names())}."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."),
+        click.option(
+            "--config",
+            "config_name",
+            shell_complete=_presets,
+            help=f"YAML file, or a preset: {', '.join(preset_names())}.",
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=_settings,
+            help="One setting; may be repeated.",
+        ),
         click.option("--backbone", help="scattering (built in, no download), or a timm model."),
         click.option(
             "--weights",
@@ -298,7 +338,9 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         raise ArgumentError(
             f"--no-drawn-check: expected none with {request.method}, which scores no images. Leave it out."
         )
-    config, dataset = request.read_config({}, {}), request.open_dataset()
+    config = request.read_config({}, {})
+    _check_out(request, config, out, overwrite)
+    dataset = request.open_dataset()
     drawn = None
     notes: tuple[str, ...]
     with request.tracking(config, dataset, out):
@@ -324,6 +366,28 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         echo(advice, err=True)
 
 
+def _check_out(request: TrainingRequest, config: MethodConfig, out: Path, overwrite: bool) -> None:
+    """Refuse an output that is taken, and weights that are not there, before torch is imported: that takes seconds."""
+    check_replaceable(out, RECORD, overwrite=overwrite or request.resume is not False)
+    if find_part(config, LoopSettings) is not None:
+        check_not_begun(out, request.resume)
+    if request.weights is not None and not request.weights.exists():
+        raise ArgumentError(
+            f"--weights {request.weights}: expected a safetensors file, got no such file. Check the path."
+        )
+
+
+@contextlib.contextmanager
+def _told_if_interrupted(out: Path) -> Iterator[None]:
+    """Say how a training that is interrupted is gone on with."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if found := find_unfinished(out):
+            echo(f"note: {found.words}. Continue it with: {found.command}", err=True)
+        raise
+
+
 def _train_detector(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
 ) -> RunRecord:
@@ -332,7 +396,7 @@ def _train_detector(
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with progress_bars() as progress:
+    with _told_if_interrupted(out), progress_bars() as progress:
         return train_detector(
             config,
             dataset,
@@ -355,7 +419,7 @@ def _train_synthesis(
         from flawscope.training.synthesis.generator_training import train_synthesis
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with progress_bars() as progress:
+    with _told_if_interrupted(out), progress_bars() as progress:
         return train_synthesis(
             config,
             dataset,

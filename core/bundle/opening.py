@@ -34,8 +34,9 @@ from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys
 from flawscope.bundle.upkeep import in_use
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import is_litter, storage_errors, temporary_folder
-from flawscope.path_kinds import kind_of_path
+from flawscope.path_kinds import UNFINISHED, kind_of_path
 from flawscope.scratch import recover
+from flawscope.unfinished import resume_command
 
 _BLOCK = 1 << 20
 # The tensors of our writers; others would fail later, in the kernels.
@@ -347,10 +348,12 @@ def _readable(path: Path) -> Iterator[None]:
     except (zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError) as err:
         if (kind := kind_of_path(path)) in (None, "a bundle"):
             raise BundleError(f"{path}: expected a bundle, got no readable zip file ({err}). Copy it again.") from err
-        raise BundleError(f"{path}: expected a bundle, got {kind}. {_hint(kind)}") from err
+        raise BundleError(f"{path}: expected a bundle, got {kind}. {_hint(path, kind)}") from err
 
 
-def _hint(kind: str) -> str:
+def _hint(path: Path, kind: str) -> str:
+    if kind == UNFINISHED:
+        return f"Continue it with: {resume_command(path)}"
     if kind == "a training run":
         return "Export it first: flawscope export."
     return "Name a bundle: what flawscope export wrote."
@@ -369,7 +372,7 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
                     f"{path}: expected a bundle with {MANIFEST}, got {form} without it at the top. Make one file of a "
                     "bundle's folder with flawscope bundle pack."
                 ) from err
-            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {_hint(kind)}") from err
+            raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {_hint(path, kind)}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
         raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
     if len(data) > MAX_MANIFEST_BYTES:

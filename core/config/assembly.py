@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +14,7 @@ from flawscope.config.method_settings import MethodConfig
 from flawscope.config.other_names import Renamed, known_elsewhere, rename
 from flawscope.config.setting_parts import check, flatten, from_flat, parts_of, places_of
 from flawscope.errors import ArgumentError
+from flawscope.near_names import did_you_mean
 
 
 class SettingsTable(Mapping[str, type[MethodConfig]]):
@@ -143,10 +143,9 @@ def check_key(method: str, kind: type[msgspec.Struct], key: str, others: Mapping
         )
     if elsewhere := known_elsewhere(str(key)):
         raise ArgumentError(f"{key}: is no setting of {method}. {elsewhere}")
-    close = difflib.get_close_matches(str(key), places, 1)  # YAML keys may be numbers
     raise ArgumentError(
         f"{key}: is no setting of {method}. "
-        + (f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(places))}.")
+        + (did_you_mean(key, places).strip() or f"Known: {', '.join(sorted(places))}.")
     )
 
 

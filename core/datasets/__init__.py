@@ -11,8 +11,9 @@ from flawscope.datasets.fingerprints import (
 from flawscope.datasets.inspection import ImageCount, Inspection, SizeSummary, inspect_dataset
 from flawscope.datasets.layouts import list_categories, open_categories, open_dataset
 from flawscope.datasets.problems import Problem
-from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
+from flawscope.datasets.samples import Dataset, Layout, Sample, Split
 from flawscope.datasets.seeded_split import split_folds, split_held_out
+from flawscope.part_words import GOOD
 
 __all__ = [
     "GOOD",

@@ -5,7 +5,8 @@
     folders  good/*            DEFECT/*                  ground_truth/DEFECT/*, masks/DEFECT/*, DEFECT/STEM_mask.*
     flat     *
 
-`good` may be called `normal` or `ok`, and `train`, `test` and `good` may be written in any case. A folder of a type
+`good` may have any of the names in `flawscope.part_words.GOOD_NAMES` (ok, gut, ...); they, `train` and `test` may be
+written in any case. A folder of a type
 that holds no image itself may have its images in folders below, such as one for every day. What was taken so is noted.
 
 A mask belongs to the image of its defect type with the same stem, with or without a word for masks at its end (`_mask`,
@@ -24,12 +25,13 @@ import msgspec
 
 from flawscope.datasets.mask_pairing import MaskFile, ends_like_a_mask, is_mask_folder, masks_among, pair
 from flawscope.datasets.problems import Problem
-from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Layout, Sample, Split, in_order
+from flawscope.datasets.samples import Dataset, Layout, Sample, Split, in_order
 from flawscope.datasets.seeded_split import in_seeded_order
 from flawscope.errors import DataError
 from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS
 from flawscope.open_files import list_folder
+from flawscope.part_words import BAD_NAMES, GOOD, GOOD_NAMES
 
 _SPLITS = ("train", "test")
 _PUBLIC_TEST = "test_public"
@@ -38,9 +40,6 @@ _TEST_SHARE = 0.2
 _MIN_GOOD_TO_SPLIT = 5  # fewer are all needed for training
 _IN_NO_TYPE = "lies in no folder of normal images or of a defect type and was left out"
 _DEEPEST = 4  # folders below that of a type
-_NOT_GOOD = frozenset(
-    {"ng", "nok", "bad", "defect", "defects", "defective", "reject", "rejected", "anomaly", "anomalous", "scrap"}
-)
 _NOT_OPENED = frozenset({*_SPLITS, "val", "validation"})
 
 
@@ -299,7 +298,7 @@ class _Builder:
 def _may_open(folder: Path, top: Path, defect: str) -> bool:
     """Return whether a folder in a folder of a type that holds no image itself has images of that type."""
     name = folder.name.lower()
-    if is_mask_folder(name) or name in _NOT_OPENED or (defect == GOOD and name in _NOT_GOOD):
+    if is_mask_folder(name) or name in _NOT_OPENED or (defect == GOOD and name in BAD_NAMES):
         return False
     # Links may lead in a circle.
     return not folder.is_symlink() and len(folder.relative_to(top).parts) <= _DEEPEST

@@ -17,10 +17,11 @@ from flawscope.datasets.image_remarks import image_remarks
 from flawscope.datasets.learnable import MIN_TRAINING_IMAGES, is_constant, shortage_of
 from flawscope.datasets.mask_checks import alpha_problem, mask_problems
 from flawscope.datasets.problems import Problem
-from flawscope.datasets.samples import GOOD, Dataset, Layout, Sample, Split
+from flawscope.datasets.samples import Dataset, Layout, Sample, Split
 from flawscope.errors import ImageError
 from flawscope.imaging.image_facts import ImageFacts, facts_of
 from flawscope.imaging.images import EXTENSIONS, decode_stored, read_encoded
+from flawscope.part_words import GOOD
 from flawscope.progress import CountProgress
 
 

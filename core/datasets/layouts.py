@@ -13,11 +13,13 @@ from flawscope.datasets.all_categories import ALL, merge_categories
 from flawscope.datasets.folders import contents, layout_of, read_folders
 from flawscope.datasets.real_iad import find_real_iad, find_real_iad_above, read_real_iad
 from flawscope.datasets.records import categories_of, dataset_of, find_records, read_records
-from flawscope.datasets.samples import GOOD, Dataset, Layout
+from flawscope.datasets.samples import Dataset, Layout
 from flawscope.datasets.visa import categories, find_table, find_table_beside, read_visa
 from flawscope.errors import DataError
 from flawscope.imaging.images import EXTENSIONS
-from flawscope.path_kinds import kind_of_path
+from flawscope.near_names import did_you_mean
+from flawscope.part_words import BAD_NAMES, GOOD, GOOD_NAMES, is_like_good, is_named_bad
+from flawscope.path_kinds import UNFINISHED, kind_of_path
 
 _EXPECTED = "expected normal images in train/good or good, a folder of images, or records in train.json"
 
@@ -104,12 +106,36 @@ def _check_folder(root: Path) -> None:
 
 
 def _trainable(root: Path, dataset: Dataset) -> Dataset:
+    if dataset.layout == "flat":
+        _check_flat(dataset)
     if not dataset.train_good:
+        where = root if dataset.category in ("", root.name) else f"{root}: {dataset.category}"
         raise DataError(
-            f"{root}: {dataset.category}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}"
-            f"{_left_out(dataset)}. Add normal images, or rename the folder that holds them."
+            f"{where}: {_EXPECTED}, got no normal training image among {len(dataset.samples)}"
+            f"{_left_out(dataset)}. Add normal images, or call the folder that holds them {GOOD} ({_also()})."
         )
     return dataset
+
+
+def _check_flat(dataset: Dataset) -> None:
+    """Raise DataError where a folder of images alone, all of which are taken as normal, says that some are not."""
+    folder = dataset.root
+    if (folder.name or folder.resolve().name).lower() in BAD_NAMES:
+        raise DataError(
+            f"{folder}: expected normal images, got a folder that is named as one of anomalous images. Name the folder "
+            f"above it, where the normal images lie beside it in a folder called {GOOD} ({_also()})."
+        )
+    bad = [sample.path.name for sample in dataset.samples if is_named_bad(sample.path.stem)]
+    if bad:
+        raise DataError(
+            f"{folder}: expected normal images, because it has no folders, got {len(bad)} of {len(dataset.samples)} "
+            f"with names of anomalous ones ({_listed(bad, 3)}). Sort them into the folders {GOOD} and ng, or, if all "
+            f"are normal, move them into a folder called {GOOD}."
+        )
+
+
+def _also() -> str:
+    return f"or {', '.join(sorted(GOOD_NAMES - {GOOD}))}, in any case"
 
 
 def _left_out(dataset: Dataset) -> str:
@@ -201,23 +227,28 @@ def _choose(root: Path, category: str | None, available: Iterable[str], *, is_al
         )
     if category not in names:
         hint = f", or {ALL}" if can_take_all else ""
-        raise DataError(
-            f"{root}: expected one of the categories {_listed(names)}; got {category!r}. Choose one of them{hint}."
-        )
+        meant = did_you_mean(category, names) or f" Choose one of them{hint}."
+        raise DataError(f"{root}: expected one of the categories {_listed(names)}; got {category!r}.{meant}")
     return category
 
 
 def _no_category(folder: Path) -> str:
-    if (kind := kind_of_path(folder)) in ("a bundle", "a training run"):
+    if (kind := kind_of_path(folder)) in ("a bundle", "a training run", UNFINISHED):
         return f"{folder}: expected a dataset's folder, got {kind}. Name the folder that holds the images."
     listing = contents(folder)
+    advice = f"Put the normal images into a folder called {GOOD} ({_also()})."
+    if like := [path.name for path in listing.folders if is_like_good(path.name)]:
+        advice = f"If {_listed(like)} holds the normal images, call it {GOOD}."
+    elif len(listing.folders) > 1 and not listing.images:
+        # Not guessed: of positive and negative, either may be the normal ones.
+        advice = f"Call the one that holds the normal images {GOOD} ({_also()})."
     if listing.images and listing.folders:
         got = f"images beside the folders {_listed(p.name for p in listing.folders)}"
     elif listing.folders:
         got = f"the folders {_listed(p.name for p in listing.folders)}"
     else:
         got = f"{len(listing.others)} other files" if listing.others else "an empty folder"
-    return f"{folder}: {_EXPECTED}, got {got}. Put the normal images into a folder called {GOOD}."
+    return f"{folder}: {_EXPECTED}, got {got}. {advice}"
 
 
 def _listed(names: Iterable[str], limit: int = 20) -> str:

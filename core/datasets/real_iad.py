@@ -22,9 +22,10 @@ import msgspec
 
 from flawscope.datasets.folders import contents
 from flawscope.datasets.record_paths import place_below, why_absent
-from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.datasets.samples import Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular
+from flawscope.part_words import GOOD
 from flawscope.text import NOT_JSON
 
 _TABLES = "realiad_jsons"

@@ -19,9 +19,10 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from flawscope.datasets.record_paths import backslash_remark, folder_of_paths, place_below, why_absent
-from flawscope.datasets.samples import GOOD, GOOD_NAMES, Dataset, Sample, Split, in_order
+from flawscope.datasets.samples import Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, open_regular, read_regular
+from flawscope.part_words import GOOD, GOOD_NAMES
 from flawscope.text import NOT_JSON
 
 DEFECT = "defective"

@@ -13,12 +13,10 @@ from flawscope.arrays import BoolArray
 from flawscope.datasets.problems import Problem
 from flawscope.errors import ImageError
 from flawscope.imaging.masks import MaskReading, read_mask_with_facts
+from flawscope.part_words import GOOD
 
 Split = Literal["train", "test"]
 Layout = Literal["mvtec", "visa", "real_iad", "records", "folders", "flat"]
-GOOD = "good"
-GOOD_NAMES = frozenset({GOOD, "normal", "ok"})
-"""What normal images are called in folders and tables, in any case."""
 
 
 class Sample(msgspec.Struct, frozen=True):

@@ -18,9 +18,10 @@ from typing import NamedTuple, cast
 
 from flawscope.datasets.problems import Problem
 from flawscope.datasets.record_paths import backslash_remark, folder_of_paths, place_below
-from flawscope.datasets.samples import GOOD, Dataset, Sample, Split, in_order
+from flawscope.datasets.samples import Dataset, Sample, Split, in_order
 from flawscope.errors import DataError
 from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular
+from flawscope.part_words import GOOD
 
 DEFECT = "bad"
 """The one defect type of VisA, under the name that its conversions to the MVTec layout use."""

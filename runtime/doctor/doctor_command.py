@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ _EXTRAS = {
     "pycuda": ("pycuda", "cuda.bindings"),
 }
 
+_TO_LEARN = ("calibrate", "train", "export")
+"""Extras, each called after the verb that it is for."""
+_OF_THE_CPU = frozenset({"cpu", "openvino", "openvino:cpu"})
+
 _NODES_SHOWN = 5
 
 
@@ -58,7 +63,9 @@ def diagnose() -> dict[str, Any]:
         missing = [module for module in modules if not _is_installed(module)]
         install = f'pip install "flawscope[{extra}]"' if missing else None
         extras[extra] = {"installed": not missing, "missing": missing, "install": install}
+    driver = msgspec.to_builtins(match_driver())
     return {
+        "verdict": verdict(backends["auto"], driver["problems"], extras),
         "flawscope": flawscope.__version__,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -68,9 +75,32 @@ def diagnose() -> dict[str, Any]:
         "kernels": _kernels(),
         "openvino": _openvino(),
         "engines": _engines(),
-        "driver": msgspec.to_builtins(match_driver()),
+        "driver": driver,
         "extras": extras,
     }
+
+
+def verdict(auto: Mapping[str, Any], driver_problems: Sequence[str], extras: Mapping[str, Any]) -> str:
+    """Return in one sentence or two what this installation is good for, and what to do where it is not.
+
+    Args:
+        auto: What backend `auto` takes: `available`, `takes`, `reason`.
+        driver_problems: What the GPU's driver is too old for.
+        extras: Name of an extra -> `installed`, `install`.
+    """
+    if not auto["available"]:
+        return f"Nothing here can score: {auto['reason']}"
+    where = "this CPU" if auto["takes"] in _OF_THE_CPU else f"this machine with backend {auto['takes']}"
+    ready = f"Everything needed to score on {where} is here."
+    if driver_problems:
+        ready = f"Scoring works on {where}, but the GPU's driver is too old for what is installed (see driver below)."
+    elif not cpp_ext.HAVE_NATIVE:
+        ready = f"Scoring works on {where}, slowly: the compiled kernels are missing. Install flawscope again."
+    missing = [name for name in _TO_LEARN if not extras[name]["installed"]]
+    if not missing:
+        return f"{ready} So is what calibrating, training and exporting need."
+    verbs = " and ".join(", ".join(missing).rsplit(", ", 1))
+    return f'{ready} To {verbs}: pip install "flawscope[{",".join(missing)}]"'
 
 
 def _is_installed(module: str) -> bool:
@@ -247,6 +277,7 @@ def doctor(bundle: Path | None, backend: str, precision: str, measure: bool, as_
     report = diagnose()
     if bundle is not None:
         report["bundle"] = examine(bundle, backend, precision, measure=measure)
+        report["verdict"] += f" {bundle} runs, on backend {report['bundle']['backend']}."
     elif backend != "auto" or precision != "fp32" or measure:
         raise click.UsageError("--backend, --precision and --measure are for a BUNDLE. Name one, or leave them out.")
     # `auto` and not `cuda`: a machine without a GPU is healthy as long as the CPU can run bundles.
@@ -259,6 +290,7 @@ def doctor(bundle: Path | None, backend: str, precision: str, measure: bool, as_
 
 
 def _show(report: dict[str, Any]) -> None:
+    echo(report["verdict"])
     echo(f"flawscope {report['flawscope']} on {report['system']}, {report['cpu']}, {report['cores']} cores")
     echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
     for name, backend in report["backends"].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import inspect
 
 from flawscope.errors import ArgumentError
+from flawscope.near_names import did_you_mean
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.line.config_checks import check_config
 from flawscope.runtime.line.config_words import shown, words_of
@@ -199,11 +199,9 @@ def _unknown(key: str, struct: inspect.StructType | None) -> str:
     names = [field.encode_name for field in struct.fields] if struct else []
     if struct and struct.tag_field:
         names.append(struct.tag_field)
-    close = difflib.get_close_matches(key.lower(), names, 1)
-    hint = f"Did you mean {close[0]}?" if close else "Leave it out."
+    hint = did_you_mean(key, names).strip() or "Leave it out."
     return f"expected one of the keys {', '.join(names)}, got {shown(key)}. {hint}"
 
 
 def _near(value: Any, words: str) -> str:
-    close = difflib.get_close_matches(str(value).lower(), words.removeprefix("one of ").split(", "), 1)
-    return f" Did you mean {close[0]}?" if close else " Mend it."
+    return did_you_mean(value, words.removeprefix("one of ").split(", ")) or " Mend it."

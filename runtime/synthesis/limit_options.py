@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import msgspec
 
 from flawscope.errors import ArgumentError
+from flawscope.near_names import did_you_mean
 from flawscope.runtime.synthesis.quality import REASONS, QualityLimits
 
 LIMITS: tuple[str, ...] = QualityLimits.__struct_fields__
@@ -45,8 +45,7 @@ def _hint(name: str) -> str:
         return f"The reason {name} has the limit {_OF_REASON[name]}."
     if name in REASONS:  # every other reason is the name of its limit, but for one
         return f"The reason {name} has no limit: such an image is never kept."
-    close = difflib.get_close_matches(name.lower(), LIMITS, 1)
-    return f"Did you mean {close[0]}?" if close else "docs/synthesis.md has what each of them measures."
+    return did_you_mean(name, LIMITS).strip() or "docs/synthesis.md has what each of them measures."
 
 
 def _number(name: str, value: str) -> float:

@@ -280,7 +280,7 @@ def test_a_value_of_the_wrong_type_is_a_usage_mistake(verb, capsys):
     assert run(["probe", "--number", "many"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("error: Invalid value for '--number': 'many' is not a valid integer. (see flawscope probe")
+    assert err.startswith("error: --number: expected a whole number, got 'many'. (see flawscope probe")
 
 
 @pytest.mark.parametrize("arguments", [[], ["bundle"]])

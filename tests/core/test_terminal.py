@@ -121,7 +121,7 @@ def test_a_process_without_stderr_goes_on(shell, tiny_root):
     [
         (r"click\.(echo|secho|prompt|confirm)\(", ["core/cli.py"]),  # help
         (r"^\s*print\(", ["runtime/bench/cold_start.py"]),  # in the text of a child process
-        (r"\bConsole\(", ["core/terminal.py"]),  # bars
+        (r"\bConsole\(", ["core/progress_display.py"]),  # bars
         (r"sys\.(stdout|stderr)\.(write|buffer)", []),
         (r"msgspec\.json\.encode\(", ["core/text.py"]),
     ],

@@ -55,4 +55,4 @@ def test_without_its_row_the_method_is_unknown(
 ) -> None:
     arguments = ["train", "toy", "--data", str(tiny_root), "--category", CATEGORY, "--out", str(tmp_path / "run")]
     assert cli.run(arguments) == 2
-    assert "'toy' is not one of 'patchcore', 'padim'" in capsys.readouterr().err
+    assert "METHOD: expected one of patchcore, padim," in capsys.readouterr().err

@@ -177,6 +177,7 @@ def test_results_of_another_command_are_not_mixed(runner, root, tmp_path, capsys
 def test_a_training_that_was_interrupted_goes_on(runner, root, tmp_path):
     cell = tmp_path / "out/cells/set/a/stfpm-seed0"
     (cell / "work/run.training").mkdir(parents=True)
+    (cell / "work/run.training/begun.json").write_text("{}")
     (cell / "log.txt").write_text("")
     (tmp_path / "out/benchmark.json").write_text("{}")
     arguments = ["benchmark", str(root), "--out", str(tmp_path / "out"), "--methods", "stfpm", "--resume"]

@@ -480,10 +480,10 @@ def test_a_denoiser_serves_an_extractor_alone_and_a_run_that_is_whole(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["autoencoder"], "'autoencoder' is not one of 'patchcore'"),
+        (["autoencoder"], "METHOD: expected one of patchcore,"),
         (["patchcore", "--skip", "train"], "run: expected a run, because --skip train uses an earlier one, got none"),
         (["patchcore", "--skip", "extractor"], "--skip extractor: expected it with ddad, got it with patchcore"),
-        (["patchcore", "--skip", "export"], "'export' is not one of 'train'"),
+        (["patchcore", "--skip", "export"], "--skip: expected one of train,"),
         (["patchcore", "--resume", "latest"], "expected a method that is trained in epochs, got one that is fitted"),
         (["patchcore", "--false-reject-rate", "1.5"], "false-reject rate: expected a fraction"),
         (["patchcore", "--confidence", "0"], "confidence: expected a fraction"),
@@ -506,7 +506,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_leaves_nothing(
 
 def test_the_data_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["pipeline", "padim", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "error: --data: expected the dataset's folder, got none.\n"
+    assert capsys.readouterr().err == "error: --data: expected the dataset's folder, got none. Say --data ROOT.\n"
 
 
 def test_the_run_that_is_there_must_be_of_the_method(

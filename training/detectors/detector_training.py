@@ -50,6 +50,7 @@ from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
 from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
+from flawscope.unfinished import check_not_begun
 from flawscope.versions import package_versions
 
 _RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")
@@ -106,11 +107,13 @@ def train_detector(
         _check_denoiser_run(config, trainer, denoiser_run)
     overwrite = overwrite or resume is not False
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
+    if trainer.has_epochs:
+        check_not_begun(out, resume)
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
     prepared_at = time.perf_counter()
     # Open until the run is written: on leaving, its TensorBoard events are copied into the run and it is removed.
-    with _workspace(inputs, out, resume) as workspace:
+    with _workspace(inputs, out, resume, command) as workspace:
         request = inputs.request(out, workspace, progress, is_resumed=resume is not False)
         record_of = functools.partial(_record, inputs, command)
         folds = folds_of(inputs.config)
@@ -239,13 +242,14 @@ def _resolve_backbone(config: MethodConfig, weights: Path | None) -> tuple[Metho
 
 
 @contextlib.contextmanager
-def _workspace(inputs: _Inputs, out: Path, resume: bool | Path) -> Iterator[Path | None]:
+def _workspace(inputs: _Inputs, out: Path, resume: bool | Path, command: str) -> Iterator[Path | None]:
     """Yield the workspace of a training in epochs, with the history of a reused denoiser; None for a fitted method."""
     if not inputs.trainer.has_epochs:
         yield None
         return
     trained = cast("TrainedConfig", inputs.config)
-    with open_workspace(out, trained, inputs.identity, inputs.weights_used, resume) as workspace:
+    identity, weights = inputs.identity, inputs.weights_used
+    with open_workspace(out, trained, identity, weights, resume, command=command) as workspace:
         if inputs.denoiser_run is not None:
             _copy_history(inputs.denoiser_run.path, workspace)
         yield workspace

@@ -36,6 +36,7 @@ from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.loop.loop import run_loop
 from flawscope.training.trainer import EpochTrainer
+from flawscope.unfinished import check_finished
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -364,6 +365,7 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderKL, Normalization | None]:
         MissingExtra: If diffusers is not installed.
         RunError: If it is none of them, or broken.
     """
+    check_finished(path)
     if not (path / RECORD).is_file():
         return read_folder(path), None
     config, scaling = read_autoencoder_record(path)

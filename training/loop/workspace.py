@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
+from flawscope.config.setting_parts import tag_of
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors, write_text
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path, walk_folder
@@ -19,8 +21,9 @@ from flawscope.training.loop.checkpoints import is_checkpoint, later_checkpoints
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
+from flawscope.unfinished import BEGUN, check_not_begun, recorded_command, workspace_of
 
-_BEGUN = "begun.json"
+_LOG = logging.getLogger(__name__)
 _SCHEMA = 2  # 1, or none, also recorded settings that the method does not have
 FREE = (
     *("device", "num_workers", "memory_budget_mb"),
@@ -31,7 +34,13 @@ FREE = (
 
 @contextlib.contextmanager
 def open_workspace(
-    out: Path, config: TrainedConfig, dataset: str, weights: str, resume: bool | Path, descriptions: str = ""
+    out: Path,
+    config: TrainedConfig,
+    dataset: str,
+    weights: str,
+    resume: bool | Path,
+    descriptions: str = "",
+    command: str = "",
 ) -> Iterator[Path]:
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
 
@@ -47,6 +56,7 @@ def open_workspace(
         resume: Resume in the folder if it is there, from its newest checkpoint; or from this one, or from the newest of
             this folder, which must be the training's own. Checkpoints behind it are removed: the steps are taken again.
         descriptions: Hash of boxes and captions.
+        command: Command line, which messages about the training repeat while it is unfinished.
 
     Raises:
         ArgumentError: If there is an unfinished training and `resume` is false, it is of another kind, or the
@@ -60,7 +70,8 @@ def open_workspace(
     denoising = find_part(config, DenoisingSettings)
     if denoising is not None and denoising.optimizer == "adamw8bit":
         import_bitsandbytes()
-    folder = out.with_name(f"{out.name}.training")
+    folder = workspace_of(out)
+    check_not_begun(out, resume)
     settings = flatten(config)
     # All that the results depend on: a training that resumed with other data or settings would be neither of the two.
     begun = {
@@ -71,16 +82,17 @@ def open_workspace(
         "settings": {name: settings[name] for name in settings if name not in FREE},
     }
     if folder.exists() and list_folder(folder):
-        if resume is False:
-            raise ArgumentError(
-                f"{folder}: expected no unfinished training, got one. Go on with --resume latest, or remove the folder."
-            )
         _check_same(folder, begun)
+        command = recorded_command(folder) or command
+    elif resume is True:
+        _LOG.warning("%s: no unfinished training is there, so --resume latest begins anew", folder)
     if isinstance(resume, Path):
         _go_back(folder, resume)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / _BEGUN, msgspec.json.format(encode_json(begun), indent=1).decode() + "\n")
+        # For messages alone, and compared with nothing.
+        told = {**begun, "method": tag_of(type(config)), "command": command}
+        write_text(folder / BEGUN, msgspec.json.format(encode_json(told), indent=1).decode() + "\n")
     is_done = False
     try:
         with storage_errors(folder):
@@ -132,9 +144,11 @@ def _is_events(path: Path) -> bool:
 def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
     """Raise ArgumentError unless the training in the folder was begun with the same data, weights and settings."""
     try:
-        recorded = msgspec.json.decode(read_regular(folder / _BEGUN, RECORD_BYTES))
+        recorded = msgspec.json.decode(read_regular(folder / BEGUN, RECORD_BYTES))
     except (OSError, *NOT_JSON) as err:
         raise ArgumentError(f"{folder}: expected an unfinished training, got none that can be read: {err}.") from err
+    if isinstance(recorded, dict):
+        recorded = {key: value for key, value in recorded.items() if key not in ("method", "command")}
     # Through JSON and back, as the recorded one: tuples are lists there.
     if recorded == msgspec.json.decode(encode_json(begun)):
         return
@@ -159,7 +173,7 @@ def _check_same(folder: Path, begun: Mapping[str, object]) -> None:
     )
     if not changed:
         raise ArgumentError(
-            f"{folder}: expected an unfinished training, got other entries in {_BEGUN}. Remove the folder, and train "
+            f"{folder}: expected an unfinished training, got other entries in {BEGUN}. Remove the folder, and train "
             "again with flawscope train."
         )
     name = changed[0]

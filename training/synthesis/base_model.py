@@ -21,6 +21,7 @@ from flawscope.training.diffusion.diffusers_networks import import_diffusers
 from flawscope.training.loop.network_state import load_state
 from flawscope.training.synthesis.generator_run import TOKENIZER, SynthesisRun, read_synthesis_run
 from flawscope.training.synthesis.text_encoder import TextEncoder
+from flawscope.unfinished import check_finished
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -105,6 +106,7 @@ def open_base(path: Path, placeholder: str = "*") -> SynthesisBase:
         MissingExtra: If a package is not installed.
         RunError: If it is none of these, broken, or predicts something else than the noise.
     """
+    check_finished(path)
     if (path / RECORD).is_file():
         return restore_base(read_synthesis_run(path), placeholder)
     parts = read_base_folder(path)

@@ -21,6 +21,7 @@ from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.synthesis.generator_run import write_synthesis_run
 from flawscope.training.synthesis.generator_trainer import GeneratorRequest, files_of, generator_trainer_of
 from flawscope.training.synthesis.support_examples import SupportExamples
+from flawscope.unfinished import check_not_begun
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
@@ -61,6 +62,7 @@ def train_synthesis(
     trainer = generator_trainer_of(config)
     overwrite = overwrite or resume is not False
     check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
+    check_not_begun(out, resume)
     started = time.perf_counter()
     # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
     start = trainer.start(config)
@@ -82,7 +84,8 @@ def train_synthesis(
         training = sorted(example.record.content for example in start.support.real)
     prepared_at = time.perf_counter()
     descriptions = "" if start is None else start.descriptions
-    with open_workspace(out, cast("TrainedConfig", config), identity, weights, resume, descriptions) as workspace:
+    trained = cast("TrainedConfig", config)
+    with open_workspace(out, trained, identity, weights, resume, descriptions, command) as workspace:
         fit_result = trainer.fit(
             GeneratorRequest(config, dataset, start, hashes, workspace, resume is not False, progress)
         )

@@ -25,6 +25,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors, write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.text import NOT_JSON, encode_json
+from flawscope.unfinished import find_unfinished
 
 FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "aupro": "AU-PRO"}
 """Key of a figure -> what tables call it."""
@@ -192,7 +193,7 @@ def run_cell(cell: Cell, *, keeps: bool) -> CellResult:
         # What is there when the process has ended is of that process.
         path.unlink(missing_ok=True)
     # Methods that are fitted in one pass have nothing to go on with, and refuse to.
-    goes_on = ["--resume", "latest"] if (work / "run.training").is_dir() else ["--overwrite"]
+    goes_on = ["--resume", "latest"] if find_unfinished(work / "run") else ["--overwrite"]
     command = [sys.executable, "-m", "flawscope", *cell.arguments, "--out", str(work), *goes_on]
     started = time.perf_counter()
     status, peak_kib = _run(command, log)

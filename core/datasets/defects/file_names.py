@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawscope.datasets import Dataset, Sample
-from flawscope.datasets.samples import GOOD_NAMES
 from flawscope.errors import DataError
+from flawscope.part_words import GOOD_NAMES
 
 
 def category_of(dataset: Dataset, sample: Sample) -> str:
@@ -42,8 +42,8 @@ def check_name(name: str, role: str) -> str:
 def check_defect_name(name: str, role: str) -> str:
     """Return `name` if it can be the folder name of a defect type, or raise DataError.
 
-    Datasets have their normal images in a folder called good, normal or ok, in any case of letters: a defect of that
-    name would be learned as normal.
+    Datasets have their normal images in a folder called good, ok, gut and the like: a defect of that name would be
+    learned as normal.
     """
     if name.casefold() in GOOD_NAMES:
         raise DataError(f"{role}: expected a defect type, got {name!r}, which stands for normal images. Rename it.")

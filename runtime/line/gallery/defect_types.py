@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from flawscope.datasets.mask_pairing import is_mask_folder
-from flawscope.datasets.samples import GOOD, GOOD_NAMES
+from flawscope.part_words import GOOD, GOOD_NAMES
 
 UNNAMED = "defect"
 """Folder of anomalous images whose type nobody has named."""

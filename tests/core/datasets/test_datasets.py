@@ -244,15 +244,18 @@ def test_a_category_below_a_category_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("names", "got"),
     [
-        ((), "got an empty folder"),
-        (("a.txt", "b.md"), "got 2 other files"),
-        (("fine/0.png", "dent/0.png"), "got the folders dent, fine"),
-        (("a.png", "dent/0.png"), "got images beside the folders dent"),
+        ((), r"got an empty folder\. Put the normal"),
+        (("a.txt", "b.md"), r"got 2 other files\. Put the normal"),
+        (
+            ("fine/0.png", "dent/0.png"),
+            r"got the folders dent, fine\. Call the one that holds the normal images good",
+        ),
+        (("a.png", "dent/0.png"), r"got images beside the folders dent\. Put the normal"),
     ],
 )
 def test_a_folder_without_a_known_layout_says_what_is_there(tmp_path, names, got):
     touch(tmp_path, *names)
-    with pytest.raises(DataError, match=rf"expected normal images in train/good or good, .*, {got}\. Put the normal"):
+    with pytest.raises(DataError, match=rf"expected normal images in train/good or good, .*, {got}"):
         open_dataset(tmp_path)
 
 

@@ -270,7 +270,10 @@ def test_records_of_defects_alone_are_refused(tmp_path):
         (record("x.png") | {"label": 0.5}, r"got: Expected `int`, got `float` - at `\$\.label`"),
         (record("x.png") | {"label": 2}, r"label: expected 0 \(normal\) or 1 \(anomalous\), got 2\."),
         (record("x.png") | {"label": -1}, r"label: expected 0 \(normal\) or 1 \(anomalous\), got -1\."),
-        (record("x.png", label_name="dent"), "label_name: expected one of good, normal, ok for label 0, got 'dent'"),
+        (
+            record("x.png", label_name="dent"),
+            "label_name: expected one of bon, good, .* for label 0, got 'dent'",
+        ),
         (record("x.png", 1, label_name="Good"), "label_name: expected the name of a defect for label 1, got 'Good'"),
         (record("x.png", label_name="a\nb"), r"label_name: expected a name that can be printed, got 'a\\nb'"),
         (record("x.png", clsname=""), "clsname: expected a name that can be printed, got ''"),

@@ -92,8 +92,9 @@ def test_json_is_the_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"flawscope {__version__} on ")
-    first_words = [line.split()[0] for line in lines[1:]]
+    assert lines[0].startswith("Everything needed to score on this ")
+    assert lines[1].startswith(f"flawscope {__version__} on ")
+    first_words = [line.split()[0] for line in lines[2:]]
     assert first_words == (
         ["versions"] + ["backend"] * 7 + ["kernel"] * 4 + ["openvino"] + ["engines"] * 4 + ["driver"] + ["extra"] * 8
     )

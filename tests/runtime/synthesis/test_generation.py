@@ -308,7 +308,7 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_drawn(drawer, site
         (["SET", "--defect", "rust"], "expected defect types of the lines"),
         (["SET", "--texts", "lines"], "text: expected the word '*', which stands for the defect"),
         (["SET", "--texts", "lines"], "Write it where the text names the defect, or take the texts of the bundle."),
-        (["SET", "--solver", "euler"], "Invalid value for '--solver'"),
+        (["SET", "--solver", "euler"], "--solver: expected one of"),
         (["SET", "--image", "GOOD"], "Expected --boxes with --data, or --image with --mask, got both"),
         (["--boxes", "BOXES"], "Expected --boxes and --data, or --image, --mask and one --defect"),
         (["--image", "GOOD", "--mask", "GOOD"], "Expected --boxes and --data, or --image, --mask and one --defect"),

@@ -415,7 +415,7 @@ def test_names_with_hyphens_and_boxes_of_one_name_do_not_mix(place, dataset, tmp
     ("typed", "message"),
     [
         (["NONE"], "expected drawn images, got: No such file"),
-        (["DRAWN", "--layout", "visa"], "Invalid value for '--layout'"),
+        (["DRAWN", "--layout", "visa"], "--layout: expected one of"),
         (["DRAWN", "--support", "NONE"], "expected the record of a support set"),
         (["CHANGED"], "expected the file that was drawn, got other content"),
         (["EMPTY"], "expected accepted images of steel, got none"),

@@ -264,4 +264,4 @@ def test_a_flat_folder_of_normal_images_is_enough(
 
 def test_without_data_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["train", "padim", "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err == "error: --data: expected the dataset's folder, got none.\n"
+    assert capsys.readouterr().err == "error: --data: expected the dataset's folder, got none. Say --data ROOT.\n"
