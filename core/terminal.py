@@ -185,7 +185,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    # What is printed to stdout meanwhile stays there: rich would show it among the bars, on stderr.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
         tasks: dict[str, object] = {}
 
         def report(task: str, completed: int, total: int) -> None:

@@ -53,7 +53,7 @@ class Origin:
         """Return the image of a result under its anomaly map; see `Result.draw`."""
         anomaly_map = result.anomaly_map
         # NaN has no colour: the cast to uint8 would draw it as any value.
-        if anomaly_map is None or not np.isfinite(anomaly_map).all():
+        if anomaly_map is None or not result.has_map:
             raise ArgumentError(
                 f"{result.image}: expected a result with an anomaly map, got a {result.decision}: {result.reason}"
             )

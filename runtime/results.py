@@ -173,6 +173,11 @@ class Result:
             return None
         return self.score / self.threshold
 
+    @property
+    def has_map(self) -> bool:
+        """Whether there is an anomaly map that can be drawn: one of numbers alone."""
+        return self.anomaly_map is not None and bool(np.isfinite(self.anomaly_map).all())
+
     def draw(self, image: Any = None, *, color: Literal["rgb", "bgr"] = "rgb") -> UInt8Array:
         """Return the image in grey under its anomaly map, in the report's colours, with boxes: uint8 [H, W, 3] RGB.
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 
 from flawscope.bundle.bounded_file import read_bounded
 from flawscope.bundle.file_names import overlay_beside
@@ -160,16 +160,13 @@ def thresholds_set(
         raise ArgumentError("thresholds: expected image, pixel or min_area_px, got none.")
     if before.thresholds is None:
         raise ArgumentError(f"{bundle}: expected a bundle with thresholds, got none. Run flawscope calibrate.")
-    for name, value in (("image", image), ("pixel", pixel)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise ArgumentError(f"{name}: expected a number, got {value!r}.")
     if min_area_px is not None and (type(min_area_px) is not int or min_area_px < 1):
         raise ArgumentError(f"min_area_px: expected a whole number from 1 on, got {min_area_px!r}.")
     revision = Revision(
         1,
         precision,  # type: ignore[arg-type]  # that of graphs which are there
-        before.thresholds.image.value if image is None else float(image),
-        before.thresholds.pixel.value if pixel is None else float(pixel),
+        before.thresholds.image.value if image is None else _number("image", image),
+        before.thresholds.pixel.value if pixel is None else _number("pixel", pixel),
         "a program",
         "set_thresholds",
         "now",
@@ -182,6 +179,12 @@ def thresholds_set(
         source="set by the program, within the bundle's limits",
         is_set=True,
     )
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ArgumentError(f"{name}: expected a number, got {value!r}.")
+    return float(value)
 
 
 def find_overlay(bundle: Path) -> Path | None:
