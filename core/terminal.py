@@ -185,8 +185,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # What is printed to stdout meanwhile stays there: rich would show it among the bars, on stderr.
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
+    with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, object] = {}
 
         def report(task: str, completed: int, total: int) -> None:

@@ -171,7 +171,9 @@ def _progress() -> Iterator[Progress]:
     if sys.stdout.isatty():
         yield no_progress
         return
-    with progress_bars() as show:
+    lines = sys.stdout
+    # rich takes stdout for its bars, which go to stderr: the lines of the images would land there.
+    with progress_bars() as show, contextlib.redirect_stdout(lines):
         yield show
 
 
