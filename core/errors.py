@@ -10,6 +10,7 @@
     │   ├── DeviceError                      a device failed while it was working
     │   │   └── DeviceLost                   it can only be used again by a new process
     │   └── LoadTimeout                      a bundle was not ready in time
+    ├── QueueFull                            an image was submitted while too many had no result yet
     ├── MissingExtra (also ImportError)      an optional dependency is not installed
     ├── StorageError                         writing failed (disk full, read-only, no permission)
     └── GateError                            a measured check failed; exit status 1, all others 2
@@ -77,6 +78,10 @@ class DeviceLost(DeviceError):
 
 class LoadTimeout(BackendError):
     """A bundle was not ready in time; the thread that loads it could not be ended and was left behind."""
+
+
+class QueueFull(FlawscopeError):
+    """An image was submitted while too many had no result yet; it was not taken."""
 
 
 class MissingExtra(FlawscopeError, ImportError):

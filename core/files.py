@@ -275,6 +275,7 @@ _BEGINNINGS = {
     "svg": (b"<?xml", b"<svg"),
     "zip": (b"PK",),
     "png": (b"\x89PNG",),
+    "csv": (b"image,decision,",),
 }
 """Kind of a file -> how its text begins, without case."""
 
@@ -285,7 +286,7 @@ def check_new_file(path: Path | None, *, overwrite: bool = False, kind: str | No
     Args:
         path: The file.
         overwrite: Whether a file that lies there may be replaced.
-        kind: `json`, `html`, `svg`, `zip` or `png`: a file of another kind is never replaced. None for any.
+        kind: `json`, `html`, `svg`, `zip`, `png` or `csv`: a file of another kind is never replaced. None for any.
 
     Raises:
         ArgumentError: If a folder lies at `path`, or a file that may not be replaced, or it lies in a bundle.

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flawscope.runtime.frame import Frame
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, Result
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from flawscope.runtime.backends.session_pool import SessionUse
     from flawscope.runtime.router import Router
 
-__all__ = ["Box", "Inspector", "Result", "Router", "SessionUse"]
+__all__ = ["Box", "Frame", "Inspector", "Result", "Router", "SessionUse"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -48,16 +48,14 @@ _WITH_CHANNELS = {"RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "L": "L", "LA": "L
 """Mode of Pillow -> the mode with the same colours and without alpha."""
 
 
+Item = TypeVar("Item")
+
+
 class SourceImage(NamedTuple):
     """An image uint8 [H, W, 3] RGB, or [H, W] grey, and the bits of a value as it was stored, 8 or 16."""
 
     pixels: UInt8Array
     bits: int
-
-
-def name_of(source: Source, position: int) -> str:
-    """Return what an image is called in results: its path, or its place in the stream."""
-    return str(source) if isinstance(source, Path | str) else f"image {position}"
 
 
 def check_color(color: str) -> None:
@@ -73,7 +71,7 @@ def split_batch(source: Any) -> Sequence[Source] | None:
     return [source[row] for row in range(shape[0])] if isinstance(shape, tuple) and len(shape) == 4 else None
 
 
-def in_groups(sources: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
+def in_groups(sources: Iterable[Item], size: int) -> Iterator[list[tuple[int, Item]]]:
     """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
     numbered = enumerate(sources)
     while group := list(islice(numbered, size)):

@@ -1,54 +1,43 @@
 """Load a bundle, score images, decide. The file to read first.
 
-An image passes three stages: it is read and prepared (`_load`), scored by the scorer of the bundle's method (`infer`),
-and judged by region, zones and thresholds (`flawscope.runtime.judge`), which gives the `Result`. One rule holds in
-every stage: whatever goes wrong with an image is a `fault`, never an `accept`, and the images after it are still
-inspected.
+An image passes three stages: it is read and prepared (`flawscope.runtime.image_loading`), scored by the scorer of the
+bundle's method (`infer`), and judged by region, zones and thresholds (`flawscope.runtime.judge`), which gives the
+`Result`; `flawscope.runtime.image_stages` joins them. One rule holds in every stage: whatever goes wrong with an image
+is a `fault`, never an `accept`, and the images after it are still inspected.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
+from flawscope.bundle.threshold_overlay import thresholds_set
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
-from flawscope.imaging.images import grey_as_rgb, prepare
-from flawscope.imaging.learned_images import differences, look_of
-from flawscope.imaging.tiles import MapBlender, Tiling
 from flawscope.runtime.backends import Cores, OpenSession, check_cores, open_session
 from flawscope.runtime.backends.choice import choose_for_bundle
-from flawscope.runtime.image_sources import (
-    Color,
-    Source,
-    check_color,
-    in_groups,
-    name_of,
-    read_source_image,
-    split_batch,
-)
+from flawscope.runtime.frame import Frame, as_seen
+from flawscope.runtime.image_loading import ImageLoader
+from flawscope.runtime.image_sources import Color, Source, check_color, in_groups, split_batch
+from flawscope.runtime.image_stages import ImageStages
 from flawscope.runtime.inspected_region import InspectedRegion
-from flawscope.runtime.judge import Judge, LoadedImage
-from flawscope.runtime.reading_ahead import load_ahead
+from flawscope.runtime.judge import Judge
+from flawscope.runtime.origin import Origin
 from flawscope.runtime.ready_scorer import ReadyScorer
-from flawscope.runtime.results import Result, fault_reason
+from flawscope.runtime.results import Result, fault_of
 from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOptions
+from flawscope.runtime.submitted import Submissions
 from flawscope.time_limit import load_limit
 
 _MOST_AHEAD = 64
 """Batches that are read ahead: more would only fill the memory."""
-
-UNLIKE = "unlike the images that the bundle learned from"
-"""How the reason begins of an image that is a fault for what it looks like, with `strict`."""
 
 
 class Inspector:
@@ -69,7 +58,7 @@ class Inspector:
     """
 
     # `inspector.threshold = 500` sets nothing, so it is an error.
-    __slots__ = ("_is_closed", "_judge", "_ready", "_strict", "bundle", "precision")
+    __slots__ = ("_for_submitted", "_is_closed", "_judge", "_loader", "_ready", "_submitted", "bundle", "precision")
 
     def __init__(
         self,
@@ -103,19 +92,27 @@ class Inspector:
             use_overlay=use_overlay and not is_candidate,
         )
         self.bundle = bundle
-        self._judge = Judge(bundle.manifest, in_force, product, bundle.path)
+        judge = Judge(bundle.manifest, in_force, product, bundle.path)
         cores = Cores(threads, streams)
         choice = choose_for_bundle(backend, bundle.manifest, precision, cores)
         check_cores(choice.name, cores)
         self.precision = precision
         self._is_closed = False
-        self._strict = strict
+        self._loader = ImageLoader(bundle.manifest, strict=strict)
         self._ready = ReadyScorer(
             bundle,
             ScorerOptions(choice.name, path, precision, open_session, cores),
             choice,
             limit_s=load_limit(timeout_s),
         )
+        self._judge = self._with_origin(judge)
+        self._submitted = Submissions(self._ready, bundle.manifest.input.size, str(bundle.path))
+        self._for_submitted: Inspector | None = None
+
+    def _with_origin(self, judge: Judge) -> Judge:
+        where, backend = self.bundle.path, self.backend
+        judge.origin = Origin(self.manifest, judge.in_force, judge.product, where, self.precision, backend)
+        return judge
 
     @classmethod
     def load(
@@ -206,7 +203,7 @@ class Inspector:
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """The thresholds by which it decides, None before calibration. They cannot be set: see `bundle threshold`."""
+        """The thresholds by which it decides, None before calibration; see `set_thresholds`."""
         return self.thresholds_for(None)
 
     def thresholds_for(self, product: str | None) -> Thresholds | None:
@@ -216,6 +213,35 @@ class Inspector:
             ArgumentError: If the bundle has no thresholds of this product.
         """
         return self._judge.thresholds_for(product)
+
+    def set_thresholds(
+        self, image: float | None = None, pixel: float | None = None, *, min_area_px: int | None = None
+    ) -> None:
+        """Decide by other thresholds from the next image that is judged on, in this inspector alone.
+
+        They must lie within the limits of the manifest, as those of a threshold overlay must. Nothing is written: the
+        bundle and its overlay stay, `flawscope bundle threshold` makes a change that lasts. No bound on false rejects
+        holds for them. Results state the threshold, that a program set it (`threshold_source`), and no revision.
+
+        Args:
+            image: Threshold on the score; None keeps the one in force, as for the others.
+            pixel: Threshold on the pixels of the anomaly map.
+            min_area_px: Smallest region that gets a box, in pixels of the map.
+
+        Raises:
+            ArgumentError: If nothing is given, a value is no number or outside of the limits; the bundle has no
+                thresholds, states no limits, or has zones; or the inspector decides by the thresholds of a product.
+        """
+        in_force = thresholds_set(
+            self.bundle.path,
+            self.manifest,
+            self.precision,
+            self.in_force,
+            image=image,
+            pixel=pixel,
+            min_area_px=min_area_px,
+        )
+        self._judge = self._with_origin(Judge(self.manifest, in_force, self.product, self.bundle.path))
 
     @property
     def region(self) -> InspectedRegion | None:
@@ -263,15 +289,19 @@ class Inspector:
         return self.scorer.path
 
     @overload
-    def __call__(self, image: Source, *, color: Color = "rgb", product: str | None = None) -> Result: ...
+    def __call__(self, image: Source | Frame, *, color: Color = "rgb", product: str | None = None) -> Result: ...
 
     @overload
     def __call__(
-        self, image: list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
+        self, image: list[Any] | tuple[Source | Frame, ...], *, color: Color = "rgb", product: str | None = None
     ) -> list[Result]: ...
 
     def __call__(
-        self, image: Source | list[Any] | tuple[Source, ...], *, color: Color = "rgb", product: str | None = None
+        self,
+        image: Source | Frame | list[Any] | tuple[Source | Frame, ...],
+        *,
+        color: Color = "rgb",
+        product: str | None = None,
     ) -> Result | list[Result]:
         """Inspect one image, or several (a list, a tuple, or an array [N, H, W, 3]) in batches; see `stream`."""
         if isinstance(image, list | tuple):
@@ -284,7 +314,7 @@ class Inspector:
 
     def stream(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[Source | Frame],
         batch: int = 1,
         color: Color = "rgb",
         product: str | None = None,
@@ -299,7 +329,7 @@ class Inspector:
         Results are the same whatever `ahead` is; only their times are longer where both need the same cores.
 
         Args:
-            sources: Files, their bytes, images of Pillow, or arrays; see `Source`.
+            sources: Files, their bytes, images of Pillow, or arrays (see `Source`), or a `Frame` around one.
             batch: Images per inference, 1 to the bundle's `max_batch`.
             color: Order of the channels of arrays: `rgb`, or `bgr` as OpenCV reads them.
             product: The product that they show; None for that of `load`, or the common thresholds.
@@ -318,19 +348,55 @@ class Inspector:
         self.thresholds_for(product)
         if isinstance(sources, str | bytes | Path):
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
-        tiling = self.manifest.tiling
         # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-        groups = in_groups(sources, batch if tiling is None else 1)
+        groups = in_groups(sources, batch if self.manifest.tiling is None else 1)
+        yield from self._inspect(groups, color, product, ahead)
 
-        def load(group: list[tuple[int, Source]]) -> list[LoadedImage | Result]:
-            return [self._load(source, position, color, product) for position, source in group]
+    def _inspect(
+        self, groups: Iterable[list[tuple[int, Source | Frame]]], color: Color, product: str | None, ahead: int = 0
+    ) -> Iterator[Result]:
+        """Return the results of groups of images, each with its position."""
+        stages = ImageStages(self.manifest, self._loader, self.infer, lambda: self._judge)
+        return stages.run(groups, color, product, ahead)
 
-        with contextlib.closing(load_ahead(groups, load, ahead)) as loaded_groups:
-            for loaded in loaded_groups:
-                if tiling is None:
-                    yield from self._inspect_batch(loaded)
-                else:
-                    yield self._inspect_tiles(loaded[0], tiling)
+    def submit(
+        self, image: Source | Frame, *, color: Color = "rgb", product: str | None = None, most_pending: int = 8
+    ) -> Future[Result]:
+        """Hand over an image to be inspected by a thread of this inspector; any thread may, at any time.
+
+        Images are inspected one after the other, in their order, by the thresholds that were in force when they came.
+        Whatever goes wrong with one is a fault, also where the inspector is closed before its turn. An array must not
+        change before its result is there. `asyncio.wrap_future` makes the result awaitable.
+
+        Args:
+            image: The image, or a `Frame` around it.
+            color: Order of the channels of an array.
+            product: The product that it shows, as in `stream`.
+            most_pending: Most images without a result, this one included.
+
+        Returns:
+            The result to come. `cancel` leaves out an image whose turn has not come. What `add_done_callback` adds is
+            called by the thread that inspects, and holds up the next image.
+
+        Raises:
+            ArgumentError: If `color`, `product` or `most_pending` is wrong.
+            BundleError: If the inspector was closed.
+            QueueFull: If `most_pending` images have no result yet: this one is not taken.
+        """
+        self._check_open()
+        check_color(color)
+        self.thresholds_for(product)
+        deciding = self._for_submitted
+        if deciding is None or deciding.in_force is not self.in_force:
+            deciding = self._for_submitted = self.deciding_by(self.in_force)
+        number = self._submitted.next_number()
+        source, seen = as_seen(image, number)
+        inspect = partial(deciding._one, Frame(source, seen.id, seen.time), number, color, product)
+        fault = partial(fault_of, seen, origin=deciding._judge.origin)
+        return self._submitted.submit(inspect, fault, most_pending)
+
+    def _one(self, frame: Frame, position: int, color: Color, product: str | None) -> Result:
+        return next(self._inspect([[(position, frame)]], color, product))
 
     def check_batch(self, batch: int) -> None:
         """Raise ArgumentError unless the bundle's graphs take `batch` images at once."""
@@ -394,79 +460,11 @@ class Inspector:
             )
         return reconstructor
 
-    def _inspect_batch(self, loaded: Sequence[LoadedImage | Result]) -> Iterator[Result]:
-        """Inspect images in one inference; those that could not be read leave the batch and keep their place."""
-        ready = [image for image in loaded if isinstance(image, LoadedImage)]
-        maps = scores = None
-        failure = ""
-        started = time.perf_counter()
-        if ready:  # np.stack refuses an empty list
-            try:
-                # A single image is not copied.
-                one = ready[0].prepared[None]
-                maps, scores = self.infer(one if len(ready) == 1 else np.stack([image.prepared for image in ready]))
-            except Exception as err:  # not only DeviceError: see `fault_reason`
-                failure = fault_reason(err)
-        share_ms = 1e3 * (time.perf_counter() - started) / max(len(ready), 1)
-        row = 0  # row of the batch, which counts only the images that were read
-        for image in loaded:
-            if isinstance(image, Result):
-                yield image
-                continue
-            if maps is None or scores is None:
-                yield Result(image.name, "fault", reason=failure, notes=image.notes)
-                continue
-            yield self._judge.judge(image, maps[row], float(scores[row]), share_ms)
-            row += 1
-
-    def _inspect_tiles(self, loaded: LoadedImage | Result, tiling: Tiling) -> Result:
-        """Inspect one image in tiles, a batch of tiles at a time, so that memory does not grow with their number."""
-        if isinstance(loaded, Result):
-            return loaded
-        image, max_batch = loaded.prepared, self.manifest.max_batch
-        blender = MapBlender(loaded.source_size, tiling)
-        score = -np.inf  # below every score: the image's score is that of its worst tile
-        started = time.perf_counter()
-        try:
-            corners = tiling.corners(*loaded.source_size)
-            for start in range(0, len(corners), max_batch):
-                batch = corners[start : start + max_batch]
-                tiles = [prepare(tiling.cut(image, corner), self.manifest.input) for corner in batch]
-                maps, scores = self.infer(np.stack(tiles))
-                for corner, tile_map in zip(batch, maps, strict=True):
-                    blender.add(corner, tile_map)
-                # Not Python's max(), which drops NaN: a tile without a valid score must make the image a fault.
-                score = float(np.maximum(score, scores.max()))
-        except Exception as err:
-            return Result(loaded.name, "fault", reason=fault_reason(err), notes=loaded.notes)
-        infer_ms = 1e3 * (time.perf_counter() - started)
-        return self._judge.judge(loaded, blender.finish(), score, infer_ms)
-
-    def _load(self, source: Source, position: int, color: Color, product: str | None) -> LoadedImage | Result:
-        """Return an image read and prepared, or the fault that says why it cannot be."""
-        name, manifest = name_of(source, position), self.manifest
-        notes: tuple[str, ...] = ()
-        started = time.perf_counter()
-        try:
-            image, bits = read_source_image(source, name, color, manifest.input.bits)
-            read_at = time.perf_counter()
-            if manifest.learned is not None:
-                notes = differences(look_of(image, bits), manifest.learned)
-                if notes and self._strict:
-                    reason = f"{UNLIKE}: {'; '.join(notes)}"
-                    return Result(name, "fault", reason=reason, notes=notes)
-            shift = None if self.region is None else self.region.shift_of(image)
-            # Tiles are cut from the pixels of the source and prepared one by one.
-            prepared = prepare(image, manifest.input) if manifest.tiling is None else grey_as_rgb(image)
-        except Exception as err:
-            return Result(name, "fault", reason=fault_reason(err, f"{name}: "), notes=notes)
-        timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
-        return LoadedImage(name, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)
-
     def deciding_by(self, in_force: InForce) -> Inspector:
         """Return one of other thresholds that shares this one's scorer and is closed with it. Raises as `Judge`."""
         other = copy.copy(self)
-        other._judge = Judge(self.manifest, in_force, self.product, self.bundle.path)
+        other._judge = self._with_origin(Judge(self.manifest, in_force, self.product, self.bundle.path))
+        other._for_submitted = None
         return other
 
     def pixel_thresholds(self, anomaly_map: Float32Array, product: str | None = None) -> float | Float32Array:
@@ -485,7 +483,9 @@ class Inspector:
     def close(self) -> None:
         """Release the scorer and the bundle; every image after that is a fault. Closing twice is harmless."""
         self._is_closed = True
-        self._ready.close()
+        # An engine that hangs stays with the thread that hangs in it; the file of the bundle need not.
+        if self._submitted.close():
+            self._ready.close()
         self.bundle.close()
 
     def __enter__(self) -> Inspector:

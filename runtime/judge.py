@@ -15,14 +15,24 @@ from flawscope.errors import BundleError
 from flawscope.runtime.decision import decide, find_boxes
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.inspected_zones import InspectedZones, deciding_zone
-from flawscope.runtime.results import Box, Result, ZoneScore
+from flawscope.runtime.results import Box, Result, ResultOrigin, Seen, ZoneScore
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image that was read: name, pixels, size of its source (H, W), times, notes, shift of the part, and product."""
+    """An image that was read.
 
-    name: str
+    Attributes:
+        seen: Its name, id, time and file.
+        prepared: Pixels as the graph takes them, uint8 [H, W, 3]; with tiles those of the source.
+        source_size: Height and width of its source.
+        timings_ms: Milliseconds per stage so far.
+        notes: In what it is unlike the images learned from.
+        part_shift: How far the part lies from where the region was drawn, where that follows it.
+        product: The product that it shows.
+    """
+
+    seen: Seen
     prepared: UInt8Array
     source_size: tuple[int, int]
     timings_ms: dict[str, float]
@@ -44,6 +54,7 @@ class Judge:
         in_force: The thresholds.
         product: The product.
         region: The region of interest, or None where all of an image counts.
+        origin: What its results say of the inspector; set once that is ready.
 
     Raises:
         ArgumentError: If the bundle has no thresholds of the product.
@@ -53,6 +64,7 @@ class Judge:
     def __init__(self, manifest: Manifest, in_force: InForce, product: str | None, where: Path) -> None:
         self._manifest, self._where = manifest, where
         self.in_force, self.product = in_force, product
+        self.origin: ResultOrigin | None = None
         self.thresholds_for(product)  # an unknown product is refused before anything is loaded
         self.region = None if manifest.region is None else InspectedRegion(manifest, str(where))
         self._zones = None if manifest.drawn_zones is None else InspectedZones(manifest, str(where))
@@ -108,11 +120,11 @@ class Judge:
             )
         timings = {**image.timings_ms, "infer": infer_ms, "decide": 1e3 * (time.perf_counter() - started)}
         return Result(
-            image=image.name,
+            image=image.seen.name,
             decision=decision,
             score=score if np.isfinite(score) else None,  # NaN must not reach a JSON line or a comparison
             threshold=threshold,
-            threshold_revision=None if thresholds is None else self.in_force.revision,
+            threshold_revision=None if thresholds is None or self.in_force.is_set else self.in_force.revision,
             reason=reason,
             notes=image.notes,
             part_shift=image.part_shift,
@@ -123,6 +135,11 @@ class Judge:
             zones=() if deciding is None else zones,
             product=self.product if image.product is None else image.product,
             zone=None if deciding is None or threshold is None else deciding.name,
+            id=image.seen.id,
+            time=image.seen.time,
+            path=image.seen.path,
+            source_size=image.source_size,
+            origin=self.origin,
         )
 
     def pixel_thresholds(self, anomaly_map: Float32Array, product: str | None = None) -> float | Float32Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -36,12 +37,14 @@ class ReadyScorer:
         LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
     """
 
-    __slots__ = ("_bundle", "_choice", "_limit_s", "_sampling", "device_failed", "options", "reason", "scorer")
+    __slots__ = ("_bundle", "_choice", "_limit_s", "_lock", "_sampling", "device_failed", "options", "reason", "scorer")
 
     def __init__(self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, limit_s: float) -> None:
         self._bundle, self._choice = bundle, choice
         self.options, self.reason = options, choice.reason
         self.device_failed = False
+        # Submitted images have a thread of their own, and sessions are for one thread at a time.
+        self._lock = threading.Lock()
         self._sampling: Sampling | None = None
         self._limit_s = limit_s
         self.scorer = self._within_limit(self._open)
@@ -90,25 +93,26 @@ class ReadyScorer:
         return settled.choice, settled.scorer
 
     def score(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Return maps and scores as `Inspector.infer`, which says what happens after the device failed.
+        """Return maps and scores as `Inspector.infer`, which says what happens after a failure. Threads take turns.
 
         Raises:
             BundleError: If a reopened device computes something else, or maps or scores do not have the shape and type
                 that the bundle promises.
             DeviceError: If the device fails.
         """
-        if self.device_failed:
-            # After everything that can raise: the next call must try again.
-            self.scorer, self.device_failed = self._within_limit(self._open_again), False
-        try:
-            maps, scores = self.scorer.score(prepared)
-        except DeviceError:
-            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
-            self.device_failed = True
-            self.scorer.close()
-            raise
-        check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)
-        return maps, scores
+        with self._lock:
+            if self.device_failed:
+                # After everything that can raise: the next call must try again.
+                self.scorer, self.device_failed = self._within_limit(self._open_again), False
+            try:
+                maps, scores = self.scorer.score(prepared)
+            except DeviceError:
+                # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
+                self.device_failed = True
+                self.scorer.close()
+                raise
+            check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)
+            return maps, scores
 
     def _open_again(self) -> Scorer:
         scorer = open_scorer(self._bundle, self.options)

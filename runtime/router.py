@@ -17,6 +17,7 @@ from typing import Any, overload
 from flawscope.bundle import Bundle, trusted_bundle
 from flawscope.errors import ArgumentError
 from flawscope.runtime.backends.session_pool import SessionPool, SessionUse
+from flawscope.runtime.frame import Frame
 from flawscope.runtime.image_sources import Color, Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
@@ -176,16 +177,23 @@ class Router:
         _close(entry)
 
     @overload
-    def inspect(self, image: Source, name: str, *, color: Color = "rgb", product: str | None = None) -> Result: ...
+    def inspect(
+        self, image: Source | Frame, name: str, *, color: Color = "rgb", product: str | None = None
+    ) -> Result: ...
 
     @overload
     def inspect(
-        self, image: list[Any] | tuple[Source, ...], name: str, *, color: Color = "rgb", product: str | None = None
+        self,
+        image: list[Any] | tuple[Source | Frame, ...],
+        name: str,
+        *,
+        color: Color = "rgb",
+        product: str | None = None,
     ) -> list[Result]: ...
 
     def inspect(
         self,
-        image: Source | list[Any] | tuple[Source, ...],
+        image: Source | Frame | list[Any] | tuple[Source | Frame, ...],
         name: str,
         *,
         color: Color = "rgb",

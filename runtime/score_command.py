@@ -1,33 +1,35 @@
-"""`flawscope score`: decide on images, as text or JSON lines, with heat maps where asked for."""
+"""`flawscope score`: decide on images, as text or JSON lines, with tables and heat maps where asked for.
+
+Its exit status tells of faults, and of rejects where asked to.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.errors import ArgumentError, DataError, FlawscopeError
-from flawscope.files import check_new_files, free_name, storage_errors
-from flawscope.imaging.image_files import images_in, is_folder
-from flawscope.imaging.images import prepare, read_image
+from flawscope.errors import ArgumentError, FlawscopeError
 from flawscope.imaging.learned_images import summarize_differences
-from flawscope.imaging.png import write_png
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
+from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.overlay import draw_overlay
-from flawscope.runtime.reconstruction_strip import write_reconstruction
 from flawscope.runtime.results import Result
+from flawscope.runtime.score_files import Drawings, Records
+from flawscope.runtime.score_inputs import Input, Inputs, check_apart, find_inputs
+from flawscope.runtime.score_summary import Summary
 from flawscope.runtime.scorers.scorer import PATHS
-from flawscope.terminal import echo, echo_json
+from flawscope.terminal import command_line, echo, echo_json, progress_bars
 
 _AHEAD = 2
 """Batches that are read while others are inspected."""
@@ -48,107 +50,131 @@ _AHEAD = 2
     help="An image unlike all those that the bundle learned from (size, shape, colours, bits, brightness) is a fault.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per image.")
-@click.option("--maps", type=click.Path(path_type=Path), help="Folder for heat maps over the images (PNG).")
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path), metavar="FILE", help="Write a table, a row an image (CSV)."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for results.jsonl and report.json.")
+@click.option(
+    "--maps",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for heat maps over the images (PNG), with the folders that the images lie in.",
+)
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@click.option("--fail-on-reject", is_flag=True, help="Exit with status 1 where an image is rejected, too.")
 @OVERWRITE
 @threshold_overlay_options
 @trusted_keys_option
 def score(
     bundle: Path,
     images: tuple[Path, ...],
-    backend: str,
-    path: str,
-    precision: str,
-    product: str | None,
     batch: int,
-    threads: int | None,
-    streams: int | None,
-    strict: bool,
     as_json: bool,
+    table: Path | None,
+    out: Path | None,
     maps: Path | None,
     pictures: Path | None,
+    fail_on_reject: bool,
     overwrite: bool,
-    threshold_overlay: Path | None,
     no_overlay: bool,
+    **loading: Any,
 ) -> int:
-    """Decide on images, or on all images of folders.
+    """Decide on images, or on all images of folders and of the folders below.
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
     """
     _check_order(bundle, images)
-    sources = _expand(images)
+    inputs = find_inputs(images)
+    drawings, records = Drawings(maps, pictures), Records(table, out, overwrite=overwrite)
+    drawings.check(overwrite=overwrite)
+    records.check()
     for folder in (maps, pictures):
-        check_new_files(folder, overwrite=overwrite)
-        if folder is not None and any(
-            isinstance(source, Path) and source.absolute().parent == folder.absolute() for source in sources
-        ):
-            raise ArgumentError(f"{folder}: expected another folder than that of the images. Choose another name.")
-    counts: Counter[str] = Counter()
-    notes: list[tuple[str, ...]] = []
-    names: set[str] = set()
-    missing = 0
-    with Inspector.load(
-        bundle,
-        backend,
-        path,
-        precision,
-        strict=strict,
-        threshold_overlay=threshold_overlay,
-        use_overlay=not no_overlay,
-        product=product,
-        threads=threads,
-        streams=streams,
-    ) as inspector:
+        check_apart(inputs, images, folder)
+    for folder in inputs.masks:
+        echo(f"note: {folder}: masks of a dataset, passed over. Name it to score what is in it.", err=True)
+    with Inspector.load(bundle, use_overlay=not no_overlay, **loading) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
             inspector.check_reconstructs()
         # Only now, after bundle, backend and batch proved valid: a refused command must not leave empty folders.
-        for folder in (maps, pictures):
-            if folder is not None:
-                with storage_errors(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
+        drawings.make_folders()
         # To stderr: stdout carries one line per image and nothing else.
-        if not as_json or backend == "auto":  # what runs is said, unless it was named
+        if not as_json or loading["backend"] == "auto":  # what runs is said, unless it was named
             echo(f"backend {inspector.backend} ({inspector.backend_reason})", err=True)
         if not as_json and inspector.in_force.revision:
             echo(f"thresholds: {inspector.in_force.source}", err=True)
-        scored = inspector.stream([source for source in sources if isinstance(source, Path)], batch, ahead=_AHEAD)
-        for source in sources:
-            result = next(scored) if isinstance(source, Path) else source
-            counts[result.decision] += 1
-            notes.append(result.notes)
-            if as_json:
-                echo_json(result.to_json())
-            else:
-                echo(_line(result))
-            # NaN has no colour: the cast to uint8 would draw it as any value.
-            if isinstance(source, Result) or result.anomaly_map is None or not np.isfinite(result.anomaly_map).all():
-                continue
-            name = free_name(source.stem, names) if maps is not None or pictures is not None else ""
+        summary = Summary()
+        with records.opened(), _progress() as show:
+            missing = _score_all(inspector, inputs, batch, as_json, drawings, records, summary, show)
+            options = {
+                "images": [str(path) for path in images],
+                "batch": batch,
+                "strict": loading["strict"],
+                "masks_passed_over": [str(path) for path in inputs.masks],
+            }
+            records.finish(summary.report(inspector, options, command_line()))
+    # A program that reads lines needs none; whoever looks at a terminal does.
+    if not as_json or sys.stderr.isatty():
+        for line in summary.lines():
+            echo(line, err=True)
+    if missing:
+        return 2
+    return 1 if summary.counts["fault"] or (fail_on_reject and summary.counts["reject"]) else 0
+
+
+def _score_all(
+    inspector: Inspector,
+    inputs: Inputs,
+    batch: int,
+    as_json: bool,
+    drawings: Drawings,
+    records: Records,
+    summary: Summary,
+    show: Progress,
+) -> int:
+    """Score all images, print and record each, and return how many could not be drawn."""
+    sources, missing = inputs.sources, 0
+    notes: list[tuple[str, ...]] = []
+    scored = inspector.stream([source.path for source in sources if isinstance(source, Input)], batch, ahead=_AHEAD)
+    for number, source in enumerate(sources, 1):
+        result = next(scored) if isinstance(source, Input) else source
+        summary.add(result)
+        notes.append(result.notes)
+        if as_json:
+            echo_json(result.to_json())
+        else:
+            echo(_line(result))
+        place = None
+        if isinstance(source, Input):
             try:
-                if maps is not None:
-                    _write_map(maps / f"{name}.png", source, result, result.anomaly_map, inspector)
-                if pictures is not None:
-                    image = prepare(read_image(source, inspector.manifest.input.bits), inspector.manifest.input)
-                    reconstructed = inspector.reconstruct(image[None])
-                    write_reconstruction(pictures, name, image, reconstructed, _reference(inspector))
+                place = drawings.draw(source, result, inspector)
             except FlawscopeError as err:
                 # A picture that is missing is no reason to leave the other parts without a decision.
                 missing += 1
                 echo(f"error: {err} It was decided on, but not drawn.", err=True)
+        records.add(result, place)
+        show("images", number, len(sources))
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
-    if not as_json:
-        total = ", ".join(f"{counts[decision]} {decision}" for decision in ("accept", "reject", "fault"))
-        echo(f"{len(sources)} images: {total}", err=True)
-    if missing:
-        return 2
-    return 1 if counts["fault"] else 0
+    return missing
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Yield what shows progress; where the lines of the images can be seen, they are it."""
+    if sys.stdout.isatty():
+        yield no_progress
+        return
+    lines = sys.stdout
+    # rich takes stdout for its bars, which go to stderr: the lines of the images would land there.
+    with progress_bars() as show, contextlib.redirect_stdout(lines):
+        yield show
 
 
 def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
@@ -161,20 +187,6 @@ def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
             f"{bundle}: expected a bundle, got {kind}, and the bundle {meant} behind it. "
             f"The bundle comes first: flawscope score {meant} {bundle}"
         )
-
-
-def _expand(images: tuple[Path, ...]) -> list[Path | Result]:
-    """Return the images named, folders replaced by the images in them, sorted; a fault for what cannot be listed."""
-    sources: list[Path | Result] = []
-    for image in images:
-        if not is_folder(image):
-            sources.append(image)  # also what does not exist: it becomes a fault with its reason, the others are scored
-            continue
-        try:
-            sources.extend(images_in(image))
-        except DataError as err:
-            sources.append(Result(str(image), "fault", reason=str(err)))
-    return sources
 
 
 def _line(result: Result) -> str:
@@ -191,26 +203,3 @@ def _line(result: Result) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
-
-
-def _reference(inspector: Inspector) -> float:
-    """Return the map value in the middle of every colour scale; with zones the largest of their thresholds."""
-    if inspector.thresholds is not None:
-        return inspector.thresholds.pixel.value
-    # Without thresholds the scale is anchored at the largest map value of the golden images.
-    return max(golden.map_max for golden in inspector.manifest.golden_of(inspector.precision, inspector.backend))
-
-
-def _write_map(
-    path: Path, source: Path, result: Result, anomaly_map: npt.NDArray[np.float32], inspector: Inspector
-) -> None:
-    spec = inspector.manifest.map_spec
-    image = read_image(source, inspector.manifest.input.bits)
-    # With zones each has its own threshold in the middle of the scale.
-    reference = _reference(inspector) if inspector.thresholds is None else inspector.pixel_thresholds(anomaly_map)
-    lines = [f"{zone.name}: {zone.score:.4g} > {zone.threshold:.4g}" for zone in result.zones if zone.is_rejected]
-    shown = draw_overlay(image, anomaly_map, spec, reference, result.boxes, lines)
-    if result.part_shift is not None and inspector.region is not None:
-        # Only where it follows the part: where it does not, it lies where it was drawn.
-        shown = inspector.region.at(result.part_shift).outline_on(shown)
-    write_png(path, shown)

@@ -20,6 +20,11 @@ def thresholds_of_product(in_force: InForce, product: str, bundle: Path) -> Thre
     Raises:
         ArgumentError: If the bundle has none for this product, or a threshold overlay is in force.
     """
+    if in_force.is_set:
+        raise ArgumentError(
+            f"{bundle}: expected the bundle's own thresholds with a product, since set_thresholds sets the common "
+            f"ones, got those {in_force.source}. Leave the product out, or load the bundle once more."
+        )
     if in_force.revision:
         raise ArgumentError(
             f"{bundle}: expected no threshold overlay with a product, since overlays are for the common thresholds, "

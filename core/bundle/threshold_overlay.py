@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 
 from flawscope.bundle.bounded_file import read_bounded
 from flawscope.bundle.file_names import overlay_beside
@@ -77,12 +78,14 @@ class InForce:
         min_area_px: Smallest region that gets a box, in pixels of the map.
         revision: Number of the overlay's revision that they are of; 0 for the bundle's own.
         source: Where they come from, for messages.
+        is_set: Whether a program set them for itself, so that they are on no record.
     """
 
     thresholds: Thresholds | None
     min_area_px: int
     revision: int = 0
     source: str = "the bundle's own"
+    is_set: bool = False
 
 
 def thresholds_in_force(
@@ -126,6 +129,62 @@ def thresholds_in_force(
     if area != manifest.min_area_px:
         source += f" (no boxes below {area} pixels of the map)"
     return InForce(thresholds, area, last.revision, source)
+
+
+def thresholds_set(
+    bundle: Path,
+    manifest: Manifest,
+    precision: str,
+    before: InForce,
+    *,
+    image: float | None = None,
+    pixel: float | None = None,
+    min_area_px: int | None = None,
+) -> InForce:
+    """Return thresholds that a program sets for itself, by the rules of an overlay; nothing is written.
+
+    Args:
+        bundle: Path of the bundle.
+        manifest: Its manifest.
+        precision: The precision whose thresholds are set.
+        before: Those in force; what is None below stays as it is in them.
+        image: Threshold on the score.
+        pixel: Threshold on the pixels of the map.
+        min_area_px: Smallest region that gets a box, in pixels of the map.
+
+    Raises:
+        ArgumentError: If nothing is given, a value is no number or outside of the limits of the manifest, or the bundle
+            has no thresholds or no limits.
+    """
+    if image is None and pixel is None and min_area_px is None:
+        raise ArgumentError("thresholds: expected image, pixel or min_area_px, got none.")
+    if before.thresholds is None:
+        raise ArgumentError(f"{bundle}: expected a bundle with thresholds, got none. Run flawscope calibrate.")
+    if min_area_px is not None and (type(min_area_px) is not int or min_area_px < 1):
+        raise ArgumentError(f"min_area_px: expected a whole number from 1 on, got {min_area_px!r}.")
+    revision = Revision(
+        1,
+        precision,  # type: ignore[arg-type]  # that of graphs which are there
+        before.thresholds.image.value if image is None else _number("image", image),
+        before.thresholds.pixel.value if pixel is None else _number("pixel", pixel),
+        "a program",
+        "set_thresholds",
+        "now",
+    )
+    if problem := next(_problems(revision, manifest), None):
+        raise ArgumentError(f"{bundle}: {problem}")
+    return InForce(
+        Thresholds(Threshold(revision.image, "manual"), Threshold(revision.pixel, "manual")),
+        before.min_area_px if min_area_px is None else min_area_px,
+        source="set by the program, within the bundle's limits",
+        is_set=True,
+    )
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ArgumentError(f"{name}: expected a number, got {value!r}.")
+    return float(value)
 
 
 def find_overlay(bundle: Path) -> Path | None:

@@ -18,9 +18,9 @@ from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.gallery.keeper import Heat
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.selftest import golden_check
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.results import Result
+from flawscope.runtime.shared_scoring import SharedScoring
 
 _MOST_DECIDING = 64
 """Sets of thresholds for which an inspector is kept: one a view is in use, and those of parts that are open."""

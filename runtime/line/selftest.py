@@ -20,10 +20,10 @@ from flawscope.runtime.backends.table import golden_tolerance
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.selftest_status import SelfTestStatus
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.scorers.golden import compare_golden
+from flawscope.runtime.shared_scoring import SharedScoring
 
 _QUIET_S = 0.25
 """Seconds without an image after which a line counts as idle. On one that never is, the test comes when no image waits,

@@ -21,11 +21,11 @@ from flawscope.runtime.line.parts import PartRecord
 from flawscope.runtime.line.sources.source import Frame, FrameSink, Policy
 from flawscope.runtime.line.station.deadlines import Deadlines
 from flawscope.runtime.line.station.open_parts import OpenParts
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import ChecksScene, Measure, View
 from flawscope.runtime.results import Result
+from flawscope.runtime.shared_scoring import SharedScoring
 
 WAIT_S = 20.0
 """Longest wait of a test: reached only where something is broken."""

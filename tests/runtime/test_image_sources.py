@@ -16,8 +16,9 @@ from tiny_dataset import anomalous_images, normal_images
 
 from flawscope.errors import ArgumentError
 from flawscope.imaging.images import grey_as_rgb, read_image
-from flawscope.runtime import Inspector
-from flawscope.runtime.image_sources import name_of, read_source_image, split_batch
+from flawscope.runtime import Frame, Inspector
+from flawscope.runtime.frame import as_seen
+from flawscope.runtime.image_sources import read_source_image, split_batch
 
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.sampled_from([0, 1, 3, 4]))
 
@@ -129,7 +130,9 @@ def test_batches_are_arrays_of_four_axes_alone() -> None:
     assert len(images) == 3
     for single in (batch[0], batch[0, ..., 0], b"123", "name", Path("name"), Image.new("L", (9, 9))):
         assert split_batch(single) is None
-    assert [name_of(source, 4) for source in (Path("a/b.png"), "c.png", b"d")] == ["a/b.png", "c.png", "image 4"]
+    sources = (Path("a/b.png"), "c.png", b"d", Frame(b"d", "part 7"), Frame("c.png", "part 8"))
+    names = [as_seen(source, 4)[1].name for source in sources]
+    assert names == ["a/b.png", "c.png", "image 4", "part 7", "c.png"]
 
 
 def test_every_form_of_an_image_gets_the_same_decision(padim_bundle: Path, tiny_root: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_surprise_while_reading_is_a_fault_too(
 ) -> None:
     good = normal_images(tiny_root)
     with Inspector.load(padim_bundle, "cpu") as inspector:
-        from flawscope.runtime import inspector as module
+        from flawscope.runtime import image_loading as module
 
         real = module.read_source_image
 

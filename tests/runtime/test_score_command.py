@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -194,11 +195,13 @@ def test_a_folder_means_its_images_in_order(
 ) -> None:
     folder = Path(shutil.copytree(tiny_root / "steel" / "test" / "good", tmp_path / "line"))
     (folder / "notes.txt").write_text("not an image")
-    (folder / "below").mkdir()
+    (folder / "below" / "deeper").mkdir(parents=True)
+    shutil.copy(folder / "000.png", folder / "below" / "deeper" / "x.png")
     shutil.copy(folder / "000.png", folder / "zzz.PNG")
     assert score(padim_bundle, folder, "--json", "--batch", 4) == 0
-    names = [Path(line["image"]).name for line in lines_of(capsys)]
-    assert names == [*(f"{index:03d}.png" for index in range(6)), "zzz.PNG"]
+    names = [line["image"] for line in lines_of(capsys)]
+    expected = [*(f"{index:03d}.png" for index in range(6)), "below/deeper/x.png", "zzz.PNG"]
+    assert names == [str(folder / name) for name in expected]
 
 
 def test_a_folder_without_images_is_an_error(
@@ -206,7 +209,7 @@ def test_a_folder_without_images_is_an_error(
 ) -> None:
     assert score(padim_bundle, tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}: expected images in this folder, got none. Name images or their folder.\n"
+        f"error: {tmp_path}: expected images in this folder or below, got none. Name images or their folder.\n"
     )
 
 
@@ -222,7 +225,11 @@ def test_text_for_people_names_decision_score_and_threshold(
     assert second.startswith(f"reject  {images[1]}  score ")
     assert second.rstrip("s").endswith("region")
     assert third.startswith(f"fault   {images[2]}  ")
-    assert shown.err.splitlines() == ["backend cpu (asked for)", "3 images: 1 accept, 1 reject, 1 fault"]
+    said = shown.err.splitlines()
+    assert said[:2] == ["backend cpu (asked for)", "3 images: 1 accept, 1 reject, 1 fault"]
+    assert re.fullmatch(
+        r"time: [\d.]+ ms an image \(median\), slowest [\d.]+ ms \(.+\.png\), [\d.]+ s in all", said[-1]
+    )
 
 
 def test_maps_are_images_of_the_sources_size(

@@ -23,11 +23,11 @@ from flawscope.runtime.line.station.counters import Counters
 from flawscope.runtime.line.station.keeping import Keeping
 from flawscope.runtime.line.station.part_in_work import PartInWork
 from flawscope.runtime.line.station.readiness import Readiness
-from flawscope.runtime.line.station.scoring import when_all
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits, WatchesParts
 from flawscope.runtime.line.station.verdicts import Verdicts
 from flawscope.runtime.line.station.view import InWork, Measure, View
 from flawscope.runtime.line.station.watch import Watch
+from flawscope.runtime.shared_scoring import when_all
 
 _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""

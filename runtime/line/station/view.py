@@ -16,12 +16,12 @@ from flawscope.arrays import Float32Array
 from flawscope.bundle import InForce, Manifest
 from flawscope.errors import FlawscopeError
 from flawscope.imaging.images import decode_stored, to_8_bit
-from flawscope.runtime.inspector import UNLIKE
+from flawscope.runtime.image_loading import UNLIKE
 from flawscope.runtime.line.gallery.keeper import Heat, Kept, Pixels
 from flawscope.runtime.line.parts import Reason, ViewRecord
 from flawscope.runtime.line.sources.source import Frame, Source
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.results import Result
+from flawscope.runtime.shared_scoring import SharedScoring
 
 Color = Literal["rgb", "bgr"]
 Crop = tuple[int, int, int, int]

@@ -15,7 +15,6 @@ from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.parts import ViewRecord
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.station.part_in_work import PartInWork
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.view import Measure
 from flawscope.runtime.line.swap.active import Active, ActiveView, active_file, write_active
@@ -23,6 +22,7 @@ from flawscope.runtime.line.swap.challenge_status import failed_cause
 from flawscope.runtime.line.swap.run import CHALLENGE, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices, thresholds_label, thresholds_words
 from flawscope.runtime.line.swap.shadow import Shadow
+from flawscope.runtime.shared_scoring import SharedScoring
 
 _GRACE_NS = 10**9
 """Longer than a deadline a bundle stays in memory after its last part was opened."""

@@ -23,7 +23,7 @@ from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.metrics import LineMetrics
 from flawscope.runtime.line.selftest import golden_check
-from flawscope.runtime.line.station.scoring import SharedScoring
+from flawscope.runtime.shared_scoring import SharedScoring
 
 FAR = 3600 * 10**9
 

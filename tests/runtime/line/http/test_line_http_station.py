@@ -28,12 +28,12 @@ from flawscope.runtime.line.sources.push import Push  # noqa: E402
 from flawscope.runtime.line.sources.table import PushSource  # noqa: E402
 from flawscope.runtime.line.station.deadlines import Deadlines  # noqa: E402
 from flawscope.runtime.line.station.open_parts import OpenParts  # noqa: E402
-from flawscope.runtime.line.station.scoring import SharedScoring  # noqa: E402
 from flawscope.runtime.line.station.station import Station  # noqa: E402
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits  # noqa: E402
 from flawscope.runtime.line.station.view import Measure, View  # noqa: E402
 from flawscope.runtime.line.status import LineStatus, StationStatus  # noqa: E402
 from flawscope.runtime.line.users.line_users import LineUsers  # noqa: E402
+from flawscope.runtime.shared_scoring import SharedScoring  # noqa: E402
 
 WAIT_S = 20.0
 PNG = {"Content-Type": "image/png"}

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from line_stand_ins import WAIT_S, RuleInspector, grey, wait_until
 
-from flawscope.runtime.line.station.scoring import SharedScoring
 from flawscope.runtime.results import Result
+from flawscope.runtime.shared_scoring import SharedScoring
 
 FAR = 3600 * 10**9
 

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 from flawscope.bundle import InForce
 from flawscope.errors import DeviceError
-from flawscope.runtime.image_sources import Source
 from flawscope.runtime.results import Result
 
 _GAIN = 0.9
@@ -46,7 +45,7 @@ class ScoresImages(Protocol):
     def device_failed(self) -> bool:
         """Whether the device failed at the last images, and has not worked since."""
 
-    def score(self, sources: list[Source], color: str, in_force: InForce | None) -> list[Result]:
+    def score(self, sources: list[Any], color: str, in_force: InForce | None) -> list[Result]:
         """Return the results of images, in their order; by other thresholds where there are some."""
 
     def warm(self, batch: int) -> None:
@@ -59,7 +58,7 @@ class _Request:
 
     deadline_ns: int
     order: int
-    source: Source = field(compare=False)
+    source: Any = field(compare=False)
     color: str = field(compare=False)
     in_force: InForce | None = field(compare=False)
     future: Future[Any] = field(compare=False)
@@ -97,12 +96,12 @@ class SharedScoring:
         self._thread.start()
 
     def submit(
-        self, source: Source, deadline_ns: int, color: str = "rgb", in_force: InForce | None = None
+        self, source: Any, deadline_ns: int, color: str = "rgb", in_force: InForce | None = None
     ) -> Future[Result]:
         """Queue an image; its result is a fault where the inspector fails, and never late without being asked for.
 
         Args:
-            source: The image.
+            source: The image, as the inspector takes it.
             deadline_ns: When its part must have a verdict, by the monotonic clock.
             color: Order of the channels of an array.
             in_force: Thresholds that decide; None for those that the inspector was loaded with.
@@ -168,7 +167,8 @@ class SharedScoring:
         with self._ready:
             self._is_closed = True
             self._ready.notify()
-        self._thread.join(timeout_s)
+        if threading.current_thread() is not self._thread:  # a callback of a result may close it
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:

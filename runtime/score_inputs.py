@@ -1,0 +1,133 @@
+"""What `flawscope score` is given: images, and folders, of which all images below count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import free_name, is_litter
+from flawscope.imaging.image_files import is_folder
+from flawscope.imaging.images import EXTENSIONS
+from flawscope.open_files import list_folder
+from flawscope.runtime.results import Result
+from flawscope.scratch import is_scratch
+
+_MASK_FOLDERS = frozenset({"ground_truth", "masks"})
+"""Folders of a dataset whose files are called like images and are none."""
+
+
+class Input(NamedTuple):
+    """An image that was named or found.
+
+    Attributes:
+        path: The image.
+        place: Where what is drawn of it goes below a folder, without ending; no two of a command are equal.
+    """
+
+    path: Path
+    place: str
+
+
+class Inputs(NamedTuple):
+    """All that is to be scored, in order, and the folders of masks that are passed over.
+
+    Attributes:
+        sources: An image, or the fault of a folder that cannot be listed.
+        masks: The folders.
+    """
+
+    sources: list[Input | Result]
+    masks: list[Path]
+
+
+def find_inputs(named: Sequence[Path]) -> Inputs:
+    """Return the images named, folders replaced by the images in them and in all folders below.
+
+    Images of one folder keep their folders below it in `Input.place`; those of several lie below the name of theirs.
+    What does not exist stays: it becomes a fault with its reason, and the others are scored.
+
+    Args:
+        named: Images and folders.
+
+    Raises:
+        ArgumentError: If a folder has no image, in itself or below.
+    """
+    sources: list[Input | Result] = []
+    masks: list[Path] = []
+    places, tops = set[str](), set[str]()
+    has_several = sum(is_folder(path) for path in named) > 1
+    for path in named:
+        if not is_folder(path):
+            sources.append(Input(path, free_name(path.stem, places)))
+            continue
+        top = Path()
+        if has_several:
+            top = Path(free_name(path.name or Path(os.path.abspath(path)).name or "images", tops))  # noqa: PTH100
+        before = len(sources)
+        for found in _walk(path, masks):
+            if isinstance(found, Path):
+                place = top / found.relative_to(path).with_suffix("")
+                sources.append(Input(found, free_name(place.as_posix(), places)))
+            else:
+                sources.append(found)
+        if len(sources) == before:
+            raise ArgumentError(
+                f"{path}: expected images in this folder or below, got none. Name images or their folder."
+            )
+    return Inputs(sources, masks)
+
+
+def _walk(folder: Path, masks: list[Path]) -> Iterator[Path | Result]:
+    """Yield the images below a folder in the order of their names, faults in place of what cannot be listed."""
+    pending = [folder]
+    seen = set[tuple[int, int]]()
+    while pending:
+        path = pending.pop()
+        if not is_folder(path):
+            yield path  # a broken link too: reading it says why
+            continue
+        try:
+            status = path.stat()
+            # A link to a folder above would go round for ever.
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = list_folder(path)
+        except (OSError, DataError) as err:
+            yield Result(str(path), "fault", reason=str(err))
+            continue
+        for entry in reversed(entries):
+            if is_litter(entry.name) or is_scratch(entry.name):
+                continue
+            if is_folder(entry):
+                if entry.name.lower() in _MASK_FOLDERS:
+                    masks.append(entry)
+                else:
+                    pending.append(entry)
+            elif entry.suffix.lower() in EXTENSIONS:
+                pending.append(entry)
+
+
+def check_apart(inputs: Inputs, named: Sequence[Path], folder: Path | None) -> None:
+    """Raise ArgumentError if drawings in a folder could replace images, or be scored as images the next time.
+
+    Args:
+        inputs: The images.
+        named: What was named.
+        folder: Where drawings go; None for nowhere.
+    """
+    if folder is None:
+        return
+    place = os.path.abspath(folder)  # noqa: PTH100  # Path.absolute keeps `..`
+    for source in inputs.sources:
+        if isinstance(source, Input) and os.path.abspath(source.path).startswith(f"{place}{os.sep}"):  # noqa: PTH100
+            raise ArgumentError(f"{folder}: expected another folder than that of the images. Choose another name.")
+    for path in named:
+        if is_folder(path) and f"{place}{os.sep}".startswith(f"{os.path.abspath(path)}{os.sep}"):  # noqa: PTH100
+            raise ArgumentError(
+                f"{folder}: expected a folder outside of {path}, of which all images below are scored: those drawn now "
+                "would be among them the next time. Choose another name."
+            )
