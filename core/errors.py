@@ -31,6 +31,11 @@ def shortened(text: str) -> str:
     return f"{text[:half]} … {text[-half:]}"
 
 
+def refused_by_the_system(err: OSError) -> str:
+    """Return the message for a file or folder that the system refuses; the error names it."""
+    return f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written."
+
+
 class FlawscopeError(Exception):
     """Base of all errors that flawscope raises on purpose."""
 
