@@ -19,6 +19,22 @@ Every message says what is wrong, what was expected, what was found, and what to
 
 from __future__ import annotations
 
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "BundleError",
+    "DataError",
+    "DeviceError",
+    "DeviceLost",
+    "FlawscopeError",
+    "GateError",
+    "ImageError",
+    "LoadTimeout",
+    "MissingExtra",
+    "RunError",
+    "StorageError",
+]
+
 _LONGEST = 8000
 """Characters of a message that are shown; two paths of the longest kind fit."""
 

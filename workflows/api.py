@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flawscope import methods
-from flawscope.bundle import Manifest, Thresholds, making, open_bundle
+from flawscope.bundle import PRECISIONS, Manifest, Thresholds, making, open_bundle
 from flawscope.config import flatten
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
@@ -71,7 +71,8 @@ def fit(
         image_size: Height and width of the input, in pixels.
         seed: Seed of every random choice.
         settings: Settings of the method by their names; `flawscope train METHOD --help` lists them.
-        resume: Go on with an interrupted training, from its newest checkpoint (True) or from the one at a path.
+        resume: Go on with an interrupted training, from its newest checkpoint (True, or `latest`) or from the one at a
+            path.
         overwrite: Whether an earlier run at `out` may be replaced.
         progress: Called with (task, completed, total).
 
@@ -109,7 +110,7 @@ def fit(
             dataset,
             folder,
             weights=None if weights is None else path_of(weights, "weights"),
-            resume=resume if isinstance(resume, bool) else path_of(resume, "resume"),
+            resume=resume == "latest" or (resume if isinstance(resume, bool) else path_of(resume, "resume")),
             command=command,
             progress=progress or no_progress,
             overwrite=overwrite,
@@ -125,7 +126,11 @@ def _check_method(method: str) -> None:
     if method in offered:
         return
     if method in methods.METHODS:
-        todo = "Train it with flawscope train." if methods.METHODS[method].trainer else "Combine it of bundles."
+        todo = (
+            "Train it with flawscope train."
+            if methods.METHODS[method].trainer
+            else "Make it of bundles: flawscope bundle combine."
+        )
         raise ArgumentError(
             f"method: expected a detector ({', '.join(offered)}), got {method!r}, which is none. {todo}"
         )
@@ -248,7 +253,9 @@ class Run:
         with needs("exporting", "export"):
             from flawscope.export.detectors.detector_export import export_run
             from flawscope.export.precision_options import PrecisionRequest
-        named = (precisions,) if isinstance(precisions, str) else precisions
+        named = (precisions,) if isinstance(precisions, str) else tuple(precisions)
+        if unknown := [name for name in named if name not in PRECISIONS]:
+            raise ArgumentError(f"precisions: expected some of {', '.join(PRECISIONS)}, got {unknown[0]!r}.")
         request = PrecisionRequest(
             precisions=tuple(dict.fromkeys(name for name in named if name != "fp32")),
             calibration=None if calibration_data is None else path_of(calibration_data, "calibration_data"),
