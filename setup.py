@@ -83,7 +83,7 @@ setup(
     ],
     include_package_data=False,
     package_data={
-        "flawscope": ["py.typed"],
+        "flawscope": ["py.typed", "__init__.pyi"],
         "flawscope.calibration.evaluation": ["templates/*"],
         "flawscope.runtime.line.http": ["page/*"],
         "flawscope.training": ["presets/*.yml"],

@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from flawscope import __version__
-from flawscope.errors import FlawscopeError, shortened
+from flawscope.errors import FlawscopeError, refused_by_the_system, shortened
 from flawscope.terminal import default_reporting, guarded_streams, is_json, notes_on_stderr, report, report_as
 from flawscope.time_limit import is_left_behind
 from flawscope.verbs import VERBS, Alias, Group, Row
@@ -194,7 +194,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         # A file or folder of the user's that the system refuses; one without a name is a fault of ours.
         if err.filename is None:
             raise
-        return _fail(f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written.", 2)
+        return _fail(refused_by_the_system(err), 2)
     except SystemExit as err:
         if err.code == _TERMINATED:
             return _fail("terminated", _TERMINATED)

@@ -20,6 +20,22 @@ Every message says what is wrong, what was expected, what was found, and what to
 
 from __future__ import annotations
 
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "BundleError",
+    "DataError",
+    "DeviceError",
+    "DeviceLost",
+    "FlawscopeError",
+    "GateError",
+    "ImageError",
+    "LoadTimeout",
+    "MissingExtra",
+    "RunError",
+    "StorageError",
+]
+
 _LONGEST = 8000
 """Characters of a message that are shown; two paths of the longest kind fit."""
 
@@ -30,6 +46,11 @@ def shortened(text: str) -> str:
         return text
     half = _LONGEST // 2
     return f"{text[:half]} … {text[-half:]}"
+
+
+def refused_by_the_system(err: OSError) -> str:
+    """Return the message for a file or folder that the system refuses; the error names it."""
+    return f"{err.filename}: {err.strerror or err}. Check that it is there and may be read or written."
 
 
 class FlawscopeError(Exception):

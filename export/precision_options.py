@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -55,7 +55,7 @@ class PrecisionRequest:
         labelled: Folder of the dataset whose test images are gated too, or None.
         category: Category below both, or None.
         method: How value ranges for INT8 are chosen.
-        limits: Precision -> limits of its gate.
+        limits: Precision -> limits of its gate; `LIMITS` where one is missing.
         int8_rest: Precision of the operators that are not in INT8.
         modelopt_python: Python interpreter with ModelOpt, or None for the usual one.
         backends: Backends of the gate; empty for those that are here.
@@ -66,15 +66,18 @@ class PrecisionRequest:
     calibration: Path | None
     labelled: Path | None
     category: str | None
-    method: Method
-    limits: dict[str, Limits]
-    int8_rest: Literal["fp32", "fp16"]
-    modelopt_python: Path | None
-    backends: tuple[str, ...]
-    int8_minutes: float | None
+    method: Method = "percentile"
+    limits: dict[str, Limits] = field(default_factory=dict)
+    int8_rest: Literal["fp32", "fp16"] = "fp32"
+    modelopt_python: Path | None = None
+    backends: tuple[str, ...] = ()
+    int8_minutes: float | None = None
 
-    def check_run(self) -> None:
+    def check_run(self, is_given: Callable[[str], bool] = is_given) -> None:
         """Refuse options of a precision that is not requested, and a precision without calibration images.
+
+        Args:
+            is_given: Tells whether an option was given, by the name of its parameter.
 
         Raises:
             ArgumentError: If an option would have no effect, or the dataset is missing.

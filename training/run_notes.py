@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flawscope.config import CrossFitSettings, LoopSettings, find_part
+from flawscope.drawn_check import advice_on
 from flawscope.runs import AUTOENCODER_KNOWS, TEXT_EFFECT, RunRecord, SynthesisRecord
 
 FEW_IMAGES = 20
@@ -54,6 +55,15 @@ def image_notes(record: RunRecord) -> tuple[str, ...]:
             f"the autoencoder has learned from {known} images that this run has not, held-out ones or test images: "
             "thresholds on them come out too low. Train it with the same --set held_out and held_out_minimum."
         )
+    return tuple(notes)
+
+
+def detector_notes(record: RunRecord) -> tuple[str, ...]:
+    """Return all that there is to know of a detector's run: its images, its weights, and what it cannot tell apart."""
+    notes = [*image_notes(record), *record.backbone.conditions]
+    if record.drawn is not None and (advice := advice_on(record.drawn)) is not None:
+        # The kind of line is said by who prints it: here each is a note.
+        notes.append(advice.partition(": ")[2])
     return tuple(notes)
 
 

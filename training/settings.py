@@ -1,11 +1,13 @@
-"""Training settings from YAML files and the presets that come with flawscope."""
+"""Training settings from YAML files and the presets that come with flawscope, and their names in other systems."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from flawscope.config import CONFIGS, rename_settings
 from flawscope.errors import ArgumentError
 from flawscope.near_names import did_you_mean
 from flawscope.open_files import SETTINGS_BYTES, read_regular
@@ -41,3 +43,21 @@ def read_settings(name: str) -> dict[str, Any]:
         except OSError as err:
             raise ArgumentError(f"--config {name}: could not be read: {err.strerror or err}.") from err
     return read_yaml(data, f"--config {name}", feature="reading YAML settings", extra="train")
+
+
+def rename_layers(method: str, *layers: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Return layers with the names of reference systems as they are called here, and what to say of them.
+
+    `build_config` would do as well; but who looks at what was set, by its names, does so before.
+
+    Raises:
+        ArgumentError: If a value has no equivalent, or two names of one setting are given.
+    """
+    if method not in CONFIGS:  # `auto` has no names of its own yet
+        return layers, ()
+    renamed, notes = list[Mapping[str, Any]](), list[str]()
+    for layer in layers:
+        own = rename_settings(method, layer, renamed)
+        renamed.append(own.settings)
+        notes += own.notes
+    return tuple(renamed), tuple(dict.fromkeys(notes))

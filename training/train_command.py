@@ -24,7 +24,6 @@ from flawscope.config import (
     find_part,
     flatten,
     parse_assignment,
-    rename_settings,
 )
 from flawscope.config.other_names import CATEGORY_NAMES, DATA_NAMES, RESUME_NAME
 from flawscope.datasets import Dataset, open_dataset
@@ -35,7 +34,7 @@ from flawscope.output_options import OVERWRITE
 from flawscope.runs import RECORD
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
-from flawscope.training.settings import preset_names, read_settings
+from flawscope.training.settings import preset_names, read_settings, rename_layers
 from flawscope.training.tracking import TRACKERS, track_figures, tracking
 from flawscope.unfinished import check_not_begun, find_unfinished
 
@@ -201,7 +200,7 @@ def training_options(
                 key: _named(from_file, assigned, names)
                 for key, names in (("data", DATA_NAMES), ("category", CATEGORY_NAMES), ("resume", (RESUME_NAME,)))
             }
-            layers, notes = _renamed(method, from_file, assigned)
+            layers, notes = rename_layers(method, from_file, assigned)
             from_options = {"backbone": backbone, "resize": image_size, "seed": seed}
             request = TrainingRequest(
                 method=method,
@@ -232,21 +231,6 @@ def _named(from_file: dict[str, Any], assigned: dict[str, Any], names: tuple[str
     """Take what keys of a file or of `--set` name out of them; None where none of them is there."""
     found = [layer.pop(name) for layer in (from_file, assigned) for name in names if name in layer]
     return next((str(value) for value in reversed(found) if value is not None), None)
-
-
-def _renamed(method: str, *layers: dict[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
-    """Return layers with the names of reference systems as they are called here, and what to say of them.
-
-    Here already and not in `build_config`, which would do as well: the pipeline looks at what was set, by its names.
-    """
-    if method not in CONFIGS:  # `auto` has no names of its own yet
-        return layers, ()
-    renamed, notes = list[Mapping[str, Any]](), list[str]()
-    for layer in layers:
-        own = rename_settings(method, layer, renamed)
-        renamed.append(own.settings)
-        notes += own.notes
-    return tuple(renamed), tuple(dict.fromkeys(notes))
 
 
 def _resume(text: str | None) -> bool | Path:

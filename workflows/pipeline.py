@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,12 @@ from flawscope.calibration.evaluation.report import REPORT, check_report_package
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
 from flawscope.config import (
-    EACH_ITS_OWN,
-    CrossFitSettings,
     HeldOutSettings,
     MethodConfig,
-    change_settings,
     find_part,
 )
 from flawscope.datasets import Dataset
-from flawscope.drawn_check import advice_on, describe_check
+from flawscope.drawn_check import describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
 from flawscope.files import check_new_file, check_replaceable, sha256_file, write_bytes
@@ -36,13 +33,10 @@ from flawscope.runs import RECORD, RunRecord
 from flawscope.text import encode_json
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, folds_of, train_detector
-from flawscope.training.run_notes import FEW_FOR_A_SPLIT, describe_calibration, image_notes
+from flawscope.training.run_notes import describe_calibration, detector_notes
 from flawscope.training.trainer import trainer_of
 
 _Result = TypeVar("_Result")
-
-_FOLDS = 20
-"""Folds of cross-fitting where images are few; of fewer images each is its own."""
 
 
 @dataclass(frozen=True)
@@ -154,31 +148,6 @@ def _announce_nothing(stage: Stage) -> None:
 def run_below(out: Path) -> Path:
     """Return the folder of the run below the output folder of a pipeline."""
     return out / "run"
-
-
-def cross_fit_if_few(
-    config: MethodConfig, dataset: Dataset, given: Collection[str]
-) -> tuple[MethodConfig, tuple[str, ...]]:
-    """Return settings with cross-fitting where images are few, and a note that says so; else what was given.
-
-    Args:
-        config: Settings of the method.
-        dataset: Its normal training images are counted.
-        given: Names of the settings that were asked for: who asks for a split gets it.
-    """
-    count = len(dataset.train_good)
-    is_asked_for = not {"cross_fit", "held_out", "held_out_minimum"}.isdisjoint(given)
-    if is_asked_for or find_part(config, CrossFitSettings) is None or not 3 <= count < FEW_FOR_A_SPLIT:
-        return config, ()
-    # Not 5: `benchmarks/few_images.py` shows that to be too careful, above all for PaDiM, whose fits on four fifths of
-    # the images score new ones much higher than the fit on all.
-    folds = _FOLDS if count > _FOLDS else EACH_ITS_OWN
-    each = f"in {_FOLDS} folds" if folds == _FOLDS else "each image its own fold"
-    note = (
-        f"{count} normal images are fewer than {FEW_FOR_A_SPLIT}: cross-fitted, {each}, so that the detector learns "
-        "from all of them and thresholds come from all of them. --set held_out=0.1 holds images out instead."
-    )
-    return change_settings(config, {"cross_fit": folds}), (note,)
 
 
 def read_earlier_run(out: Path) -> Run:
@@ -332,14 +301,11 @@ def _train(plan: Plan, progress: Progress) -> tuple[RunRecord, str, Sequence[str
         drawn_check=plan.drawn_check,
     )
     summary = f"{plan.run}: {len(record.training)} normal images learned, {describe_calibration(record)}"
-    notes = [*plan.notes, *image_notes(record), *record.backbone.conditions]
+    notes = [*plan.notes, *detector_notes(record)]
     if description := trainer_of(record.config).describe(record.config):
         summary += f", {description}"
     if record.drawn is not None:
         summary += f"; drawn defects {describe_check(record.drawn)}"
-        if (advice := advice_on(record.drawn)) is not None:
-            # The kind of line is said by who prints it: here each is a note of the stage.
-            notes.append(advice.partition(": ")[2])
     if plan.earlier_run is not None and plan.earlier_run.record.backbone != record.backbone:
         before, after = plan.earlier_run.record.backbone, record.backbone
         notes.append(

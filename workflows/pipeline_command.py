@@ -12,7 +12,6 @@ import click
 
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE
 from flawscope.config import flatten
-from flawscope.datasets.advice import advise
 from flawscope.datasets.data_options import SMALLEST_DEFECT
 from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.methods import method as method_of
@@ -20,6 +19,7 @@ from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.tracking import track_figures
 from flawscope.training.train_command import AUTO, TrainingCommand, TrainingRequest, training_options
+from flawscope.workflows.training_choice import choose_method, cross_fit_if_few
 
 if TYPE_CHECKING:
     from flawscope.calibration.evaluation.figures import Figures
@@ -182,12 +182,9 @@ def _advised(request: TrainingRequest, out: Path, uses_earlier_run: bool, defect
         return request
     if uses_earlier_run:
         return replace(request, method=str(flatten(read_earlier_run(out).record.config)["method"]))
-    backbone = next((layer["backbone"] for layer in reversed(request.layers) if "backbone" in layer), "scattering")
-    advice = advise(request.open_dataset(), backbone=str(backbone), defect_px=defect_px)
-    if any({"resize", "tile", "resize_mode"} & layer.keys() for layer in request.layers):
-        advice = advice.without_size()
+    advice = choose_method(request.open_dataset(), request.layers, defect_px)
     echo(f"{'advice':<12}{'':<10}  {advice.line}")
-    for reason in filter(None, (*advice.reasons, advice.size_reason)):
+    for reason in advice.all_reasons:
         echo(f"note: {reason}", err=True)
     # First, so that whatever the user set wins.
     return replace(request, method=advice.method, layers=(advice.settings, *request.layers))
@@ -225,7 +222,7 @@ def _plan(
     confidence: float,
     overwrite: bool,
 ) -> Plan:
-    from flawscope.workflows.pipeline import Plan, cross_fit_if_few, read_earlier_run
+    from flawscope.workflows.pipeline import Plan, read_earlier_run
 
     if "extractor" in skipped and request.method != "ddad":
         raise ArgumentError(f"--skip extractor: expected it with ddad, got it with {request.method}. Leave it out.")

@@ -9,12 +9,12 @@ import click
 import msgspec
 from rich.table import Table
 
-from flawscope.bundle import PRECISIONS, check_changeable
-from flawscope.bundle.threshold_overlay import find_overlay
+from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.drift_text import drift_line, drift_table, paired_lines
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
+from flawscope.calibration.evaluation.evaluation_outputs import check_report, why_not_recorded
 from flawscope.calibration.evaluation.figures import Drift, Fault, Figures, LeakFigures, ProductFigures, ZoneFigures
 from flawscope.calibration.evaluation.intervals import Rate
 from flawscope.datasets import open_dataset
@@ -112,20 +112,12 @@ def evaluate(
 
         support = read_support(support_folder)
     if report is not None:
-        # Lazy, as the import below: Matplotlib and Jinja are needed for a report alone. Checked before the long part.
-        from flawscope.calibration.evaluation.report import REPORT, check_report_packages
-
-        check_report_packages()
-        check_new_file(report / REPORT, overwrite=overwrite, kind="html")
-        if json_file is not None and json_file.absolute() == (report / REPORT).absolute():
+        report_file = check_report(report, overwrite=overwrite)
+        if json_file is not None and json_file.absolute() == report_file.absolute():
             raise ArgumentError(f"--json {json_file}: expected another file than the report. Choose another name.")
-    overlay = find_overlay(bundle) or threshold_overlay
-    if overlay is not None and not no_record:
-        # Not a figure of the bundle that ships; and a changed bundle has another digest, which the overlay is not for.
-        echo(f"note: figures are not recorded in the bundle, because it has the threshold overlay {overlay}.", err=True)
+    if not no_record and (why := why_not_recorded(bundle, threshold_overlay)) is not None:
+        echo(f"note: {why}", err=True)
         no_record = True
-    if not no_record:
-        check_changeable(bundle)
     with progress_bars() as progress:
         result = evaluate_bundle(
             bundle,

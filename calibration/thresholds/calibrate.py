@@ -135,6 +135,12 @@ class _Scores:
     zones: Float64Array
 
 
+def precisions_of(path: Path) -> tuple[str, ...]:
+    """Return the precisions of a bundle. Each needs thresholds of its own: a bound of FP32 says nothing of INT8."""
+    with open_bundle(path) as bundle:
+        return ("fp32", *sorted(bundle.manifest.precisions))
+
+
 def calibrate_bundle(
     path: Path,
     dataset: Dataset | None,

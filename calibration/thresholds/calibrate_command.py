@@ -15,6 +15,7 @@ from flawscope.calibration.thresholds.calibrate import (
     CONFIDENCE,
     FALSE_REJECT_RATE,
     Calibration,
+    precisions_of,
     propose_thresholds,
     set_thresholds,
     write_thresholds,
@@ -138,8 +139,7 @@ def calibrate(
 
         support = read_support(support_folder)
     dataset = None if data is None else open_dataset(data, category)
-    # Each precision is scored on its own: its scores differ, so a threshold of FP32 would have no bound for it.
-    for name in _precisions(bundle) if precision is None else (precision,):
+    for name in precisions_of(bundle) if precision is None else (precision,):
         with progress_bars() as progress:
             proposal = propose_thresholds(
                 bundle,
@@ -164,11 +164,6 @@ def calibrate(
             _show(proposal.calibration, name, as_json)
             raise
         _show(result, name, as_json)
-
-
-def _precisions(path: Path) -> tuple[str, ...]:
-    with open_bundle(path) as bundle:
-        return ("fp32", *sorted(bundle.manifest.precisions))
 
 
 def _is_cross_fitted(path: Path) -> bool:

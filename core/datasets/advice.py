@@ -63,6 +63,11 @@ class Advice(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, settings={}, size_reason="")
 
     @property
+    def all_reasons(self) -> tuple[str, ...]:
+        """Why this method and this input size, a sentence each."""
+        return (*self.reasons, self.size_reason) if self.size_reason else self.reasons
+
+    @property
     def line(self) -> str:
         """The proposal as it is typed: method and settings."""
         # Without spaces and brackets, which a shell would take apart.

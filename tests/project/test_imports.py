@@ -104,6 +104,38 @@ def test_importing_a_package_loads_only_what_it_needs(module, unwanted):
     assert python(code, module, *unwanted, forbidden=()).split() == []
 
 
+@pytest.mark.parametrize("name", ["", "Inspector", "Result", "FlawscopeError", "Bundle", "fit"])
+def test_a_public_name_brings_neither_torch_nor_more_than_its_own_room(name):
+    code = """
+        import flawscope
+        if sys.argv[1]:
+            getattr(flawscope, sys.argv[1])
+        print(*sorted(found for found in sys.argv[2:] if found in sys.modules))
+    """
+    above = ("flawscope.workflows", "flawscope.export", "flawscope.calibration", "onnxruntime", "scipy", "matplotlib")
+    unwanted = ("numpy", *above) if name in ("", "FlawscopeError") else above
+    found = python(code, name, *unwanted, *TRAINING_LIBRARIES, forbidden=()).split()
+    assert found == (["flawscope.workflows"] if name in ("Bundle", "fit") else [])
+
+
+def test_the_python_api_works_without_training_libraries_and_says_what_training_needs(tmp_path):
+    write_tiny_bundle(tmp_path / "tiny.flaw", thresholds=tiny_thresholds())
+    code = """
+        import flawscope
+        bundle = flawscope.Bundle.load(sys.argv[1])
+        with bundle.inspector("cpu") as inspector:
+            print(inspector(sys.argv[1] + "/golden/0.png").decision)
+        try:
+            flawscope.fit("parts")
+        except flawscope.FlawscopeError as err:
+            print(err)
+    """
+    assert python(code, str(tmp_path / "tiny.flaw")).splitlines() == [
+        "reject",
+        'training needs the package torch, which is not installed. Install it with: pip install "flawscope[train]"',
+    ]
+
+
 MOST_MODULES = 115
 """Modules of flawscope on the way to a decision: 101 with PatchCore on the kernels when this was written."""
 

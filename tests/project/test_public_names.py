@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 
 import pytest
+from project_paths import ROOT
 
 PUBLIC = {
+    "flawscope": [
+        "Box",
+        "Bundle",
+        "Calibration",
+        "Figures",
+        "FlawscopeError",
+        "Inspector",
+        "Manifest",
+        "Result",
+        "Router",
+        "Run",
+        "Threshold",
+        "Thresholds",
+        "__version__",
+        "fit",
+    ],
+    "flawscope.errors": [
+        "ArgumentError",
+        "BackendError",
+        "BundleError",
+        "DataError",
+        "DeviceError",
+        "DeviceLost",
+        "FlawscopeError",
+        "GateError",
+        "ImageError",
+        "LoadTimeout",
+        "MissingExtra",
+        "RunError",
+        "StorageError",
+    ],
     "flawscope.bundle": [
         "Accuracy",
         "AddedRows",
@@ -258,7 +291,7 @@ def test_a_public_name_exists_and_is_documented_where_it_can_be(package, name):
     value = getattr(importlib.import_module(package), name)
     if inspect.isclass(value) or inspect.isfunction(value):
         assert value.__doc__
-        assert value.__module__.startswith(f"{package}.")
+        assert f"{value.__module__}.".startswith(f"{package}.")
 
 
 @pytest.mark.parametrize("package", list(PUBLIC))
@@ -266,3 +299,21 @@ def test_a_name_that_is_not_there_is_an_attribute_error(package):
     module = importlib.import_module(package)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = module.no_such_name
+
+
+def test_type_checkers_are_told_what_is_imported_when_a_name_is_used():
+    import flawscope
+
+    stub = ast.parse((ROOT / "core" / "__init__.pyi").read_text(encoding="utf-8"))
+    places = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    (listed,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert sorted(listed) == sorted(flawscope.__all__) == sorted([*places, "__version__"])
+    for name, module in places.items():
+        assert getattr(flawscope, name) is getattr(importlib.import_module(module), name)
+    assert set(listed) <= set(dir(flawscope))
+
+
+def test_star_brings_the_public_names_alone():
+    names: dict[str, object] = {}
+    exec("from flawscope import *", names)
+    assert sorted(set(names) - {"__builtins__"}) == sorted(PUBLIC["flawscope"])

@@ -23,7 +23,7 @@ from flawscope.errors import ArgumentError, RunError
 from flawscope.runs import RunRecord
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
-from flawscope.workflows import pipeline
+from flawscope.workflows import pipeline, training_choice
 
 pytestmark = pytest.mark.long
 
@@ -152,7 +152,7 @@ def test_what_was_asked_for_and_enough_images_are_left_as_they_are(
 ) -> None:
     config, _ = build_config(method)
     dataset = SimpleNamespace(train_good=[None] * count)
-    found, notes = pipeline.cross_fit_if_few(config, dataset, given)  # type: ignore[arg-type]
+    found, notes = training_choice.cross_fit_if_few(config, dataset, given)  # type: ignore[arg-type]
     assert pipeline.folds_of(found) == folds
     assert len(notes) == (folds != 0)
 
