@@ -65,17 +65,24 @@ def _commands(body: str) -> list[Step]:
     return found
 
 
-def unmatched(shown: list[str], printed: str, *, numbers: bool) -> str:
+def unmatched(shown: list[str], *streams: str, numbers: bool) -> str:
     """Return the first line of a page that a command did not print, in this order; empty where it printed all.
 
     Args:
         shown: Lines of the page.
-        printed: What the command printed.
+        streams: What the command printed, stdout and stderr: each has its own order.
         numbers: Compare numbers too; without it any number will do, as for a run on smaller parts.
     """
-    lines = iter(printed.splitlines())
+    left = [stream.splitlines() for stream in streams]
     for line in shown:
-        if line.strip(" .") and not any(same_line(line, other, numbers=numbers) for other in lines):
+        if not line.strip(" ."):
+            continue
+        for lines in left:
+            found = next((i for i, other in enumerate(lines) if same_line(line, other, numbers=numbers)), None)
+            if found is not None:
+                del lines[: found + 1]
+                break
+        else:
             return line
     return ""
 
