@@ -18,7 +18,7 @@ SHARED  := -n $(WORKERS) --dist loadfile
 # The files with tests that measure: to import all the others for these takes a third of a minute.
 SERIAL   = $(shell grep -rl 'mark\.serial' tests --include='test_*.py')
 
-.PHONY: install wheel release-check try-readme demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize clean
+.PHONY: install wheel release-check try-readme demo prepare test test-fast test-all test-variants families fuzz kills gpu-check check links format lean native sanitize site site-serve clean
 
 install: $(NATIVE)
 	@echo "flawscope is in $(VENV); next: source $(BIN)/activate"
@@ -87,6 +87,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation: build/site opens from the file system, search included, and needs no network. A broken link fails.
+site: links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
+
+site-serve: links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch tools
+
 # The lean install: one backend, no training, no reports. Proves size, import time and equal scores.
 lean: $(NATIVE)
 	$(BIN)/python tools/lean_install.py
@@ -113,7 +121,7 @@ $(STAMP): pyproject.toml setup.py tools/linktree.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flawscope needs Python 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=77"
-	FLAWSCOPE_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	FLAWSCOPE_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev --group docs
 	touch $(STAMP)
 
 $(FP16): $(STAMP) tools/fp16_environment.py constraints-fp16.txt

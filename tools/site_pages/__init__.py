@@ -1,0 +1,1 @@
+"""Pages of the documentation that are made when the site is built: commands, settings, Python API, linked files."""
