@@ -1,6 +1,7 @@
 """Paste every command of the README and the tutorials, as printed, in a fresh clone, and report each with its seconds.
 
-    python tools/try_readme.py [--python PYTHON] [--pages README.md ...] [--out build/try-readme] [--keep]
+    python tools/try_readme.py [--python PYTHON] [--pages README.md ...] [--out build/try-readme]
+                               [--keep] [--again]
 
 The clone is of the commit that is checked out. Generated parts are put where the README says the user's parts lie.
 `make install` in it fetches some gigabytes and takes minutes. What serves until Ctrl-C (`flawscope line demo`, `line
@@ -213,6 +214,18 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(rows)
 
 
+def make_clone(clone: Path) -> None:
+    """Clone the commit that is checked out; of a clone that is there keep the environment, and nothing else."""
+    if not clone.exists():
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        return
+    here = ["git", "-C", str(clone)]
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    subprocess.run([*here, "fetch", "-q", "origin", head.stdout.strip()], check=True)
+    subprocess.run([*here, "checkout", "-q", "--force", "--detach", head.stdout.strip()], check=True)
+    subprocess.run([*here, "clean", "-qxffd", "-e", "/.venv", "-e", "/build"], check=True)
+
+
 def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> tuple[list[Outcome], float]:
     """Clone, put parts in place, and run the commands of all pages in one shell.
 
@@ -220,7 +233,7 @@ def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> t
         The outcomes, and the seconds that the clone took.
     """
     start = time.perf_counter()
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    make_clone(clone)
     clone_s = time.perf_counter() - start
     put_parts(clone)
     environment = fresh_environment(out / "home", python)
@@ -250,10 +263,16 @@ def main() -> None:
     parser.add_argument("--python", help="interpreter for `make install`; default: python3")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "try-readme")
     parser.add_argument("--keep", action="store_true", help="keep the clone, some gigabytes, in --out")
+    parser.add_argument(
+        "--again", action="store_true", help="with the environment that an earlier run with --keep left"
+    )
     chosen = parser.parse_args()
     out = chosen.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if chosen.again and not (out / "clone" / ".venv").is_dir():
+        sys.exit(f"--again: expected a clone with its environment in {out / 'clone'}, got none; run once with --keep")
+    if not chosen.again:
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     changed = subprocess.run([*git, "status", "--short"], capture_output=True, text=True, check=True).stdout
@@ -263,10 +282,11 @@ def main() -> None:
         outcomes, clone_s = try_pages(chosen.pages, out / "clone", out, chosen.python)
         words = len((ROOT / "README.md").read_text(encoding="utf-8").split())
     finally:
-        if not chosen.keep:
+        if not chosen.keep and not chosen.again:
             shutil.rmtree(out / "clone", ignore_errors=True)
     result = {
         "commit": commit.strip(),
+        "environment": "of an earlier run" if chosen.again else "fetched",
         "readme_words": words,
         "first_decision": first_decision(outcomes, clone_s),
         "commands": [asdict(each) for each in outcomes],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,27 @@ def test_seconds_to_the_first_decision_count_the_clone() -> None:
     assert first_decision(outcomes, 3.0) == {"commands": 4, "seconds": 106.5, "install_seconds": 100.0}
     assert first_decision(outcomes[:2], 3.0) is None
     assert "| README.md:2 | `flawscope score a.flaw x` | 1.0 | exit status 2 |" in table(outcomes)
+
+
+def test_a_clone_that_is_used_again_keeps_its_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q", str(source)], check=True)
+    monkeypatch.setattr(try_readme, "ROOT", source)
+    for text in ("one", "two"):
+        (source / "page.md").write_text(text)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", text], check=True)
+        try_readme.make_clone(clone)
+        assert (clone / "page.md").read_text() == text
+        assert not (clone / "work").exists()
+        for folder in (".venv", "work"):
+            (clone / folder).mkdir(exist_ok=True)
+            (clone / folder / "file").write_text("")
+        (clone / "page.md").write_text("changed by a command")
+    assert (clone / ".venv" / "file").exists()
 
 
 def test_settings_of_this_machine_are_not_those_of_a_fresh_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
