@@ -200,12 +200,14 @@ class Stream:
         self.capturing = 0  # the thread
         self.recording: list[Work] | None = None
         self.waiting: list[Work] = []
+        self._turn = threading.RLock()  # whoever frees waits for all streams, also for those of other threads
         stand.streams[self.handle] = self
 
     def finish(self) -> None:
         """Do what waits."""
-        while self.waiting:
-            self.stand.execute(self.waiting.pop(0))
+        with self._turn:
+            while self.waiting:
+                self.stand.execute(self.waiting.pop(0))
 
     def put(self, work: Work) -> None:
         self.stand.enqueued += 1
