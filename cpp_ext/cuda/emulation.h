@@ -98,6 +98,8 @@ struct Settings {
     cudaPointerAttributes kind = {cudaMemoryTypeDevice, 1};
     int reads_host_memory = 0;
     std::map<const void*, int> may_have;  // dynamic shared memory of a kernel
+    bool capturing = false;  // nothing that was not loaded before can be launched
+    std::set<const void*> loaded;
 };
 inline Settings settings;
 

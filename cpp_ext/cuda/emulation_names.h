@@ -122,14 +122,19 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 namespace flawscope::cuda {
 
 template <class... Parameters>
-cudaError_t load(void (*)(Parameters...)) {
-    return emulation::call();
+cudaError_t load(void (*kernel)(Parameters...)) {
+    emulation::Settings& settings = emulation::settings;
+    const void* const key = reinterpret_cast<const void*>(kernel);
+    if (settings.capturing && settings.loaded.count(key) == 0) return cudaErrorEmulated;
+    const cudaError_t status = emulation::call();
+    if (status == cudaSuccess) settings.loaded.insert(key);
+    return status;
 }
 
 template <class... Parameters>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Parameters...)) {
     attributes->ptxVersion = emulation::settings.ptx != 0 ? emulation::settings.ptx : FLAWSCOPE_EMULATED_ARCH / 10;
-    return emulation::call();
+    return load(kernel);
 }
 
 template <class... Parameters>
@@ -143,7 +148,7 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 template <class... Parameters, class... Arguments>
 cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes, cudaStream_t,
                                Arguments... arguments) {
-    const cudaError_t status = emulation::call();
+    const cudaError_t status = load(kernel);
     if (status != cudaSuccess) return status;
     const int most = emulation::settings.may_have[reinterpret_cast<const void*>(kernel)];
     if (shared_bytes > std::max(most, 48 * 1024)) emulation::stop("a launch asks for more shared memory than it may have");

@@ -98,6 +98,38 @@ void test_code_of_before_8_0_is_refused_on_later_devices() {
     emulation::settings.ptx = 0;
 }
 
+// A kernel that was never launched cannot be loaded within a capture. Whoever captures has asked for the bytes before.
+void test_a_search_may_be_captured_once_its_bytes_are_known() {
+    if (!kEmulated) return;
+    const int64_t n = 3, m = 20, d = 4;
+    const Device<float> rows(integers(m * d)), queries(integers(n * d)), squared(n * 9);
+    const Device<int64_t> found(n * 9);
+    const Device<char> packed(65536), workspace(1 << 20);
+    emulation::Settings& settings = emulation::settings;
+    for (const int k : {1, 9}) {
+        for (const int rows_dtype : {FLAWSCOPE_FLOAT32, FLAWSCOPE_FLOAT16}) {
+            for (const int dtype : {FLAWSCOPE_FLOAT32, FLAWSCOPE_FLOAT16}) {
+                check(flawscope_cuda_bank_pack(rows.get(), rows_dtype, m, d, packed.get(), nullptr) == FLAWSCOPE_OK,
+                      "pack");
+                const auto captured = [&] {
+                    settings.capturing = true;
+                    const int status =
+                        flawscope_cuda_nearest(packed.get(), rows.get(), rows_dtype, m, d, queries.get(), dtype, n, k,
+                                               0, workspace.get(), 1 << 20, squared.get(), found.get(), nullptr);
+                    settings.capturing = false;
+                    return status;
+                };
+                int64_t size = 0;
+                settings.loaded.clear();
+                check(flawscope_cuda_nearest_bytes(n, m, d, k, 0, &size) == FLAWSCOPE_OK, "bytes before a capture");
+                check(captured() == FLAWSCOPE_OK, "a first search in a capture");
+                settings.loaded.clear();
+                check(captured() == FLAWSCOPE_CUDA + cudaErrorEmulated, "a search in a capture, without its kernels");
+            }
+        }
+    }
+}
+
 void test_arrays_on_another_device_are_refused() {
     if (!kEmulated) return;
     const Device<float> rows(integers(20 * 4)), squared(64), floats(4096);
@@ -331,6 +363,7 @@ int main() {
     check(flawscope_has_cuda() == 1, "has_cuda");
     test_refusals_and_failures_of_nearest();
     test_code_of_before_8_0_is_refused_on_later_devices();
+    test_a_search_may_be_captured_once_its_bytes_are_known();
     test_arrays_on_another_device_are_refused();
     test_mahalanobis_on_integers();
     test_mahalanobis_that_is_not_finite();

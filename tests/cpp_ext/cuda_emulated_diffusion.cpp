@@ -138,12 +138,39 @@ void test_failures_are_told() {
     check(status == FLAWSCOPE_CUDA + cudaErrorEmulated, "a failure of CUDA is told");
 }
 
+void test_arrays_on_another_device_are_refused() {
+    if (!kEmulated) return;
+    const Device<flawscope_diffusion_row> row(std::vector<flawscope_diffusion_row>{random_row(0, 0, -1, -1)});
+    const Rows four(4, 1.0f);
+    const Device<float> predicted(four), clean(four), hidden(four), keep(four), masked(four), noise(four), x(four),
+        past(four), input(Rows(12, 1.0f));
+    const Device<int64_t> timesteps(1);
+    const auto step = [&] {
+        return flawscope_cuda_diffusion_step(row.get(), 1, 1, 4, 0, predicted.get(), clean.get(), hidden.get(),
+                                             keep.get(), masked.get(), noise.get(), 0, x.get(), past.get(),
+                                             input.get(), timesteps.get(), nullptr);
+    };
+    check(step() == FLAWSCOPE_OK, "arrays of the current device");
+    for (const void* array : {static_cast<const void*>(row.get()), static_cast<const void*>(timesteps.get()),
+                              static_cast<const void*>(predicted.get()), static_cast<const void*>(clean.get()),
+                              static_cast<const void*>(hidden.get()), static_cast<const void*>(keep.get()),
+                              static_cast<const void*>(masked.get()), static_cast<const void*>(noise.get()),
+                              static_cast<const void*>(x.get()), static_cast<const void*>(past.get()),
+                              static_cast<const void*>(input.get())}) {
+        emulation::settings.elsewhere = array;
+        emulation::settings.kind = {cudaMemoryTypeDevice, 1};
+        check(step() == FLAWSCOPE_OTHER_DEVICE, "an array of another device");
+        emulation::settings.elsewhere = nullptr;
+    }
+}
+
 }  // namespace
 
 int main() {
     test_every_rule_and_flag();
     test_more_numbers_than_threads();
     test_failures_are_told();
+    test_arrays_on_another_device_are_refused();
     std::printf("%d checks, %d failures\n", checks, failures);
     return failures == 0 ? 0 : 1;
 }

@@ -11,6 +11,7 @@
 #include <functional>
 #include <iterator>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "flawscope/patch_distance.h"
@@ -32,6 +33,8 @@ struct Settings {
     const void* elsewhere = nullptr;
     cudaPointerAttributes kind = {};
     int reads_host_memory = 0;
+    bool capturing = false;
+    std::set<const void*> loaded;
 };
 inline Settings settings;
 

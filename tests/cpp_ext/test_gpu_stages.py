@@ -24,7 +24,7 @@ from gpu_stages.report import Absent, Report
 from project_paths import ROOT
 
 from flawscope.cpp_ext.cuda_kernels import CudaKernels
-from flawscope.errors import DeviceError
+from flawscope.errors import ArgumentError, DeviceError
 
 pytestmark = pytest.mark.long
 
@@ -304,6 +304,33 @@ def test_what_needs_a_card_in_the_checks_finds_what_is_sound_and_what_is_not(
             # Two equal lies agree with each other: the streams are compared with each other alone.
             assert (len(report.failures) > before) == (wrong and check is correctness.check_large), report.failures
     assert report.checks == 4
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_memory_of_the_host_that_a_device_cannot_read_must_be_refused(
+    kernels: CudaKernels, report: Report, reads: bool
+) -> None:
+    class Library(HostLibrary):
+        def _cuDeviceGetAttribute(self, out: Any, which: int, device: int) -> None:
+            out._obj.value = int(reads and which == 88)
+
+    def run(kernels: Any) -> list[str]:
+        before = len(report.failures)
+        card = Card(driver=Driver(Library()))
+        correctness.check_host_memory(correctness.Bench(report, card, kernels, np.random.default_rng(0)))
+        card.close()
+        return report.failures[before:]
+
+    # The emulation takes all memory for the device's.
+    assert run(kernels) == ([] if reads else ["memory of the host was not refused"])
+    calls = iter(range(9))
+
+    def refuse_second(arguments: dict[str, Any]) -> None:
+        if next(calls) == 1:
+            raise ArgumentError("an array is on another device")
+
+    found = run(Liar(kernels, "nearest", refuse_second))
+    assert [text.partition(":")[0] for text in found] == ["memory of the host, on a device that reads it"] * reads
 
 
 def test_a_refusal_of_the_driver_has_its_name_and_ends_a_capture() -> None:

@@ -1,14 +1,16 @@
 """A GPU that is none: PyCUDA and the CUDA driver in host memory, with the rules that their sources and manuals state.
 
-"Device" memory is host memory behind an address; a stream does its work at once or, while it is captured, writes it
-down. What a GPU would refuse is refused, and what it would leave behind is noted in `Stand.complaints`:
+"Device" memory is host memory behind an address; a stream does its work as late as it may, when somebody waits for it,
+or, while it is captured, writes it down. What a GPU would refuse is refused, and what it would leave behind is noted in
+`Stand.complaints`:
 
 - contexts belong to threads: PyCUDA has a stack of its own in each, and the driver another;
 - what PyCUDA allocates is freed where its context is current, or in the thread that retained it;
 - a sticky error is the answer to every later call, and a destructor that calls then ends the process;
 - a copy on the default stream breaks the capture of a stream that is not `NON_BLOCKING`;
 - a call that waits for a whole context, to load or to free, breaks the captures of all threads;
-- a kernel that is launched for the first time is loaded first, which cannot be captured.
+- a kernel that is launched for the first time is loaded first, which cannot be captured;
+- an array of the host that is copied must live until the stream has come to the copy.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ import itertools
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_stand_in_driver import driver_bindings
 from cuda_stand_in_errors import (
-    CUresult,
     Error,
     LaunchError,
     LogicError,
     MemoryError_,
     Refused,
-    answering_into,
     error_of,
 )
 
@@ -119,6 +121,8 @@ class Stand:
     def wait_for_all(self) -> None:
         """Wait for all streams, which breaks every capture, and is not refused: loading and freeing do so."""
         self.break_captures(lambda stream: True)
+        for stream in list(self.streams.values()):
+            stream.finish()
 
     def execute(self, work: Work) -> None:
         """Do what a stream has come to."""
@@ -195,12 +199,20 @@ class Stream:
         self.handle = next(stand.handles)
         self.capturing = 0  # the thread
         self.recording: list[Work] | None = None
+        self.waiting: list[Work] = []
+        self._turn = threading.RLock()  # whoever frees waits for all streams, also for those of other threads
         stand.streams[self.handle] = self
+
+    def finish(self) -> None:
+        """Do what waits."""
+        with self._turn:
+            while self.waiting:
+                self.stand.execute(self.waiting.pop(0))
 
     def put(self, work: Work) -> None:
         self.stand.enqueued += 1
         if not self.capturing:
-            self.stand.execute(work)
+            self.waiting.append(work)
         elif self.recording is None:
             raise Refused(901)
         else:
@@ -228,6 +240,7 @@ class StreamHandle:
         with self._stand.destruction("stream", self._stream.context) as is_active:
             if is_active:
                 self._stand.destroyed_streams += 1
+                self._stream.finish()
                 del self._stand.streams[self.handle]
 
 
@@ -237,6 +250,8 @@ def _synchronize(stand: Stand, synchronized: Stream) -> None:
         stand.check()
         if stand.break_captures(lambda stream: stream is synchronized):
             raise Refused(900)
+        synchronized.finish()
+        stand.check()
 
 
 class Allocation:
@@ -262,12 +277,12 @@ class Allocation:
         with self.stand.destruction(self.kind, self.context) as is_active:
             if not is_active:
                 return
-            self.bytes[:] = 0xA5
             if self.kind == "device_allocation":
                 self.stand.wait_for_all()
                 self.stand.freed += 1
             else:
                 self.stand.unpinned += 1
+            self.bytes[:] = 0xA5
 
     def __del__(self) -> None:
         if self.is_valid:
@@ -286,6 +301,14 @@ def calling(name: str) -> Iterator[None]:
 def copy(target: int, source: int, size: int) -> None:
     """Copy bytes."""
     ctypes.memmove(target, source, size)
+
+
+def _owner(array: np.ndarray) -> Any:
+    """Return what the memory of an array lives as long as."""
+    found: Any = array
+    while isinstance(found, np.ndarray) and found.base is not None:
+        found = found.base
+    return found
 
 
 def pycuda_driver(stand: Stand) -> types.ModuleType:
@@ -334,15 +357,28 @@ def pycuda_driver(stand: Stand) -> types.ModuleType:
         with calling(name):
             stand.streams[stream].put(work)
 
+    def with_host(name: str, array: np.ndarray, work: Callable[[int, int], None]) -> Work:
+        address, size, owner = array.ctypes.data, array.nbytes, weakref.ref(_owner(array))
+
+        def guarded() -> None:
+            if owner() is None:
+                stand.complaints.append(f"{name}: the array of the host was gone before the stream came to it")
+            else:
+                work(address, size)
+
+        return guarded
+
     def memcpy_htod_async(dest: int, src: np.ndarray, stream: StreamHandle | None = None) -> None:
         number = 0 if stream is None else stream.handle
         del stream  # as above
-        put_copy("cuMemcpyHtoDAsync", number, src, lambda: copy(dest, src.ctypes.data, src.nbytes))
+        work = with_host("cuMemcpyHtoDAsync", src, lambda address, size: copy(dest, address, size))
+        put_copy("cuMemcpyHtoDAsync", number, src, work)
 
     def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: StreamHandle | None = None) -> None:
         number = 0 if stream is None else stream.handle
         del stream
-        put_copy("cuMemcpyDtoHAsync", number, dest, lambda: copy(dest.ctypes.data, src, dest.nbytes))
+        work = with_host("cuMemcpyDtoHAsync", dest, lambda address, size: copy(address, src, size))
+        put_copy("cuMemcpyDtoHAsync", number, dest, work)
 
     def memcpy_dtod_async(dest: int, src: int, size: int, stream: StreamHandle) -> None:
         check("cuMemcpyDtoDAsync", stand.check)
@@ -379,117 +415,8 @@ def stand_in(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
 def check_left(stand: Stand) -> None:
     """Check that nothing was done that must not be done, and take the stand-in away from the driver's bindings."""
     cuda_driver.bindings.cache_clear()
+    for stream in stand.streams.values():  # of a dead context: what it never came to holds kernels, for ever
+        stream.waiting.clear()
     assert stand.left_current() == 0, "a context is still current"
     assert stand.detached == 0, "PyCUDA's detach leaves a released context current"
     assert stand.complaints == []
-
-
-def driver_bindings(stand: Stand) -> types.ModuleType:
-    """Return a module in place of `cuda.bindings.driver`: functions return a status, and what else they give."""
-    module: Any = types.ModuleType("cuda.bindings.driver")
-    module.CUresult = CUresult
-    module.CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
-    module.CUdevice_attribute = types.SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
-    )
-
-    answering = functools.partial(answering_into, module)
-
-    @answering(0)
-    def cuInit(Flags: int) -> None:
-        if not stand.count:
-            raise Refused(100)
-
-    @answering(1)
-    def cuDeviceGetCount() -> int:
-        return stand.count
-
-    @answering(1)
-    def cuDeviceGet(ordinal: int) -> int:
-        return ordinal
-
-    @answering(1)
-    def cuDeviceGetName(length: int, dev: int) -> bytes:
-        return f"Orin {dev}".encode() + b"\0" * (length - 6)
-
-    @answering(1)
-    def cuDeviceGetPCIBusId(length: int, dev: int) -> bytes:
-        return f"0000:0{9 - dev}:00.0".encode() + b"\0" * (length - 12)  # the first is not the first on the bus
-
-    @answering(1)
-    def cuDeviceGetAttribute(attrib: int, dev: int) -> int:
-        return {75: 8, 76: 7}[attrib]
-
-    @answering(1)
-    def cuDriverGetVersion() -> int:
-        return 12060
-
-    @answering(0)
-    def cuCtxPushCurrent(ctx: Context) -> None:
-        if stand.sticky and stand.stubborn:
-            raise Refused(stand.sticky)
-        stand.stacks()[0].append(ctx)
-
-    @answering(1)
-    def cuCtxPopCurrent() -> Context:
-        return stand.stacks()[0].pop()  # type: ignore[no-any-return]
-
-    @answering(2)
-    def cuMemGetInfo() -> tuple[int, int]:
-        stand.check()
-        return 1, 2
-
-    @answering(0)
-    def cuStreamSynchronize(hStream: int) -> None:
-        stand.check()
-
-    @answering(0)
-    def cuStreamBeginCapture(hStream: int, mode: str) -> None:
-        assert mode == "thread local"
-        stand.check()
-        if not stand.capturable:
-            raise Refused(900)
-        stream = stand.streams[hStream]
-        stream.capturing, stream.recording = threading.get_ident(), []
-
-    @answering(1)
-    def cuStreamEndCapture(hStream: int) -> int:
-        stand.check()
-        found = stand.streams[hStream]
-        recording, found.recording, found.capturing = found.recording, None, 0
-        if recording is None:
-            raise Refused(901)
-        number = 1 + max(stand.graphs, default=0)
-        stand.graphs[number] = (found, recording)
-        return number
-
-    @answering(1)
-    def cuGraphInstantiate(hGraph: int, flags: int) -> int:
-        stand.check()
-        stand.graphs[hGraph + 1] = stand.graphs[hGraph]
-        return hGraph + 1
-
-    @answering(0)
-    def cuGraphUpload(hGraphExec: int, hStream: int) -> None:
-        stand.check()
-
-    @answering(0)
-    def cuGraphDestroy(hGraph: int) -> None:
-        stand.check()
-        del stand.graphs[hGraph]
-
-    @answering(0)
-    def cuGraphExecDestroy(hGraphExec: int) -> None:
-        stand.check()
-        del stand.graphs[hGraphExec]
-
-    @answering(0)
-    def cuGraphLaunch(hGraphExec: int, hStream: int) -> None:
-        stand.check()
-        found, recorded = stand.graphs[hGraphExec]
-        assert found.handle == hStream
-        stand.launches += 1
-        for work in recorded:
-            stand.execute(work)
-
-    return module  # type: ignore[no-any-return]

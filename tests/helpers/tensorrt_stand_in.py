@@ -30,6 +30,13 @@ class KernelsOnStand:
     def __getattr__(self, name: str) -> Any:
         function = getattr(self.kernels, name)
         queued = ("nearest", "windows_nearest", "mahalanobis", "mahalanobis_triangles", "bank_pack", "diffusion_step")
+        if name == "bank_check":
+
+            def check(*, packed: int, stream: int) -> bool:
+                self.stand.streams[stream].finish()  # it waits
+                return self.kernels.bank_check(packed=packed, stream=0)
+
+            return check
         if name not in queued:
             return function
 

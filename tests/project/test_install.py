@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,3 +128,11 @@ def test_cuda_can_be_switched_off(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", "-DFLAWSCOPE_CUDA=OFF")
     assert done.returncode == 0, done.stderr
     assert "CUDA kernels: left out, FLAWSCOPE_CUDA is OFF" in done.stdout
+
+
+def test_every_pycuda_that_may_be_installed_compiles_with_cuda_13() -> None:
+    """Those before 2025.1.2 call `cuCtxCreate` with the arguments that it had in CUDA 12."""
+    for name in ("pyproject.toml", "docs/devices.md"):
+        floors = re.findall(r"pycuda>=([\d.]+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert floors, name
+        assert all(tuple(map(int, floor.split("."))) >= (2025, 1, 2) for floor in floors), name

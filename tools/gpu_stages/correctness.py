@@ -236,6 +236,27 @@ def check_cold_graph(bench: Bench) -> None:
     bench.report.check(done.returncode == 0, f"a search that is captured before it ever ran: {last}")
 
 
+def check_host_memory(bench: Bench) -> None:
+    """Plain memory of the host is refused before anything is started, but on a device that reads it."""
+    if not bench.card.is_gpu:
+        return
+    from flawscope.errors import ArgumentError
+
+    rows, queries = integers(bench.rng, 500, 64), integers(bench.rng, 100, 64)
+    wanted = bench.nearest(rows, queries, 1)
+    search = bench.search(rows, len(queries), 1)
+    reads = bench.card.driver.reads_host_memory()  # type: ignore[attr-defined]
+    try:
+        search.enqueue(len(queries), queries=queries.ctypes.data)
+    except ArgumentError as err:
+        bench.report.check(not reads, f"memory of the host, on a device that reads it: {err}")
+    else:
+        bench.report.check(reads, "memory of the host was not refused")
+        same = all(np.array_equal(a, b) for a, b in zip(search.results(len(queries)), wanted, strict=True))
+        bench.report.check(same, "memory of the host, on a device that reads it")
+    search.close()
+
+
 CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_floats,
     check_edges,
@@ -251,6 +272,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_other_streams,
     check_captures,
     check_large,
+    check_host_memory,  # the last: where it is not refused, the device may be dead after it
 )
 
 

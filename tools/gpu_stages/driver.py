@@ -17,6 +17,7 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 MULTIPROCESSORS, CLOCK_KHZ, MEMORY_CLOCK_KHZ, L2_BYTES, MAJOR, MINOR = 16, 13, 36, 38, 75, 76  # CUdevice_attribute
+READS_HOST_MEMORY = 88  # CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -101,6 +102,11 @@ class Driver:
     def device_count(self) -> int:
         """Return the number of GPUs."""
         return int(self.number(c_int, "cuDeviceGetCount"))
+
+    def reads_host_memory(self, index: int = 0) -> bool:
+        """Return whether a GPU reads plain memory of the host, as some do with newer drivers."""
+        device = self.number(c_int, "cuDeviceGet", index)
+        return bool(self.number(c_int, "cuDeviceGetAttribute", READS_HOST_MEMORY, device))
 
     def facts(self, index: int = 0) -> dict[str, Any]:
         """Return what the driver says of a GPU: name, compute capability, multiprocessors, clocks, bytes."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_frames import FakeCudaArray, FakeDriver
-from cuda_stand_in import Stand, check_left, driver_bindings, stand_in
+from cuda_stand_in import Stand, check_left, stand_in
+from cuda_stand_in_driver import driver_bindings
 from cuda_stand_in_errors import Error, LogicError, MemoryError_
 
 from flawscope.errors import BackendError, DeviceError, DeviceLost
@@ -141,6 +142,22 @@ def test_an_image_from_the_device_waits_until_a_capture_is_over(stand: Stand, mo
     np.testing.assert_array_equal(copies[0], array)
 
 
+def test_a_copy_of_another_library_on_the_default_stream_does_not_break_a_capture(stand: Stand) -> None:
+    """Nobody can have torch or another program's code copy elsewhere: our stream must not wait for that one."""
+    capturing, other = Device(), Device()
+    target, ones = np.zeros(4, np.float32), np.ones(4, np.float32)
+
+    def copy() -> None:
+        with other.current():
+            other._pycuda.memcpy_htod(target.ctypes.data, ones)
+
+    with capturing.current():
+        capturing.capture(lambda: elsewhere(copy)).close()
+    np.testing.assert_array_equal(target, 1)
+    for device in (capturing, other):
+        device.close()
+
+
 def test_the_stand_in_breaks_a_capture_by_a_copy_on_the_default_stream(stand: Stand) -> None:
     """The rule of the test above, with what it is there to prevent: a stream with the default flags."""
     device = Device()
@@ -161,6 +178,31 @@ def test_the_stand_in_breaks_a_capture_by_a_copy_on_the_default_stream(stand: St
 capturing_error: list[str] = []
 
 
+def test_copies_that_wait_are_in_order_with_the_stream(stand: Stand) -> None:
+    """One on the default stream would neither wait for ours, nor be waited for."""
+    device, fetched = Device(), np.zeros(4, np.float32)
+    array = np.arange(4, dtype=np.float32)
+    with device.current():
+        address = device.upload(np.zeros(4, np.float32))
+        assert stand.enqueued == 1
+        device.copy_in(address, array)
+        device.fetch(fetched, address)
+    device.close()
+    np.testing.assert_array_equal(fetched, array)
+
+
+def test_an_array_that_is_gone_before_the_stream_has_come_to_its_copy_is_noted_by_the_stand_in(stand: Stand) -> None:
+    device = Device()
+    with device.current():
+        address = device.allocate(16)
+        device.copy_in(address, np.ones(4, np.float32))
+        device.wait()
+    device.close()
+    (complaint,) = stand.complaints
+    assert complaint == "cuMemcpyHtoDAsync: the array of the host was gone before the stream came to it"
+    stand.complaints.clear()
+
+
 def test_a_kernel_that_was_never_launched_cannot_be_captured_and_one_that_was_can(stand: Stand) -> None:
     device, done = Device(), []
     with device.current():
@@ -172,9 +214,12 @@ def test_a_kernel_that_was_never_launched_cannot_be_captured_and_one_that_was_ca
         with pytest.raises(Exception, match="900"):
             device.capture(work)
         work()
+        device.wait()
         graph = device.capture(work)
+        device.wait()
         assert done == [1]
         graph.launch()
+        device.wait()
         assert done == [1, 1]
         graph.close()
     device.close()
@@ -208,6 +253,20 @@ def test_out_of_memory_is_told_as_such(stand: Stand) -> None:
     ):
         device.allocate(1 << 40)
     device.close()
+
+
+def test_out_of_memory_of_the_driver_itself_is_told_as_such_too(stand: Stand) -> None:
+    """A graph takes memory where it is made, which PyCUDA has no part in."""
+    device = Device()
+    driver = cuda_driver.bindings()
+    driver.cuGraphUpload = lambda *_: (driver.CUresult(2),)
+    with (
+        pytest.raises(DeviceError, match=r"out of memory: cuGraphUpload failed with CUDA error 2 \(OUT_OF_M.*\. Take"),
+        device.current(),
+    ):
+        device.capture(lambda: None)
+    device.close()
+    assert stand.graphs == {}
 
 
 def test_an_error_that_passes_leaves_the_device_usable(stand: Stand) -> None:

@@ -72,7 +72,9 @@ def copy_elsewhere() -> None:
     device, array = Device(), np.arange(8, dtype=np.float32)
     fetched = np.zeros_like(array)
     with device.current():
-        device.fetch(fetched, device.upload(array))
+        address = device.upload(np.zeros_like(array))
+        device._pycuda.memcpy_htod(address, array)  # on the default stream, as another library does
+        device.fetch(fetched, address)
     device.close()
     np.testing.assert_array_equal(fetched, array)
 

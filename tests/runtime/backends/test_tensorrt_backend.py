@@ -412,6 +412,7 @@ def test_a_batch_that_needs_more_workspace_than_the_largest_is_searched(kernels:
         for count in (4, 5):
             patches = np.repeat(bank[:128], count, axis=0)
             ready.enqueue(count, on_device.upload(patches))
+            on_device.wait()
             maps, scores = ready.finish(count, 0)
             assert np.isfinite(maps).all()
             np.testing.assert_array_equal(scores, np.zeros(count))
@@ -429,6 +430,7 @@ def test_the_switches_of_a_bank_give_on_a_device_what_they_give_on_the_cpu(
     with on_device.current():
         ready = patchcore_scorer.device_head(on_device, head, {"bank": bank}, (16, 32), 1)
         ready.enqueue(1, on_device.upload(patches))
+        on_device.wait()
         maps, scores = ready.finish(1, 0)
     on_device.close()
     expected_maps, expected_scores = patchcore_scorer.native_head(head, {"bank": bank}, (16, 32))(patches[None])
@@ -447,6 +449,7 @@ def test_a_window_gives_on_a_device_what_it_gives_on_the_cpu(kernels: Stand, win
     with on_device.current():
         ready = patchcore_scorer.device_head(on_device, head, tensors, (16, 32), 2)
         ready.enqueue(2, on_device.upload(np.concatenate([patches, patches[::-1].copy()])))
+        on_device.wait()
         maps, scores = ready.finish(2, 0)
     on_device.close()
     both = np.stack([patches, patches[::-1]])

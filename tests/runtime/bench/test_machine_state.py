@@ -10,7 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cuda_stand_in import Stand, driver_bindings
+from cuda_stand_in import Stand
+from cuda_stand_in_driver import driver_bindings
 
 from flawscope import resident_memory
 from flawscope.resident_memory import peak_kib, resident_kib

@@ -18,6 +18,7 @@ from flawscope.bundle import OnnxModel, open_bundle
 from flawscope.errors import BackendError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime.doctor import driver, provider_profile
+from flawscope.runtime.doctor.doctor_command import _show_bundle
 from flawscope.runtime.doctor.driver import match_driver
 from flawscope.runtime.doctor.provider_profile import ProfiledNode, elsewhere, profile_nodes
 
@@ -153,3 +154,28 @@ def test_nodes_on_a_device_have_no_times_as_those_of_onnx_runtime_are_the_hosts(
     model: Any = SimpleNamespace(file="score.onnx")
     nodes = profile_nodes(model, "cuda", {})
     assert [(found.name, found.milliseconds) for found in nodes] == [("a", 0.0), ("b", 4.0)]
+
+
+def test_the_text_names_no_time_and_no_share_of_nodes_whose_time_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    nodes = [vars(ProfiledNode("a", "Conv", cuda, 0.0)), vars(ProfiledNode("b", "Shape", cpu, 4.0))]
+    report = dict.fromkeys(("bundle", "backend", "reason", "precision", "graph", "head"), "")
+    _show_bundle(
+        {
+            **report,
+            "auto": {"names": None, "why": ""},
+            "nodes": nodes,
+            "milliseconds": 4.0,
+            "providers": {cuda: {"nodes": 1, "milliseconds": 0.0}, cpu: {"nodes": 1, "milliseconds": 4.0}},
+            "computed_in": {},
+            "elsewhere": nodes[1:],
+        }
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("nodes")] == [
+        f"nodes     {cuda}: 1 of 2, times not known",
+        f"nodes     {cpu}: 1 of 2, 4.00 ms",
+    ]
+    assert [line.split()[1] for line in lines if line.startswith("slowest")] == ["Shape"]
