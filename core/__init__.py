@@ -21,6 +21,7 @@ _PLACES = {
     "Calibration": "flawscope.calibration.thresholds.calibrate",
     "Figures": "flawscope.calibration.evaluation.figures",
     "FlawscopeError": "flawscope.errors",
+    "Frame": "flawscope.runtime.frame",
     "Inspector": "flawscope.runtime.inspector",
     "Manifest": "flawscope.bundle.manifest",
     "Result": "flawscope.runtime.results",

@@ -4,6 +4,7 @@ from flawscope.bundle.threshold_structs import Threshold, Thresholds
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.thresholds.calibrate import Calibration
 from flawscope.errors import FlawscopeError
+from flawscope.runtime.frame import Frame
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, Result
 from flawscope.runtime.router import Router
@@ -16,6 +17,7 @@ __all__ = [
     "Calibration",
     "Figures",
     "FlawscopeError",
+    "Frame",
     "Inspector",
     "Manifest",
     "Result",

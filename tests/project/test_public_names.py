@@ -16,6 +16,7 @@ PUBLIC = {
         "Calibration",
         "Figures",
         "FlawscopeError",
+        "Frame",
         "Inspector",
         "Manifest",
         "Result",
