@@ -16,6 +16,7 @@ from flawscope.runtime.results import Box
 _SCALE = HeatScale(1 / 6, 1.0, 2.0, has_threshold=True)
 """Of map values divided by the reference: the first fifth of the scale has no colour, here what is below half of it."""
 _LARGEST = 2.0
+_LEAST_TEXT_PX = 320
 
 
 def draw_overlay(
@@ -60,9 +61,12 @@ def draw_overlay(
 
 
 def _write_lines(image: UInt8Array, lines: Sequence[str]) -> None:
-    scale, font = max(image.shape[:2]) / 800, cv2.FONT_HERSHEY_SIMPLEX
+    # Of small images too the text must be large enough to be read.
+    scale, font = max(*image.shape[:2], _LEAST_TEXT_PX) / 800, cv2.FONT_HERSHEY_SIMPLEX
+    thickness, margin = max(1, round(2 * scale)), max(2, round(6 * scale))
     for row, line in enumerate(lines, 1):
-        text, place = line.encode("ascii", "replace").decode(), (round(12 * scale), round(32 * scale * row))
-        # As boxes, on a dark edge.
-        for colour, thickness in ((HALO, 5), (BOX, 2)):
-            cv2.putText(image, text, place, font, scale, colour, max(1, round(thickness * scale)), cv2.LINE_AA)
+        text, (x, y) = line.encode("ascii", "replace").decode(), (round(12 * scale), round((38 * row - 6) * scale))
+        (width, height), below = cv2.getTextSize(text, font, scale, thickness)
+        # A dark strip: an edge around thin letters would fill them.
+        cv2.rectangle(image, (x - margin, y - height - margin), (x + width + margin, y + below), HALO, cv2.FILLED)
+        cv2.putText(image, text, (x, y), font, scale, BOX, thickness, cv2.LINE_AA)
