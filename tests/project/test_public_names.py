@@ -95,7 +95,7 @@ PUBLIC = {
         "zone_numbers",
         "zones_on_map",
     ],
-    "flawscope.runtime": ["Box", "Inspector", "Result", "Router", "SessionUse"],
+    "flawscope.runtime": ["Box", "Frame", "Inspector", "Result", "Router", "SessionUse"],
     "flawscope.datasets.defects": [
         "SUPPORT_RECORD",
         "NearDuplicate",
