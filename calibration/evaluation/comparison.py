@@ -175,9 +175,8 @@ def _notes(before: Figures, after: Figures, images: int, only_first: int, only_s
         bounds = [side.confusion.image_threshold.upper_bound for side in (before, after) if side.confusion]
         if rates[0] != rates[1] or bounds[0] != bounds[1]:
             notes.append(
-                "The thresholds of the two promise different things (A at most "
-                f"{_promise(bounds[0])}, B {_promise(bounds[1])} false rejects in the long run): found defects and "
-                "false rejects differ for that as well, image AUROC and AP do not."
+                f"The thresholds promise different shares of false rejects in the long run (A {_promise(bounds[0])}, B "
+                f"{_promise(bounds[1])}): found defects and false rejects differ for that as well, AUROC and AP do not."
             )
     if before.backend != after.backend or before.precision != after.precision:
         notes.append(
@@ -188,7 +187,7 @@ def _notes(before: Figures, after: Figures, images: int, only_first: int, only_s
 
 
 def _promise(bound: float | None) -> str:
-    return "an unknown share of" if bound is None else percent(bound)
+    return "states no bound" if bound is None else f"at most {percent(bound)}"
 
 
 def comparison_verdict(comparison: Comparison) -> Verdict:
@@ -207,7 +206,7 @@ def comparison_verdict(comparison: Comparison) -> Verdict:
         return Verdict(
             "care",
             "Each is better at something",
-            f"B is better in {_named(better)}, A in {_named(worse)}, beyond what other images could change.",
+            f"B is better in {_named(better)}, A in {_named(worse)}: none of these intervals includes zero.",
             "Decide what costs more, a missed defect or a false reject, and set both thresholds for the same "
             "false-reject rate (flawscope calibrate) before you compare again.",
         )
@@ -216,8 +215,8 @@ def comparison_verdict(comparison: Comparison) -> Verdict:
         return Verdict(
             "good",
             f"{winner} is better",
-            f"{winner} is better in {_named(better or worse)}, beyond what other images of this kind could change; in "
-            "nothing that decides is it worse.",
+            f"The intervals say so of {_named(better or worse)}, and of none of image AUROC, defects found and false "
+            "rejects the contrary.",
             f"Take {winner}, unless it is too slow: {_times(comparison)}.",
         )
     return Verdict(
