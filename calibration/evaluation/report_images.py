@@ -107,7 +107,7 @@ def side_by_side(images: Sequence[UInt8Array], quality: int) -> str:
 def is_wide(image: UInt8Array) -> bool:
     """Return whether an image and its map are larger below each other than beside each other."""
     height, width = image.shape[:2]
-    return width > 1.4 * height
+    return bool(width > 1.4 * height)
 
 
 def fit(image: UInt8Array, side: int = SIDE_PX) -> UInt8Array:

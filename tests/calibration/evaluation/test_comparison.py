@@ -45,7 +45,7 @@ def test_differences_are_those_of_the_figures_and_have_intervals(pair):
         assert (change.before, change.after) == pytest.approx((getattr(a, name), getattr(b, name)))
         assert abs(change.change - (change.interval.low + change.interval.high) / 2) < 0.2
     found = comparison.figures["recall"]
-    assert (found.before, found.after) == (1 - a.confusion.miss.value, 1 - b.confusion.miss.value)
+    assert (found.before, found.after) == pytest.approx((1 - a.confusion.miss.value, 1 - b.confusion.miss.value))
     assert found.interval.low < found.interval.high
     assert comparison.changed.count == sum(comparison.decisions.values()) == len(comparison.moved)
     assert comparison.moved["test/dull/0.png"] == "accept to reject"

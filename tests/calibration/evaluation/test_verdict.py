@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from judged_evaluations import small_evaluation
 
 from flawscope.calibration import evaluate_bundle
 from flawscope.calibration.evaluation.diagnosis import BOUND, EDGE
@@ -14,10 +15,10 @@ from flawscope.calibration.evaluation.verdict import verdict_of
 from flawscope.datasets import open_dataset
 
 
-@pytest.fixture
-def figures(make_bundle, dataset):
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
     """Figures of a bundle with nothing to find fault with."""
-    found = evaluate_bundle(make_bundle(threshold=75.0), dataset, command="c", resamples=50).figures
+    found = small_evaluation(tmp_path_factory.mktemp("set")).figures
     confusion = msgspec.structs.replace(found.confusion, miss=rate(0, 200), false_reject=rate(2, 200))
     return msgspec.structs.replace(
         found,
@@ -28,6 +29,7 @@ def figures(make_bundle, dataset):
         confusion=confusion,
         diagnosis=(),
         notes=(),
+        faults=(),
     )
 
 
