@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from flawscope.calibration.evaluation.rounding import figure
 from flawscope.config import build_config
 from flawscope.datasets import open_dataset
 from flawscope.datasets.parts import KINDS, write_dataset
@@ -68,14 +69,14 @@ def demo(
         measured = run_pipeline(plan, bars=progress_bars).figures
         assert measured is not None, "generated parts have defects"  # without any the evaluation would be skipped
         figures[kind] = measured
-        echo(f"{kind:<8} image AUROC {measured.image_auroc:.4f}  report: {plan.report / 'report.html'}")
+        echo(f"{kind:<8} image AUROC {figure(measured.image_auroc)}  report: {plan.report / 'report.html'}")
     mean = sum(entry.image_auroc for entry in figures.values()) / len(figures)
     write_bytes(
         out / "demo.json",
         msgspec.json.format(encode_json({"image_auroc": mean, "kinds": figures}), indent=1) + b"\n",
     )
     echo(
-        f"mean image AUROC {mean:.4f}: {method} with the built-in backbone on parts it had not seen, "
+        f"mean image AUROC {figure(mean)}: {method} with the built-in backbone on parts it had not seen, "
         f"{time.perf_counter() - started:.0f} s in all"
     )
     # Far below the usual 0.98: this finds a broken installation, not a worse seed.

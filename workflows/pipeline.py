@@ -16,6 +16,7 @@ from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_ac
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.evaluation.report import REPORT, check_report_packages, write_report
+from flawscope.calibration.evaluation.rounding import figure
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
 from flawscope.config import (
@@ -343,10 +344,10 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     figures = evaluation.figures
     # Before the report: the figures are there even if writing it fails.
     write_bytes(plan.figures, msgspec.json.format(encode_json(figures), indent=2) + b"\n")
-    report = write_report(evaluation, plan.report)
+    report = write_report(evaluation, plan.report, progress)
     # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.
     record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
-    summary = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in ranking)
+    summary = ", ".join(f"{name} {figure(value)}" for name, value in ranking)
     summary += f" on {figures.images} images, {figures.anomalous} anomalous: {report}"
     return figures, summary, (*figures.diagnosis, *figures.notes)

@@ -9,11 +9,16 @@ from flawscope.bundle import Manifest, Threshold
 from flawscope.calibration.evaluation.figures import Confusion, SizeFigures
 from flawscope.calibration.evaluation.intervals import Interval, images_needed, in_parts, upper_bound
 
-_CHANCE = 0.5
+CHANCE = 0.5
 _NEAR_CHANCE = 0.7
 _CONFIDENCE = 0.95
 _HARDLY_SEEN_PX = 4.0
 """Defects that are smaller across at the input are a few patches at most, and often less than one."""
+
+# How sentences begin that the verdict looks for.
+BOUND = "The false rejects contradict the bound of the threshold"
+EDGE = "The threshold lies at the edge"
+SMALL = "Small defects are missed"
 
 
 def diagnose(
@@ -40,18 +45,23 @@ def diagnose(
     return tuple(text for text in found if text is not None)
 
 
-def _near_chance(manifest: Manifest, image_auroc: float | None, interval: Interval | None) -> str | None:
+def is_near_chance(image_auroc: float | None, interval: Interval | None) -> bool:
+    """Return whether scores hardly tell defective parts from good ones, or do it the wrong way round."""
     if image_auroc is None or interval is None:
-        return None
-    if image_auroc >= _NEAR_CHANCE and interval.low > _CHANCE:
+        return False
+    return image_auroc < _NEAR_CHANCE or interval.low <= CHANCE
+
+
+def _near_chance(manifest: Manifest, image_auroc: float | None, interval: Interval | None) -> str | None:
+    if image_auroc is None or interval is None or not is_near_chance(image_auroc, interval):
         return None
     figures = f"image AUROC {image_auroc:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-    if interval.high < _CHANCE:
+    if interval.high < CHANCE:
         return (
             f"Worse than chance: {figures}. Good parts have higher scores than defective ones: look whether their "
             "folders are exchanged, and whether both kinds are of the same camera and light."
         )
-    chance = ", which includes chance (0.5)" if interval.low <= _CHANCE else ""
+    chance = ", which includes chance (0.5)" if interval.low <= CHANCE else ""
     text = (
         f"Near chance: {figures}{chance}. Scores hardly tell defective parts from good ones. Look at the weights and "
         f"the mean, std and padding they were trained with; the size of the input (now {_size(manifest)}); the stages; "
@@ -81,7 +91,7 @@ def broken_bound(confusion: Confusion) -> str | None:
     kind = "an estimated " if threshold.guarantee == "estimated" else ""
     stated = "" if threshold.confidence is None else f" with {threshold.confidence:.0%} confidence"
     return (
-        f"The false rejects contradict the bound of the threshold: {good.reject} of {decided} good parts "
+        f"{BOUND}: {good.reject} of {decided} good parts "
         f"({good.reject / decided:.1%}) were rejected, where {kind}{bound:.1%} at most was stated{stated}. At that "
         "rate fewer than 1 in 20 such sets would have so many. These good parts are unlike those that it was "
         "set on (light, camera, batch, another split): set it with flawscope calibrate on good parts as they come now."
@@ -104,7 +114,7 @@ def _at_the_edge(threshold: Threshold, zones: int) -> str | None:
         return None
     kind = "an estimated " if threshold.guarantee == "estimated" else ""
     text = (
-        f"The threshold lies at the edge: it was set on {threshold.images} normal images, too few for the rate that "
+        f"{EDGE}: it was set on {threshold.images} normal images, too few for the rate that "
         f"was asked for ({asked:.2%}); they support {kind}{bound:.2%}."
     )
     if confidence is None or not 0 < asked < 1 or not 0 < confidence < 1:
@@ -129,7 +139,7 @@ def _small_defects(manifest: Manifest, sizes: Sequence[SizeFigures]) -> str | No
         return None
     across = f"{smallest.smallest_px:.1f} to {smallest.largest_px:.1f} px"
     text = (
-        f"Small defects are missed: of the {smallest.detection.n} smallest ({across} across at the input) "
+        f"{SMALL}: of the {smallest.detection.n} smallest ({across} across at the input) "
         f"{smallest.detection.count} were found, of the others {found} of {n}."
     )
     if math.sqrt(smallest.smallest_px * smallest.largest_px) < _HARDLY_SEEN_PX:

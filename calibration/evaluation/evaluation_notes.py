@@ -19,6 +19,9 @@ _SAID_OTHERWISE = frozenset(
 )
 """Kinds of problems that have another note here (faults, copies), or say nothing of the figures."""
 
+SEEN_BEFORE = "test images were also used to train or calibrate this bundle"
+"""In the note on images that the bundle has seen; the verdict looks for it."""
+
 
 def contamination_notes(
     contamination: Contamination | None, everything: Measured, measured: Measured
@@ -57,9 +60,7 @@ def figure_notes(
         )
     # By content, not by path: a training image that was copied into the test folder is found as well.
     if seen := len(set(contents) & {*hashes.training, *hashes.held_out}):
-        notes.append(
-            f"{seen} test images were also used to train or calibrate this bundle: these figures are optimistic."
-        )
+        notes.append(f"{seen} {SEEN_BEFORE}: these figures are optimistic.")
     if repeated := len(contents) - len(set(contents)):
         notes.append(f"{repeated} test images are copies of others: the intervals are narrower than they should be.")
     if not measured.labels.any() or measured.labels.all():
@@ -155,7 +156,8 @@ def inspection_notes(inspection: Inspection, manifest: Manifest, left_out: Colle
     for _, group in groupby(sorted(concerning, key=lambda problem: problem.kind), key=lambda problem: problem.kind):
         first, *more = group
         is_below = first.path != inspection.root and first.path.is_relative_to(inspection.root)
-        name = first.path.relative_to(inspection.root) if is_below else first.path
+        # Never the whole path of the dataset: reports are passed on.
+        name = first.path.relative_to(inspection.root) if is_below else first.path.name
         rest = f" (and {len(more)} more like this, see flawscope data inspect)" if more else ""
         notes.append(f"Dataset: {name} {first.message}{rest}.")
     return tuple(notes)

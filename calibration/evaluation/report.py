@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from flawscope import __version__
-from flawscope.arrays import Float64Array
 from flawscope.bundle import Threshold, Thresholds
 from flawscope.calibration.evaluation import report_images, report_plots
-from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_lines, span_of
+from flawscope.calibration.evaluation.drift_text import DRIFT_NAMES, paired_lines
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.figures import Figures, LeakFigures, measured_on
-from flawscope.calibration.evaluation.intervals import Interval, Rate, images_needed
-from flawscope.calibration.extras import require
+from flawscope.calibration.evaluation.intervals import Rate, images_needed
+from flawscope.calibration.evaluation.report_galleries import Drawings, galleries
+from flawscope.calibration.evaluation.report_page import check_report_packages, markup, render_page
+from flawscope.calibration.evaluation.report_table import image_table
+from flawscope.calibration.evaluation.rounding import figure, limits, share, span
+from flawscope.calibration.evaluation.verdict import verdict_of
 from flawscope.datasets import GOOD
 from flawscope.files import write_text
-from flawscope.imaging.heat import HeatScale
-from flawscope.imaging.images import read_image
-from flawscope.text import printable
+from flawscope.progress import Progress, no_progress
+
+__all__ = ["REPORT", "check_report_packages", "render_report", "write_report"]
 
 REPORT = "report.html"
-_SHOWN = 6
-_FEATURE = "writing the report"
 _HEADLINES = (
     ("image_auroc", "Image AUROC", "How well scores separate good from defective parts; 1 is perfect, 0.5 is chance."),
     ("image_ap", "Image AP", "Average precision: how pure the rejects stay as more defects are caught."),
@@ -42,31 +39,6 @@ _HEADLINES = (
 
 
 @dataclass(frozen=True)
-class Card:
-    """One image of the report with its map.
-
-    Attributes:
-        title: Where the image lies below the dataset's folder.
-        kind: Its true type.
-        decision: What was decided.
-        score: Its score.
-        plain: The image as a data URI.
-        heat: The image with map, outline and boxes, as a data URI.
-        has_outline: Whether the true defect is drawn.
-        boxes: Number of boxes drawn.
-    """
-
-    title: str
-    kind: str
-    decision: str
-    score: float
-    plain: str
-    heat: str
-    has_outline: bool
-    boxes: int
-
-
-@dataclass(frozen=True)
 class Row:
     """A figure without contaminated images (`left`) and with them (`leaked`), as text: value and interval."""
 
@@ -75,25 +47,13 @@ class Row:
     leaked: tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Images under one heading; `empty` is the text without images, `total` counts also those that are not shown."""
-
-    title: str
-    text: str
-    empty: str
-    cards: tuple[Card, ...]
-    total: int
-
-
-def check_report_packages() -> None:
-    """Raise MissingExtra unless the report can be drawn; called before the long part of an evaluation."""
-    require("matplotlib", "matplotlib", _FEATURE)
-    require("jinja2", "jinja2", _FEATURE)
-
-
-def write_report(evaluation: Evaluation, folder: Path) -> Path:
+def write_report(evaluation: Evaluation, folder: Path, progress: Progress = no_progress) -> Path:
     """Write `report.html` into `folder` and return its path; an older report there is replaced.
+
+    Args:
+        evaluation: What is reported.
+        folder: Where the file goes.
+        progress: Called after each image that is drawn.
 
     Raises:
         MissingExtra: If Matplotlib or Jinja is not installed.
@@ -101,68 +61,21 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """
     check_report_packages()
     path = folder / REPORT
-    write_text(path, render_report(evaluation))
+    write_text(path, render_report(evaluation, progress))
     return path
 
 
-def render_report(evaluation: Evaluation) -> str:
+def render_report(evaluation: Evaluation, progress: Progress = no_progress) -> str:
     """Return the report as HTML; the same evaluation gives the same text."""
-    jinja2 = require("jinja2", "jinja2", _FEATURE)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        finalize=_shown,
-        autoescape=True,  # against script injection: names of files and defect types may hold markup
-        undefined=jinja2.StrictUndefined,  # a misspelt name is an error instead of a gap in the report
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "figure": figure, "number": number, "span": span, "ends": span_of}
-    # Only our own SVG is passed as markup, past the escaping.
-    markup = require("markupsafe", "jinja2", _FEATURE).Markup
-    text: str = environment.get_template("report.html.j2").render(_context(evaluation, markup))
-    return text
+    return render_page("report.html.j2", _context(evaluation, progress))
 
 
-def _shown(value: Any) -> Any:
-    """Escape control characters of names in the report; our own SVG is markup and passes."""
-    return printable(value) if type(value) is str else value
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as per cent with two significant digits below ten per cent."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:.1f}" if value >= 0.01 else f"{100 * value:.2g}"
-    if value < 1 and text == "100.0":
-        text = "99.9"  # 9,999 of 10,000 is not 100 %: one part was missed
-    return text.removesuffix(".0") + "%"
-
-
-def figure(value: float | None) -> str:
-    """Return a figure from 0 to 1 with three decimals, never rounded up to a perfect one."""
-    if value is None:
-        return "–"
-    return f"{min(value, 0.999) if value < 1 else value:.3f}"
-
-
-def number(value: float | None) -> str:
-    """Return a score or time with four significant digits."""
-    return "–" if value is None else f"{value:.4g}"
-
-
-def span(interval: Interval | None) -> str:
-    """Return an interval as `0.812 to 0.901`, rounded outwards at the lower end."""
-    return "" if interval is None else f"{math.floor(interval.low * 1000) / 1000:.3f} to {figure(interval.high)}"
-
-
-def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
+def _context(evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
     figures, measured, manifest = evaluation.figures, evaluation.measured, evaluation.manifest
+    verdict = verdict_of(figures)
     thresholds = evaluation.thresholds
     image = thresholds.image.value if thresholds else None
-    good = ~measured.labels
-    scale = report_images.make_scale(
-        measured.maps, good, measured.usable, thresholds.pixel.value if thresholds else None
-    )
+    drawings = Drawings(evaluation)
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     kinds = [sample.defect for sample, used in zip(measured.samples, measured.usable, strict=True) if used]
     has_both = bool(labels.any() and not labels.all())  # with one kind, both curves are undefined
@@ -172,7 +85,6 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "judged_by": "zone" if thresholds and thresholds.of_zones else "product" if evaluation.products else "",
         "threshold_rows": _threshold_rows(thresholds, evaluation.products),
         "thresholds": thresholds,  # of the measured precision, which those of the manifest itself are not always
-        "version": __version__,
         "headlines": [
             {"name": name, "text": text, "value": getattr(figures, key), "interval": figures.intervals.get(key)}
             for key, name, text in _HEADLINES
@@ -182,9 +94,13 @@ def _context(evaluation: Evaluation, markup: Any) -> dict[str, Any]:
         "roc": markup(report_plots.roc_curve(scores, labels, image)) if has_both else None,
         "pr": markup(report_plots.precision_recall_curve(scores, labels, image)) if has_both else None,
         "claims": [(rate, images_needed(rate, 0.95)) for rate in (0.05, 0.02, 0.01, 0.001)],
-        "scale": scale,
-        "colour_bar": report_images.colour_bar(scale),
-        "galleries": _galleries(evaluation, scale),
+        "scale": drawings.scale,
+        "colour_bar": report_images.colour_bar(drawings.scale),
+        "galleries": galleries(evaluation, drawings),
+        "table": image_table(evaluation, drawings.preview, progress),
+        "verdict": verdict,
+        # What the verdict repeats word for word stands there.
+        "reasons": [text for text in figures.diagnosis if text not in f"{verdict.text} {verdict.step}"],
         "here": measured_on(figures.backend, figures.path, figures.precision, figures.judged),
         "drift_names": DRIFT_NAMES,
         "paired_lines": paired_lines,
@@ -223,104 +139,7 @@ def _cells(figures: Figures | LeakFigures, key: str) -> tuple[str, str]:
 
 
 def _rate_cells(rate: Rate) -> tuple[str, str]:
-    if rate.value is None:
-        return percent(None), ""
-    return f"{rate.count} of {rate.n}", f"{percent(rate.low)} to {percent(rate.high)}"
-
-
-def _galleries(evaluation: Evaluation, scale: HeatScale) -> list[Gallery]:
-    measured = evaluation.measured
-    usable = np.flatnonzero(measured.usable)
-    good = [int(row) for row in usable if not measured.labels[row]]
-    defective = [int(row) for row in usable if measured.labels[row]]
-    scores = measured.scores
-    # Without thresholds nothing was missed or rejected: the galleries show which images would be first.
-    if evaluation.figures.confusion is None:
-        return [
-            _gallery(
-                evaluation,
-                scale,
-                "Highest normal",
-                "Good parts with the highest scores: the first false rejects.",
-                "There is no normal image.",
-                sorted(good, key=lambda row: -scores[row]),
-            ),
-            _gallery(
-                evaluation,
-                scale,
-                "Lowest anomalous",
-                "Defective parts with the lowest scores: the first misses.",
-                "There is no anomalous image.",
-                sorted(defective, key=lambda row: scores[row]),
-            ),
-        ]
-    decision = [outcome.decision for outcome in measured.outcomes]
-    missed = sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row])
-    alarms = sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row])
-    rejected = [row for row in defective if decision[row] == "reject"]
-    return [
-        _gallery(
-            evaluation,
-            scale,
-            "Worst misses",
-            "Defective parts that were accepted, lowest score first.",
-            "No defective part was accepted." if defective else "There is no anomalous image.",
-            missed,
-        ),
-        _gallery(
-            evaluation,
-            scale,
-            "Worst false rejects",
-            "Good parts that were rejected, highest score first.",
-            "No good part was rejected." if good else "There is no normal image.",
-            alarms,
-        ),
-        _gallery(
-            evaluation,
-            scale,
-            "Typical correct rejects",
-            "Of each defect type, the rejected part with the middle score.",
-            "No defective part was rejected.",
-            _typical(evaluation, rejected, scores),
-        ),
-    ]
-
-
-def _typical(evaluation: Evaluation, rows: Sequence[int], scores: Float64Array) -> list[int]:
-    """Return the row with the median score of every type."""
-    by_type: dict[str, list[int]] = {}
-    for row in rows:
-        by_type.setdefault(evaluation.measured.samples[row].defect, []).append(row)
-    return [sorted(group, key=lambda row: scores[row])[len(group) // 2] for _, group in sorted(by_type.items())]
-
-
-def _gallery(
-    evaluation: Evaluation, scale: HeatScale, title: str, text: str, empty: str, rows: Sequence[int]
-) -> Gallery:
-    # Cut before the cards are made: each reads its image, and its data URIs are the weight of the file.
-    cards = tuple(_card(evaluation, scale, row) for row in rows[:_SHOWN])
-    return Gallery(title, text, empty, cards, len(rows))
-
-
-def _card(evaluation: Evaluation, scale: HeatScale, row: int) -> Card:
-    measured = evaluation.measured
-    sample, outcome = measured.samples[row], measured.outcomes[row]
-    spec = evaluation.manifest.input
-    image, mask = read_image(sample.path, spec.bits), sample.read_mask() if sample.is_anomalous else None
-    heat = measured.maps[row]
-    if measured.pixel_thresholds is not None or outcome.pixel_threshold is not None:
-        # Moved so that the threshold of each zone or product is where the colour changes.
-        heat = heat - np.float32(measured.pixel_threshold(row, scale.middle)) + np.float32(scale.middle)
-    return Card(
-        title=_relative(evaluation, sample.path),
-        kind=sample.defect,
-        decision=outcome.decision,
-        score=float(measured.scores[row]),
-        plain=report_images.plain(image),
-        heat=report_images.overlay(image, heat, spec.stretched, scale, mask, outcome.boxes),
-        has_outline=mask is not None and bool(mask.any()),
-        boxes=len(outcome.boxes),
-    )
+    return share(rate), limits(rate)
 
 
 def _relative(evaluation: Evaluation, path: Path) -> str:

@@ -18,8 +18,11 @@ from flawscope.imaging.png import encode_png
 if TYPE_CHECKING:
     from flawscope.runtime import Box
 
-_SIDE_PX = 480  # longer side of an image in the report
-_QUALITY = 88  # of JPEG, 0 to 100
+SIDE_PX = 480
+"""Longer side of an image in the report."""
+QUALITY = 80
+"""Of WebP, 0 to 100."""
+_GAP_PX = 2  # between an image and its map
 _OUTLINE = (255, 255, 255)
 
 
@@ -45,9 +48,9 @@ def make_scale(maps: Float32Array, good: BoolArray, usable: BoolArray, threshold
     return HeatScale(low, middle, max(high, middle + (middle - low) / 2), threshold is not None)
 
 
-def plain(image: UInt8Array) -> str:
-    """Return the image as a data URI; uint8 [H, W, 3] RGB."""
-    return _jpeg(_enlarge(image))
+def plain(image: UInt8Array, quality: int = QUALITY) -> str:
+    """Return an image as a data URI; uint8 [H, W, 3] RGB."""
+    return _encoded(image, quality)
 
 
 def overlay(
@@ -57,45 +60,69 @@ def overlay(
     scale: HeatScale,
     mask: BoolArray | None,
     boxes: Sequence[Box],
-) -> str:
-    """Return the image with map, outline of the true defect and boxes, as a data URI.
+    source_size: tuple[int, int],
+) -> UInt8Array:
+    """Return an image with map, outline of the true defect and boxes, uint8 [H, W, 3] RGB.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the source image.
+        image: uint8 [H, W, 3] RGB, the source image at the size that is shown.
         anomaly_map: float32 [H', W'] at the model's input size.
         spec: The preprocessing between them: the map is laid where its pixels come from.
         scale: Colours of the map values.
-        mask: bool [H, W], the true defect in the source image, or None.
+        mask: bool [H", W"], the true defect in the source image, or None.
         boxes: Regions in pixels of the source image.
+        source_size: Height and width of the source image.
     """
-    large = _enlarge(image)
-    size = (large.shape[1], large.shape[0])
+    size = (image.shape[1], image.shape[0])
     whole = np.full(spec.resize, scale.low, np.float32)  # what a crop cut off has no value and gets no colour
     top, left = spec.offset
     whole[top : top + spec.size[0], left : left + spec.size[1]] = anomaly_map
-    canvas = scale.laid_on(large, np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR), np.float32))
+    canvas = scale.laid_on(image, np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR), np.float32))
+    # Lines that are right on a large image would cover a small one.
+    line = 2 if max(size) >= SIDE_PX // 2 else 1
     if mask is not None and mask.any():
         enlarged = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         # A wide dark line under a narrow light one is visible on any colour.
         outlines, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, HALO, 5, cv2.LINE_AA)
-        cv2.drawContours(canvas, outlines, -1, _OUTLINE, 2, cv2.LINE_AA)
+        cv2.drawContours(canvas, outlines, -1, HALO, 2 * line + 1, cv2.LINE_AA)
+        cv2.drawContours(canvas, outlines, -1, _OUTLINE, line, cv2.LINE_AA)
     # Rounded sizes make both zooms slightly different: boxes must follow each side, or they drift on long images.
-    zoom = size[0] / image.shape[1], size[1] / image.shape[0]
+    zoom = size[0] / source_size[1], size[1] / source_size[0]
     for box in boxes:
         first = round(box.x * zoom[0]), round(box.y * zoom[1])
         last = round((box.x + box.width) * zoom[0]) - 1, round((box.y + box.height) * zoom[1]) - 1
-        draw_box(canvas, first, last, 2)
-    return _jpeg(canvas)
+        draw_box(canvas, first, last, line)
+    return canvas
 
 
-def _enlarge(image: UInt8Array) -> UInt8Array:
-    """Resize so that the longer side has the report's size: outlines are then equally thin on every image."""
+def side_by_side(images: Sequence[UInt8Array], quality: int) -> str:
+    """Return images of one size as one, as a data URI: wide ones stand below each other; uint8 [H, W, 3] RGB each."""
+    height, width = images[0].shape[:2]
+    across = not is_wide(images[0])
+    gap = np.full((height, _GAP_PX, 3) if across else (_GAP_PX, width, 3), 128, np.uint8)
+    parts = [part for image in images for part in (gap, image)][1:]
+    return _encoded(np.concatenate(parts, axis=1 if across else 0), quality)
+
+
+def is_wide(image: UInt8Array) -> bool:
+    """Return whether an image and its map are larger below each other than beside each other."""
     height, width = image.shape[:2]
-    zoom = _SIDE_PX / max(height, width)
+    return bool(width > 1.4 * height)
+
+
+def fit(image: UInt8Array, side: int = SIDE_PX) -> UInt8Array:
+    """Resize an image so that its longer side has `side` pixels: outlines are then equally thin on every image."""
+    height, width = image.shape[:2]
+    zoom = side / max(height, width)
     size = max(round(width * zoom), 1), max(round(height * zoom), 1)
     method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+
+
+def fit_mask(mask: BoolArray, image: UInt8Array) -> BoolArray:
+    """Resize a mask to the size of an image, uint8 [H, W, 3]."""
+    size = (image.shape[1], image.shape[0])
+    return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, np.bool_)
 
 
 def colour_bar(scale: HeatScale) -> str:
@@ -108,7 +135,7 @@ def colour_bar(scale: HeatScale) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(bar)).decode()
 
 
-def _jpeg(image: npt.NDArray[np.uint8]) -> str:
-    # OpenCV expects BGR. PNG would make the one file of a report several times larger.
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+def _encoded(image: npt.NDArray[np.uint8], quality: int) -> str:
+    # OpenCV expects BGR. WebP: at the size of a preview, the tables at the head of a JPEG alone weigh as much.
+    _, data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return "data:image/webp;base64," + base64.b64encode(data.tobytes()).decode()

@@ -17,6 +17,7 @@ from tiny_dataset import CATEGORY, normal_images
 
 from flawscope import cli
 from flawscope.bundle import open_bundle
+from flawscope.calibration.evaluation import rounding
 from flawscope.config import build_config, parse_assignment
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, RunError
@@ -110,7 +111,7 @@ def test_images_become_a_run_a_bundle_with_thresholds_and_a_report(
     assert (image.images, image.false_reject_rate, image.confidence) == (5, 0.3, 0.8)
     assert f"{image.value:.6g}: with 80% confidence at most {image.upper_bound:.2%} of good parts" in printed.out
     assert manifest.evidence.accuracy[0].figures["image_auroc"] == figures["image_auroc"]
-    assert f"image AUROC {figures['image_auroc']:.4f}" in printed.out
+    assert f"image AUROC {rounding.figure(figures['image_auroc'])}" in printed.out
 
 
 def test_few_images_are_cross_fitted_and_it_is_said(

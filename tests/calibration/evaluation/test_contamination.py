@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from flawscope import cli
 from flawscope.bundle import open_bundle
 from flawscope.calibration import calibrate_bundle, evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation import evaluate, report
+from flawscope.calibration.evaluation import evaluate, report, rounding
 from flawscope.calibration.evaluation.contamination import find_contamination
 from flawscope.datasets import Dataset, Sample, content_hash, open_dataset
 from flawscope.datasets.defects.support_set import NearDuplicate, SupportImage, SupportRecord, write_support
@@ -253,12 +254,13 @@ def test_command_writes_both_columns_and_the_struct_without_a_path(make_bundle, 
     assert set(support["with_leak"]["intervals"]) == set(FLAT)
     assert str(tmp_path) not in msgspec.json.encode(support).decode()
     out, err = capsys.readouterr()
-    head, *rows = (line.split() for line in out.splitlines()[1:])
-    assert head == ["figure", "value", "95%", "interval", "with", "leak", "95%", "interval"]
-    cells = {row[0] + row[1]: row for row in rows if len(row) > 1}
-    assert (cells["imageAUROC"][2], cells["imageAUROC"][6]) == (f"{figures['image_auroc']:.4f}", "0.6667")
-    assert (cells["misseddefects"][2], cells["misseddefects"][7]) == (f"4/{figures['anomalous']}", "4/12")
-    assert max(map(len, out.splitlines()[1:])) <= 80
+    table = out[out.index("figure ") : out.index("verdict: ")]
+    head, *rows = (re.split(r"  +", line.strip()) for line in table.splitlines())
+    assert head == ["figure", "value", "95% interval", "with leak", "95% interval"]
+    cells = {row[0]: row for row in rows}
+    assert (cells["image AUROC"][1], cells["image AUROC"][3]) == (rounding.figure(figures["image_auroc"]), "0.667")
+    assert (cells["missed defects"][1], cells["missed defects"][3]) == (f"4 of {figures['anomalous']}", "4 of 12")
+    assert max(map(len, table.splitlines())) <= 80
     assert "note: " in err
 
 
@@ -289,9 +291,11 @@ def test_the_report_shows_both_and_no_image_that_was_left_out(make_bundle, datas
     assert "<td><b>3 of 9</b></td>" in page
     assert "<td>4 of 12</td>" in page
     assert evaluation.figures.support.digest in page
-    after = page[page.index('id="pictures"') :]
+    after = page[page.index('id="decisions"') :]
+    before = page[: page.index('id="leak"')]
     for place in record.pictures[0].source, record.pictures[1].source, record.alike[0].source:
         assert page.count(place) >= 1
+        assert place not in before
         assert place not in after
     assert len(evaluation.measured.samples) == 19
 

@@ -257,8 +257,10 @@ def test_json_holds_the_keys_that_scripts_rely_on(make_bundle, dataset, tmp_path
     with open_bundle(path) as bundle:
         assert len(bundle.manifest.evidence.accuracy) == 1
     out = capsys.readouterr().out
-    assert "image AUROC     0.6667" in out
-    assert "4/12" in out
+    assert "image AUROC       0.667" in out
+    assert "4 of 12" in out
+    # The report rounds by the same functions.
+    assert "33.3% (9.9% to 65.1%)" in out
 
 
 def test_no_record_leaves_the_bundle_as_it_is(make_bundle, dataset, capsys):

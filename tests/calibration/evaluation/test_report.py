@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flawscope import cli
 from flawscope.calibration import evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation import report, report_images, report_plots
+from flawscope.calibration.evaluation import report, report_galleries, report_images, report_plots, rounding
 from flawscope.calibration.evaluation.figures import SizeFigures
 from flawscope.calibration.evaluation.intervals import rate
 from flawscope.datasets import content_hash, open_dataset
@@ -130,7 +130,7 @@ def test_every_image_has_a_text_for_those_who_do_not_see_it(evaluation):
 
 
 def test_misses_and_false_rejects_are_shown_worst_first(evaluation):
-    misses, alarms, rejects = report._galleries(evaluation, HeatScale(30, 75, 110, True))
+    misses, alarms, rejects = report_galleries.galleries(evaluation, report_galleries.Drawings(evaluation))
     assert [card.score for card in misses.cards] == [36, 37, 38, 39]
     assert [card.score for card in alarms.cards] == [80, 79, 78, 77, 76]
     assert [(card.kind, card.score, card.boxes, card.has_outline) for card in rejects.cards] == [("spot", 104, 1, True)]
@@ -300,9 +300,9 @@ def test_a_bar_of_the_histogram_is_never_on_both_sides_of_the_threshold():
     ],
 )
 def test_shares_are_written_with_few_digits_and_not_rounded_to_all(value, text):
-    assert report.percent(value) == text
+    assert rounding.percent(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1.000"), (0.99996, "0.999"), (0.5, "0.500")])
 def test_figures_are_never_rounded_up_to_a_perfect_one(value, text):
-    assert report.figure(value) == text
+    assert rounding.figure(value) == text
