@@ -101,7 +101,12 @@ class LazyGroup(click.Group):
 def _chosen(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     # In a callback and not in the group's body: mistakes behind it, such as a verb that is not there, come before that.
     if not ctx.resilient_parsing:
-        report_as(**({"quiet": value} if parameter.name == "quiet" else {"json": value == "json"}))
+        if parameter.name == "log_format":
+            report_as(json=value == "json")
+        elif parameter.name == "quiet":
+            report_as(quiet=value)
+        else:
+            report_as(progress=not value)
     return value
 
 
@@ -114,6 +119,14 @@ def _chosen(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     expose_value=False,
     callback=_chosen,
     help="Print only results, errors, faults and warnings: no notes, no progress.",
+)
+@click.option(
+    "--no-progress",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_chosen,
+    help="Leave out bars, lines and estimates of progress.",
 )
 @click.option(
     "--log-format",

@@ -22,7 +22,7 @@ day would fill a log otherwise."""
 _SLOWEST_S = 60.0
 _SETTLED_S = 1.0
 _SHARE = 50
-LONG_S = 60.0  # what takes less needs no estimate
+_LONG_S = 60.0  # what takes less needs no estimate
 _MEASURED_S = 3.0
 _MEASURED_STEPS = 2
 
@@ -98,7 +98,7 @@ class _Announcer:
         measured, left = pace.measured(now), pace.seconds_left(total, now)
         if not pace.is_announced and measured is not None and left is not None:
             pace.is_announced = True
-            if (whole := now - pace.began + left) >= LONG_S:
+            if (whole := now - pace.began + left) >= _LONG_S:
                 self._say(
                     "estimate",
                     f"{task}: about {duration(whole)} in all (measured over {duration(measured)})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
@@ -30,6 +31,7 @@ def command_line() -> str:
 class _Reporting:
     is_quiet: bool = False
     is_json: bool = False
+    has_progress: bool = True
 
 
 _reporting = _Reporting()  # of the process, not of a thread: notes come from threads of libraries too
@@ -42,35 +44,37 @@ _IN_QUIET = frozenset({"error", "fault", "warning"})
 @contextlib.contextmanager
 def default_reporting() -> Iterator[None]:
     """Report as text, all of it, until the command says otherwise by `report_as`; afterwards as before."""
-    before = _reporting.is_quiet, _reporting.is_json
+    before = dataclasses.replace(_reporting)
     shown, last_resort = warnings.showwarning, logging.lastResort
-    _reporting.is_quiet = _reporting.is_json = False
+    _take(_Reporting())
     try:
         yield
     finally:
-        _reporting.is_quiet, _reporting.is_json = before
+        _take(before)
         warnings.showwarning, logging.lastResort = shown, last_resort
 
 
-def report_as(*, quiet: bool | None = None, json: bool | None = None) -> None:
+def _take(other: _Reporting) -> None:
+    for field in dataclasses.fields(_Reporting):
+        setattr(_reporting, field.name, getattr(other, field.name))
+
+
+def report_as(*, quiet: bool | None = None, json: bool | None = None, progress: bool | None = None) -> None:
     """Choose how lines on stderr look, until the end of `default_reporting`; what is None stays.
 
     Args:
         quiet: Leave out all but errors, faults and warnings.
         json: Write one JSON object a line: `time` (UTC, ISO 8601), `level` (one of `LEVELS`), `message`, and what
             `report` was given.
+        progress: Show bars, or lines of progress.
     """
     _reporting.is_quiet = _reporting.is_quiet if quiet is None else quiet
     _reporting.is_json = _reporting.is_json if json is None else json
+    _reporting.has_progress = _reporting.has_progress if progress is None else progress
     if _reporting.is_quiet or _reporting.is_json:
         # Libraries warn in Python's way, over two lines of text that no reader of JSON expects.
         warnings.showwarning = _show_warning
         logging.lastResort = _NoteHandler(logging.WARNING)
-
-
-def is_quiet() -> bool:
-    """Return whether only errors, faults and warnings are reported."""
-    return _reporting.is_quiet
 
 
 def is_json() -> bool:
@@ -251,9 +255,9 @@ def guarded_streams() -> Iterator[None]:
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback (task, completed, total): bars on a terminal, else a line every few seconds, both on stderr.
 
-    With `--quiet` it shows nothing.
+    With `--quiet` and `--no-progress` it shows nothing.
     """
-    if is_quiet():
+    if _reporting.is_quiet or not _reporting.has_progress:
         yield lambda task, completed, total: None
         return
     # Here and not at the top: listing verbs needs none of it.

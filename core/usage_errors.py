@@ -14,7 +14,7 @@ from flawscope.verbs import VERBS, Alias, Group, Row
 _NO_CHOICE = re.compile(r"(?P<value>'.*'|\".*\") is not (one of )?'", re.DOTALL)
 _NO_NUMBER = re.compile(r"(?P<value>'.*'|\".*\") is not a valid (?P<kind>integer|float)\.", re.DOTALL)
 _NUMBERS = {"integer": "a whole number", "float": "a number"}
-ROOT_OPTIONS = ("--quiet", "--log-format")
+ROOT_OPTIONS = ("--quiet", "--no-progress", "--log-format")
 """Options that stand before the verb, where some look for them behind it."""
 
 

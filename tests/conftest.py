@@ -20,6 +20,8 @@ from tiny_dataset import CATEGORY, normal_images, write_tiny_dataset
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As flawscope says it: helpers import ONNX Runtime first.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Lines of progress would depend on how fast the machine is.
+os.environ["FLAWSCOPE_NO_PROGRESS"] = "1"
 # What `auto` takes on a CPU must not depend on a measurement of a busy machine, nor every first load wait for one.
 os.environ["FLAWSCOPE_AUTO"] = "cuda,cpu"
 # The same examples on every run: a property that fails must fail for the one who broke it.
@@ -45,15 +47,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(int(os.environ.get("FLAWSCOPE_TEST_SEED", "0")))
-
-
-@pytest.fixture(autouse=True)
-def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the lines of progress that a slow machine would add to what a command prints in this process."""
-    from flawscope import progress_display
-
-    monkeypatch.setattr(progress_display, "EVERY_S", 3600.0)
-    monkeypatch.setattr(progress_display, "LONG_S", 3600.0 * 24)
 
 
 @pytest.fixture

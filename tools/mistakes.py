@@ -72,7 +72,8 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         ),
         Mistake("a broken file of settings", "train patchcore --data parts/bottle --out run --config broken.yml"),
         Mistake(
-            "weights that are not there", "train patchcore --data parts/bottle --out run --weights net.safetensors"
+            "weights that are not there",
+            "train patchcore --data parts/bottle --out run --backbone resnet18 --weights net.safetensors",
         ),
     ),
     "Images": (

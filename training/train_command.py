@@ -351,14 +351,10 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
 
 
 def _check_out(request: TrainingRequest, config: MethodConfig, out: Path, overwrite: bool) -> None:
-    """Refuse an output that is taken, and weights that are not there, before torch is imported: that takes seconds."""
+    """Refuse an output that is taken before torch is imported, which takes seconds."""
     check_replaceable(out, RECORD, overwrite=overwrite or request.resume is not False)
     if find_part(config, LoopSettings) is not None:
         check_not_begun(out, request.resume)
-    if request.weights is not None and not request.weights.exists():
-        raise ArgumentError(
-            f"--weights {request.weights}: expected a safetensors file, got no such file. Check the path."
-        )
 
 
 @contextlib.contextmanager

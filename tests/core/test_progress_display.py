@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,13 +14,6 @@ import pytest
 
 from flawscope import progress_display, terminal
 from flawscope.progress_display import Pace, duration, lines
-
-
-@pytest.fixture(autouse=True)
-def as_it_is(monkeypatch: pytest.MonkeyPatch, no_progress_lines: None) -> None:
-    """Report as commands do, and not as in other tests."""
-    monkeypatch.setattr(progress_display, "EVERY_S", 5.0)
-    monkeypatch.setattr(progress_display, "LONG_S", 60.0)
 
 
 class Clock:
@@ -145,17 +139,20 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("options", [(), ("--log-format", "json"), ("--quiet",)])
+@pytest.mark.parametrize("options", [(), ("--log-format", "json"), ("--quiet",), ("--no-progress",)])
 def test_a_command_without_a_terminal_reports_as_it_was_told(tmp_path: Path, options: tuple[str, ...]) -> None:
     code = (
         "import sys; from flawscope import progress_display; progress_display.EVERY_S = 0.02;"
         "from flawscope.cli import main; main(sys.argv[1:])"
     )
     arguments = [*options, "data", "demo", str(tmp_path / "demo"), "--kind", "gear", "--size", "64", "--train", "60"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "FLAWSCOPE_NO_PROGRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout.startswith(f"dataset: {tmp_path / 'demo'}")
     told = done.stderr.splitlines()
-    if options == ("--quiet",):
+    if options in (("--quiet",), ("--no-progress",)):
         assert told == []
     elif options:
         assert {json.loads(line)["task"] for line in told} == {"drawing parts"}

@@ -179,7 +179,7 @@ def test_a_number_of_scorings_that_tells_nothing_is_refused(padim_bundle: Path, 
         (["--soak", "2000", "--batch", "1,2"], "bench: expected one batch with --soak, got 1, 2."),
         (["--soak", "2000", "--seconds", "3"], "bench: --seconds has no effect with --soak."),
         (["--soak", "2000", "--no-cold-start"], "bench: --no-cold-start has no effect with --soak."),
-        (["--soak", "many"], "Invalid value for '--soak'"),
+        (["--soak", "many"], "--soak: expected a whole number, got 'many'."),
     ],
 )
 def test_a_wrong_request_is_one_line(
