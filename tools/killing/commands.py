@@ -45,6 +45,12 @@ COMMANDS = {
         ("calibrated.flaw",),
         weight=2,
     ),
+    "score": Command(
+        # Without maps, which are written one by one: each is whole, and their folder is no artefact.
+        ("score", "calibrated.flaw", "DATA", "--backend", "cpu", "--out", "scored", "--csv", "scored.csv"),
+        ("calibrated.flaw",),
+        weight=2,
+    ),
     "bundle pack": Command(("bundle", "pack", "bright.flaw", "--out", "packed.flaw"), ("bright.flaw",)),
     # A packed bundle is written anew as a whole.
     "calibrate packed": Command(
