@@ -32,7 +32,11 @@ _DEFAULTS = TritonOptions()
 )
 @click.option("--model-name", help="Name of the model.  [default: the bundle's]")
 @click.option(
-    "--device", type=click.Choice(["cpu", "gpu"]), default=_DEFAULTS.device, show_default=True, help="Runs on."
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default=_DEFAULTS.device,
+    show_default=True,
+    help="Device of the model.",
 )
 @click.option("--instances", type=int, default=_DEFAULTS.instances, show_default=True, help="Instances per device.")
 @click.option(

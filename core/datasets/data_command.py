@@ -48,9 +48,9 @@ def inspect(
 
     ROOT is laid out as MVTec AD (train/good, test/*, ground_truth/*), as VisA (with its CSV), as records (train.json
     and test.json, one JSON object per line), as one folder per class (good, normal or ok, and the defect types), or is
-    one folder of normal images. Every file is opened, and what is taken otherwise than it lies is listed as a note. At
-    the end stands which method and input size suit the images, and why; `pipeline auto` takes that. The exit status is
-    2 if a category cannot be used.
+    one folder of normal images. Every file is opened, and whatever is interpreted differently from how it is stored is
+    listed as a note. At the end stands which method and input size suit the images, and why; `pipeline auto` takes
+    that. The exit status is 2 if a category cannot be used.
     """
     names = [category] if category is not None else list_categories(root) or [None]
     is_usable = True

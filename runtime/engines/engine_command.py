@@ -52,7 +52,7 @@ _cache_option = click.option("--cache", type=click.Path(path_type=Path, file_oka
     help=f"Products in TF32, less exact than FP32; the backend takes them with {TF32_VARIABLE}=1.  [default: no]",
 )
 @click.option("--target", metavar="CC", help="Compute capability, such as 8.9, of a GPU that is not here.")
-@click.option("--no-build", is_flag=True, help="Only look whether an engine fits; if none does, say why and fail.")
+@click.option("--no-build", is_flag=True, help="Only check whether an engine fits; if none does, say why and fail.")
 @click.option("--force", is_flag=True, help="Build even if an engine fits.")
 @_cache_option
 @trusted_keys_option
@@ -70,7 +70,7 @@ def build(
     force: bool,
     cache: Path | None,
 ) -> None:
-    """Build the engine of BUNDLE, unless the cache has one that fits in every point."""
+    """Build the engine of BUNDLE, unless the cache has one that matches exactly."""
     if no_build and force:
         raise click.UsageError("--no-build and --force exclude each other. Leave one out.")
     if precision in COMPUTED:  # networks are strongly typed: the engine would be that of FP32

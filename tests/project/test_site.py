@@ -69,7 +69,7 @@ def test_every_verb_and_option_is_listed():
             below = click.Context(command, info_name=name, parent=parent)
             assert f" {below.command_path}\n" in pages[place]
             for parameter in command.params:
-                if isinstance(parameter, click.Option) and not parameter.hidden:
+                if isinstance(parameter, click.Option) and not parameter.hidden and parameter.name != "help":
                     assert all(f"`{word}`" in pages[place] for word in parameter.opts if word.startswith("-"))
             if isinstance(command, click.Group):
                 walk(command, below, place)

@@ -73,7 +73,7 @@ def _parameters(command: click.Command, context: click.Context) -> str:
                 *(["one or several"] * (parameter.nargs == -1)),
             ]
             arguments.append([code(short), f"{_type(parameter, context)} ({', '.join(more)})"])
-        elif isinstance(parameter, click.Option) and not parameter.hidden:
+        elif isinstance(parameter, click.Option) and not parameter.hidden and parameter.name != "help":
             options.append(_option(parameter, context))
     parts = []
     if arguments:
@@ -88,10 +88,13 @@ def _option(option: click.Option, context: click.Context) -> list[str]:
     spellings = ", ".join(code(name) for name in option.opts if name.startswith("-"))
     if option.secondary_opts:
         spellings += " / " + ", ".join(code(name) for name in option.secondary_opts)
-    facts = [fact for fact in (_type(option, context), _default(option)) if fact]
+    # Some defaults are words; they stand at the end of the text.
+    text, _, words = (option.help or "").partition("[default: ")
+    default = f"default: {escaped(words.rstrip('] '))}" if words else _default(option)
+    facts = [fact for fact in (_type(option, context), default) if fact]
     if option.multiple:
         facts.append("may be given again")
-    return [spellings, f"{escaped(option.help or '')} *({'; '.join(facts)})*"]
+    return [spellings, f"{escaped(text.strip())} *({'; '.join(facts)})*".strip()]
 
 
 def _type(parameter: click.Parameter, context: click.Context) -> str:

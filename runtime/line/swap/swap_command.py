@@ -45,7 +45,7 @@ def _login(command: _F) -> _F:
     "--allow-unlike", is_flag=True, help="Also where the view's images are unlike those that the bundle learned from."
 )
 @click.option(
-    "--stop", is_flag=True, help="Drop the bundle in force first, for memory that does not do for two; READY falls."
+    "--stop", is_flag=True, help="Drop the bundle in force first, where memory is too small for two; READY falls."
 )
 @_login
 def swap(
