@@ -10,6 +10,7 @@ import pytest
 from project_paths import ROOT
 from readme_commands import Command, commands_of
 
+import flawscope
 from flawscope.cli import run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +51,9 @@ def test_the_python_of_the_readme_is_python() -> None:
     scripts = [each.text for each in COMMANDS if each.page == "README.md" and each.kind == "python"]
     (script,) = scripts
     assert len(ast.parse(script).body) <= 7
+    names = set(re.findall(r"\bflawscope\.(\w+)", script))
+    assert names
+    assert names <= set(flawscope.__all__)
 
 
 def test_nothing_is_left_to_fill_in() -> None:
