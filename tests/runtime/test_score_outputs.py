@@ -264,6 +264,7 @@ def test_progress_is_for_people_and_stdout_stays_as_it_is(
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("FLAWSCOPE_NO_PROGRESS", raising=False)  # that of all other tests
     assert score(bundle, parts, *(["--json"] if form == "json" else [])) == 0
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
