@@ -7,6 +7,7 @@ every method.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -175,7 +176,9 @@ def bars(say: Say) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     announcer = _Announcer(say, time.monotonic)
-    with Bars(*columns, console=Console(stderr=True)) as drawn:
+    # Where only stderr is a terminal, rich would draw what goes to stdout among the bars, where no pipe gets it.
+    console, is_seen = Console(stderr=True), sys.stdout.isatty()
+    with Bars(*columns, console=console, redirect_stdout=is_seen) as drawn:
         tasks: dict[str, TaskID] = {}
 
         def show(task: str, completed: int, total: int) -> None:

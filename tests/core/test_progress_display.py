@@ -142,7 +142,7 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 @pytest.mark.parametrize("options", [(), ("--log-format", "json"), ("--quiet",), ("--no-progress",)])
 def test_a_command_without_a_terminal_reports_as_it_was_told(tmp_path: Path, options: tuple[str, ...]) -> None:
     code = (
-        "import sys; from flawscope import progress_display; progress_display.EVERY_S = 0.02;"
+        "import sys; from flawscope import progress_display as shown; shown.EVERY_S = shown._SETTLED_S = 0.0;"
         "from flawscope.cli import main; main(sys.argv[1:])"
     )
     arguments = [*options, "data", "demo", str(tmp_path / "demo"), "--kind", "gear", "--size", "64", "--train", "60"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
+from datetime import datetime, timedelta
 
 import pytest
 from project_paths import ROOMS, ROOT
@@ -14,7 +18,15 @@ from rich.table import Table
 
 from flawscope.errors import StorageError
 from flawscope.rich_console import PlainConsole
-from flawscope.terminal import command_line, echo, echo_json, guarded_streams
+from flawscope.terminal import (
+    command_line,
+    default_reporting,
+    echo,
+    echo_json,
+    guarded_streams,
+    notes_on_stderr,
+    report_as,
+)
 
 EVIL = "a\x1b]52;c;aGk=\x07\nb\u202e" + os.fsdecode(b"\xff") + ".png"
 SHOWN = r"a\x1b]52;c;aGk=\x07\x0ab\u202e\xff.png"
@@ -130,3 +142,40 @@ def test_there_is_one_way_out(word, homes):
     modules = [path for room in ("core", *ROOMS) for path in (ROOT / room).rglob("*.py")]
     found = [str(path.relative_to(ROOT)) for path in modules if re.search(word, path.read_text("utf-8"), re.MULTILINE)]
     assert sorted(found) == homes
+
+
+def test_quiet_leaves_errors_faults_and_warnings(capsys):
+    with default_reporting():
+        report_as(quiet=True)
+        for line in ("error: a", "fault: b", "warning: c", "note: d", "backend cpu", "estimate: e", "progress: f"):
+            echo(line, err=True)
+        echo("result")
+    assert capsys.readouterr() == ("result\n", "error: a\nfault: b\nwarning: c\n")
+    echo("note: d", err=True)  # afterwards as before
+    assert capsys.readouterr().err == "note: d\n"
+
+
+def test_as_json_every_line_is_an_object_with_time_level_and_message(capsys):
+    with default_reporting(), notes_on_stderr():
+        report_as(json=True)
+        echo(f"note: {EVIL}", err=True)
+        echo("backend cpu (asked for)", err=True)
+        logging.getLogger("flawscope.somewhere").warning("of a %s", "module")
+        # What a library logs that has set up nothing, where no test runner has either.
+        assert logging.lastResort is not None
+        logging.lastResort.handle(logging.makeLogRecord({"levelno": logging.WARNING, "msg": "of\na library"}))
+        with warnings.catch_warnings():  # of pytest's making errors of them
+            warnings.simplefilter("always")
+            report_as(json=True)
+            warnings.warn("of Python\nitself", RuntimeWarning, stacklevel=1)
+        echo("result")
+    out, err = capsys.readouterr()
+    assert out == "result\n"
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["level"] for line in lines] == ["note", "info", "note", "note", "note"]
+    assert lines[0]["message"].startswith("a\x1b]52")  # the text itself, escaped in JSON's way
+    assert [line["message"] for line in lines[1:4]] == ["backend cpu (asked for)", "of a module", "of\na library"]
+    assert lines[4]["message"] == "RuntimeWarning: of Python itself"
+    for line in lines:
+        assert set(line) == {"time", "level", "message"}
+        assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +122,34 @@ def test_where_nothing_can_run_a_bundle_the_exit_status_is_1(
     assert 'pip install "flawscope[openvino]"' in report["openvino"]["problem"]
     assert {backend["available"] for backend in backends.values()} == {False}
     assert 'pip install "flawscope[cpu]"' in backends["auto"]["reason"]
+
+
+EXTRAS = {name: {"installed": True, "install": None} for name in ("cpu", "calibrate", "train", "export")}
+CPU = {"available": True, "takes": "cpu", "reason": "asked for"}
+
+
+READY = "Everything needed to score on this CPU is here."
+
+
+@pytest.mark.parametrize(
+    ("auto", "problems", "missing", "said"),
+    [
+        (CPU, [], [], f"{READY} So is what calibrating, training and exporting need."),
+        (CPU, [], ["train", "export"], f'{READY} To train and export: pip install "flawscope[train,export]"'),
+        (CPU, [], ["calibrate"], f'{READY} To calibrate: pip install "flawscope[calibrate]"'),
+        ({**CPU, "takes": "cuda"}, [], [], "Everything needed to score on this machine with backend cuda is here. So "),
+        (CPU, ["too old"], [], "Scoring works on this CPU, but the GPU's driver is too old for what is installed"),
+        ({**CPU, "available": False, "reason": "no ONNX."}, [], [], "Nothing here can score: no ONNX."),
+    ],
+)
+def test_the_first_line_is_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, auto: dict[str, Any], problems: list[str], missing: list[str], said: str
+) -> None:
+    monkeypatch.setattr(doctor_module.cpp_ext, "HAVE_NATIVE", True)
+    extras = {name: {**extra, "installed": name not in missing} for name, extra in EXTRAS.items()}
+    assert doctor_module.verdict(auto, problems, extras).startswith(said)
+
+
+def test_the_verdict_says_that_kernels_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module.cpp_ext, "HAVE_NATIVE", False)
+    assert doctor_module.verdict(CPU, [], EXTRAS).startswith("Scoring works on this CPU, slowly: the compiled kernels")
