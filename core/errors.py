@@ -32,6 +32,7 @@ __all__ = [
     "ImageError",
     "LoadTimeout",
     "MissingExtra",
+    "QueueFull",
     "RunError",
     "StorageError",
 ]

@@ -39,6 +39,7 @@ PUBLIC = {
         "ImageError",
         "LoadTimeout",
         "MissingExtra",
+        "QueueFull",
         "RunError",
         "StorageError",
     ],
@@ -318,3 +319,13 @@ def test_star_brings_the_public_names_alone():
     names: dict[str, object] = {}
     exec("from flawscope import *", names)
     assert sorted(set(names) - {"__builtins__"}) == sorted(PUBLIC["flawscope"])
+
+
+def test_every_exception_is_public():
+    from flawscope import errors
+
+    kinds = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert kinds == set(errors.__all__)
+    assert all(issubclass(getattr(errors, name), errors.FlawscopeError) for name in kinds)

@@ -65,10 +65,10 @@ def test_the_code_of_the_page_runs_and_prints_what_it_shows(
     assert len(BLOCKS) >= 9
     assert {"runs", "bottle.flaw", "report"} <= {path.name for path in parts.iterdir()}
     assert [fit["data"] for fit in small_fits] == ["parts/bottle", "parts/bottle", "nowhere", "parts/bottle"]
-    assert names["done"].new == flawscope.Bundle.load("bottle.flaw").thresholds
+    assert names["bundle"].thresholds == flawscope.Bundle.load("bottle.flaw").thresholds
     assert "True" in printed.splitlines()
     # What the page shows as printed is a line of what was printed.
-    assert len(SHOWN) == 3
+    assert len(SHOWN) == 4
     assert set(SHOWN) <= set(printed.splitlines())
 
 
