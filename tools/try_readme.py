@@ -223,7 +223,7 @@ def make_clone(clone: Path) -> None:
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     subprocess.run([*here, "fetch", "-q", "origin", head.stdout.strip()], check=True)
     subprocess.run([*here, "checkout", "-q", "--force", "--detach", head.stdout.strip()], check=True)
-    subprocess.run([*here, "clean", "-qxffd", "-e", "/.venv", "-e", "/build"], check=True)
+    subprocess.run([*here, "clean", "-qxffd", "-e", "/.venv", "-e", "/build", "-e", "/cpp_ext"], check=True)
 
 
 def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> tuple[list[Outcome], float]:
