@@ -239,8 +239,10 @@ def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> t
     environment = fresh_environment(out / "home", python)
     outcomes: list[Outcome] = []
     shell = Shell(clone, out / "state", environment)
-    for number, page in enumerate(pages):
-        if number == 1:
+    is_prepared = False
+    for page in pages:
+        if page != "README.md" and not is_prepared:
+            is_prepared = True
             # A reader of a tutorial has done what the README says first. The tutorials go on from one to the next.
             shell.run(
                 f"cd {shlex.quote(str(clone))}; source .venv/bin/activate; mkdir tutorials; cd tutorials",
