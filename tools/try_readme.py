@@ -223,7 +223,7 @@ def make_clone(clone: Path) -> None:
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     subprocess.run([*here, "fetch", "-q", "origin", head.stdout.strip()], check=True)
     subprocess.run([*here, "checkout", "-q", "--force", "--detach", head.stdout.strip()], check=True)
-    subprocess.run([*here, "clean", "-qxffd", "-e", "/.venv", "-e", "/build"], check=True)
+    subprocess.run([*here, "clean", "-qxffd", "-e", "/.venv", "-e", "/build", "-e", "/cpp_ext"], check=True)
 
 
 def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> tuple[list[Outcome], float]:
@@ -239,8 +239,10 @@ def try_pages(pages: list[str], clone: Path, out: Path, python: str | None) -> t
     environment = fresh_environment(out / "home", python)
     outcomes: list[Outcome] = []
     shell = Shell(clone, out / "state", environment)
-    for number, page in enumerate(pages):
-        if number == 1:
+    is_prepared = False
+    for page in pages:
+        if page != "README.md" and not is_prepared:
+            is_prepared = True
             # A reader of a tutorial has done what the README says first. The tutorials go on from one to the next.
             shell.run(
                 f"cd {shlex.quote(str(clone))}; source .venv/bin/activate; mkdir tutorials; cd tutorials",
