@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.files import check_replaceable, storage_errors, write_bytes, write_text
 from flawscope.methods import METHODS
 from flawscope.output_options import OVERWRITE
+from flawscope.progress_display import duration
 from flawscope.terminal import command_line, echo
 from flawscope.text import encode_json, printable
 
@@ -130,7 +131,7 @@ def _left(cells: Sequence[Cell], done: Mapping[str, CellResult], spent: Mapping[
     if any(cell.method not in spent for cell in ahead):
         return ""
     seconds = sum(sum(spent[cell.method]) / len(spent[cell.method]) for cell in ahead)
-    return f"  (about {timedelta(seconds=round(seconds))} left)"
+    return f"  (about {duration(seconds)} left)"
 
 
 def _write(out: Path, cells: Sequence[Cell], done: Mapping[str, CellResult]) -> None:

@@ -33,6 +33,7 @@ RESULT = "result.json"
 LOG = "log.txt"
 CELLS = "cells"
 _MEGABYTE_OF_KIB = 1024
+_REPORTING = ("FLAWSCOPE_QUIET", "FLAWSCOPE_LOG_FORMAT")
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -231,8 +232,12 @@ def forget(cell: Cell) -> None:
 
 def _run(command: list[str], log: Path) -> tuple[int, int]:
     """Run a process, its output in a file; return its exit status, negative for a signal, and peak memory in KiB."""
+    # The log is for people, and its last error is read: how this command reports is not how that one does.
+    environment = {key: value for key, value in os.environ.items() if key not in _REPORTING}
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         try:
             # wait4 gives the peak of this child; RUSAGE_CHILDREN has the largest of all children that ended before.
             _, status, usage = os.wait4(process.pid, 0)
@@ -247,7 +252,7 @@ def _run(command: list[str], log: Path) -> tuple[int, int]:
 
 
 def _why(status: int, log: Path) -> str:
-    lines = log.read_text("utf-8", errors="replace").splitlines()
+    lines = read_regular(log, RECORD_BYTES).decode("utf-8", errors="replace").splitlines()
     if status < 0:
         name = signal.Signals(-status).name
         hint = " (the system ends processes so when memory is short)" if name == "SIGKILL" else ""
