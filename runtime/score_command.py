@@ -171,9 +171,7 @@ def _progress() -> Iterator[Progress]:
     if sys.stdout.isatty():
         yield no_progress
         return
-    lines = sys.stdout
-    # rich takes stdout for its bars, which go to stderr: the lines of the images would land there.
-    with progress_bars() as show, contextlib.redirect_stdout(lines):
+    with progress_bars() as show:
         yield show
 
 
