@@ -358,7 +358,7 @@ def _check_out(request: TrainingRequest, config: MethodConfig, out: Path, overwr
 
 
 @contextlib.contextmanager
-def _told_if_interrupted(out: Path) -> Iterator[None]:
+def told_if_interrupted(out: Path) -> Iterator[None]:
     """Say how a training that is interrupted is gone on with."""
     try:
         yield
@@ -376,7 +376,7 @@ def _train_detector(
         from flawscope.training.detectors.detector_training import train_detector
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with _told_if_interrupted(out), progress_bars() as progress:
+    with told_if_interrupted(out), progress_bars() as progress:
         return train_detector(
             config,
             dataset,
@@ -399,7 +399,7 @@ def _train_synthesis(
         from flawscope.training.synthesis.generator_training import train_synthesis
     except ModuleNotFoundError as err:
         raise MissingExtra("training", str(err.name), "train") from err
-    with _told_if_interrupted(out), progress_bars() as progress:
+    with told_if_interrupted(out), progress_bars() as progress:
         return train_synthesis(
             config,
             dataset,

@@ -18,7 +18,13 @@ from flawscope.methods import method as method_of
 from flawscope.output_options import OVERWRITE
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.tracking import track_figures
-from flawscope.training.train_command import AUTO, TrainingCommand, TrainingRequest, training_options
+from flawscope.training.train_command import (
+    AUTO,
+    TrainingCommand,
+    TrainingRequest,
+    told_if_interrupted,
+    training_options,
+)
 from flawscope.workflows.training_choice import choose_method, cross_fit_if_few
 
 if TYPE_CHECKING:
@@ -106,7 +112,7 @@ def pipeline(
         raise ArgumentError(f"--budget-ms: expected a positive number of milliseconds, got {budget_ms}.")
     request = _advised(request, out, "train" in skipped, defect_px)
     plan = _plan(request, out, frozenset(skipped), false_reject_rate, confidence, overwrite)
-    with request.tracking(plan.config, plan.dataset, out):
+    with told_if_interrupted(plan.run), request.tracking(plan.config, plan.dataset, out):
         outcome = run_pipeline(plan, bars=progress_bars, announce=_show)
         track_figures({**outcome.record.facts, **_tracked(outcome.figures)})
     figures = outcome.figures
@@ -159,7 +165,7 @@ def _draw_defects(
         command=command_line(),
         overwrite=overwrite,
     )
-    with request.tracking(plan.config, plan.dataset, out):
+    with told_if_interrupted(plan.run), request.tracking(plan.config, plan.dataset, out):
         record = run_synth_pipeline(plan, bars=progress_bars, announce=_show)
         track_figures({f"accepted_{key}": defect.accepted for key, defect in record.defects.items()})
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
