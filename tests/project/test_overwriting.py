@@ -14,6 +14,7 @@ from flawscope.verbs import VERBS, Alias, Group, Row
 # Options that name what is written, by the verb.
 OUTPUTS = {
     "bench": {"--json", "--plot"},
+    "benchmark": {"--out"},
     "bundle bank add": {"--out"},
     "bundle bank prune": {"--out"},
     "bundle bank remove": {"--out"},
@@ -97,6 +98,7 @@ def taken(tmp_path: Path) -> Path:
 REQUESTS = {
     "bench": ["BUNDLE", "--json", "file"],
     "bench ": ["BUNDLE", "--plot", "file"],
+    "benchmark": ["DATA", "--out", "folder"],
     "bundle bank add": ["BUNDLE", "IMAGE", "--out", "folder"],
     "bundle bank prune": ["BUNDLE", "--rows", "9", "--out", "folder"],
     "bundle bank remove": ["BUNDLE", "--number", "1", "--out", "folder"],
