@@ -111,6 +111,14 @@ def test_the_navigation_leaves_no_page_out():
     ]
 
 
+def test_every_page_of_the_docs_is_in_the_navigation_once():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    named = re.findall(r"([\w./-]+\.md)$", nav, re.MULTILINE)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert sorted(set(named) - {"notebooks/first-bundle.md"}) == sorted(pages)
+    assert len(named) == len(set(named))
+
+
 def test_cells_of_a_table_stay_in_their_columns():
     assert table(["a", "b"], [["x|y", "one\n  two"]]).splitlines()[-1] == "| x&#124;y | one two |"
 

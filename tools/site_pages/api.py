@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from site_pages.page import Page, escaped
 
 FOLDER = "reference/python"
-MODULES = ("flawscope", "flawscope.runtime", "flawscope.cpp_ext", "flawscope.errors")
+MODULES = (
+    "flawscope",
+    "flawscope.errors",
+    "flawscope.runtime",
+    "flawscope.runtime.synthesis",
+    "flawscope.bundle",
+    "flawscope.datasets",
+    "flawscope.datasets.defects",
+    "flawscope.datasets.drawing",
+    "flawscope.datasets.parts",
+    "flawscope.calibration",
+    "flawscope.cpp_ext",
+)
 """Modules whose public names are shown; a name is shown once, on the page of the first that has it."""
 
 
@@ -29,9 +41,11 @@ def pages() -> Iterator[Page]:
         listed = ", ".join(f"`{name.rpartition('.')[2]}`" for name in names)
         rows.append(f"- [`{module}`]({short}.md): {listed}")
     text = "\n".join(rows)
-    yield Page(
-        f"{FOLDER}/index.md", f"# Python\n\nThe names that other code may rely on, from their docstrings.\n\n{text}\n"
+    head = (
+        "# Public names\n\nThe names that other code may rely on, from their docstrings; what that promises: "
+        "[stability](../../stability.md). How to begin: [Python](../../python.md).\n\n"
     )
+    yield Page(f"{FOLDER}/index.md", f"{head}{text}\n")
 
 
 def _places(module: str) -> list[str]:
