@@ -17,9 +17,12 @@ from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.measurements import Measured
 from flawscope.progress import Progress
 
-_BUDGET = 1_600_000
+_BUDGET = 1_500_000
 """Bytes of all previews together, as they stand in the file: 1,000 images then make a report below 3 MB."""
-_STEPS = ((480, 80), (400, 75), (320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (96, 25))
+_STEPS = (
+    *((480, 80), (400, 75), (320, 70), (240, 65), (200, 60), (160, 55), (128, 50)),
+    *((96, 45), (96, 25), (72, 25), (48, 20)),
+)
 """Longer side in pixels and quality of previews, from the best to the smallest."""
 _SAMPLED = 24
 """Images that are drawn to choose the size of all."""
