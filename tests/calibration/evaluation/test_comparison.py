@@ -85,6 +85,7 @@ def test_the_better_one_is_named_where_intervals_say_so(pair, figures, title):
     assert comparison_verdict(_with(pair.comparison, **figures)).title == title
 
 
+@pytest.mark.slow
 def test_a_bundle_without_thresholds_is_compared_by_its_ranking(make_bundle, dataset):
     first = _evaluated(make_bundle, dataset)
     pair = compare_evaluations(first, _evaluated(make_bundle, dataset, threshold=85.0))
@@ -125,6 +126,7 @@ def test_images_of_one_side_alone_are_left_out(make_bundle, dataset):
         compare_evaluations(first, other)
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_image_once_and_what_each_alone_judged_correctly(pair):
     text = render_comparison(pair)
     outcomes = {outcome: text.count(f'data-outcome="{outcome}"') for outcome in OUTCOMES}
