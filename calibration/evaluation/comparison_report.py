@@ -11,7 +11,7 @@ from flawscope.calibration.evaluation import report_images
 from flawscope.calibration.evaluation.comparison import NAMES, Pair, comparison_verdict
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.report import REPORT
-from flawscope.calibration.evaluation.report_galleries import Drawings
+from flawscope.calibration.evaluation.report_galleries import Drawings, within_budget
 from flawscope.calibration.evaluation.report_page import check_report_packages, render_page
 from flawscope.calibration.evaluation.report_table import make_previews, outcome_of
 from flawscope.files import write_text
@@ -79,10 +79,12 @@ def render_comparison(pair: Pair, progress: Progress = no_progress) -> str:
     drawings = Drawings(pair.first), Drawings(pair.second)
     places = _places(pair)
     rows = _rows(pair, places, drawings, progress)
-    cards = {
-        outcome: [_card(row, places, drawings) for row in rows if row.outcome == outcome][:_SHOWN]
-        for outcome in OUTCOMES[:2]
-    }
+    chosen = [row for outcome in OUTCOMES[:2] for row in [row for row in rows if row.outcome == outcome][:_SHOWN]]
+    drawn = within_budget(
+        lambda side, quality: [(row.outcome, _card(row, places, drawings, side, quality)) for row in chosen],
+        lambda found: sum(map(len, found[1].images)),
+    )
+    cards = {name: [card for outcome, card in drawn if outcome == name] for name in OUTCOMES[:2]}
     context: dict[str, Any] = {
         "comparison": pair.comparison,
         "sides": (_side("A", pair.first), _side("B", pair.second)),
@@ -154,10 +156,11 @@ def _outcome(pair: Pair, first: int, second: int) -> str:
     )
 
 
-def _card(row: ComparedRow, places: dict[int, int], drawings: Sequence[Drawings]) -> ComparedCard:
-    side = report_images.SIDE_PX
+def _card(
+    row: ComparedRow, places: dict[int, int], drawings: Sequence[Drawings], side: int, quality: int
+) -> ComparedCard:
     image = drawings[1].plain(row.row, side)
     parts = image, drawings[0].heat(places[row.row], side), drawings[1].heat(row.row, side)
-    plain, first, second = (report_images.plain(part) for part in parts)
+    plain, first, second = (report_images.plain(part, quality) for part in parts)
     text = f"A: {row.decisions[0]}, B: {row.decisions[1]}"
     return ComparedCard(row.row, row.title, row.kind, text, (plain, first, second), report_images.is_wide(image))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +17,14 @@ from flawscope.imaging.heat import HeatScale
 from flawscope.imaging.images import read_image
 
 _SHOWN = 6
+_STEPS = ((report_images.SIDE_PX, report_images.QUALITY), (400, 70), (320, 60), (240, 50), (160, 40))
+"""Longer side in pixels and quality of the images of cards, from the best to the smallest."""
+_BUDGET = 700_000
+"""Bytes of all cards together, as they stand in the file."""
 _KEPT = 64
 """Images that are kept at the size of the report: those from which the size of the previews is chosen, and cards."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ class Drawings:
             measured.maps, ~measured.labels, measured.usable, thresholds.pixel.value if thresholds else None
         )
 
-    def card(self, row: int) -> Card:
-        """Return the card of an image that was scored."""
+    def card(self, row: int, side: int, quality: int) -> Card:
+        """Return the card of an image that was scored, `side` pixels on its longer side."""
         measured, source = self._evaluation.measured, self._source(row)
         outcome = measured.outcomes[row]
         return Card(
@@ -97,8 +105,8 @@ class Drawings:
             kind=measured.samples[row].defect,
             decision=outcome.decision,
             score=float(measured.scores[row]),
-            plain=report_images.plain(source.image),
-            heat=report_images.plain(self.heat(row, report_images.SIDE_PX)),
+            plain=report_images.plain(self.plain(row, side), quality),
+            heat=report_images.plain(self.heat(row, side), quality),
             has_outline=source.has_defect,
             boxes=len(outcome.boxes),
             is_wide=report_images.is_wide(source.image),
@@ -154,8 +162,49 @@ class Drawings:
         return source
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A gallery before its images are drawn."""
+
+    title: str
+    text: str
+    empty: str
+    rows: Sequence[int]
+
+
 def galleries(evaluation: Evaluation, drawings: Drawings) -> list[Gallery]:
     """Return the images that are worth a look, the worst first."""
+    wanted = _wanted(evaluation)
+    # Cut before the cards are made: each reads its image, and its data URIs are weight of the file.
+    rows = [row for gallery in wanted for row in gallery.rows[:_SHOWN]]
+    cards = iter(
+        within_budget(
+            lambda side, quality: [drawings.card(row, side, quality) for row in rows],
+            lambda card: len(card.plain) + len(card.heat),
+        )
+    )
+    return [
+        Gallery(each.title, each.text, each.empty, tuple(islice(cards, len(each.rows[:_SHOWN]))), len(each.rows))
+        for each in wanted
+    ]
+
+
+def within_budget(draw: Callable[[int, int], list[T]], weigh: Callable[[T], int]) -> list[T]:
+    """Return what `draw` makes with the largest side and best quality that keep to the budget of bytes.
+
+    Args:
+        draw: Longer side in pixels and quality -> cards.
+        weigh: Card -> its bytes.
+    """
+    cards: list[T] = []
+    for side, quality in _STEPS:
+        cards = draw(side, quality)
+        if sum(map(weigh, cards)) <= _BUDGET:
+            break
+    return cards
+
+
+def _wanted(evaluation: Evaluation) -> list[_Wanted]:
     measured = evaluation.measured
     usable = np.flatnonzero(measured.usable)
     good = [int(row) for row in usable if not measured.labels[row]]
@@ -164,15 +213,13 @@ def galleries(evaluation: Evaluation, drawings: Drawings) -> list[Gallery]:
     # Without thresholds nothing was missed or rejected: the galleries show which images would be first.
     if evaluation.figures.confusion is None:
         return [
-            _gallery(
-                drawings,
+            _Wanted(
                 "Highest normal",
                 "Good parts with the highest scores: the first false rejects.",
                 "There is no normal image.",
                 sorted(good, key=lambda row: -scores[row]),
             ),
-            _gallery(
-                drawings,
+            _Wanted(
                 "Lowest anomalous",
                 "Defective parts with the lowest scores: the first misses.",
                 "There is no anomalous image.",
@@ -180,30 +227,24 @@ def galleries(evaluation: Evaluation, drawings: Drawings) -> list[Gallery]:
             ),
         ]
     decision = [outcome.decision for outcome in measured.outcomes]
-    missed = sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row])
-    alarms = sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row])
-    rejected = [row for row in defective if decision[row] == "reject"]
     return [
-        _gallery(
-            drawings,
+        _Wanted(
             "Worst misses",
             "Defective parts that were accepted, lowest score first.",
             "No defective part was accepted." if defective else "There is no anomalous image.",
-            missed,
+            sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row]),
         ),
-        _gallery(
-            drawings,
+        _Wanted(
             "Worst false rejects",
             "Good parts that were rejected, highest score first.",
             "No good part was rejected." if good else "There is no normal image.",
-            alarms,
+            sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row]),
         ),
-        _gallery(
-            drawings,
+        _Wanted(
             "Typical correct rejects",
             "Of each defect type, the rejected part with the middle score.",
             "No defective part was rejected.",
-            _typical(evaluation, rejected, scores),
+            _typical(evaluation, [row for row in defective if decision[row] == "reject"], scores),
         ),
     ]
 
@@ -214,8 +255,3 @@ def _typical(evaluation: Evaluation, rows: Sequence[int], scores: Float64Array) 
     for row in rows:
         by_type.setdefault(evaluation.measured.samples[row].defect, []).append(row)
     return [sorted(group, key=lambda row: scores[row])[len(group) // 2] for _, group in sorted(by_type.items())]
-
-
-def _gallery(drawings: Drawings, title: str, text: str, empty: str, rows: Sequence[int]) -> Gallery:
-    # Cut before the cards are made: each reads its image, and its data URIs are the weight of the file.
-    return Gallery(title, text, empty, tuple(drawings.card(row) for row in rows[:_SHOWN]), len(rows))

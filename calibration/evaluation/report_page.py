@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,13 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         template: Name of a file in `templates`.
         context: What it shows; strings are escaped.
     """
+    text: str = _environment().get_template(template).render(context)
+    return text
+
+
+@functools.cache
+def _environment() -> Any:
+    """Return what reads the templates; kept, as it takes longer than a page."""
     jinja2 = require("jinja2", "jinja2", _FEATURE)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -49,7 +57,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         **{name: getattr(rounding, name) for name in ("percent", "figure", "number", "span", "share", "limits")},
         "ends": span_of,
     }
-    script = (_TEMPLATES / "report.js").read_text("utf-8")
+    script: str = environment.loader.get_source(environment, "report.js")[0]
     # The browser runs this script and no other, and loads nothing: a name that got past the escaping would do nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -57,8 +65,7 @@ def render_page(template: str, context: Mapping[str, Any]) -> str:
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     environment.globals |= {"script": markup(script), "policy": policy, "version": __version__}
-    text: str = environment.get_template(template).render(context)
-    return text
+    return environment
 
 
 def _shown(value: Any) -> Any:

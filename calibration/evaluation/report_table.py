@@ -8,18 +8,19 @@ the decision that was made, without a digit lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.measurements import Measured
 from flawscope.progress import Progress
 
-_BUDGET = 1_600_000
+_BUDGET = 1_500_000
 """Bytes of all previews together, as they stand in the file: 1,000 images then make a report below 3 MB."""
-_STEPS = ((480, 80), (400, 75), (320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (96, 25))
+_STEPS = (
+    *((480, 80), (400, 75), (320, 70), (240, 65), (200, 60), (160, 55), (128, 50)),
+    *((96, 45), (96, 25), (72, 25), (48, 20)),
+)
 """Longer side in pixels and quality of previews, from the best to the smallest."""
 _SAMPLED = 24
 """Images that are drawn to choose the size of all."""
@@ -198,10 +199,10 @@ def make_previews(order: Sequence[int], draw: Draw, progress: Progress, budget: 
         progress: Called after each preview.
         budget: Bytes of all previews.
     """
-    side, quality = next(_sizes_that_fit(order, draw, budget), _STEPS[-1])
+    side, quality, drawn = _size_that_fits(order, draw, budget)
     previews, spent = {}, 0
     for done, row in enumerate(order, start=1):
-        text = draw(row, side, quality)
+        text = drawn[row] if row in drawn else draw(row, side, quality)
         spent += len(text)
         if spent > budget:
             break
@@ -212,11 +213,15 @@ def make_previews(order: Sequence[int], draw: Draw, progress: Progress, budget: 
     return previews
 
 
-def _sizes_that_fit(order: Sequence[int], draw: Draw, budget: int) -> Iterator[tuple[int, int]]:
-    """Yield the sizes with which all previews keep to the budget, the best first, judged by some of the images."""
+def _size_that_fits(order: Sequence[int], draw: Draw, budget: int) -> tuple[int, int, dict[int, str]]:
+    """Return side, quality and first previews of the best size with which all keep to the budget, judged by some."""
     # 5% of room: the images that are drawn here are not all.
     room = 0.95 * budget / max(len(order), 1)
     some = order[:: max(len(order) // _SAMPLED, 1)]
+    side, quality = _STEPS[0]
+    drawn: dict[int, str] = {}
     for side, quality in _STEPS:
-        if np.mean([len(draw(row, side, quality)) for row in some] or [0]) <= room:
-            yield side, quality
+        drawn = {row: draw(row, side, quality) for row in some}
+        if sum(map(len, drawn.values())) <= room * len(some):
+            break
+    return side, quality, drawn

@@ -251,7 +251,7 @@
   const cards = new Map(Array.from(document.querySelectorAll(".card"), (card) => [
     card.dataset.row,
     { images: Array.from(card.querySelectorAll("img")), text: card.querySelector("figcaption").textContent.trim(),
-      title: card.dataset.title },
+      title: card.dataset.title, isWide: card.querySelector(".stack") !== null },
   ]));
 
   function ofRow(row) {
@@ -260,16 +260,18 @@
     const text = `${row.kind}${score}${row.outcome ? `, ${row.outcome}` : ""}`;
     // The card of the same image is larger.
     const card = cards.get(row.element.dataset.row);
-    return image || card ? { images: card ? card.images : [image], text, title: row.title } : null;
+    const images = card ? card.images : [image];
+    return image || card ? { images, text, title: row.title, isWide: card !== undefined && card.isWide } : null;
   }
 
   function enlarge(list, place) {
     gallery = list;
     at = (place + list.length) % list.length;
-    const { images, text, title } = gallery[at];
+    const { images, text, title, isWide } = gallery[at];
     find("large-title").textContent = title;
     find("large-text").textContent = text;
     find("large-images").replaceChildren(...images.map((image) => make("img", { src: image.src, alt: image.alt })));
+    find("large-images").classList.toggle("stack", isWide);
     if (!dialog.open) dialog.showModal();
   }
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -306,3 +307,26 @@ def test_shares_are_written_with_few_digits_and_not_rounded_to_all(value, text):
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.0, "1.000"), (0.99996, "0.999"), (0.5, "0.500")])
 def test_figures_are_never_rounded_up_to_a_perfect_one(value, text):
     assert rounding.figure(value) == text
+
+
+def _light(colour):
+    """Return the relative luminance of a colour as WCAG 2 has it; `#rrggbb`."""
+    parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return sum(
+        share * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+        for share, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_colour_of_text_has_contrast_on_every_background(scheme):
+    styles = (Path(report.__file__).parent / "templates/report.css").read_text("utf-8")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in re.findall(r":root \{(.*?)\}", styles, re.S)
+    )
+    colours = light if scheme == "light" else light | dark
+    assert light.keys() == dark.keys()
+    for ink in ("ink", "muted", "good", "bad", "mark", "ok"):
+        for back in ("page", "card", "sunk", "care-back", "ok-back", "bad-back"):
+            low, high = sorted((_light(colours[ink]), _light(colours[back])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, back)

@@ -119,7 +119,8 @@ def _set(page, value):
     )
 
 
-@pytest.mark.parametrize("kind", ["common", "zones", "products"])
+# Products are slow: they differ in their margins alone, which test_report_table counts.
+@pytest.mark.parametrize("kind", ["common", "zones", pytest.param("products", marks=pytest.mark.slow)])
 def test_the_counts_at_the_threshold_in_force_are_those_of_the_report(show, evaluations, page_of, kind):
     evaluation = evaluations[kind]
     confusion = evaluation.figures.confusion
@@ -176,6 +177,7 @@ def test_a_threshold_that_is_tried_counts_as_the_runtime_would(show, evaluations
         assert "missed" in page.get_attribute("#try-slider", "aria-valuetext")
 
 
+@pytest.mark.slow
 def test_without_thresholds_one_can_be_tried_all_the_same(show, evaluations, page_of):
     bare = evaluations["none"]
     best = bare.figures.f1_threshold

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from judged_evaluations import by_product, small_evaluation, with_zones, without_thresholds
 
 from flawscope.calibration import evaluate_bundle
-from flawscope.calibration.evaluation import report_table
+from flawscope.calibration.evaluation import report_galleries, report_table
+from flawscope.calibration.evaluation.report import render_report
 from flawscope.calibration.evaluation.report_table import dials_of, image_table, make_previews
+from flawscope.datasets import open_dataset
+from flawscope.imaging.png import encode_png
 from flawscope.progress import no_progress
 
 
@@ -103,3 +106,27 @@ def test_where_not_all_previews_fit_the_last_rows_have_none():
 def test_an_image_that_could_not_be_scored_has_no_preview_and_the_others_have():
     found = make_previews([0, 1, 2], lambda row, side, quality: "" if row == 1 else "x", no_progress)
     assert sorted(found) == [0, 2]
+
+
+def test_cards_are_drawn_smaller_where_they_would_be_too_heavy():
+    def draw(side, quality):
+        return ["x" * (side * side)] * 6
+
+    assert {len(card) for card in report_galleries.within_budget(draw, len)} == {320 * 320}
+    assert [len(card) for card in report_galleries.within_budget(lambda side, _: ["x" * side], len)] == [480]
+
+
+@pytest.mark.slow
+def test_a_report_of_a_thousand_images_stays_below_three_megabytes(make_bundle, tmp_path):
+    # Noise: no image weighs more.
+    rng, root = np.random.default_rng(0), tmp_path / "noise"
+    for folder, count in (("train/good", 1), ("test/good", 500), ("test/spot", 500)):
+        (root / folder).mkdir(parents=True)
+        for index in range(count):
+            image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            (root / folder / f"{index}.png").write_bytes(encode_png(image))
+    evaluation = evaluate_bundle(make_bundle(threshold=254.0), open_dataset(root), command="c", resamples=50)
+    text = render_report(evaluation)
+    assert text.count("<tr data-row=") == 1000
+    assert text.count('alt="Image and map of') > 900
+    assert len(text.encode()) < 3_000_000
