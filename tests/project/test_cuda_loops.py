@@ -115,8 +115,8 @@ def test_the_kept_counts_are_of_both_shapes_before_and_now() -> None:
         assert row["step"]["HMMA"] == products
         assert row["tile"]["instructions"] > row["step"]["instructions"]
         if row["sources"] == "now":
-            # What stands behind the step: of a thread eight queries, of each 8 or 16 values. The shortest way to offer a
-            # value leaves out what another way has, and a merge is counted by its keys alone.
+            # What stands behind the step: of a thread eight queries, of each 8 or 16 values. The shortest way to offer
+            # one leaves out what another way has, and a merge is counted by its keys alone.
             behind, end = row["tile"]["instructions"] - row["step"]["instructions"], row["tile_end"]
             queries = 8 * (end["live"] if "live" in end else end["changed"])
             offers = end.get("offer", 0) * row["tile"].get("ATOMS", 0)
