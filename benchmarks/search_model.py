@@ -91,7 +91,7 @@ class Kernel:
 # Instructions are those of the compiled kernels for 8.7, `python tools/cuda_loops.py`.
 BEFORE = Kernel("before", 128, 12, 85, 245, 0, 600, 770, 0.6, 2, resident=False)
 NOW = Kernel("now", 256, 16, 190, 407, 39, 100, 0, 0.25, 1, resident=True)
-LISTS = replace(NOW, name="now, several", epilogue=494, found=67)
+LISTS = replace(NOW, name="now, several", loop=206, epilogue=493, found=67)
 """For several neighbours: `found` is what it takes to look at the values of a thread for a query one by one."""
 
 
@@ -100,9 +100,10 @@ class Buffers:
     """What a warp does for several neighbours beside that; instructions as above, and clocks."""
 
     offer: int = 18  # instructions for a value that goes into a buffer
-    insert: int = 53  # for a key that a merge inserts
+    stage: int = 17  # for a stage of a sort
+    stages: int = 25  # of 64 keys that are sorted and merged with as many
     offer_wait: float = 30  # assumed: until the place in the buffer is known, as far as the other warp does not hide it
-    insert_wait: float = 150  # assumed: an insertion asks all lanes four times in a row
+    stage_wait: float = 60  # assumed: a shuffle, a comparison and a choice, one after the other
     query_wait: float = 400  # assumed: a buffer is read from the second-level cache
     round: float = 80  # assumed: the barriers of a merge
 
@@ -119,8 +120,8 @@ class Survived:
         looked: Queries of a warp whose values were looked at one by one.
         offered: Values of these at which a thread had one for a buffer.
         rounds: Merges.
-        merged: Buffers that the warp sorted which had the most to do, over all merges.
-        inserted: Keys that it inserted.
+        merged: Buffers that the warp sorted which had the most of them, over all merges.
+        sorts: Sorts of 64 keys that it did.
         nearest: The least values of each query, ascending, float32 [128, capacity].
     """
 
@@ -128,7 +129,7 @@ class Survived:
     offered: int
     rounds: int
     merged: int
-    inserted: int
+    sorts: int
     nearest: npt.NDArray[np.float32]
 
 
@@ -138,7 +139,7 @@ def survive(tiles: int, capacity: int, stride: int) -> Survived:
     rng = np.random.default_rng(0)
     buffers, counts = np.full((128, stride), np.inf, np.float32), np.zeros(128, np.int64)
     limits = np.full(128, np.inf, np.float32)
-    looked = offered = rounds = merged = inserted = 0
+    looked = offered = rounds = merged = sorts = 0
     for tile in range(tiles + 1):
         # After the last tile every buffer is sorted.
         values = rng.random((128, 256), np.float32) if tile < tiles else np.empty((128, 0), np.float32)
@@ -156,31 +157,19 @@ def survive(tiles: int, capacity: int, stride: int) -> Survived:
             pending &= ~fits
             if tile < tiles and not pending.any():
                 break
-            sorts = counts > least
-            keeps = np.where(sorts, _insertions(buffers, counts, capacity), 0)
-            works = keeps.reshape(8, 16).sum(axis=1)
-            rounds, inserted = rounds + 1, inserted + int(works.max())
-            merged += int(sorts.reshape(8, 16).sum(axis=1)[works.argmax()])
-            for query in np.flatnonzero(sorts):
+            is_full = counts > least
+            runs = np.where(is_full, -(-counts // 64), 0).reshape(8, 16).sum(axis=1)  # by warp
+            rounds, sorts = rounds + 1, sorts + int(runs.max())
+            merged += int(is_full.reshape(8, 16).sum(axis=1).max())
+            for query in np.flatnonzero(is_full):
                 buffers[query, : counts[query]].sort()
-            counts[sorts] = np.minimum(counts[sorts], capacity)
+            counts[is_full] = np.minimum(counts[is_full], capacity)
             buffers[np.arange(stride) >= counts[:, None]] = np.inf
-            limits[sorts] = buffers[sorts, capacity - 1]
+            limits[is_full] = buffers[is_full, capacity - 1]
             if tile == tiles:
                 break
             pending &= values <= limits[:, None]
-    return Survived(looked, offered, rounds, merged, inserted, buffers[:, :capacity])
-
-
-def _insertions(
-    buffers: npt.NDArray[np.float32], counts: npt.NDArray[np.int64], capacity: int
-) -> npt.NDArray[np.int64]:
-    """Return how many keys each merge inserts: those that fewer than `capacity` of the keys ahead of them precede."""
-    earlier = np.tril(np.ones((buffers.shape[1],) * 2, np.bool_), -1)
-    before = ((buffers[:, None, :] < buffers[:, :, None]) & earlier).sum(axis=2)
-    there = np.arange(buffers.shape[1]) < counts[:, None]
-    kept: npt.NDArray[np.int64] = ((before < capacity) & there).sum(axis=1)
-    return kept
+    return Survived(looked, offered, rounds, merged, sorts, buffers[:, :capacity])
 
 
 def list_sizes(k: int) -> tuple[int, int]:
@@ -195,8 +184,8 @@ def list_clocks(tiles: int, k: int) -> float:
     per_offer = BUFFERS.offer + BUFFERS.offer_wait
     tile_ends = tiles * (LISTS.epilogue * 2 + LISTS.waiting)
     offers = (found.looked * LISTS.found + found.offered * per_offer) / 4
-    inserts = found.inserted * max(2 * BUFFERS.insert, BUFFERS.insert_wait)
-    return tile_ends + offers + inserts + found.merged * BUFFERS.query_wait + found.rounds * BUFFERS.round
+    sorts = found.sorts * BUFFERS.stages * max(2 * BUFFERS.stage, BUFFERS.stage_wait)
+    return tile_ends + offers + sorts + found.merged * BUFFERS.query_wait + found.rounds * BUFFERS.round
 
 
 def steps_of(d: int) -> int:
@@ -281,7 +270,7 @@ def predict(kernel: Kernel, device: Device, n: int, m: int, d: int, k: int = 1) 
 def _selection(tiles: int, k: int) -> dict[str, float]:
     """Return what the selection of a block has to do, in the mean over its tiles."""
     found = survive(tiles, *list_sizes(k))
-    counts = {"looked": found.looked, "offered": found.offered, "rounds": found.rounds, "inserted": found.inserted}
+    counts = {"looked": found.looked, "offered": found.offered, "rounds": found.rounds, "sorts": found.sorts}
     return {name: round(count / tiles, 2) for name, count in counts.items()}
 
 

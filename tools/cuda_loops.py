@@ -94,7 +94,7 @@ def tile_end(code: list[Instruction]) -> dict[str, int]:
 
     Keys: `always`: where nothing is kept. Of a kernel for one neighbour `changed`: more for a query of a thread whose
     least value has changed. Of one for several `live`: more for a query of which values are looked at one by one;
-    `offer`: more for a value of it that goes into the buffer; `insert`: of a key that a merge keeps.
+    `offer`: more for a value of it that goes into the buffer; `stage`: of a stage of the sort that a merge is.
     """
     found = [(loop, body) for loop, body in loops_of(code) if body["HMMA"]]
     (step, _), (tile, _) = found[0], found[-1]
@@ -113,9 +113,9 @@ def tile_end(code: list[Instruction]) -> dict[str, int]:
     offers, looked = more("ATOMS"), more("FSETP")[0]
     if not offers:
         return {"always": always, "changed": looked}
-    (insert, *_) = [body for _, body in loops_of(code) if body["SHFL"] and body["POPC"] and not body["HMMA"]]
+    (stage, *_) = [body for _, body in loops_of(code) if body["SHFL"] and not body["HMMA"]]
     offer = offers[len(offers) // 2] - looked
-    return {"always": always, "live": looked, "offer": offer, "insert": insert.total()}
+    return {"always": always, "live": looked, "offer": offer, "stage": stage.total()}
 
 
 def _fewest(code: list[Instruction], begin: int, turns: Sequence[Loop], *, forwards: bool) -> dict[int, int]:
