@@ -3,6 +3,9 @@
 An array with `__cuda_array_interface__` (version 2 or 3: CuPy, PyCUDA, Numba, torch on a device) is copied to the host
 by the CUDA driver, once all work on its context is finished. An array with `__dlpack__` in host memory (torch on the
 CPU) is used without a copy. Written against the CUDA driver's interface, not run on a GPU: tests replace the driver.
+
+Through ctypes, unlike all else that asks the driver: any backend takes such arrays, `cpu` as well, and whoever has made
+one has the driver's library, but not always NVIDIA's bindings.
 """
 
 from __future__ import annotations

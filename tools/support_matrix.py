@@ -160,7 +160,10 @@ METHOD_STATUS = {
     ("dsad", "INT8"): (NO, "the denoiser is not quantised"),
     ("dsad", "engine"): (TESTED, "FP32, every network, built by TensorRT-RTX"),
     ("dsad", "Triton"): (NO, "its score is not one graph"),
-    ("lafite", "score graph"): (NO, "two graphs, a search of the bank and a sampling loop on the host, tested"),
+    ("lafite", "score graph"): (
+        NO,
+        f"two graphs, a search of the bank and a sampling loop on the host, tested; the loop{LOOP}",
+    ),
     ("lafite", "features and kernel"): (NO, "its one path takes the kernels for the editing"),
     ("lafite", "FP16"): (NO, "FP32 alone so far"),
     ("lafite", "BF16"): (STAND_IN, "of both graphs"),

@@ -52,7 +52,7 @@ __device__ inline void merge_slots(const FinishArguments& a, int64_t query, Fini
     if (thread < kWarp) {
         for (int i = 0; i < kThreads / kSlots; ++i) least = shared.slots[i][slot] < least ? shared.slots[i][slot] : least;
         SortedKeys keys(thread);
-        keys.insert_all(thread < kSlots ? least : kNoCandidate, a.candidates);
+        keys.take(thread < kSlots ? least : kNoCandidate, kNoCandidate);
         keys.write(shared.keys[0]);
     }
     __syncthreads();
@@ -62,17 +62,19 @@ __device__ inline void merge_slots(const FinishArguments& a, int64_t query, Fini
 __device__ inline void merge(const FinishArguments& a, int64_t query, FinishShared& shared) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int total = a.splits * a.capacity;
+    const auto key = [&](int i) {
+        const int split = i / a.capacity, entry = i % a.capacity;
+        return i < total ? a.partial[(query * a.splits + split) * a.entries + entry] : kNoCandidate;
+    };
     SortedKeys keys(lane);
-    for (int first = warp * kWarp; first < total; first += kThreads) {
-        const int i = first + lane, split = i / a.capacity, entry = i % a.capacity;
-        keys.insert_all(i < total ? a.partial[(query * a.splits + split) * a.entries + entry] : kNoCandidate,
-                        a.candidates);
+    for (int first = warp * 2 * kWarp; first < total; first += 2 * kThreads) {
+        keys.take(key(first + lane), key(first + kWarp + lane));
     }
     keys.write(shared.keys[warp]);
     __syncthreads();
     if (warp == 0) {
         for (int other = 1; other < kWarps; ++other) {
-            for (int i = lane; i < kMaxCandidates; i += kWarp) keys.insert_all(shared.keys[other][i], a.candidates);
+            keys.take_sorted(shared.keys[other][lane], shared.keys[other][lane + kWarp]);
         }
         keys.write(shared.keys[0]);
     }

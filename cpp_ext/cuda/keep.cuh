@@ -203,8 +203,8 @@ private:
             const int there = count < static_cast<unsigned>(stride_) ? static_cast<int>(count) : stride_;
             uint64_t* buffer = buffers_ + query * distance_;
             SortedKeys keys(lane);
-            for (int i = 0; i < there; i += kWarp) {
-                keys.insert_all(i + lane < there ? buffer[i + lane] : kNoCandidate, capacity_);
+            for (int i = lane; i - lane < there; i += 2 * kWarp) {
+                keys.take(i < there ? buffer[i] : kNoCandidate, i + kWarp < there ? buffer[i + kWarp] : kNoCandidate);
             }
             const unsigned long long last = keys.entry(capacity_ - 1);
             keys.write(buffer);

@@ -25,6 +25,7 @@ from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.engines.capture_lock import CAPTURES
 
 _MOST_GRAPHS = 16
+"""Graphs that are kept beside those of the bundle's own number of steps, one for each number of images."""
 
 
 class SamplingLoop:
@@ -40,6 +41,7 @@ class SamplingLoop:
         masked: Whether it is given the mask and the masked image, as further channels.
         same_noise: Whether all images have the same noise.
         after: `(device, images)`: enqueues what follows the last step, within the graph.
+        before: Likewise what makes `clean`; None where it is written before each run.
 
     Attributes:
         x: Address of float32 [most, C, h, w], the result.
@@ -63,10 +65,12 @@ class SamplingLoop:
         masked: bool,
         same_noise: bool,
         after: Callable[[Device, int], None],
+        before: Callable[[Device, int], None] | None = None,
     ) -> None:
         self._kernels = CudaKernels()
         self._engines, self._network = engines, engines.sessions["denoise"]
-        self._latents, self._most, self._guided, self._after = latents, most, guided, after
+        self._latents, self._most, self._guided = latents, most, guided
+        self._before, self._after = before, after
         self._same_noise = same_noise
         channels = 2 * latents[0] + 1 if masked else latents[0]
         (output,) = self._network.names[1]
@@ -86,6 +90,35 @@ class SamplingLoop:
         self._graphs: OrderedDict[tuple[int, int], Graph] = OrderedDict()
         self.graph_problem: str | None = None
         engines.add(self)
+
+    def make_ready(self, device: Device, table: StepTable, arrays: int) -> None:
+        """Capture the sampling that a bundle asks for, for every number of images, so that no image waits for it.
+
+        Args:
+            device: The device.
+            table: Rows of the bundle's own sampling. Others of as many steps are launched as the same graphs.
+            arrays: Arrays of noise of an image that runs are given. With one of more, all graphs are captured anew.
+
+        Raises:
+            DeviceError: If the device fails, or has not memory enough.
+        """
+        images = np.zeros((self._most, *self._latents), np.float32)
+        keep = np.zeros((self._most, 1, *self._latents[1:]), np.float32)
+        noise = np.zeros((arrays, *self._latents), np.float32)
+        self.prepare(device, table, noise if self._same_noise else noise[None], keep)
+        for address in (self.clean, self._past, self.masked):
+            if address:
+                device.copy_in(address, images)
+        # One step of one image: the kernel of the steps is loaded, as all else was in the engines' own first runs. A
+        # capture executes nothing, and the driver loads a kernel at its first launch, which it cannot meanwhile.
+        steps, self._steps = self._steps, 1
+        with CAPTURES.disturbing():
+            self._enqueue(device, 1)
+            device.wait()
+        self._steps = steps
+        for count in reversed(range(1, self._most + 1)):  # the largest first: what does not fit is said at once
+            if self.graph_problem is None:
+                self._keep_graph(device, count, device.capture)
 
     def prepare(self, device: Device, table: StepTable, noise: Float32Array, keep: Float32Array | None = None) -> None:
         """Enqueue the copies of what a run takes from the host. The arrays are held until the next call.
@@ -112,7 +145,7 @@ class SamplingLoop:
             device.copy_in(self._keep, self._held[-1])
 
     def run(self, device: Device, count: int) -> None:
-        """Enqueue the sampling of `count` images: as one graph from the second time on.
+        """Enqueue the sampling of `count` images: as one graph, if it was made ready, or else from the second time on.
 
         From a later one where a session is being opened meanwhile: an image does not wait for that.
         """
@@ -125,10 +158,13 @@ class SamplingLoop:
         # their first launch.
         with CAPTURES.disturbing():
             self._enqueue(device, count)
-        if self.graph_problem is not None:
-            return
+        if self.graph_problem is None:
+            self._keep_graph(device, count, device.try_capture)
+
+    def _keep_graph(self, device: Device, count: int, capture: Callable[[Callable[[], None]], Graph | None]) -> None:
+        """Capture the sampling of `count` images, if it can be captured now or at all."""
         try:
-            graph = device.try_capture(lambda: self._enqueue(device, count))
+            graph = capture(lambda: self._enqueue(device, count))
         except DeviceLost:
             raise
         except DeviceError as err:
@@ -137,8 +173,8 @@ class SamplingLoop:
             return
         if graph is None:
             return
-        self._graphs[key] = graph
-        if len(self._graphs) > _MOST_GRAPHS:
+        self._graphs[self._steps, count] = graph
+        if len(self._graphs) > _MOST_GRAPHS + self._most:
             device.wait()  # a graph that is released must not be running
             self._graphs.popitem(last=False)[1].close()
 
@@ -167,6 +203,8 @@ class SamplingLoop:
         self._room = room  # not before: where there is no memory for it, the next run must ask again
 
     def _enqueue(self, device: Device, count: int) -> None:
+        if self._before is not None:
+            self._before(device, count)
         for number in range(self._steps + 1):
             self._kernels.diffusion_step(
                 row=self._table + number * ROW.itemsize,

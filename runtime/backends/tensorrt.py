@@ -36,7 +36,7 @@ class TensorrtSession:
             own outputs.
         name: What the engine is called in messages.
         layers: Report of the engine inspector as JSON, which `doctor` shows, or None.
-        graphs: Whether batches are launched as CUDA graphs.
+        graphs: Whether batches are launched as CUDA graphs, captured when the session is made ready.
         index: Number of the device.
         shared: A device that the engines of a bundle have together, and its owner; see `DeviceEngines`. The session is
             not ready then before `make_ready`, and is released by the owner.
@@ -173,6 +173,17 @@ class TensorrtSession:
             # the driver loads kernels at their first launch.
             if self.graph_problem is None:
                 self._capture(device, count)
+
+    def capture_batches(self) -> None:
+        """Capture every batch size for `run`, of a session that is ready and was made without graphs.
+
+        The device's context must be current.
+        """
+        assert self._device is not None
+        self.graph_problem = None
+        for count in reversed(self._batches):
+            if self.graph_problem is None:
+                self._capture(self._device, count)
 
     def tensor(self, name: str) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
         """Return where an input or output lies on the device, with the shape of one of its batch, and its type.

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array, Int64Array
 from flawscope.cpp_ext.cuda_kernels import CudaKernels
 from flawscope.cpp_ext.window import place_starts, window_reach
-from flawscope.errors import BundleError
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.backends.device import Device
+from flawscope.triangles import pack_triangles
 
 Finish = Callable[
     [Float32Array, Int64Array, Callable[[int], Float32Array]],
@@ -200,12 +201,11 @@ class PadimDevice:
         self._mean = device.upload(mean)
         self._factors: dict[str, Any]
         self._enqueue: Callable[..., None]
-        if "whitening" in tensors:  # of a bundle from before they were stored as triangles
-            whitening = np.ascontiguousarray(tensors["whitening"], np.float32)
-            self._factors, self._enqueue = {"whitening": device.upload(whitening)}, self._kernels.mahalanobis
+        factors = np.ascontiguousarray(_packed_if_triangles(tensors))
+        if factors.ndim == 3:
+            self._factors, self._enqueue = {"whitening": device.upload(factors)}, self._kernels.mahalanobis
         else:
-            triangles = np.ascontiguousarray(tensors["triangles"])
-            self._factors = {"triangles": device.upload(triangles), "dtype": str(triangles.dtype)}
+            self._factors = {"triangles": device.upload(factors), "dtype": str(factors.dtype)}
             self._enqueue = self._kernels.mahalanobis_triangles
         self._squared_at = device.allocate(4 * max_batch * self._positions)
         self._squared = device.pinned((max_batch * self._positions,), np.float32)
@@ -229,3 +229,17 @@ class PadimDevice:
         # sqrt makes a new array, so the maps do not share pinned memory with the next frame.
         maps = self._smooth(np.sqrt(self._squared[: count * self._positions]).reshape(count, -1))
         return maps, maps.max(axis=(1, 2))
+
+
+def _packed_if_triangles(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the factors of a bank as triangles, [P, D·(D + 1)/2]; as matrices float32 [P, D, D] if they are none.
+
+    A bundle from before they were stored as triangles has whole matrices, whose zeros would be read and multiplied.
+    """
+    if "whitening" not in tensors:
+        return tensors["triangles"]
+    whitening = np.asarray(tensors["whitening"], np.float32)
+    try:
+        return pack_triangles(whitening)
+    except ArgumentError:  # other factors than Cholesky's
+        return whitening

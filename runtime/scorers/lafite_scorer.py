@@ -16,7 +16,7 @@ from flawscope.diffusion.feature_editing import row_weights
 from flawscope.diffusion.schedule import noises_needed, plan_steps, reconstruct
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices, window_matrix
-from flawscope.runtime.backends import Session
+from flawscope.runtime.backends import Session, open_together
 from flawscope.runtime.scorers.bank_scorer import Tensors, need
 from flawscope.runtime.scorers.graph_scorer import share_of_scale
 from flawscope.runtime.scorers.scorer import Part, Reconstructor, ScorerOptions, check_graph_path
@@ -80,6 +80,8 @@ def _windows(size: int, window: int) -> Float32Array:
 class LafiteScorer:
     """The graphs of a LafitE bundle on one backend, and its bank on the host; see `Scorer` for the contract.
 
+    The sampling runs on the device where the backend has the kernel for it, else on the host.
+
     Args:
         bundle: The opened bundle.
         options: Precision of the graphs, threads, and what opens their sessions.
@@ -103,15 +105,35 @@ class LafiteScorer:
         self._size, self._threads = bundle.manifest.input.size, options.cores.threads
         self._noise = tensors.get("noise")
         self._edit = FeatureEditor(tensors["bank"], head) if head.neighbors else None
-        wanted = ("encode", "denoise") if head.sampling is not None else ("encode",)
-        # Before the loop, so that `close` can release those that were opened when one fails.
+        # Before they are opened, so that `close` can release those that were when one fails.
         self._sessions: dict[str, Session] = {}
+        self._engines: Any = None  # where the graphs share a device
+        self._on_device: Any = None
         try:
-            for graph in wanted:
-                self._sessions[graph] = options.session(bundle, graph)
+            self._open(bundle, options)
         except BaseException:
             self.close()
             raise
+
+    def _open(self, bundle: Bundle, options: ScorerOptions) -> None:
+        sampling = self._head.sampling
+        if sampling is None:
+            self._sessions["encode"] = options.session(bundle, "encode")
+            return
+        graphs = ("encode", "denoise")
+        # On a device the sampling runs there too, if the backend has the kernel for it.
+        self._engines = open_together(bundle, graphs, options.precision, options.backend)
+        if self._engines is None:
+            for graph in graphs:
+                self._sessions[graph] = options.session(bundle, graph)
+            return
+        from flawscope.runtime.scorers.lafite_device import DeviceDenoising  # the CPU needs none of it
+
+        self._sessions.update(self._engines.sessions)
+        assert self._noise is not None, "refused by `check_tensors`"
+        count, channels, height, width = self._noise.shape
+        self._on_device = DeviceDenoising(self._engines, (channels, height, width), bundle.manifest.max_batch)
+        self._on_device.make_ready(sampling, count)
 
     def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Return maps and scores."""
@@ -124,7 +146,10 @@ class LafiteScorer:
         sampling = self._head.sampling
         if sampling is not None:
             assert self._noise is not None, "refused by `check_tensors`"
-            changed = reconstruct(changed, self._noise, sampling, self._denoise)
+            if self._on_device is not None:
+                changed = self._on_device.run(changed, self._noise, sampling)
+            else:
+                changed = reconstruct(changed, self._noise, sampling, self._denoise)
         return finish_features(changed, features, self._head, self._size)
 
     def _features(self, images: UInt8Array) -> Float32Array:
@@ -160,14 +185,17 @@ class LafiteScorer:
     def describe(self) -> str:
         """Return what computes maps and scores."""
         edits = [] if self._edit is None else [f"the editing, {implementation()}"]
-        samples = [] if self._head.sampling is None else ["the sampling, on the host; each network is run once here"]
-        return "; ".join([*edits, *samples])
+        where = "host" if self._on_device is None else "device"
+        samples = [f"the sampling, on the {where}; each network is run once here"]
+        return "; ".join([*edits, *(samples if self._head.sampling is not None else [])])
 
     def close(self) -> None:
         """Release the sessions; closing twice is harmless."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+        if self._engines is not None:
+            self._engines.close()
 
 
 def check_tensors(head: LafiteHead, tensors: Tensors) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.diffusion.reconstruction import signed
 from flawscope.diffusion.schedule import Sampling
-from flawscope.diffusion.step_table import reconstruction_table
+from flawscope.diffusion.step_table import StepTable, reconstruction_table
 from flawscope.runtime.backends.device import Device
 from flawscope.runtime.backends.device_engines import DeviceEngines
 from flawscope.runtime.backends.sampling_loop import SamplingLoop, place
@@ -35,7 +35,7 @@ class Compared:
 class DeviceReconstruction:
     """The networks of a reconstruction bundle on one device, and the sampling between them.
 
-    The sampling, decoding and comparison are one CUDA graph for each number of steps and images.
+    Encoding, sampling, decoding and comparison are one CUDA graph for each number of steps and images.
 
     Args:
         engines: The engines `denoise`, `compare`, and with latents `encode` and `decode`.
@@ -70,8 +70,24 @@ class DeviceReconstruction:
             self._latents_at = place(self._decode, "latents", latents, np.float32)
             self._decoded_at = place(self._decode, self._decode.names[1][0], (3, *size), np.float32)
         self.loop = SamplingLoop(
-            engines, latents, most, guided=False, masked=False, same_noise=True, after=self._decode_and_compare
+            engines,
+            latents,
+            most,
+            guided=False,
+            masked=False,
+            same_noise=True,
+            after=self._decode_and_compare,
+            before=None if self._encode is None else self._encode_images,
         )
+
+    def make_ready(self, sampling: Sampling, arrays: int) -> None:
+        """Capture a sampling for every number of images, with so many arrays of noise.
+
+        Raises:
+            DeviceError: If the device fails, or has not memory enough.
+        """
+        with self._engines.using() as device:
+            self.loop.make_ready(device, self._table(sampling), arrays)
 
     def run(
         self,
@@ -91,9 +107,7 @@ class DeviceReconstruction:
         Raises:
             DeviceError: If the device fails.
         """
-        count = len(images)
-        # Without a decoder x is the image itself, and is clipped as `SessionNetworks.decode` does.
-        table = reconstruction_table(sampling, bounded=self._decode is None)
+        count, table = len(images), self._table(sampling)
         made = np.empty((count, 3, *self._size), np.float32)
         pixel, feature = (np.empty((count, *self._size), np.float32) for _ in range(2))
         # Held until the stream is done: it copies from them.
@@ -107,10 +121,6 @@ class DeviceReconstruction:
                 for name, array in encoder_inputs.items():
                     held.append(np.ascontiguousarray(array))
                     device.copy_in(self._encode.tensor(name)[0], held[-1])
-                self._encode.launch(count)
-                device.copy_on(self.loop.clean, self._encoded_at, count * self.loop.bytes)
-                for source, target, size in self._conditions:
-                    device.copy_on(target, source, count * size)
             self.loop.prepare(device, table, noise)
             self.loop.run(device, count)
             for array, address in ((made, self._reconstructions_at), (pixel, self._pixel_at)):
@@ -118,6 +128,18 @@ class DeviceReconstruction:
             device.copy_out(feature, self._feature_at)
             device.wait()
         return Compared(made, pixel, feature)
+
+    def _table(self, sampling: Sampling) -> StepTable:
+        # Without a decoder x is the image itself, and is clipped as `SessionNetworks.decode` does.
+        return reconstruction_table(sampling, bounded=self._decode is None)
+
+    def _encode_images(self, device: Device, count: int) -> None:
+        """Enqueue what comes before the sampling; within the graph."""
+        assert self._encode is not None
+        self._encode.launch(count)
+        device.copy_on(self.loop.clean, self._encoded_at, count * self.loop.bytes)
+        for source, target, size in self._conditions:
+            device.copy_on(target, source, count * size)
 
     def _decode_and_compare(self, device: Device, count: int) -> None:
         """Enqueue what follows the sampling; within the graph."""

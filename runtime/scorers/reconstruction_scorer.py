@@ -119,6 +119,7 @@ class ReconstructionScorer:
         self._on_device = DeviceReconstruction(
             self._engines, (channels, height, width), manifest.input.size, manifest.max_batch
         )
+        self._on_device.make_ready(self._sampling, len(self._noise))
 
     def reconstruct(self, images: UInt8Array) -> Reconstructed:
         """Return reconstructions, maps and scores of images uint8 [N, H, W, 3].

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, Float32Array, UInt8Array
 from flawscope.bundle import SynthHead
-from flawscope.diffusion.latent_inpainting import keep_of
+from flawscope.diffusion.latent_inpainting import keep_of, noises_of_drawing
 from flawscope.diffusion.reconstruction import signed
-from flawscope.diffusion.step_table import drawing_table
+from flawscope.diffusion.step_table import StepTable, drawing_table
 from flawscope.errors import BundleError
 from flawscope.runtime.backends.device import Device
 from flawscope.runtime.backends.device_engines import DeviceEngines
@@ -79,6 +79,16 @@ class DeviceDrawing:
         with engines.using() as device:
             self._slots_at = device.allocate(slots * self.loop.bytes)
 
+    def make_ready(self, manner: Manner) -> None:
+        """Capture drawing in a manner, for every number of windows.
+
+        Raises:
+            DeviceError: If the device fails, or has not memory enough.
+        """
+        arrays = noises_of_drawing(manner.mode, manner.sampling, manner.strength)
+        with self._engines.using() as device:
+            self.loop.make_ready(device, _table(manner), arrays)
+
     def draw(
         self, windows: UInt8Array, masks: BoolArray, context: Float32Array, noise: Float32Array, manner: Manner
     ) -> DrawnWindows:
@@ -101,15 +111,7 @@ class DeviceDrawing:
     def _draw(
         self, windows: UInt8Array, masks: BoolArray, context: Float32Array, noise: Float32Array, manner: Manner
     ) -> DrawnWindows:
-        count = len(windows)
-        table = drawing_table(
-            manner.mode,
-            manner.sampling,
-            manner.guidance,
-            strength=manner.strength,
-            solver=manner.solver,
-            restore=manner.restore,
-        )
+        count, table = len(windows), _table(manner)
         latents = np.empty((count, *self._head.latents), np.float32)
         decoded, known = (np.empty((count, 3, *self._size), np.float32) for _ in range(2))
         keys = window_keys("known", windows)
@@ -170,3 +172,14 @@ class DeviceDrawing:
         """Enqueue the decoding of x; within the graph."""
         device.copy_on(self._latents_at, self.loop.x, count * self.loop.bytes)
         self._decode.launch(count)
+
+
+def _table(manner: Manner) -> StepTable:
+    return drawing_table(
+        manner.mode,
+        manner.sampling,
+        manner.guidance,
+        strength=manner.strength,
+        solver=manner.solver,
+        restore=manner.restore,
+    )

@@ -289,7 +289,9 @@ class Synthesizer:
                 from flawscope.runtime.synthesis.device_drawing import DeviceDrawing  # the CPU needs none of it
 
                 self._sessions.update(self._engines.sessions)
-                self._drawing = DeviceDrawing(self._engines, self.head, self.manifest.input.size, self.max_batch)
+                drawing = DeviceDrawing(self._engines, self.head, self.manifest.input.size, self.max_batch)
+                drawing.make_ready(_manner(self.head, DrawOptions().resolved(self.head)))
+                self._drawing = drawing
                 return
             self._drawing = HostDrawing(self._sessions, self.head.latents, str(self.bundle.path))
             for name in _GRAPHS:
@@ -355,20 +357,14 @@ class Synthesizer:
     def _draw_batch(self, jobs: Sequence[_Job], options: DrawOptions) -> list[Drawn]:
         started = time.perf_counter()
         head, count = self.head, len(jobs)
-        sampling = options.sampling(head)
-        manner = Manner(
-            head.mode,
-            sampling,
-            head.guidance if options.guidance is None else options.guidance,
-            options.strength,
-            options.solver,
-            options.tone == "restore",
-        )
+        manner = _manner(head, options)
         windows = np.stack([cut_image(job.image, job.crop) for job in jobs])
         masks = np.stack([cut_mask(job.mask, job.crop) for job in jobs])
         context = self._guidance_context(jobs, options.text_noise or 0.0)
         # An array for each image from its own seed: an image does not depend on its neighbours in the batch.
-        noise = np.stack([draw_noise(job.seed, head.mode, sampling, head.latents, options.strength) for job in jobs])
+        noise = np.stack(
+            [draw_noise(job.seed, head.mode, manner.sampling, head.latents, options.strength) for job in jobs]
+        )
         with np.errstate(invalid="ignore", over="ignore"):  # NaN of a network that failed; the filter rejects it
             drawn = self._drawing.draw(windows, masks, context, noise, manner)
         finite = np.nan_to_num(drawn.decoded, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -395,6 +391,18 @@ class Synthesizer:
             Drawn(image, mask, job.mask, verdict, job.text, job.seed, job.crop, seconds, count)
             for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
         ]
+
+
+def _manner(head: SynthHead, options: DrawOptions) -> Manner:
+    """Return how windows are drawn with options that are resolved."""
+    return Manner(
+        head.mode,
+        options.sampling(head),
+        head.guidance if options.guidance is None else options.guidance,
+        options.strength,
+        options.solver,
+        options.tone == "restore",
+    )
 
 
 def _vectors_of(bundle: Bundle, head: SynthHead) -> dict[str, Float32Array]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpu_stages import engine_stand_in
-from gpu_stages.drawing_reference import Case, Given, Kind, shift_of, table_of
+from gpu_stages.drawing_reference import Case, Given, Kind, noises_of, shift_of, table_of
 from gpu_stages.kernels import Array
 
 MOST_STEPS = 9
@@ -25,8 +25,8 @@ class _Log:
         self.inputs, self.timesteps, self._input_bytes, self._rows = inputs, timesteps, input_bytes, rows
         self._steps = self._calls = 0
 
-    def begin(self, steps: int) -> None:
-        self._steps, self._calls = steps, 0
+    def begin(self, steps: int, first: int = 0) -> None:
+        self._steps, self._calls = steps, first
 
     def keep(self, copy: engine_stand_in.Copy, x: int, timesteps: int, count: int, stream: int) -> None:
         slot = self._rows * (self._calls % self._steps)
@@ -79,6 +79,14 @@ class Drawer:
         """Number of graphs that the loop has."""
         made: Any = self.loop.made()
         return len(made)
+
+    def make_ready(self, case: Case) -> None:
+        """Capture a case for every number of images."""
+        assert self._log is not None
+        table = table_of(self.kind, case)
+        self._log.begin(len(table) - 1, first=-1)  # one step is taken before the captures
+        with self.engines.using() as device:
+            self.loop.make_ready(device, table, noises_of(self.kind, case))
 
     def enqueue(self, device: Any, case: Case, given: Given) -> None:
         """Enqueue all of a run but the loop itself."""

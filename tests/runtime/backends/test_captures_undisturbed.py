@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +249,49 @@ def test_a_sampling_does_not_wait_for_a_session_that_is_opened_and_is_captured_l
     thread.join(LONG_S)
     sample(loop, 1)
     assert len(loop._graphs) == 1
+
+
+def make_ready(loop: SamplingLoop, arrays: int) -> None:
+    with loop._engines.using() as device:
+        loop.make_ready(device, np.zeros(3, ROW), arrays)
+
+
+def test_a_loop_that_is_made_ready_captures_every_number_of_images_and_runs_as_graphs(
+    stand: Stand, loop: SamplingLoop
+) -> None:
+    make_ready(loop, 2)
+    assert list(loop._graphs) == [(2, 3), (2, 2), (2, 1)]
+    in_use, launches = stand.allocated - stand.freed, stand.launches
+    for arrays in (1, 2):
+        sample(loop, arrays)
+    assert stand.launches == launches + 2
+    assert stand.allocated - stand.freed == in_use
+    sample(loop, 3)
+    assert list(loop._graphs) == [(2, 2)], "the others know the old address of the noise"
+
+
+def test_a_loop_that_is_made_ready_waits_for_a_session_that_is_opened(loop: SamplingLoop) -> None:
+    is_opening = threading.Event()
+
+    def open_slowly() -> None:
+        with CAPTURES.disturbing():
+            is_opening.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=open_slowly)
+    thread.start()
+    assert is_opening.wait(LONG_S)
+    make_ready(loop, 1)
+    assert len(loop._graphs) == 3
+    thread.join(LONG_S)
+
+
+def test_a_loop_that_cannot_be_captured_is_ready_all_the_same(stand: Stand, loop: SamplingLoop) -> None:
+    stand.capturable = False
+    make_ready(loop, 1)
+    assert (len(loop._graphs), "capture" in str(loop.graph_problem).lower()) == (0, True)
+    sample(loop, 1)
+    assert stand.launches == 0
 
 
 # --- the lock

@@ -25,7 +25,7 @@ from tensorrt_stand_in import KernelsOnStand, tensorrt_module
 from tiny_dataset import normal_images
 
 from flawscope import cli
-from flawscope.bundle import PatchcoreHead, open_bundle
+from flawscope.bundle import PadimHead, PatchcoreHead, open_bundle
 from flawscope.errors import BackendError, BundleError, DeviceError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector, Router
@@ -33,7 +33,7 @@ from flawscope.runtime.backends import BACKENDS, choose_backend, device, engine_
 from flawscope.runtime.backends.tensorrt import TensorrtSession
 from flawscope.runtime.doctor.doctor_command import examine
 from flawscope.runtime.engines import Target, TensorRT
-from flawscope.runtime.scorers import bank_device, patchcore_scorer
+from flawscope.runtime.scorers import bank_device, padim_scorer, patchcore_scorer
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 
 pytestmark = pytest.mark.long
@@ -456,6 +456,30 @@ def test_a_window_gives_on_a_device_what_it_gives_on_the_cpu(kernels: Stand, win
     expected_maps, expected_scores = patchcore_scorer.native_head(head, tensors, (16, 32))(both)
     np.testing.assert_allclose(maps, expected_maps, rtol=1e-5)
     np.testing.assert_array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("is_triangle", [True, False])
+def test_of_whole_matrices_with_a_triangle_of_zeros_the_other_one_is_put_on_the_device(
+    kernels: Stand, is_triangle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    whitening = generator.standard_normal((8, 33, 33), np.float32)
+    if is_triangle:
+        whitening = np.triu(whitening)
+    tensors = {"mean": generator.standard_normal((8, 33), np.float32), "whitening": whitening}
+    patches, head = generator.standard_normal((3, 8, 33), np.float32), PadimHead((2, 4), 0.0)
+    on_device, uploaded = device.Device(), []
+    upload = on_device.upload
+    monkeypatch.setattr(on_device, "upload", lambda array: uploaded.append(array.shape) or upload(array))
+    with on_device.current():
+        ready = padim_scorer.device_head(on_device, head, tensors, (8, 16), 3)
+        ready.enqueue(3, on_device.upload(patches))
+        maps, scores = ready.finish(3, 0)
+    on_device.close()
+    assert uploaded[1] == ((8, 33 * 34 // 2) if is_triangle else (8, 33, 33))
+    expected_maps, expected_scores = padim_scorer.native_head(head, tensors, (8, 16))(patches)
+    np.testing.assert_allclose(maps, expected_maps, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
 def test_a_bank_with_a_window_that_is_not_finite_is_refused_by_the_device(kernels: Stand) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from cuda_stand_in import Stand
-from method_bundles import MethodBundles
+from method_bundles import MAX_BATCH, MethodBundles
 from standing_device import check_same, seen_on_device, seen_on_host, standing_device
 from tiny_dataset import anomalous_images, normal_images
 
@@ -61,12 +61,33 @@ def test_each_step_and_the_scores_are_those_of_the_numpy_loop(
                 for name in ("reconstructions", "pixel", "feature", "maps", "scores"):
                     np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
                 np.testing.assert_array_equal(one.unsampled(), other.unsampled())
-        assert len(ours._on_device.loop._graphs) == 4, "two numbers of steps, two of images"
+        own = {(sampling.steps, count) for count in range(1, MAX_BATCH + 1)}
+        assert set(ours._on_device.loop._graphs) == {*own, (2, 1), (2, 3)}
         kept = stand.allocated
         ours.score(images)
         assert stand.allocated == kept
     assert stand.graphs == {}
     assert stand.freed == stand.allocated
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_batch_size_is_captured_at_load_and_takes_one_launch(
+    made: MethodBundles, tiny_root: Path, method: str, stand: Stand
+) -> None:
+    with Inspector.load(made[method], "tensorrt") as device:
+        scorer = scorer_of(device)
+        captured = set(scorer._on_device.loop._graphs)
+        assert captured == {(scorer._sampling.steps, count) for count in range(1, MAX_BATCH + 1)}
+        image = prepare(read_image(normal_images(tiny_root)[0]), device.manifest.input)
+        kept = stand.allocated
+        for count in range(1, MAX_BATCH + 1):
+            launches, enqueued = stand.launches, stand.enqueued
+            scorer.score(np.stack([image] * count))
+            assert stand.launches == launches + 1
+            # What two networks begin with, or the loop; table and noise; three results. No network.
+            assert stand.enqueued == enqueued + 7
+        assert set(scorer._on_device.loop._graphs) == captured
+        assert stand.allocated == kept
 
 
 def test_without_the_kernels_the_sampling_is_on_the_host(

@@ -74,7 +74,11 @@ def test_each_step_is_that_of_the_numpy_loop(tmp_path: Path, mode: str, stand: S
 
 def test_steps_and_decoding_are_one_graph_for_each_number_of_steps_and_images(tmp_path: Path, stand: Stand) -> None:
     with Synthesizer.load(bundle(tmp_path), "tensorrt") as device:
-        loop = device._drawing.loop  # type: ignore[attr-defined]
+        loop, own = device._drawing.loop, device.head.sampling.steps  # type: ignore[attr-defined]
+        assert sorted(loop._graphs) == [(own, count) for count in range(1, device.max_batch + 1)], "captured at load"
+        launches = stand.launches
+        device.draw(orders(3))
+        assert (stand.launches, len(loop._graphs)) == (launches + 1, device.max_batch)
         first = DrawOptions(steps=4, eta=1.0)  # the most noise: another option needs no other memory
         device.draw(orders(2), first)
         assert list(loop._graphs) == [(4, 2)]
@@ -91,7 +95,7 @@ def test_steps_and_decoding_are_one_graph_for_each_number_of_steps_and_images(tm
         assert list(loop._graphs) == [(30, 1)]
         for steps in range(2, 22):
             device.draw(orders(1), DrawOptions(steps=steps))
-        assert len(loop._graphs) == 16
+        assert len(loop._graphs) == 16 + device.max_batch
         assert loop.graph_problem is None
     assert stand.graphs == {}
 
