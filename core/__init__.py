@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ONNX Runtime 1.29 and later writes an identifier of the device and queues events below HOME, unless this is set before
 # its library is loaded. Here, because no module of flawscope is imported without this one; child processes inherit it.
