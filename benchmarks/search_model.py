@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import flawscope
 from flawscope.files import write_text
 from flawscope.versions import package_versions
 
@@ -290,7 +289,7 @@ def main() -> None:
     """Write the predictions and print them."""
     from result_file import machine
 
-    out = Path(__file__).parent / "results" / flawscope.__version__ / "search_model--prediction.json"
+    out = Path(__file__).parent / "results" / "0.1.0" / "search_model--prediction.json"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()

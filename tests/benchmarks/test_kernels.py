@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from project_paths import ROOT
 
+from flawscope import __version__
 from flawscope.cpp_ext import HAVE_NATIVE, reference
 from flawscope.errors import ArgumentError, FlawscopeError
 
@@ -162,7 +163,7 @@ class TestQuick:
     def test_without_out_quick_writes_nothing(self) -> None:
         options = kernels.parse_arguments(["--quick"])
         assert options.out is None
-        assert kernels.parse_arguments([]).out == BENCHMARKS / "results" / "0.1.0" / "kernels--cpu.json"
+        assert kernels.parse_arguments([]).out == BENCHMARKS / "results" / __version__ / "kernels--cpu.json"
 
 
 @pytest.mark.parametrize(("module", "package"), [("faiss", "faiss-cpu"), ("threadpoolctl", "threadpoolctl")])
