@@ -9,7 +9,6 @@ Nothing of training is imported before it is used: on a device without torch, `B
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,11 @@ from flawscope.config import flatten
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors
+from flawscope.near_names import did_you_mean
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord, read_run_record
 from flawscope.training.run_notes import detector_notes
+from flawscope.unfinished import workspace_of
 from flawscope.workflows.api_calls import needs, path_of, same_errors, say, written_call
 
 if TYPE_CHECKING:
@@ -134,10 +135,7 @@ def _check_method(method: str) -> None:
         raise ArgumentError(
             f"method: expected a detector ({', '.join(offered)}), got {method!r}, which is none. {todo}"
         )
-    close = difflib.get_close_matches(str(method), offered, 1)
-    raise ArgumentError(
-        f"method: expected one of {', '.join(offered)}, got {method!r}.{f' Did you mean {close[0]}?' if close else ''}"
-    )
+    raise ArgumentError(f"method: expected one of {', '.join(offered)}, got {method!r}.{did_you_mean(method, offered)}")
 
 
 def _mapping(settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def _run_folder(out: Path | str | None, name: str) -> Iterator[Path]:
     for number in itertools.count(1):
         folder = Path(RUNS) / (name if number == 1 else f"{name}-{number}")
         # A training that was interrupted keeps its checkpoints beside its name.
-        if folder.with_name(f"{folder.name}.training").exists():
+        if workspace_of(folder).exists():
             continue
         with storage_errors(folder), contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
