@@ -253,6 +253,7 @@ def check_provider(session: Any, backend: str, name: str) -> None:
     provider, first = backend_row(backend).provider, session.get_providers()[0]
     if first != provider:
         # ONNX Runtime falls back to the CPU by itself and only logs it. Here it is an error.
+        del session  # as below
         raise BackendError(
             f"backend {backend}: expected {provider} for {name}, ONNX Runtime took {first}. "
             "Are the CUDA and cuDNN libraries of its version installed? See flawscope doctor."
@@ -266,6 +267,8 @@ def check_provider(session: Any, backend: str, name: str) -> None:
         if part.ep_name != provider and node.op_type not in _SHAPE_OPERATORS
     ]
     if strays:
+        # Frames of the error would keep the session beyond the stream on which it works.
+        del session
         raise BackendError(
             f"backend {backend}: expected every node of {name} on {provider}, got {len(strays)} elsewhere, first "
             f"{strays[0]}. Use --backend cpu, or an ONNX Runtime that has them."

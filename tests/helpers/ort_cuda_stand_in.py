@@ -23,6 +23,8 @@ KNOWN = {
 }
 """Options of the provider that are used here, of those that ONNX Runtime documents. It refuses unknown ones, too."""
 
+NO_WAIT = "disable_synchronize_execution_providers"
+
 
 class CudaSession(OnDevice):
     """`InferenceSession` with the CUDA provider."""
@@ -35,7 +37,7 @@ class CudaSession(OnDevice):
         assert name == CUDA
         assert set(given) <= KNOWN
         stand.wait_for_all()
-        self.given, self.elsewhere = given, stand.elsewhere
+        self.given, self.elsewhere, self.falls_back = given, stand.elsewhere, True
         options.log_severity_level = 4
         self.real = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -63,12 +65,14 @@ class CudaSession(OnDevice):
         return list(self.real.get_outputs())
 
     def disable_fallback(self) -> None:
-        """As the real one."""
+        """As the real one, which else makes itself anew with another provider where a run fails."""
+        self.falls_back = False
 
     def io_binding(self) -> Binding:
         return Binding(self)
 
     def run_with_iobinding(self, iobinding: Binding, run_options: Any = None) -> None:
+        assert not self.falls_back
         if self.stand.sticky:
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         inputs, outputs = dict(iobinding.inputs), dict(iobinding.outputs)
@@ -79,9 +83,20 @@ class CudaSession(OnDevice):
                 view(*place)[...] = value
 
         try:
-            self.stand.streams[int(self.given["user_compute_stream"])].launch((id(self), "graph"), work)
+            stream = self.stand.streams[int(self.given["user_compute_stream"])]
+            stream.launch((id(self), "graph"), work)
         except Refused as err:
             raise RuntimeError(f"CUDA failure {err.code}") from None
+        if waits_itself(run_options):
+            stream.finish()
+
+
+def waits_itself(run_options: Any) -> bool:
+    """Return whether a run ends with waiting for the stream, which is the default."""
+    try:
+        return run_options is None or run_options.get_run_config_entry(NO_WAIT) != "1"
+    except RuntimeError:  # how it says that there is no such entry
+        return True
 
 
 class Binding:
@@ -113,17 +128,22 @@ class Binding:
 
 
 def onnxruntime_with_cuda(stand: Stand) -> Any:
-    """Return a module in place of `onnxruntime` that has the CUDA provider, on the stand-in's device."""
+    """Return a module in place of `onnxruntime` that has the CUDA provider, on the stand-in's device.
+
+    Its `opened` has, of each session on CUDA, how often libraries had been loaded before, and the provider's options.
+    """
     module: Any = types.ModuleType("onnxruntime")
     module.__dict__.update({name: value for name, value in vars(onnxruntime).items() if not name.startswith("__")})
     module.get_available_providers = lambda: [CUDA, "CPUExecutionProvider"]
-    module.preloaded = []
+    module.preloaded, module.opened = [], []
     module.preload_dlls = lambda: module.preloaded.append(sys.stdout.write("Failed to load libcudnn.so.9\n"))
 
     def make(model: bytes, options: Any, providers: list[Any]) -> Any:
         if providers[0][0] != CUDA:
             return onnxruntime.InferenceSession(model, options, providers=providers)
-        return CudaSession(stand, model, options, providers)
+        session = CudaSession(stand, model, options, providers)
+        module.opened.append((len(module.preloaded), session.given))
+        return session
 
     module.InferenceSession = make
     return module

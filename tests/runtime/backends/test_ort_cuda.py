@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from tensorrt_stand_in import KernelsOnStand
 from tiny_dataset import normal_images
 
 from flawscope import cpp_ext
+from flawscope.bundle import open_bundle
 from flawscope.errors import ArgumentError, BackendError, DeviceError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector, Router
 from flawscope.runtime.backends import ort, ort_cuda
+from flawscope.runtime.backends.device import Device
 from flawscope.runtime.scorers import bank_device
 
 pytestmark = pytest.mark.long
@@ -46,8 +49,6 @@ def stand(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def batch(bundles: dict[str, Path], tiny_root: Path) -> Any:
     """Four prepared images."""
-    from flawscope.bundle import open_bundle
-
     with open_bundle(bundles["padim"]) as opened:
         return np.stack([prepare(read_image(path), opened.manifest.input) for path in normal_images(tiny_root)[:4]])
 
@@ -97,6 +98,13 @@ def test_a_node_that_computes_elsewhere_is_refused(bundles: dict[str, Path], sta
     stand.elsewhere = {"Conv", "FusedConv", "Cast"}
     with pytest.raises(BackendError, match=r"expected every node of features\.onnx on CUDAExecutionProvider, got \d"):
         Inspector.load(bundles["padim"], "cuda", "kernel")
+    gc.collect()  # frames of the error have let go of the session before its stream went: the stand-in complains
+    assert stand.complaints == []
+    with (
+        open_bundle(bundles["padim"]) as opened,
+        pytest.raises(BackendError, match=r"expected every node of score\.onnx on CUDAExecutionProvider, got \d"),
+    ):
+        ort_cuda.open_on_cuda(opened, "score", "fp32")
 
 
 def test_nodes_that_compute_shapes_may_be_on_the_cpu(bundles: dict[str, Path], stand: Stand) -> None:
@@ -113,19 +121,59 @@ def test_a_dead_context_asks_for_a_new_process(bundles: dict[str, Path], batch: 
             inspector.infer(batch[:1])
 
 
+OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+
+
 def test_the_provider_s_options_are_stated(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLAWSCOPE_CUDA_MEMORY_MIB", raising=False)
     ((_, options),) = ort.session_providers("cuda")
-    assert options == {
-        "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "arena_extend_strategy": "kSameAsRequested",
-    }
+    assert options == OPTIONS
     monkeypatch.setenv("FLAWSCOPE_CUDA_MEMORY_MIB", "512")
     assert ort.session_providers("cuda")[0][1]["gpu_mem_limit"] == str(512 << 20)
     monkeypatch.setenv("FLAWSCOPE_CUDA_MEMORY_MIB", "half")
     with pytest.raises(ArgumentError, match="FLAWSCOPE_CUDA_MEMORY_MIB: expected a number of MiB, got 'half'"):
         ort.session_providers("cuda")
+
+
+class Looking:
+    """A bank that looks how much waits on the stream when its turn comes."""
+
+    def __init__(self, stand: Stand, device: Device) -> None:
+        self.stream, self.waiting = stand.streams[device.stream_number], []
+
+    def enqueue(self, count: int, patches: int) -> None:
+        self.waiting.append(len(self.stream.waiting))
+
+    def finish(self, count: int, patches: int) -> Any:
+        return np.zeros((count, 1, 1), np.float32), np.zeros(count, np.float32)
+
+
+def test_every_session_gets_the_options_after_cuda_s_libraries_were_loaded_once(
+    bundles: dict[str, Path], stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAWSCOPE_CUDA_MEMORY_MIB", "512")
+    stated = {**OPTIONS, "gpu_mem_limit": str(512 << 20)}
+    with open_bundle(bundles["padim"]) as opened:
+        ort_cuda.open_on_cuda(opened, "score", "fp32").close()
+        beside = ort_cuda.open_on_cuda(opened, "features", "fp32", lambda device, _: Looking(stand, device))
+        (stream,) = stand.streams
+        beside.close()
+    assert ort.import_onnxruntime().opened == [
+        (1, stated),
+        (1, {**stated, "device_id": "0", "user_compute_stream": str(stream)}),
+    ]
+
+
+def test_nobody_waits_between_the_graph_and_the_bank(bundles: dict[str, Path], batch: Any, stand: Stand) -> None:
+    heads: list[Looking] = []
+    with open_bundle(bundles["padim"]) as opened:
+        session = ort_cuda.open_on_cuda(
+            opened, "features", "fp32", lambda device, _: heads.append(Looking(stand, device)) or heads[0]
+        )
+        assert len(heads[0].waiting) == opened.manifest.max_batch, "every batch size has run before the first image"
+        session.infer(batch[:2])
+        session.close()
+    assert heads[0].waiting[-1] == 2, "the image's copy and the graph"
 
 
 @pytest.mark.parametrize("name", ["bind_input", "bind_output"])

@@ -158,6 +158,30 @@ def test_after_a_failure_nothing_of_it_is_taken_for_known(tmp_path: Path, stand:
             same(device.draw(orders(2, first=first)), host.draw(orders(2, first=first)))
 
 
+@pytest.mark.parametrize("fails", ["first", "second"])
+def test_latents_whose_copy_failed_are_not_taken_for_known(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    path = bundle(tmp_path)
+    with Synthesizer.load(path, "cpu") as host, Synthesizer.load(path, "tensorrt") as device:
+        drawing: Any = device._drawing
+        copy_on, into_slots = drawing._engines._device.copy_on, []
+        places = range(drawing._slots_at, drawing._slots_at + len(drawing._slots._free) * drawing.loop.bytes)
+
+        def copy(target: int, source: int, size: int) -> None:
+            if target in places:
+                into_slots.append(target)
+                if len(into_slots) == (1 if fails == "first" else 2):
+                    raise DeviceError("backend tensorrt: it fails.")
+            copy_on(target, source, size)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(drawing._engines._device, "copy_on", copy)
+            with pytest.raises(DeviceError, match="it fails"):
+                device.draw(orders(2))
+        same(device.draw(orders(2)), host.draw(orders(2)))
+
+
 def test_too_little_memory_is_said_and_given_back(tmp_path: Path, stand: Stand) -> None:
     path = bundle(tmp_path)
     stand.fail_next = MemoryError_("cuMemAlloc failed: out of memory")
