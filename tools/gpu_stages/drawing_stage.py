@@ -108,7 +108,7 @@ def check_ready(report: Report, kind: Kind, setting: Setting) -> None:
     try:
         drawer.make_ready(case)
         report.check(drawer.graphs == MOST, f"{kind.name}, made ready: {drawer.graphs} graphs")
-        check_case(report, drawer, case)
+        check_case(report, drawer, case._replace(name=f"{case.name}, made ready"))
         report.check(drawer.graphs == MOST, f"{kind.name}, made ready and run: {drawer.graphs} graphs")
     finally:
         drawer.close()

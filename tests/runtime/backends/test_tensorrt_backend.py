@@ -474,6 +474,7 @@ def test_of_whole_matrices_with_a_triangle_of_zeros_the_other_one_is_put_on_the_
     with on_device.current():
         ready = padim_scorer.device_head(on_device, head, tensors, (8, 16), 3)
         ready.enqueue(3, on_device.upload(patches))
+        on_device.wait()
         maps, scores = ready.finish(3, 0)
     on_device.close()
     assert uploaded[1] == ((8, 33 * 34 // 2) if is_triangle else (8, 33, 33))
