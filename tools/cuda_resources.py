@@ -17,13 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import flawscope
 from flawscope.files import write_text
 from flawscope.versions import cpu_name, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "cpp_ext" / "cuda"
-RESULTS = ROOT / "benchmarks" / "results" / flawscope.__version__
+RESULTS = ROOT / "benchmarks" / "results" / "0.1.0"
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
 OPTIONS = ("-std=c++17", "-O3", "-Xptxas=-v", "-cubin")
 

@@ -322,6 +322,8 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         raise ArgumentError(
             f"--no-drawn-check: expected none with {request.method}, which scores no images. Leave it out."
         )
+    if kind == "generator" and request.weights is not None:
+        raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
     config = request.read_config({}, {})
     _check_out(request, config, out, overwrite)
     dataset = request.open_dataset()
@@ -393,8 +395,6 @@ def _train_detector(
 def _train_synthesis(
     config: MethodConfig, request: TrainingRequest, dataset: Dataset, out: Path, overwrite: bool
 ) -> SynthesisRecord:
-    if request.weights is not None:
-        raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
     try:
         from flawscope.training.synthesis.generator_training import train_synthesis
     except ModuleNotFoundError as err:

@@ -11,6 +11,9 @@ from benchmark_scripts import load_script
 from small_networks import SMALL
 
 
+VIT = "vit_tiny_patch16_224"
+
+
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return load_script("scales")
@@ -19,7 +22,10 @@ def script() -> ModuleType:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "channels"),
-    [("scattering", 150), ("vit_tiny_patch16_224", 2 * SMALL["vit_tiny_patch16_224"]["embed_dim"])],
+    [
+        ("scattering", 150),
+        pytest.param(VIT, 2 * SMALL[VIT]["embed_dim"], marks=pytest.mark.slow),
+    ],
 )
 def test_every_choice_is_measured_beside_one_scale(
     script: ModuleType, tmp_path: Path, backbone: str, channels: int

@@ -318,6 +318,7 @@ def test_numpy_integers_are_integers(kernels: CudaKernels) -> None:
 # --- libraries that are not there, or not ours
 
 
+@pytest.mark.slow
 def test_a_library_of_another_version_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ArgumentError, match=r"expected version \d+ of the interface in .*\.so, got 99\."):
         emulated_kernels(tmp_path_factory, "99")

@@ -83,6 +83,7 @@ def test_a_bundle_of_several_scales_scores_alike_on_every_path(
     assert any(line.split() == ["scales", *expected.split()] for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.slow
 def test_a_transformer_sees_every_scale_and_its_table_is_resized_at_export(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

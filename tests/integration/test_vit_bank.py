@@ -26,7 +26,9 @@ pytestmark = pytest.mark.long
 SMALLER: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "resize": 240, "views": "flips", "max_bank": 100}
 
 
-@pytest.mark.parametrize("layers", [{"stages": [2]}, {"stages": [1, 2], "layers": "separate"}])
+@pytest.mark.parametrize(
+    "layers", [pytest.param({"stages": [2]}, marks=pytest.mark.slow), {"stages": [1, 2], "layers": "separate"}]
+)
 def test_the_preset_goes_from_training_to_the_line(tiny_root: Path, tmp_path: Path, layers: dict[str, Any]) -> None:
     config, _ = build_config("patchcore", read_settings("anomalydino"), {**SMALLER, **layers, "held_out_minimum": 5})
     weights = tmp_path / "random.safetensors"

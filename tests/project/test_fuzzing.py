@@ -83,7 +83,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(700, marks=pytest.mark.long), pytest.param(4000, marks=pytest.mark.slow)]
+    "number", [pytest.param(350, marks=pytest.mark.long), pytest.param(4000, marks=pytest.mark.slow)]
 )
 def test_many_changed_bundles_open_or_are_refused(tmp_path: Path, number: int) -> None:
     jobs = min(os.cpu_count() or 1, 4)

@@ -82,7 +82,7 @@ def test_every_command_survives_kills(tmp_path: Path) -> None:
     assert {"train", "export", "calibrate", "evaluate", "synth generate"} <= set(rows)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_commands_that_tear_litter_or_refuse_are_found(tmp_path: Path) -> None:
     (tmp_path / "planted.py").write_text(PLANTED)
     process, rows = run_harness(

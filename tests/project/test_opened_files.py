@@ -58,10 +58,6 @@ OWN = {
         "training/settings.py",
         "(resources.files('flawscope.training') / 'presets' / f'{name}.yml').read_bytes",
     ): "presets, which are part of the package",
-    (
-        "calibration/evaluation/report_page.py",
-        "(_TEMPLATES / 'report.js').read_text",
-    ): "the script of the page, which is part of the package",
     ("export/detectors/head_nodes.py", "path.open"): "a bank in a private folder",
     ("export/detectors/head_nodes.py", "self._path.open"): "a bank in a private folder",
     ("export/detectors/detector_export.py", "scratch.glob"): "graphs in a private folder",

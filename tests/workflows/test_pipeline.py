@@ -336,6 +336,7 @@ def test_without_the_extractor_the_backbone_stays_as_it_was(denoised: Path, weig
     assert not (denoised / "run" / "extractor").exists()
 
 
+@pytest.mark.slow
 def test_the_extractor_is_trained_on_the_denoiser_that_is_there_as_if_both_were_trained_at_once(
     tmp_path: Path,
     tiny_root: Path,

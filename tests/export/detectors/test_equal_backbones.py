@@ -61,9 +61,9 @@ def bundles_of(
 @pytest.mark.parametrize(
     ("method", "settings", "is_equal"),
     [
-        ("patchcore", LEARNED, True),
+        pytest.param("patchcore", LEARNED, True, marks=pytest.mark.slow),
         ("patchcore", {**LEARNED, "metric": "cosine", "window": 3}, True),
-        ("padim", {**LEARNED, "channels": 12}, True),
+        pytest.param("padim", {**LEARNED, "channels": 12}, True, marks=pytest.mark.slow),
         # Statistics of the images are in the graph.
         ("patchcore", PLAIN, False),
     ],

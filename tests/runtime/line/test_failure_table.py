@@ -40,7 +40,7 @@ def rows() -> Iterator[list[str]]:
 
 
 def test_every_failure_names_what_happens_and_tests_that_inject_it() -> None:
-    written = "\n".join(path.read_text() for path in (ROOT / "tests" / "runtime" / "line").rglob("test_*.py"))
+    written = "\n".join(path.read_text() for path in (ROOT / "tests" / "runtime").rglob("test_*.py"))
     there = set(re.findall(r"def (test_\w+)\(", written))
     found = list(rows())
     assert len(found) > 20

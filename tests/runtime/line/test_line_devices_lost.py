@@ -19,9 +19,9 @@ from project_paths import ROOT
 
 from flawscope.errors import DeviceError, FlawscopeError
 from flawscope.runtime import ready_scorer
+from flawscope.runtime import shared_scoring as scoring_module
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.line import Line, run
-from flawscope.runtime.line.station import scoring as scoring_module
 from flawscope.runtime.line.station.station import Station
 
 

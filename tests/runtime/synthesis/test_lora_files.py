@@ -413,6 +413,7 @@ def test_learned_embeds_of_diffusers_are_imported(
 # ---- On to a bundle --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_base_with_merged_changes_exports_like_torch_and_builds(
     base: Path, written: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

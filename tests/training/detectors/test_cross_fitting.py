@@ -101,8 +101,8 @@ def _batch(image: np.ndarray) -> Any:
 @pytest.mark.parametrize(
     "config",
     [
-        patchcore(cross_fit=3, neighbors=4),
-        patchcore(cross_fit=3, resize_mode="letterbox"),
+        pytest.param(patchcore(cross_fit=3, neighbors=4), marks=pytest.mark.slow),
+        pytest.param(patchcore(cross_fit=3, resize_mode="letterbox"), marks=pytest.mark.slow),
         patchcore(cross_fit=3, tile=(48, 48)),
         padim(cross_fit=3),
     ],

@@ -217,7 +217,7 @@ def test_augmentation_and_simplex_noise_change_what_is_learned(tiny_root: Path) 
     assert len(losses) == 5  # the same settings twice give the same
 
 
-@pytest.mark.parametrize("extractor", ["none", "adaptation"])
+@pytest.mark.parametrize("extractor", ["none", pytest.param("adaptation", marks=pytest.mark.slow)])
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     tmp_path: Path, tiny_root: Path, weights: Path, extractor: str
 ) -> None:
@@ -437,6 +437,7 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     assert len(built.plan) > 1000
 
 
+@pytest.mark.slow
 def test_large_images_are_reconstructed_in_tiles(tmp_path: Path, tiny_root: Path) -> None:
     out = train(tiny_root, tmp_path / "run", tile=32, epochs=1)
     export_run(out, tmp_path / "tiles.flaw", max_batch=4)

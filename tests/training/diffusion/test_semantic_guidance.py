@@ -307,7 +307,7 @@ class Both(nn.Module):
         return hint, self.model(x, t, hint)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_hint_and_prediction_export_with_a_batch_of_any_size() -> None:
     model = tiny_guided()
     randomise(model)

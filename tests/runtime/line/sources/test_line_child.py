@@ -201,7 +201,7 @@ def test_a_source_that_is_absent_at_start_is_found_later(started: Start, tmp_pat
     assert sink.words == ["down: it is not there", "up"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_child_that_leaks_is_exchanged_between_two_images(started: Start, tmp_path: Path) -> None:
     limits = ChildLimits(hang_s=5, memory_mb=150, young_s=0.2)
     _, sink = started(limits, images=200, at=5, act="leak", pause_s=0.05, on_full="wait")
