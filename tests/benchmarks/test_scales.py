@@ -10,7 +10,6 @@ import pytest
 from benchmark_scripts import load_script
 from small_networks import SMALL
 
-
 VIT = "vit_tiny_patch16_224"
 
 

@@ -221,6 +221,7 @@ def test_the_bundle_is_one_graph_and_scores_as_torch_does(bundle: Path, trained:
     np.testing.assert_allclose(scores, expected_scores.numpy(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_verb_takes_the_bundle(
     bundle: Path, trained: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,9 +355,7 @@ def test_a_training_that_has_not_begun_goes_on_from_no_checkpoint(
 # --- refused
 
 
-def test_wrong_requests_are_refused(
-    trained: Path, bundle: Path, tiny_root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_requests_are_refused(bundle: Path, tiny_root: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tiny_root, "steel")
     with pytest.raises(ArgumentError, match="backbone: expected a network that can be trained, with weights"):
         config(backbone="scattering")
@@ -367,6 +366,13 @@ def test_wrong_requests_are_refused(
         pytest.raises(BundleError, match="expected a method with a bank, got stfpm"),
     ):
         Inspector(opened, "cpu", "kernel")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_too_few_images_for_the_gate_are_refused(
+    trained: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["export", str(trained), "--out", str(tmp_path / "y.flaw"), "--precision", "int8"]
     assert cli.run([*arguments, "--calibration-data", str(tiny_root), "--category", "steel"]) == 2
     assert "expected at least 20 normal images that the detector has not learned from, for the gate, got" in (
