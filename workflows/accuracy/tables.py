@@ -173,10 +173,12 @@ def _figure_table(
 ) -> list[str]:
     methods = list(dict.fromkeys(result.method for result in results))
     rows = [f"| {title} | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
-    for category in dict.fromkeys(result.category for result in results):
+    categories = list(dict.fromkeys(result.category for result in results))
+    for category in categories:
         here = {method: [r for r in results if (r.category, r.method) == (category, method)] for method in methods}
         rows.append(f"| {_cell(category)} | {' | '.join(_entry(key, here[method]) for method in methods)} |")
-    rows.append(f"| **mean** | {' | '.join(_mean_entry(means.get((method, key))) for method in methods)} |")
+    if len(categories) > 1:
+        rows.append(f"| **mean** | {' | '.join(_mean_entry(means.get((method, key))) for method in methods)} |")
     return rows
 
 
