@@ -38,9 +38,9 @@ _AHEAD = 2
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes.")
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Graphs.")
 @click.option("--product", metavar="NAME", help="Product whose own thresholds hold.  [default: the common ones]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Images per inference.")
 @cores_options

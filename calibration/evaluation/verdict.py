@@ -155,11 +155,19 @@ def _against_misses(figures: Figures, now: int) -> str:
 def _at_the_edge(figures: Figures) -> Verdict | None:
     if (text := _said(figures, EDGE)) is None:
         return None
+    threshold = None if figures.confusion is None else figures.confusion.image_threshold
+    # Calibration leaves out what was learned: those images count again only in another cross-fitted training.
+    is_crossed = threshold is not None and threshold.guarantee == "estimated"
+    again = (
+        "train again on all of them with --set cross_fit=20"
+        if is_crossed
+        else "run flawscope calibrate BUNDLE --data DIR"
+    )
     return Verdict(
         "care",
         "The threshold needs more images",
         f"{_found(figures)} {text}",
-        "Collect more images of good parts, and run flawscope calibrate BUNDLE --data DIR.",
+        f"Collect more images of good parts, and {again}.",
     )
 
 

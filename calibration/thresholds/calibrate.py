@@ -33,6 +33,7 @@ from flawscope.calibration.thresholds.threshold_notes import (
     gate_notes,
     highest_first,
     outlying_notes,
+    raised_notes,
     zone_notes,
 )
 from flawscope.calibration.thresholds.threshold_record import write_changed
@@ -296,6 +297,7 @@ def propose_thresholds(
         left_out=chosen.left_out,
         notes=(
             *unlike_notes(manifest, dataset.category, scores.notes),
+            *raised_notes(manifest.thresholds_of(precision), new),
             *outlying_notes(names, scores.image[good], scores.map_max[good]),
             *zone_notes(image, new),
             *gate_notes(manifest, precision, scored_on),

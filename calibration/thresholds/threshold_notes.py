@@ -13,6 +13,9 @@ from flawscope.calibration.thresholds.outlying_scores import count_outlying
 from flawscope.calibration.thresholds.threshold_images import Objective
 from flawscope.cross_scores import CrossScores
 
+_RAISED = 2.0
+"""Factor of an image threshold above which other images, and not chance, raised it."""
+
 
 def highest_first(names: Sequence[Path], values: Float64Array) -> tuple[tuple[Path, float], ...]:
     """Return images and their values, float64 [N], the highest first."""
@@ -40,6 +43,21 @@ def outlying_notes(names: Sequence[Path], scores: Float64Array, map_max: Float64
     return ()
 
 
+def raised_notes(old: Thresholds | None, new: Thresholds) -> tuple[str, ...]:
+    """Return a warning where the image threshold rose by more than a factor of 2; empty otherwise.
+
+    The bound on false rejects holds then all the same, but says nothing of defects, which may pass.
+    """
+    if old is None or old.image.value <= 0 or new.image.value <= _RAISED * old.image.value:
+        return ()
+    return (
+        f"The image threshold rose from {old.image.value:.6g} to {new.image.value:.6g}, to the "
+        f"{new.image.value / old.image.value:.1f}-fold: these normal images are unlike those that set the old one "
+        "(light, camera, position, another part), and defects between the two now pass. Look at the highest scores; "
+        "if the images are as they should be, train again with them, and evaluate before the bundle decides.",
+    )
+
+
 def claim_notes(
     image: OrderStatistic, objective: Objective, *, is_crossed: bool = False, has_zones: bool = False
 ) -> tuple[str, ...]:
@@ -56,7 +74,7 @@ def claim_notes(
             f"Too few normal images for the claim: {image.images} support a false-reject rate of at most "
             f"{image.upper_bound:.2%} at {image.confidence:.0%} confidence, not {image.false_reject_rate:.2%}, which "
             f"needs {image.images_needed}. The largest score of a normal image was taken{where}. Add normal images and "
-            f"{'train' if is_crossed else 'calibrate'} again."
+            f"{'train again, with --set cross_fit=20 from 100 on.' if is_crossed else 'calibrate again.'}"
         )
     return tuple(notes)
 

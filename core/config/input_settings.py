@@ -135,7 +135,7 @@ class CrossFitSettings(HeldOutSettings, frozen=True, kw_only=True):
     Attributes:
         cross_fit: Folds of cross-fitting: every normal image is scored by a fit without its fold, the detector learns
             from all of them, and nothing is held out. -1: every image is a fold of its own. 0: none, images are held
-            out.
+            out; below 100 normal images `pipeline` and `fit` take 20 unless one of these settings is given.
     """
 
     cross_fit: int = 0

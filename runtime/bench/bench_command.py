@@ -55,9 +55,9 @@ DRAWS, SCORES = "a bundle that draws", "a bundle that scores"
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes.")
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Graphs.")
 @click.option(
     "--batch", "batches", multiple=True, default=["1"], show_default=True,
     help="Images per inference; several as 1,2,4,8 or by giving the option again.",

@@ -294,8 +294,7 @@ def _show(report: dict[str, Any]) -> None:
     echo(f"flawscope {report['flawscope']} on {report['system']}, {report['cpu']}, {report['cores']} cores")
     echo("versions  " + ", ".join(f"{name} {number}" for name, number in report["versions"].items()))
     for name, backend in report["backends"].items():
-        state = f"takes {backend['takes']}" if backend["available"] else "not here"
-        echo(f"backend   {name:<12} {state}: {backend['reason']}")
+        echo(f"backend   {name:<12} {_backend_state(name, backend)}")
     for name, implementation in report["kernels"]["implementations"].items():
         echo(f"kernel    {name:<15} {implementation}")
     for name, device in report["openvino"]["devices"].items():
@@ -317,6 +316,16 @@ def _show(report: dict[str, Any]) -> None:
         echo(f"extra     {name:<12} {'installed' if extra['installed'] else missing}")
     if "bundle" in report:
         _show_bundle(report["bundle"])
+
+
+def _backend_state(name: str, backend: dict[str, Any]) -> str:
+    """Return whether a backend is there, and why; of an error only what does not repeat the name before it."""
+    if not backend["available"]:
+        problem = backend["reason"].removeprefix(f"backend {name}: is not there: ")
+        return f"not here: {problem.removesuffix(' There is no fall-back; use --backend cpu or auto.')}"
+    if backend["takes"] == name:
+        return "here"
+    return f"takes {backend['takes']}: {backend['reason'].removeprefix('auto: ')}"
 
 
 def _driver_line(driver: dict[str, Any]) -> str:

@@ -92,6 +92,8 @@ def test_links_that_leave_the_docs_become_pages_of_the_site():
         "[e](https://x.org)"
     )
     assert repository.with_site_links("[line.md](docs/line.md)", "project/readme.md", ROOT) == "[line](../line.md)"
+    image = '<img src="docs/images/line-review.webp" alt="x"> `<img src="docs/x.png">`'
+    assert repository.with_site_links(image, "project/readme.md", ROOT) == image.replace("docs/images", "../images")
     paths = {page.path for page in repository.LinkedFiles(ROOT).pages()}
     assert {"project/contributing.md", "files/cpp_ext/reference.py.md"} <= paths
 
@@ -104,6 +106,7 @@ def test_the_navigation_leaves_no_page_out():
         {"Reference": [{"Commands": ["reference/index.md", "reference/b.md"]}]},
         {"More": ["new.md"]},
     ]
+    assert complete(["a/"], ["a/b-c.md", "a/b.md"]) == ["a/b.md", "a/b-c.md"]
     with pytest.raises(ValueError, match="expected a folder with pages"):
         complete(["none/"], pages)
     assert complete(["new.md", "reference/", "index.md"], pages) == [

@@ -17,7 +17,8 @@ def complete(nav: list[Any], pages: Iterable[str]) -> list[Any]:
     Raises:
         ValueError: If a folder that is named has no page.
     """
-    known = sorted(pages)
+    # Without the ending: `export` comes before `export-triton`, a package before its modules.
+    known = sorted(pages, key=lambda page: page.removesuffix(".md"))
     full = _expanded(nav, known)
     named = set(_leaves(full))
     rest = [page for page in known if page not in named and not page.startswith("files/")]

@@ -26,7 +26,7 @@ PROJECT_PAGES = {
 COPIED = frozenset({".json", ".yml", ".yaml", ".toml", ".svg", ".png", ".webp"})
 """Endings of files that a browser shows as they are; others become a page with their text."""
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".sh": "bash"}
-LINK = re.compile(r"(?P<before>\]\(\s*<?)(?P<target>[^)>\s#]+)(?P<fragment>#[^)>\s]*)?(?=[>\s)])")
+LINK = re.compile(r'(?P<before>\]\(\s*<?|<img\s[^>]*?src=")(?P<target>[^)>\s#"]+)(?P<fragment>#[^)>\s"]*)?(?=[>\s)"])')
 CODE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*$|`(?:[^`\n]|\n(?!\s*\n))*`", re.MULTILINE | re.DOTALL)
 
 
@@ -44,7 +44,9 @@ class LinkedFiles:
         """Return the pages made of those files."""
         for path in self._linked:
             if path in PROJECT_PAGES:
-                yield Page(PROJECT_PAGES[path], (self.root / path).read_text(encoding="utf-8"))
+                text = (self.root / path).read_text(encoding="utf-8")
+                # Its heading is the name of the project, which the home page has in the navigation.
+                yield Page(PROJECT_PAGES[path], f"---\ntitle: README\n---\n{text}" if path == "README.md" else text)
             elif not self._is_copied(path):
                 yield Page(self.site_path(path), _source_page(self.root, path))
 

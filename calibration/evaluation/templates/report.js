@@ -50,6 +50,7 @@
     find("images-shown").textContent = `${some} of ${visible.length} shown` +
       (visible.length < rows.length ? `, ${rows.length} in all` : "");
     find("show-more").hidden = visible.length <= limit;
+    find("show-more").textContent = `Show ${Math.min(100, visible.length - limit)} more`;
   }
 
   function sortBy(heading, key) {

@@ -71,6 +71,13 @@ def test_each_problem_has_its_verdict_and_its_next_step(figures, changes, level,
     assert step in verdict.step
 
 
+def test_a_cross_fitted_threshold_at_the_edge_is_not_calibrated_on_images_that_were_learned(figures):
+    threshold = msgspec.structs.replace(figures.confusion.image_threshold, guarantee="estimated")
+    confusion = msgspec.structs.replace(figures.confusion, image_threshold=threshold)
+    verdict = verdict_of(_with(figures, confusion=confusion, diagnosis=(f"{EDGE}: 64 images.",)))
+    assert verdict.step == "Collect more images of good parts, and train again on all of them with --set cross_fit=20."
+
+
 def test_what_does_not_work_comes_before_all_else(figures):
     worst = _with(_missed(figures, 100), image_auroc=0.5, faults=(Fault(image="a", reason="b"),))
     assert verdict_of(worst).title == "Does not work"

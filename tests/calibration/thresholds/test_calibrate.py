@@ -153,6 +153,15 @@ def test_a_mislabelled_defect_is_warned_of(make_bundle, dataset, capsys):
     assert re.search(r"The score of \S*odd\.png \(250\) stands far above the rest, whose highest is 69:", err)
 
 
+@pytest.mark.parametrize(("old", "is_said"), [(34.0, True), (35.0, False), (-1.0, False), (100.0, False)])
+def test_a_threshold_that_more_than_doubles_is_warned_of(make_bundle, dataset, old, is_said):
+    path = make_bundle()
+    set_thresholds(path, old, old, None, command="by hand")
+    result = calibrate_bundle(path, dataset, false_reject_rate=0.2, command="flawscope calibrate")
+    said = "The image threshold rose from 34 to 69, to the 2.0-fold: these normal images are unlike those that set"
+    assert [note.startswith(said) for note in result.notes] == [True] * is_said
+
+
 def test_an_image_of_which_the_map_alone_is_odd_is_warned_of(make_bundle, dataset, monkeypatch):
     class Capped(FakeInspector):
         def stream(self, sources, batch=1):
