@@ -119,7 +119,7 @@ class Summary:
     def lines(self) -> Iterator[str]:
         """Yield it in words, a line at a time."""
         total = ", ".join(f"{self.counts[decision]} {decision}" for decision in DECISIONS)
-        yield f"{self.images} images: {total}"
+        yield f"{self.images} image{'' if self.images == 1 else 's'}: {total}"
         if self.near:
             yield f"near: {self.near} within {NEAR:.0%} of the threshold"
         if self._slowest is not None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -359,6 +361,16 @@ def _hint(path: Path, kind: str) -> str:
     return "Name a bundle: what flawscope export wrote."
 
 
+def _hint_within(folder: Path) -> str:
+    """Return which bundle of a folder was probably meant, as in what `flawscope pipeline` writes; or nothing."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        # The first entries alone: a folder that is no bundle may hold millions of files.
+        found = [entry.name for entry in itertools.islice(entries, 100) if entry.name.endswith(".flaw")]
+        if len(found) == 1:
+            return f" Did you mean {folder / found[0]}?"
+    return ""
+
+
 def _verified(path: Path, files: StoredFiles) -> Bundle:
     # The manifest before the listing: a folder that is no bundle may hold millions of files.
     try:
@@ -374,7 +386,8 @@ def _verified(path: Path, files: StoredFiles) -> Bundle:
                 ) from err
             raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind}. {_hint(path, kind)}") from err
         kind = "a folder" if path.is_dir() else "a zip file"
-        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.") from err
+        within = _hint_within(path) if path.is_dir() else ""
+        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got {kind} without it.{within}") from err
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(
             f"{path}: {MANIFEST}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB, got more. Is it a bundle?"

@@ -212,8 +212,8 @@ def _check_sources(
 
 
 def _print_record(record: GenerateRecord, out: Path) -> None:
-    summary = record.summary
-    echo(f"drawn: {out}, {summary.pictures} images of {len(record.defects)} defect types")
+    summary, types = record.summary, len(record.defects)
+    echo(f"drawn: {out}, {summary.pictures} images of {types} defect type{'' if types == 1 else 's'}")
     _print_counts(record)
     if record.resized:
         echo(f"masks resized to their images: {record.resized} (nearest)")

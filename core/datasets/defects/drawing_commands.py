@@ -217,7 +217,9 @@ def perlin(
 
 
 def _echo_summary(verb: str, out: Path, defects: dict[str, int], seconds: float) -> None:
-    echo(f"{verb}: {out}, {sum(defects.values())} images of {len(defects)} defect types")
+    echo(
+        f"{verb}: {out}, {sum(defects.values())} images of {len(defects)} defect type{'' if len(defects) == 1 else 's'}"
+    )
     for key, count in defects.items():
         echo(f"{key}: {count}")
     echo(f"milliseconds per image: {1000 * seconds:.1f}")

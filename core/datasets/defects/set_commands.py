@@ -108,7 +108,9 @@ def support(
         )
     types = {(image.category, image.defect) for image in record.pictures}
     splits = Counter(image.split for image in record.pictures)
-    echo(f"support set: {out}, {len(record.pictures)} images of {len(types)} defect types")
+    echo(
+        f"support set: {out}, {len(record.pictures)} images of {len(types)} defect type{'' if len(types) == 1 else 's'}"
+    )
     if splits["test"]:
         echo(f"taken from the test split: {splits['test']}, to be left out of the evaluation (support.json)")
     if record.alike:
@@ -294,7 +296,7 @@ def masks(
             overwrite=overwrite,
         )
     types = {(mask.category, mask.defect) for mask in record.masks}
-    echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect types")
+    echo(f"masks: {out}, {len(record.masks)} of {len(types)} defect type{'' if len(types) == 1 else 's'}")
     for name, reason in record.passed_over.items():
         echo(f"passed over: {name}, whose masks lie {reason}", err=True)
     _echo_summary(out, {})

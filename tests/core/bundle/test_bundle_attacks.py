@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import struct
@@ -232,6 +233,9 @@ def test_a_path_with_nothing_there_is_refused(tmp_path, refuse):
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path, refuse):
     refuse(tmp_path, "expected a bundle with manifest.json, got a folder without it")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "bottle.flaw").mkdir()
+    refuse(tmp_path, re.escape(f"got a folder without it. Did you mean {tmp_path / 'bottle.flaw'}?"))
 
 
 def test_an_archive_of_a_bundles_folder_is_refused(tmp_path, folder, refuse):

@@ -346,7 +346,7 @@ def test_words_are_learned_from_the_command_line(
     named = [f"--set=base={places['embedding']}", f"--set=support={places['support']}", f"--set=defects={DEFECTS[1]}"]
     out = tmp_path / "run"
     assert cli.run([*command, *named, "--set=epochs=1", "--set=repeats=1", "--out", str(out)]) == 0
-    assert f"embedding trained on 2 images of 1 defect types of {CATEGORY} in" in capsys.readouterr().out
+    assert f"embedding trained on 2 images of 1 defect type of {CATEGORY} in" in capsys.readouterr().out
     assert cli.run([*command, "--out", str(out)]) == 2
     assert "expected a new name, got an earlier output" in capsys.readouterr().err
     assert cli.run([*command, "--out", str(tmp_path / "other")]) == 2

@@ -201,7 +201,7 @@ def test_perlin_anomalies_are_a_folder_of_drawn_images_and_each_is_drawn_again(
     given = [word for name in names for word in ("--textures", str(textures) if name == "DIR" else name)]
     data = ["--data", str(steel.root.parent), "--category", CATEGORY, "--within", "picture"]
     assert run(["synth", "perlin", *data, *given, "--num", "6", "--out", str(out)]) == 0
-    assert f"drawn: {out}, 6 images of 1 defect types" in capsys.readouterr().out
+    assert f"drawn: {out}, 6 images of 1 defect type" in capsys.readouterr().out
     check_folder(out, steel, "perlin")
     assert read_learned(out) == frozenset()
     lines = lines_of(out, PerlinImage)
