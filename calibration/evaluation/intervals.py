@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import msgspec
 import numpy as np
@@ -69,8 +70,8 @@ class Rate(msgspec.Struct, frozen=True):
 
 def check_fraction(value: float, name: str) -> None:
     """Raise ArgumentError unless 0 < value < 1."""
-    if not 0 < value < 1:
-        raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value}. Write 1 % as 0.01.")
+    if not isinstance(value, Real) or not 0 < value < 1:
+        raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value!r}. Write 1 % as 0.01.")
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
