@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import msgspec
 import numpy as np
@@ -68,9 +67,9 @@ class Rate(msgspec.Struct, frozen=True):
     confidence: float
 
 
-def check_fraction(value: float, name: str) -> None:
+def check_fraction(value: object, name: str) -> None:
     """Raise ArgumentError unless 0 < value < 1."""
-    if not isinstance(value, Real) or not 0 < value < 1:
+    if not isinstance(value, int | float | np.floating) or not 0 < value < 1:
         raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value!r}. Write 1 % as 0.01.")
 
 
