@@ -294,16 +294,18 @@ def check_new_file(path: Path | None, *, overwrite: bool = False, kind: str | No
     """
     if path is None:
         return
-    if os.path.lexists(path) and not path.is_file():
+    with storage_errors(path):
+        has_file = path.is_file()  # a name that is too long is no answer
+    if os.path.lexists(path) and not has_file:
         # Renaming a finished file to such a name would fail after the work, or replace a device.
         kind = "a folder" if path.is_dir() else "a device, a pipe or a link to nothing"
         raise ArgumentError(f"{path}: expected a file name, got {kind}. Choose another name.")
-    if path.exists() and not overwrite:
+    if has_file and not overwrite:
         raise ArgumentError(
             f"{path}: expected a new name, got an existing file. Choose another name, or replace it with --overwrite "
             "(Python: overwrite=True)."
         )
-    if path.exists() and kind is not None and not _begins_as(path, kind):
+    if has_file and kind is not None and not _begins_as(path, kind):
         raise ArgumentError(
             f"{path}: expected a new name, or an earlier {kind} file to replace, got a file of another kind. Choose "
             "another name."
@@ -358,6 +360,8 @@ def _check_writable(path: Path, *, is_folder: bool = False) -> None:
     with storage_errors(path):
         place = path.absolute()
         parent = next(place for place in (*([place] if is_folder else []), *place.parents) if place.exists())
+        if not parent.is_dir():  # an executable file passes for a folder that may be written
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is a file")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)} in {parent}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawscope.errors import DataError
+from flawscope.errors import ArgumentError, DataError
 from flawscope.open_files import list_folder, open_regular
 from flawscope.part_words import GOOD_NAMES
 from flawscope.unfinished import BEGUN
@@ -19,6 +19,19 @@ _END_BYTES = 1 << 20
 
 
 _CHECKPOINTS = (".ckpt", ".safetensors")
+
+
+def path_of(value: Path | str, name: str) -> Path:
+    """Return an argument that names a file or folder.
+
+    Raises:
+        ArgumentError: If it is something else, or a text that no system takes for a name.
+    """
+    if not isinstance(value, str | Path):
+        raise ArgumentError(f"{name}: expected a path, got {type(value).__name__}.")
+    if "\0" in str(value):
+        raise ArgumentError(f"{name}: expected a path, got {str(value)!r}, which has a null character. Mend the name.")
+    return Path(value)
 
 
 def is_bundle(path: Path) -> bool:

@@ -69,6 +69,12 @@ def check_finished(path: Path) -> None:
         raise RunError(f"{path}: expected a finished run, got {found.words}. Continue it with: {found.command}")
 
 
+def goes_on(out: Path, resume: bool | Path) -> bool:
+    """Return whether a training of a run is there that `resume` goes on with; without one it begins anew."""
+    folder = workspace_of(out)
+    return resume is not False and folder.is_dir() and bool(list_folder(folder))
+
+
 def check_not_begun(out: Path, resume: bool | Path) -> None:
     """Raise ArgumentError if the training of a run was interrupted, and is not to be resumed."""
     folder = workspace_of(out)

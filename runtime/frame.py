@@ -21,7 +21,8 @@ class Frame:
         time: When it was taken, with its zone (`datetime.now(timezone.utc)`); None for when it is read.
 
     Raises:
-        ArgumentError: If the id is no text or empty, the time is none or has no zone, or the image is a frame.
+        ArgumentError: If the id is no text or empty, the time is none, has no zone or is none in UTC, or the image is a
+            frame.
     """
 
     image: Source
@@ -45,6 +46,12 @@ class Frame:
             raise ArgumentError(
                 f"time: expected one with its zone, got {self.time.isoformat()}. Use datetime.now(timezone.utc)."
             )
+        try:
+            self.time.astimezone(timezone.utc)
+        except OverflowError as err:  # the first and the last hours that there are
+            raise ArgumentError(
+                f"time: expected one that UTC has too, got {self.time.isoformat()}. Use datetime.now(timezone.utc)."
+            ) from err
 
 
 def as_seen(source: Source | Frame, position: int) -> tuple[Source, Seen]:

@@ -338,18 +338,22 @@ class Inspector:
                 array must not change before its result is there.
 
         Raises:
-            ArgumentError: If `batch`, `color` or `ahead` is out of range, or the bundle has no thresholds of the
-                product.
+            ArgumentError: If `batch`, `color` or `ahead` is out of range, `sources` is one image, or the bundle has no
+                thresholds of the product.
         """
         self.check_batch(batch)
         if not isinstance(ahead, int) or not 0 <= ahead <= _MOST_AHEAD:
             raise ArgumentError(f"ahead: expected 0 to {_MOST_AHEAD} batches, got {ahead!r}.")
         check_color(color)
         self.thresholds_for(product)
-        if isinstance(sources, str | bytes | Path):
+        try:
+            several = None if isinstance(sources, str | bytes | Path) else iter(sources)
+        except TypeError:  # a frame, None
+            several = None
+        if several is None:
             raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-        groups = in_groups(sources, batch if self.manifest.tiling is None else 1)
+        groups = in_groups(several, batch if self.manifest.tiling is None else 1)
         yield from self._inspect(groups, color, product, ahead)
 
     def _inspect(

@@ -16,6 +16,7 @@ from flawscope.bundle import PartShift
 from flawscope.errors import ArgumentError, FlawscopeError
 from flawscope.files import check_new_file
 from flawscope.imaging.png import write_png
+from flawscope.path_kinds import path_of
 from flawscope.text import name_bytes, storable
 
 Decision = Literal["accept", "reject", "fault"]
@@ -218,7 +219,7 @@ class Result:
             ImageError: As `draw`.
             StorageError: If it cannot be written.
         """
-        target = Path(path)
+        target = path_of(path, "path")
         if target.suffix.lower() != ".png":
             raise ArgumentError(f"{target}: expected the name of a PNG file, *.png, got another. Choose another name.")
         check_new_file(target, overwrite=overwrite, kind="png")

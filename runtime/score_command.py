@@ -25,7 +25,7 @@ from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
-from flawscope.runtime.score_files import Drawings, Records
+from flawscope.runtime.score_files import Drawings, Records, check_outputs_apart
 from flawscope.runtime.score_inputs import Input, Inputs, check_apart, find_inputs
 from flawscope.runtime.score_summary import Summary
 from flawscope.runtime.scorers.scorer import PATHS
@@ -94,8 +94,9 @@ def score(
     drawings, records = Drawings(maps, pictures), Records(table, out, overwrite=overwrite)
     drawings.check(overwrite=overwrite)
     records.check()
+    check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--pictures": pictures})
     for folder in (maps, pictures):
-        check_apart(inputs, images, folder)
+        check_apart(inputs, folder)
     for folder in inputs.masks:
         echo(f"note: {folder}: masks of a dataset, passed over. Name it to score what is in it.", err=True)
     with Inspector.load(bundle, use_overlay=not no_overlay, **loading) as inspector:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from flawscope.errors import ArgumentError
 from flawscope.files import (
     atomic_file,
     atomic_folder,
@@ -46,6 +49,24 @@ COLUMNS = (
 )
 """Of the table, in their order; later ones may be added behind them."""
 _FORMULA = ("=", "+", "-", "@")
+
+
+def check_outputs_apart(outputs: Mapping[str, Path | None]) -> None:
+    """Raise ArgumentError if one output of a command would lie in another, which is seen only after all the work.
+
+    A table may lie among maps or pictures: these are written into the folder, and replace no folder.
+
+    Args:
+        outputs: Option -> its file or folder; None where it was not given.
+    """
+    places = {option: (path, os.path.realpath(path)) for option, path in outputs.items() if path is not None}
+    for (option, (path, place)), (other, (above, upper)) in itertools.permutations(places.items(), 2):
+        is_below = place.startswith(f"{upper}{os.sep}")
+        if place == upper or (is_below and other in ("--csv", "--out")):
+            raise ArgumentError(
+                f"{option} {path}: expected a place outside of {other} {above}, got "
+                f"{'one in it' if is_below else 'the same'}. Choose another name."
+            )
 
 
 class Drawings:

@@ -37,10 +37,12 @@ class Inputs(NamedTuple):
     Attributes:
         sources: An image, or the fault of a folder that cannot be listed.
         masks: The folders.
+        folders: Each folder that was listed, without links -> the named one above it.
     """
 
     sources: list[Input | Result]
     masks: list[Path]
+    folders: dict[str, Path]
 
 
 def find_inputs(named: Sequence[Path]) -> Inputs:
@@ -57,6 +59,7 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
     """
     sources: list[Input | Result] = []
     masks: list[Path] = []
+    folders: dict[str, Path] = {}
     places, tops = set[str](), set[str]()
     has_several = sum(is_folder(path) for path in named) > 1
     for path in named:
@@ -67,7 +70,7 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
         if has_several:
             top = Path(free_name(path.name or Path(os.path.abspath(path)).name or "images", tops))  # noqa: PTH100
         before = len(sources)
-        for found in _walk(path, masks):
+        for found in _walk(path, masks, folders):
             if isinstance(found, Path):
                 place = top / found.relative_to(path).with_suffix("")
                 sources.append(Input(found, free_name(place.as_posix(), places)))
@@ -77,10 +80,10 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
             raise ArgumentError(
                 f"{path}: expected images in this folder or below, got none. Name images or their folder."
             )
-    return Inputs(sources, masks)
+    return Inputs(sources, masks, folders)
 
 
-def _walk(folder: Path, masks: list[Path]) -> Iterator[Path | Result]:
+def _walk(folder: Path, masks: list[Path], folders: dict[str, Path]) -> Iterator[Path | Result]:
     """Yield the images below a folder in the order of their names, faults in place of what cannot be listed."""
     pending = [folder]
     seen = set[tuple[int, int]]()
@@ -95,6 +98,7 @@ def _walk(folder: Path, masks: list[Path]) -> Iterator[Path | Result]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
+            folders.setdefault(os.path.realpath(path), folder)
             entries = list_folder(path)
         except (OSError, DataError) as err:
             yield Result(str(path), "fault", reason=str(err))
@@ -111,23 +115,25 @@ def _walk(folder: Path, masks: list[Path]) -> Iterator[Path | Result]:
                 pending.append(entry)
 
 
-def check_apart(inputs: Inputs, named: Sequence[Path], folder: Path | None) -> None:
+def check_apart(inputs: Inputs, folder: Path | None) -> None:
     """Raise ArgumentError if drawings in a folder could replace images, or be scored as images the next time.
 
     Args:
         inputs: The images.
-        named: What was named.
         folder: Where drawings go; None for nowhere.
     """
     if folder is None:
         return
-    place = os.path.abspath(folder)  # noqa: PTH100  # Path.absolute keeps `..`
+    # Links are followed, as they are to the images.
+    place = os.path.realpath(folder)
     for source in inputs.sources:
-        if isinstance(source, Input) and os.path.abspath(source.path).startswith(f"{place}{os.sep}"):  # noqa: PTH100
+        if isinstance(source, Input) and os.path.realpath(source.path).startswith(f"{place}{os.sep}"):
             raise ArgumentError(f"{folder}: expected another folder than that of the images. Choose another name.")
-    for path in named:
-        if is_folder(path) and f"{place}{os.sep}".startswith(f"{os.path.abspath(path)}{os.sep}"):  # noqa: PTH100
+    for listed, path in inputs.folders.items():
+        if f"{place}{os.sep}".startswith(f"{listed.rstrip(os.sep)}{os.sep}"):
             raise ArgumentError(
                 f"{folder}: expected a folder outside of {path}, of which all images below are scored: those drawn now "
                 "would be among them the next time. Choose another name."
             )
+        if listed.startswith(f"{place}{os.sep}"):  # its images may be links to elsewhere
+            raise ArgumentError(f"{folder}: expected another folder than that of the images. Choose another name.")

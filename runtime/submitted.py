@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
@@ -101,6 +102,8 @@ class Submissions:
                 )
             if self._scoring is None:
                 self._scoring = SharedScoring(self._jobs, "of submitted images")
+                # Where nobody closes the inspector: its thread would hold the graphs, and use them while Python ends.
+                weakref.finalize(self, self._scoring.close, _CLOSE_S)
             self._pending += 1
             scoring = self._scoring
         # Without the lock: where the inspector was just closed, the answer comes at once.

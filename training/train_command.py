@@ -17,11 +17,9 @@ from click.shell_completion import CompletionItem
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
-    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
-    find_part,
     flatten,
     parse_assignment,
 )
@@ -36,7 +34,7 @@ from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings, rename_layers
 from flawscope.training.tracking import TRACKERS, track_figures, tracking
-from flawscope.unfinished import check_not_begun, find_unfinished
+from flawscope.unfinished import check_not_begun, find_unfinished, goes_on
 
 if TYPE_CHECKING:
     from flawscope.runs import RunRecord, SynthesisRecord
@@ -325,7 +323,7 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     if kind == "generator" and request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
     config = request.read_config({}, {})
-    _check_out(request, config, out, overwrite)
+    _check_out(request, out, overwrite)
     dataset = request.open_dataset()
     drawn = None
     notes: tuple[str, ...]
@@ -352,11 +350,10 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         echo(advice, err=True)
 
 
-def _check_out(request: TrainingRequest, config: MethodConfig, out: Path, overwrite: bool) -> None:
+def _check_out(request: TrainingRequest, out: Path, overwrite: bool) -> None:
     """Refuse an output that is taken before torch is imported, which takes seconds."""
-    check_replaceable(out, RECORD, overwrite=overwrite or request.resume is not False)
-    if find_part(config, LoopSettings) is not None:
-        check_not_begun(out, request.resume)
+    check_replaceable(out, RECORD, overwrite=overwrite or goes_on(out, request.resume))
+    check_not_begun(out, request.resume)
 
 
 @contextlib.contextmanager

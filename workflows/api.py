@@ -22,11 +22,12 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.files import storage_errors
 from flawscope.near_names import did_you_mean
+from flawscope.path_kinds import path_of
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RunRecord, read_run_record
 from flawscope.training.run_notes import detector_notes
 from flawscope.unfinished import workspace_of
-from flawscope.workflows.api_calls import needs, path_of, same_errors, say, written_call
+from flawscope.workflows.api_calls import needs, same_errors, say, written_call
 
 if TYPE_CHECKING:
     from flawscope.calibration.evaluation.figures import Figures
@@ -126,7 +127,7 @@ def _check_method(method: str) -> None:
     offered = (AUTO, *(name for name in methods.names("detector") if methods.METHODS[name].settings is not None))
     if method in offered:
         return
-    if method in methods.METHODS:
+    if isinstance(method, str) and method in methods.METHODS:
         todo = (
             "Train it with flawscope train."
             if methods.METHODS[method].trainer
@@ -251,7 +252,7 @@ class Run:
         with needs("exporting", "export"):
             from flawscope.export.detectors.detector_export import export_run
             from flawscope.export.precision_options import PrecisionRequest
-        named = (precisions,) if isinstance(precisions, str) else tuple(precisions)
+        named = tuple(precisions) if isinstance(precisions, list | tuple) else (precisions,)
         if unknown := [name for name in named if name not in PRECISIONS]:
             raise ArgumentError(f"precisions: expected some of {', '.join(PRECISIONS)}, got {unknown[0]!r}.")
         request = PrecisionRequest(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flawscope.errors import ArgumentError, FlawscopeError, MissingExtra, refused_by_the_system
+from flawscope.errors import FlawscopeError, MissingExtra, refused_by_the_system
 from flawscope.text import storable
 
 _log = logging.getLogger("flawscope")
@@ -44,17 +44,6 @@ def say(notes: Iterable[str]) -> None:
     """Say what limits a result, as the command line does on stderr: by the logger `flawscope`, as warnings."""
     for note in notes:
         _log.warning("%s", note)
-
-
-def path_of(value: Path | str, name: str) -> Path:
-    """Return an argument that names a file or folder.
-
-    Raises:
-        ArgumentError: If it is something else.
-    """
-    if not isinstance(value, str | Path):
-        raise ArgumentError(f"{name}: expected a path, got {type(value).__name__}.")
-    return Path(value)
 
 
 def written_call(owner: str, function: Callable[..., object], given: Mapping[str, Any]) -> str:

@@ -67,10 +67,10 @@ class Rate(msgspec.Struct, frozen=True):
     confidence: float
 
 
-def check_fraction(value: float, name: str) -> None:
+def check_fraction(value: object, name: str) -> None:
     """Raise ArgumentError unless 0 < value < 1."""
-    if not 0 < value < 1:
-        raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value}. Write 1 % as 0.01.")
+    if not isinstance(value, int | float | np.floating) or not 0 < value < 1:
+        raise ArgumentError(f"{name}: expected a fraction above 0 and below 1, got {value!r}. Write 1 % as 0.01.")
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -394,7 +394,7 @@ class Manifest(_Struct, frozen=True):
         return own.golden_by_backend.get(backend, own.golden)
 
     def _precision(self, name: str) -> Precision:
-        if name not in self.precisions:
+        if not isinstance(name, str) or name not in self.precisions:
             has = ", ".join(("fp32", *sorted(self.precisions)))
             raise ArgumentError(
                 f"precision: expected one the bundle has ({has}), got {name!r}. Add it with flawscope export "

@@ -23,6 +23,7 @@ from flawscope.bundle.manifest import Manifest
 from flawscope.bundle.threshold_structs import Threshold, Thresholds
 from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import write_bytes
+from flawscope.path_kinds import path_of
 from flawscope.ranges import PositiveCount, Sha256
 from flawscope.text import NOT_JSON, encode_json
 
@@ -115,7 +116,7 @@ def thresholds_in_force(
         if threshold_overlay is not None:
             raise ArgumentError(f"{threshold_overlay}: expected no overlay, as none shall be used. Leave one out.")
         return own
-    place = Path(threshold_overlay) if threshold_overlay is not None else find_overlay(bundle)
+    place = path_of(threshold_overlay, "threshold_overlay") if threshold_overlay is not None else find_overlay(bundle)
     if place is None:
         return own
     revisions = read_overlay(place, bundle, manifest).revisions

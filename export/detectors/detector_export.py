@@ -85,8 +85,8 @@ def export_run(
         GateError: If torch, graph and native path disagree, or a precision is outside its limits.
         StorageError: If the bundle cannot be written.
     """
-    if not 1 <= max_batch <= 256:
-        raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch}.")
+    if type(max_batch) is not int or not 1 <= max_batch <= 256:
+        raise ArgumentError(f"max_batch: expected 1 to 256, got {max_batch!r}.")
     if bank_room is not None and not 0 <= bank_room <= MOST_ROOM:
         raise ArgumentError(f"--bank-room: expected 0 to {MOST_ROOM} rows, got {bank_room}.")
     if wanted is not None:

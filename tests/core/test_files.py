@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -20,6 +21,8 @@ from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.files import (
     atomic_file,
     atomic_folder,
+    check_new_file,
+    check_new_files,
     check_replaceable,
     is_litter,
     sha256_file,
@@ -355,3 +358,17 @@ def test_a_system_error_names_path_and_reason(error, reason):
 def test_other_errors_pass_through():
     with pytest.raises(KeyError, match="mine"), storage_errors(Path("here")):
         raise KeyError("mine")
+
+
+def test_a_place_below_a_file_is_refused_before_the_work(tmp_path):
+    program = tmp_path / "run.sh"
+    program.write_text("exit 0")
+    program.chmod(0o755)
+    for check in (check_new_file, check_new_files, functools.partial(check_replaceable, marker="run.json")):
+        with pytest.raises(StorageError, match=r"run\.sh is a file"):
+            check(program / "new" / "out.csv")
+
+
+def test_a_name_too_long_is_told_before_the_work(tmp_path):
+    with pytest.raises(StorageError, match="File name too long"):
+        check_new_file(tmp_path / ("x" * 300))

@@ -16,8 +16,8 @@ from tiny_bundle import write_tiny_bundle
 from flawscope.bundle import open_bundle, pack_bundle
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import BundleError, DataError, RunError
-from flawscope.path_kinds import is_bundle, kind_of_path
+from flawscope.errors import ArgumentError, BundleError, DataError, RunError
+from flawscope.path_kinds import is_bundle, kind_of_path, path_of
 from flawscope.runs import read_run_record, read_synthesis_record
 
 
@@ -112,3 +112,9 @@ def test_another_mistake_gets_no_word_about_datasets(things, capsys):
     assert run(["bundle", "info", str(things["tiny.flaw"]), "more"]) == 2
     assert run(["calibrate", "--nonsense"]) == 2
     assert "--data" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "words"), [(5, "got int"), (b"x", "got bytes"), ("a\0b", "null character")])
+def test_what_is_no_path_is_refused(value, words):
+    with pytest.raises(ArgumentError, match=f"data: expected a path, {words}|{words}"):
+        path_of(value, "data")

@@ -61,10 +61,11 @@ def test_a_finished_run_beside_a_new_training_is_a_run(tmp_path):
     check_finished(tmp_path / "half")
 
 
-def test_training_over_it_is_refused_before_anything_is_read(tmp_path, capsys):
+@pytest.mark.parametrize("method", ["stfpm", "padim"])  # padim has no epochs, but would take the place of the other
+def test_training_over_it_is_refused_before_anything_is_read(tmp_path, capsys, method):
     interrupt(tmp_path / "half")
     (tmp_path / "good").mkdir()
-    assert run(["train", "stfpm", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "half")]) == 2
+    assert run(["train", method, "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "half")]) == 2
     err = capsys.readouterr().err
     assert "half.training: expected no unfinished training, got one." in err
     assert f"Go on with --resume latest ({COMMAND} --resume latest), or remove the folder." in err
@@ -119,3 +120,16 @@ def test_resuming_is_said_once(command, resumed):
 def test_the_run_of_an_autoencoder_is_still_one_that_is_finished(tmp_path):
     with pytest.raises(RunError, match="expected a run of train autoencoder"):
         read_autoencoder_record(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["stfpm", "embedding"])
+def test_a_finished_run_is_not_replaced_where_there_is_nothing_to_go_on_with(tmp_path, capsys, method):
+    out = tmp_path / "done"
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    command = ["train", method, "--data", str(tmp_path / "absent"), "--out", str(out), "--resume", "latest"]
+    assert run(command) == 2
+    assert "done: expected a new name, got an earlier output with run.json." in capsys.readouterr().err
+    interrupt(out)
+    assert run(command) == 2
+    assert "expected a new name" not in capsys.readouterr().err

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
-from flawscope.errors import ArgumentError, ImageError
+from flawscope.errors import ArgumentError, FlawscopeError, ImageError, StorageError
 from flawscope.imaging.heat import BOX
 from flawscope.imaging.images import read_image
 from flawscope.runtime import Frame, Inspector, Result
@@ -106,6 +106,8 @@ def test_the_public_line_keeps_its_keys(inspector: Inspector) -> None:
         ({"id": 7}, "got 7"),
         ({"time": "now"}, "time: expected a datetime, got str"),
         ({"time": datetime(2026, 5, 4)}, "time: expected one with its zone"),
+        ({"time": datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))}, "time: expected one that UTC has too"),
+        ({"time": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))}, "time: expected one that UTC has too"),
         ({"image": Frame(b"")}, "expected an image, got a frame"),
     ],
 )
@@ -170,6 +172,21 @@ class TestDrawing:
         with pytest.raises(ArgumentError, match=r"expected the name of a PNG file, \*\.png"):
             result.save(tmp_path / "a.jpg", spotted())
         assert [path.name for path in target.parent.iterdir()] == ["a.png"]
+
+    @pytest.mark.parametrize(
+        ("path", "kind", "words"),
+        [
+            (None, ArgumentError, "path: expected a path, got NoneType"),
+            (b"a.png", ArgumentError, "path: expected a path, got bytes"),
+            ("a\0.png", ArgumentError, "which has a null character"),
+            (f"{'x' * 300}.png", StorageError, "File name too long"),
+        ],
+    )
+    def test_what_is_no_name_of_a_file_is_told(
+        self, inspector: Inspector, path: Any, kind: type[FlawscopeError], words: str
+    ) -> None:
+        with pytest.raises(kind, match=words):
+            inspector(spotted()).save(path, spotted())
 
     def test_it_can_be_drawn_when_the_inspector_is_closed(self, bundle: Path) -> None:
         with Inspector.load(bundle, "cpu") as opened:

@@ -108,6 +108,17 @@ class TestMaps:
         found = {name: int(read_image(tmp_path / "maps" / name)[0, 0, 0]) for name in maps}
         assert sorted(found.values()) == [10, 20, 30, 40, 50]
 
+    def test_they_do_not_go_behind_a_link_that_is_scored(
+        self, bundle: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(tmp_path / "elsewhere" / "a.png")
+        parts.mkdir()
+        (parts / "link").symlink_to(tmp_path / "elsewhere")
+        assert score(bundle, parts, "--maps", tmp_path / "elsewhere" / "maps") == 2
+        assert f"expected a folder outside of {parts}, of which all images" in capsys.readouterr().err
+        assert score(bundle, parts, "--maps", tmp_path / "elsewhere", "--overwrite") == 2
+        assert below(tmp_path / "elsewhere") == ["a.png"]
+
     def test_where_the_next_command_would_score_them_they_are_not_drawn(
         self, bundle: Path, parts: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -297,3 +308,26 @@ def test_a_map_that_cannot_be_drawn_has_no_place_in_the_table(
     assert score(bundle, copies, "--csv", table, "--maps", tmp_path / "maps") == 2
     (row,) = csv.DictReader(io.StringIO(table.read_text()))
     assert (row["decision"], row["map"]) == ("accept", "")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ({"--csv": "o/a.csv", "--out": "o"}, "--csv {0}: expected a place outside of --out {1}, got one in it."),
+        ({"--maps": "o/maps", "--out": "o"}, "--maps {0}: expected a place outside of --out {1}, got one in it."),
+        ({"--csv": "o", "--out": "o"}, "--csv {0}: expected a place outside of --out {1}, got the same."),
+        ({"--csv": "o", "--maps": "o"}, "--csv {0}: expected a place outside of --maps {1}, got the same."),
+        ({"--out": "o", "--csv": "link/o"}, "--csv {1}: expected a place outside of --out {0}, got the same."),
+    ],
+)
+def test_outputs_in_one_another_are_refused_before_the_work(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], outputs: dict[str, str], told: str
+) -> None:
+    image = write(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    options = [part for option, name in outputs.items() for part in (option, tmp_path / name)]
+    assert score(bundle, image, *options) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told.format(*options[1::2]) in shown.err
+    assert not (tmp_path / "o").exists()

@@ -16,7 +16,7 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope.errors import ArgumentError, DeviceError
 from flawscope.imaging.tiles import Tiling
-from flawscope.runtime import Inspector, Result
+from flawscope.runtime import Frame, Inspector, Result
 
 KINDS = ("png", "grey png", "array", "grey array", "broken", "missing", "wrong type")
 
@@ -118,3 +118,9 @@ def test_a_stream_that_is_left_leaves_no_thread(inspector: Inspector) -> None:
 def test_a_number_of_batches_that_is_out_of_range_is_refused(inspector: Inspector, ahead: Any) -> None:
     with pytest.raises(ArgumentError, match=r"^ahead: expected 0 to 64 batches, got "):
         list(inspector.stream([], ahead=ahead))
+
+
+@pytest.mark.parametrize("sources", [None, 5, Frame(b""), np.zeros(())])
+def test_what_is_not_several_images_is_refused(inspector: Inspector, sources: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"expected several images, got {type(sources).__name__}"):
+        list(inspector.stream(sources))

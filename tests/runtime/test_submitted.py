@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -193,3 +196,27 @@ def test_who_inspects_meanwhile_gets_his_own_results(bundle: Path) -> None:
         own = [inspector(image_of(value)).score for value in range(100)]
         assert own == [float(value) for value in range(100)]
         assert [future.result(WAIT_S).score for future in futures] == [float(value) for value in range(100, 200)]
+
+
+def test_an_inspector_that_nobody_closes_leaves_no_thread(bundle: Path) -> None:
+    inspector = Inspector.load(bundle, "cpu")
+    inspector.submit(image_of(50)).result(WAIT_S)
+    before = [thread for thread in threading.enumerate() if thread.name == "scoring of submitted images"]
+    del inspector
+    gc.collect()
+    assert before
+    assert not any(thread.is_alive() for thread in before)
+
+
+def test_a_program_that_ends_without_closing_ends_the_thread_first(bundle: Path) -> None:
+    code = (
+        "import atexit, sys, threading\n"
+        "atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))\n"  # the last one of all
+        "import flawscope, numpy\n"
+        "inspector = flawscope.Inspector.load(sys.argv[1], 'cpu')\n"
+        "inspector.submit(numpy.zeros((16, 16, 3), numpy.uint8)).result()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False, timeout=WAIT_S
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "['MainThread']\n", "")

@@ -289,6 +289,8 @@ def test_few_images_are_enough_to_calibrate_and_it_is_said_what_they_are_worth(
         (lambda: flawscope.fit(3), "data: expected a path, got int."),  # type: ignore[arg-type]
         (lambda: flawscope.fit("d", overwrite=True), "out: expected the folder of the earlier run"),
         (lambda: flawscope.fit(".", "padim", settings=["a"]), "settings: expected names and values"),  # type: ignore[arg-type]
+        (lambda: flawscope.fit(".", ["padim"]), "method: expected one of auto"),  # type: ignore[arg-type]
+        (lambda: flawscope.fit("a\0"), "null character"),
         (lambda: Bundle.load(None), "path: expected a path, got NoneType."),  # type: ignore[arg-type]
     ],
 )
@@ -305,6 +307,31 @@ def test_what_the_command_line_cannot_be_given_is_refused_too(
 def test_a_precision_that_is_none_is_refused(tmp_path: Path, made: tuple[Run, Bundle]) -> None:
     with pytest.raises(ArgumentError, match=r"expected some of fp32, fp16, bf16, int8, got 'int4'\."):
         made[0].export(tmp_path / "new.flaw", precisions=["fp32", "int4"], calibration_data=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda run, bundle: run.export("n.flaw", 5), "precisions: expected some of fp32, .*, got 5"),
+        (lambda run, bundle: run.export("n.flaw", max_batch="4"), "max_batch: expected 1 to 256, got '4'"),
+        (lambda run, bundle: run.export("n.flaw", max_batch=1.5), "max_batch: expected 1 to 256, got 1.5"),
+        (lambda run, bundle: bundle.calibrate(".", "1%"), "false-reject rate: expected a fraction .*, got '1%'"),
+        (lambda run, bundle: bundle.calibrate(".", confidence="x"), "confidence: expected a fraction .*, got 'x'"),
+        (lambda run, bundle: bundle.calibrate(".", precision=["fp32"]), "precision: expected one the bundle has"),
+        (lambda run, bundle: flawscope.Inspector.load(bundle.path, threshold_overlay=5), "threshold_overlay: expected"),
+    ],
+)
+def test_an_argument_of_another_type_is_told(
+    call: Callable[[Any, Any], object],
+    words: str,
+    tiny_root: Path,
+    made: tuple[Run, Bundle],
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_root)
+    with pytest.raises(ArgumentError, match=words):
+        call(made[0], bundle)
 
 
 def test_what_the_system_refuses_is_told_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ from flawscope.training.loop.loop import METRICS, PREVIEWS
 from flawscope.training.loop.tensorboard import BOARD
 from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
-from flawscope.unfinished import check_not_begun
+from flawscope.unfinished import check_not_begun, goes_on
 from flawscope.versions import package_versions
 
 _RESOLVED = ("stages", "backbone_options", "mean", "std", "final_norm")
@@ -87,8 +87,8 @@ def train_detector(
             the run at `out`, with `overwrite`.
         command: Command line for the record.
         progress: Receives progress.
-        overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
-            with that permission.
+        overwrite: Whether an earlier run there may be replaced. A training that is gone on with replaces it too: it
+            began with that permission.
         drawn_check: Whether defects are drawn on normal images after the fit and scored, for the record.
 
     Raises:
@@ -105,10 +105,9 @@ def train_detector(
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    overwrite = overwrite or resume is not False
+    overwrite = overwrite or goes_on(out, resume)
     check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
-    if trainer.has_epochs:
-        check_not_begun(out, resume)
+    check_not_begun(out, resume)  # also of a fitted run: the training that is gone on with would replace it
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
     prepared_at = time.perf_counter()

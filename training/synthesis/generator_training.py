@@ -21,7 +21,7 @@ from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.synthesis.generator_run import write_synthesis_run
 from flawscope.training.synthesis.generator_trainer import GeneratorRequest, files_of, generator_trainer_of
 from flawscope.training.synthesis.support_examples import SupportExamples
-from flawscope.unfinished import check_not_begun
+from flawscope.unfinished import check_not_begun, goes_on
 from flawscope.versions import package_versions
 
 _SAMPLES = 8
@@ -48,8 +48,8 @@ def train_synthesis(
         resume: Resume a training that was interrupted, from its newest checkpoint or from this one.
         command: Command line for the record.
         progress: Told what is being done.
-        overwrite: Whether an earlier run there may be replaced. A training that is resumed replaces it too: it began
-            with that permission.
+        overwrite: Whether an earlier run there may be replaced. A training that is gone on with replaces it too:
+            it began with that permission.
 
     Raises:
         ArgumentError: If `out` is taken, settings name no autoencoder, base or support set, or do not fit them.
@@ -60,7 +60,7 @@ def train_synthesis(
         StorageError: If the run cannot be written.
     """
     trainer = generator_trainer_of(config)
-    overwrite = overwrite or resume is not False
+    overwrite = overwrite or goes_on(out, resume)
     check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
     check_not_begun(out, resume)
     started = time.perf_counter()

@@ -200,7 +200,11 @@ def _options(
     arguments: list[str] = [] if backbone is None else ["--backbone", backbone]
     arguments += [] if weights is None else ["--weights", str(weights)]
     arguments += [] if image_size is None else ["--image-size", str(image_size)]
-    settings: dict[str, Any] = {}
+    # As `flawscope pipeline` takes them.
+    settings: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
+    settings |= {} if image_size is None else {"resize": image_size}
+    if weights is not None and not weights.is_file():
+        raise ArgumentError(f"--weights {weights}: expected a safetensors file, got none there. Check the path.")
     for text in assignments:
         owner, dot, rest = text.partition(".")
         # `METHOD.KEY=VALUE`; a value may have a dot too, as in learning_rate=0.1.
