@@ -61,6 +61,7 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
     masks: list[Path] = []
     folders: dict[str, Path] = {}
     places, tops = set[str](), set[str]()
+    seen, again = set[tuple[int, int]](), list[Path]()
     has_several = sum(is_folder(path) for path in named) > 1
     for path in named:
         if not is_folder(path):
@@ -69,24 +70,37 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
         top = Path()
         if has_several:
             top = Path(free_name(path.name or Path(os.path.abspath(path)).name or "images", tops))  # noqa: PTH100
-        before = len(sources)
-        for found in _walk(path, masks, folders):
+        before = len(sources), len(again)
+        for found in _walk(path, masks, folders, seen, again):
             if isinstance(found, Path):
                 place = top / found.relative_to(path).with_suffix("")
                 sources.append(Input(found, free_name(place.as_posix(), places)))
             else:
                 sources.append(found)
-        if len(sources) == before:
-            raise ArgumentError(
-                f"{path}: expected images in this folder or below, got none. Name images or their folder."
-            )
+        if (len(sources), len(again)) == before:
+            raise _no_image(path)
+    if not sources:  # nothing but links that go round
+        raise _no_image(named[0])
     return Inputs(sources, masks, folders)
 
 
-def _walk(folder: Path, masks: list[Path], folders: dict[str, Path]) -> Iterator[Path | Result]:
-    """Yield the images below a folder in the order of their names, faults in place of what cannot be listed."""
+def _no_image(folder: Path) -> ArgumentError:
+    return ArgumentError(f"{folder}: expected images in this folder or below, got none. Name images or their folder.")
+
+
+def _walk(
+    folder: Path, masks: list[Path], folders: dict[str, Path], seen: set[tuple[int, int]], again: list[Path]
+) -> Iterator[Path | Result]:
+    """Yield the images below a folder in the order of their names, faults in place of what cannot be listed.
+
+    Args:
+        folder: The folder.
+        masks: Folders of masks, which are passed over, are added here.
+        folders: As in `Inputs`.
+        seen: Device and number of every folder that was listed, also below others that were named.
+        again: Folders that were reached once more, and not listed, are added here.
+    """
     pending = [folder]
-    seen = set[tuple[int, int]]()
     while pending:
         path = pending.pop()
         if not is_folder(path):
@@ -94,8 +108,9 @@ def _walk(folder: Path, masks: list[Path], folders: dict[str, Path]) -> Iterator
             continue
         try:
             status = path.stat()
-            # A link to a folder above would go round for ever.
+            # A link to a folder above would go round for ever; who names a folder and one in it means each image once.
             if (status.st_dev, status.st_ino) in seen:
+                again.append(path)
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders.setdefault(os.path.realpath(path), folder)

@@ -102,8 +102,11 @@ def evaluate(
         support = read_support(support_folder)
     if report is not None:
         report_file = check_report(report, overwrite=overwrite)
-        if json_file is not None and json_file.absolute() == report_file.absolute():
-            raise ArgumentError(f"--json {json_file}: expected another file than the report. Choose another name.")
+        places = (report_file, *report_file.parents)
+        if json_file is not None and json_file.absolute() in [place.absolute() for place in places]:
+            raise ArgumentError(
+                f"--json {json_file}: expected another file than the report, and no folder of it. Choose another name."
+            )
     bundles = [bundle] if other is None else [bundle, other]
     _check_comparable(bundles, against, threshold_overlay)
     recorded = [] if no_record else [path for path in bundles if _is_recorded(path, threshold_overlay)]

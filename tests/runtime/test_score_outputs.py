@@ -65,6 +65,22 @@ class TestFolders:
         expected = ["a/1.png", "a/deep/er/2.PNG", "b.png", "c/3.bmp", "c/away/4.png"]
         assert names == [str(parts / name) for name in expected]
 
+    @pytest.mark.parametrize("order", [("", "monday"), ("monday", ""), ("", "")])
+    def test_a_folder_and_one_below_it_are_scored_once(
+        self, bundle: Path, parts: Path, order: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(parts / "monday" / "1.png")
+        assert score(bundle, *(parts / name for name in order), "--json") == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1
+
+    def test_nothing_but_a_link_that_goes_round_holds_no_image(
+        self, bundle: Path, parts: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        parts.mkdir(exist_ok=True)
+        (parts / "round").symlink_to(parts)
+        assert score(bundle, parts) == 2
+        assert "expected images in this folder or below, got none" in capsys.readouterr().err
+
     def test_a_folder_below_that_cannot_be_listed_is_a_fault(
         self, bundle: Path, parts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

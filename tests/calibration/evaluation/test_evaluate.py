@@ -352,3 +352,11 @@ def test_what_the_bundle_has_settled_is_not_repeated(make_bundle, dataset, kinds
     )
     before, after = (len(inspection_notes(inspection, which)) for which in (manifest, settled))
     assert (before, after) == (3, 3 - len(kinds))
+
+
+@pytest.mark.parametrize("json_file", ["new", "new/report", "new/report/report.html"])
+def test_figures_do_not_take_the_place_of_the_report(tmp_path, capsys, json_file):
+    places = ["--json", str(tmp_path / json_file), "--report", str(tmp_path / "new" / "report")]
+    assert cli.run(["evaluate", str(tmp_path / "absent.flaw"), "--data", str(tmp_path), *places]) == 2
+    assert "expected another file than the report, and no folder of it" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
