@@ -69,7 +69,8 @@ def detector_notes(record: RunRecord) -> tuple[str, ...]:
 
 def describe_generator(record: SynthesisRecord) -> str:
     """Return one line that says what a generator was trained on."""
-    learned = "normal images" if record.kind == "base" else f"images of {len(record.defects)} defect types"
+    types = len(record.defects)
+    learned = "normal images" if record.kind == "base" else f"images of {types} defect type{'s' if types != 1 else ''}"
     seconds = sum(record.seconds.values())
     return f"{record.kind} trained on {len(record.training)} {learned} of {record.category} in {seconds:.1f} s"
 

@@ -19,6 +19,7 @@ OWN = {
     ("core/open_files.py", "os.open"): "it is the place itself",
     ("core/open_files.py", "os.scandir"): "it is the place itself",
     ("core/bundle/stored_files.py", "os.open"): "the same looks, and no links besides, which a dataset may have",
+    ("core/bundle/opening.py", "os.scandir"): "the first entries alone, of a folder that may hold millions",
     ("core/bundle/stored_files.py", "os.walk"): "raises where a folder cannot be listed",
     ("core/bundle/stored_files.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
