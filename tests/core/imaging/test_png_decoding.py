@@ -107,7 +107,9 @@ def test_many_chunks_take_linear_time() -> None:
         return time.process_time() - started
 
     seconds(10)
-    assert seconds(40_000) < 40 * max(seconds(4_000), 1e-3)
+    # The quickest of three: another program, or a collection of garbage, makes one of them longer and none shorter.
+    few, many = (min(seconds(count) for _ in range(3)) for count in (4_000, 40_000))
+    assert many < 40 * max(few, 1e-3)
 
 
 # --- the compressed rows
