@@ -75,6 +75,18 @@ def goes_on(out: Path, resume: bool | Path) -> bool:
     return resume is not False and folder.is_dir() and bool(list_folder(folder))
 
 
+def check_not_finished(run: Path, resume: bool | Path) -> None:
+    """Raise ArgumentError where a pipeline is to go on with a training and finds a run that is finished.
+
+    To begin anew would replace it, and who asked to go on wants to keep what is there.
+    """
+    if resume is not False and not goes_on(run, resume) and (run / "run.json").is_file():
+        raise ArgumentError(
+            f"{run}: expected an unfinished training to go on with, got a finished run. Use it for the other stages "
+            "with --skip train, or train again with --overwrite and without --resume."
+        )
+
+
 def check_not_begun(out: Path, resume: bool | Path) -> None:
     """Raise ArgumentError if the training of a run was interrupted, and is not to be resumed."""
     folder = workspace_of(out)

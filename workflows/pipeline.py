@@ -36,6 +36,7 @@ from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import check_recorded, folds_of, train_detector
 from flawscope.training.run_notes import describe_calibration, detector_notes
 from flawscope.training.trainer import trainer_of
+from flawscope.unfinished import check_not_finished
 
 _Result = TypeVar("_Result")
 
@@ -240,6 +241,8 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     for folder in (plan.out, plan.report):
         if folder.exists() and not folder.is_dir():
             raise ArgumentError(f"{folder}: expected a folder, got a file. Choose another name.")
+    if plan.earlier_run is None:
+        check_not_finished(plan.run, plan.resume)
     check_replaceable(plan.run, RECORD, overwrite=plan.replaces)
     check_replaceable(plan.bundle, "manifest.json", overwrite=plan.replaces)
     for file in (plan.figures, plan.report / REPORT):

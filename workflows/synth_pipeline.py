@@ -33,6 +33,7 @@ from flawscope.runtime.synthesis.sites import Site, read_sites
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 from flawscope.training.synthesis.generator_run import read_synthesis_run
 from flawscope.training.synthesis.generator_training import train_synthesis
+from flawscope.unfinished import check_not_finished
 from flawscope.workflows.pipeline import Stage, run_below
 
 DRAWN = 4
@@ -141,6 +142,8 @@ def _check(plan: SynthPlan) -> None:
         raise ArgumentError(f"category: expected a name without a path, got {category!r}. Rename it.")
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
+    if plan.trains:
+        check_not_finished(plan.run, plan.resume)
     marker = BOXES_RECORD if plan.places.name == "boxes" else MASKS_RECORD
     for folder, name in (
         (plan.run, RECORD),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from file_contents import files_of
 from interrupted import killed_at_checkpoint
 from published_weights import write_backbone_weights
 from tiny_dataset import CATEGORY, normal_images
@@ -415,6 +416,19 @@ def test_a_run_is_left_as_it_is_where_its_extractor_is_skipped_or_not_asked_for(
     assert call("ddad", tiny_root, out, *rest) == 0
     assert calls == ["export_run", "export_run"]
     assert (out / "run" / "run.json").read_bytes() == before
+
+
+def test_a_finished_run_is_not_begun_anew_by_who_asks_to_go_on(
+    tmp_path: Path, tiny_root: Path, denoised: Path, calls: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(denoised, tmp_path)
+    before = files_of(out)
+    assert call("ddad", tiny_root, out, *settings(DDAD), "--resume", "latest") == 2
+    assert (
+        f"{out / 'run'}: expected an unfinished training to go on with, got a finished run" in capsys.readouterr().err
+    )
+    assert calls == []
+    assert files_of(out) == before
 
 
 @pytest.mark.parametrize(

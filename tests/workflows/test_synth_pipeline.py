@@ -83,6 +83,8 @@ def test_a_base_redraws_normal_material_at_masks(
     (out / "run" / "samples").mkdir(exist_ok=True)
     for number, image in enumerate(training_images(tiny_root)[:2]):
         shutil.copyfile(image, out / "run" / "samples" / f"{number:03d}.png")
+    assert call("base", tiny_root, out, "--resume", "latest") == 2
+    assert "expected an unfinished training to go on with, got a finished run" in capsys.readouterr().err
     assert call("base", tiny_root, out, "--skip", "train", "--draw", "3") in (0, 1)
     assert "the base knows no defect and redraws normal material" in capsys.readouterr().out
     record = json.loads((out / "drawn" / "generate.json").read_text())
