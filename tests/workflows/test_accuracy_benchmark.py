@@ -75,7 +75,7 @@ class Runner:
         self.commands: list[list[str]] = []
         self.aurocs = {"a": 0.75, "b": 0.5, "one": 0.5}
 
-    def __call__(self, command: list[str], log: Path) -> tuple[int, int]:
+    def __call__(self, command: list[str], log: Path, lock: int) -> tuple[int, int]:
         """Write what the pipeline would."""
         self.commands.append(command)
         log.write_text("note: something\n")
@@ -191,7 +191,7 @@ def test_an_old_evaluation_is_not_taken_for_that_of_a_process_that_failed(root, 
     (cell / "log.txt").write_text("")
     (cell / "work/evaluation.json").write_bytes(msgspec.json.encode(figures(0.9)))
     (tmp_path / "out/benchmark.json").write_text("{}")
-    monkeypatch.setattr(cells_module, "_run", lambda command, log: (log.write_text("error: no."), (1, 0))[1])
+    monkeypatch.setattr(cells_module, "_run", lambda command, log, lock: (log.write_text("error: no."), (1, 0))[1])
     assert run(["benchmark", str(root), "--out", str(tmp_path / "out"), "--methods", "padim", "--resume"]) == 1
     assert {result["error"] for result in document(tmp_path / "out")["cells"]} == {"no."}
 
@@ -241,6 +241,21 @@ def test_what_lies_in_the_folder_of_a_cell_is_not_removed(runner, root, tmp_path
         assert run(["benchmark", str(root), "--out", str(tmp_path / "out"), asked]) == 2
         assert "got a folder with other files" in capsys.readouterr().err
     assert mine.read_text() == "mine"
+
+
+def test_two_benchmarks_are_not_at_work_in_one_folder_nor_beside_a_cell_of_one_that_was_killed(
+    runner, root, tmp_path, capsys
+):
+    out, arguments = tmp_path / "out", ["benchmark", str(root), "--out", str(tmp_path / "out"), "--methods", "padim"]
+    with cells_module.alone_in(out) as lock:
+        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    (out / "benchmark.json").write_text("{}")
+    # The benchmark has let go; what it had started has not.
+    assert run([*arguments, "--resume"]) == 2
+    assert "expected no other benchmark at work there" in capsys.readouterr().err
+    assert runner.commands == []
+    process.communicate()
+    assert run([*arguments, "--resume"]) == 0
 
 
 # ---- The tables ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from flawscope.config import build_config, parse_assignment
 from flawscope.datasets.data_options import CATEGORIES, split_categories
 from flawscope.errors import ArgumentError, MissingExtra
-from flawscope.files import check_replaceable, storage_errors, write_bytes, write_text
+from flawscope.files import check_replaceable, write_bytes, write_text
 from flawscope.methods import METHODS
 from flawscope.output_options import OVERWRITE
 from flawscope.progress_display import duration
@@ -73,7 +73,7 @@ def benchmark(
     status is 1 when a cell failed; the others are measured all the same.
     """
     try:
-        from flawscope.workflows.accuracy.cells import CELLS, forget, plan_cells, read_result
+        from flawscope.workflows.accuracy.cells import alone_in, forget, plan_cells, read_result
     except ModuleNotFoundError as err:
         raise MissingExtra("the benchmark", str(err.name), "all") from err
     if resume and overwrite:
@@ -82,20 +82,19 @@ def benchmark(
     options = {name: _options(name, chosen, backbone, weights, image_size, assignments) for name in chosen}
     cells = plan_cells(out, _datasets(datasets), split_categories(categories), chosen, _seeds(seeds), options)
     check_replaceable(out, _JSON, overwrite=overwrite or resume)
-    done: dict[str, CellResult] = {}
-    for cell in cells:
-        if overwrite:
-            forget(cell)
-        elif resume and (result := read_result(cell)) is not None:
-            done[cell.name] = result
-    with storage_errors(out):
-        (out / CELLS).mkdir(parents=True, exist_ok=True)
-    if done:
-        echo(f"{len(done)} of {len(cells)} cells are measured already", err=True)
-    return _measure(cells, done, out, keep)
+    with alone_in(out) as lock:
+        done: dict[str, CellResult] = {}
+        for cell in cells:
+            if overwrite:
+                forget(cell)
+            elif resume and (result := read_result(cell)) is not None:
+                done[cell.name] = result
+        if done:
+            echo(f"{len(done)} of {len(cells)} cells are measured already", err=True)
+        return _measure(cells, done, out, keep, lock)
 
 
-def _measure(cells: Sequence[Cell], done: dict[str, CellResult], out: Path, keep: bool) -> int:
+def _measure(cells: Sequence[Cell], done: dict[str, CellResult], out: Path, keep: bool, lock: int) -> int:
     from flawscope.workflows.accuracy.cells import run_cell
 
     # Before the first cell: a folder that was interrupted in it is known as a benchmark's.
@@ -105,7 +104,7 @@ def _measure(cells: Sequence[Cell], done: dict[str, CellResult], out: Path, keep
         if cell.name in done:
             continue
         echo(f"[{number}/{len(cells)}] {printable(cell.name)}{_left(cells[number - 1 :], done, spent)}", err=True)
-        done[cell.name] = result = run_cell(cell, keeps=keep)
+        done[cell.name] = result = run_cell(cell, keeps=keep, lock=lock)
         spent.setdefault(cell.method, []).append(result.seconds)
         _write(out, cells, done)
         echo(_line(cell, result))

@@ -6,6 +6,8 @@ every figure has the command line that made it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -13,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,6 +34,7 @@ FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_ap
 RESULT = "result.json"
 LOG = "log.txt"
 CELLS = "cells"
+_LOCK = ".lock"
 _MEGABYTE_OF_KIB = 1024
 _REPORTING = ("FLAWSCOPE_QUIET", "FLAWSCOPE_LOG_FORMAT")
 
@@ -176,12 +179,37 @@ def read_result(cell: Cell) -> CellResult | None:
     return result if result.error is None else None
 
 
-def run_cell(cell: Cell, *, keeps: bool) -> CellResult:
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[int]:
+    """Yield the descriptor of a lock on the folder of a benchmark, which the processes of its cells hold too.
+
+    So that of a benchmark that was killed counts as at work there until it has ended.
+
+    Raises:
+        ArgumentError: If another benchmark is at work there.
+        StorageError: If the folder cannot be made.
+    """
+    with storage_errors(out):
+        (out / CELLS).mkdir(parents=True, exist_ok=True)
+        file = (out / CELLS / _LOCK).open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise ArgumentError(
+                f"{out}: expected no other benchmark at work there, got one, or a cell of one that was killed. Wait "
+                "for its end, or name another --out."
+            ) from err
+        yield file.fileno()
+
+
+def run_cell(cell: Cell, *, keeps: bool, lock: int) -> CellResult:
     """Run one cell in a process and write its result; a training that was interrupted there goes on.
 
     Args:
         cell: The cell.
         keeps: Whether run, bundle and report stay; else only the result and the log do.
+        lock: Descriptor that its process inherits; see `alone_in`.
 
     Raises:
         ArgumentError: If its folder holds something else.
@@ -197,7 +225,7 @@ def run_cell(cell: Cell, *, keeps: bool) -> CellResult:
     goes_on = ["--resume", "latest"] if find_unfinished(work / "run") else ["--overwrite"]
     command = [sys.executable, "-m", "flawscope", *cell.arguments, "--out", str(work), *goes_on]
     started = time.perf_counter()
-    status, peak_kib = _run(command, log)
+    status, peak_kib = _run(command, log, lock)
     seconds, peak_mb = time.perf_counter() - started, peak_kib / _MEGABYTE_OF_KIB
     base = CellResult(
         dataset=cell.dataset,
@@ -230,13 +258,18 @@ def forget(cell: Cell) -> None:
         shutil.rmtree(cell.folder)
 
 
-def _run(command: list[str], log: Path) -> tuple[int, int]:
+def _run(command: list[str], log: Path, lock: int) -> tuple[int, int]:
     """Run a process, its output in a file; return its exit status, negative for a signal, and peak memory in KiB."""
     # The log is for people, and its last error is read: how this command reports is not how that one does.
     environment = {key: value for key, value in os.environ.items() if key not in _REPORTING}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=(lock,),
         )
         try:
             # wait4 gives the peak of this child; RUSAGE_CHILDREN has the largest of all children that ended before.
