@@ -24,6 +24,9 @@ from flawscope.text import printable
 SMALL_BYTES = 4096
 """Of a body without images."""
 
+SETTLE_S = 1.0
+"""Longest time that a reading of the journal waits for what was queued before it: a disk that hangs stops no page."""
+
 T = TypeVar("T")
 
 
@@ -88,6 +91,10 @@ class Context:
     async def act(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call something of a station that waits for no disk, in a thread that nobody who reads images holds."""
         return await asyncio.get_running_loop().run_in_executor(self._acts, functools.partial(function, *arguments))
+
+    async def until_recorded(self) -> None:
+        """Wait until what was done before is on record, a moment at most: who acts and then reads finds what he did."""
+        await self.call(self.line.journal.flush, SETTLE_S)
 
     def station(self, request: Request) -> tuple[StationOptions, StationView]:
         """Return the station that the path names.

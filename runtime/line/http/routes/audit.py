@@ -46,11 +46,13 @@ def routes(context: Context) -> list[Api]:
         before = query.number("before", 1 << 53, 1, 1 << 53)
         newest = query.word("order", ("newest", "oldest")) == "newest"
         query.end()
+        await context.until_recorded()
         found = await context.call(journal.events, after, limit, before=before, newest_first=newest)
         return json_answer({"events": found})
 
     async def verify(request: Request) -> Response:
         Query(request).end()
+        await context.until_recorded()
         return json_answer(await verifier.verify(request.receive))
 
     return [

@@ -204,6 +204,7 @@ class _Bundles:
         view, image = query.text("view") or None, query.text("image")
         last = query.number("last", 500, 1, MOST_SCORES)
         query.end()
+        await self._context.until_recorded()
         found = await self._asked(400, self._swaps.what_if, options.name, view, _number(image), last)
         return json_answer(found)
 

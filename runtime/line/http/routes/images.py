@@ -18,7 +18,7 @@ from flawscope.runtime.line.gallery.stored import Shown, as_shown, drawn_with_ma
 from flawscope.runtime.line.http.context import Api, Context
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
-from flawscope.runtime.line.http.routes.records import absent
+from flawscope.runtime.line.http.routes.records import absent, part_on_record
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
 from flawscope.text import printable
 
@@ -54,8 +54,8 @@ def routes(context: Context) -> list[Api]:
     async def stored(request: Request) -> Response:
         seq, name = request.path_params["seq"], request.path_params["name"]
         Query(request).end()
-        part = await context.call(context.line.journal.part_of, seq) if 0 < seq < _LARGEST else None
-        if part is None or context.line.gallery is None:
+        part = await part_on_record(context, seq)
+        if context.line.gallery is None:
             raise await absent(context, seq)
         try:
             shown = await context.call(_image_of, context.line.gallery, part, name)

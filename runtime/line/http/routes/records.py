@@ -11,10 +11,25 @@ from flawscope.runtime.line.http.answers import json_answer
 from flawscope.runtime.line.http.context import Api, Context
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
-from flawscope.runtime.line.parts import Verdict
+from flawscope.runtime.line.parts import PartRecord, Verdict
 
 MOST_ROWS = 1000
 """Most parts or entries of an answer."""
+
+
+async def part_on_record(context: Context, seq: int) -> PartRecord:
+    """Return a part by its number; one that was decided a moment ago is waited for.
+
+    Raises:
+        Refusal: If no part in the journal has it.
+    """
+    if 0 < seq < 1 << 53:
+        for _ in range(2):
+            found = await context.call(context.line.journal.part_of, seq)
+            if found is not None:
+                return found
+            await context.until_recorded()
+    raise await absent(context, seq)
 
 
 async def absent(context: Context, seq: int) -> Refusal:
@@ -38,15 +53,13 @@ def routes(context: Context) -> list[Api]:
         reviewed = query.word("reviewed", ("0", "1"))
         query.end()
         is_reviewed = None if reviewed is None else reviewed == "1"
+        await context.until_recorded()
         found = await context.call(journal.parts, after, limit, station, verdict, newest, before, is_reviewed)
         return json_answer({"parts": found})
 
     async def part(request: Request) -> Response:
         seq = request.path_params["seq"]
-        found = await context.call(journal.part_of, seq) if 0 < seq < 1 << 53 else None
-        if found is None:
-            raise await absent(context, seq)
-        return json_answer(found)
+        return json_answer(await part_on_record(context, seq))
 
     async def entries(request: Request) -> Response:
         query = Query(request)

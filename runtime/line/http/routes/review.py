@@ -19,7 +19,7 @@ from flawscope.runtime.line.http.context import SMALL_BYTES, Api, Context, user_
 from flawscope.runtime.line.http.news import disconnected
 from flawscope.runtime.line.http.query import Query
 from flawscope.runtime.line.http.refusal import Refusal
-from flawscope.runtime.line.http.routes.records import absent
+from flawscope.runtime.line.http.routes.records import part_on_record
 from flawscope.runtime.line.journal.reviews import ACTION, Label, Said, object_of
 from flawscope.runtime.line.parts import PartRecord
 from flawscope.text import NOT_JSON, encode_json, printable
@@ -51,11 +51,7 @@ def routes(context: Context) -> list[Api]:
     line = context.line
 
     async def part_of(request: Request) -> PartRecord:
-        seq = request.path_params["seq"]
-        part = await context.call(line.journal.part_of, seq) if 0 < seq < 1 << 53 else None
-        if part is None:
-            raise await absent(context, seq)
-        return part
+        return await part_on_record(context, request.path_params["seq"])
 
     async def review(request: Request) -> Response:
         Query(request).end()

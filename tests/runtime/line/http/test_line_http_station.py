@@ -23,6 +23,7 @@ from flawscope.imaging.png import encode_png  # noqa: E402
 from flawscope.runtime.line.clock import SystemClock  # noqa: E402
 from flawscope.runtime.line.http.server import LineServer  # noqa: E402
 from flawscope.runtime.line.journal.journal import Journal  # noqa: E402
+from flawscope.runtime.line.journal.writer import Writer  # noqa: E402
 from flawscope.runtime.line.line_config import LineConfig  # noqa: E402
 from flawscope.runtime.line.sources.push import Push  # noqa: E402
 from flawscope.runtime.line.sources.table import PushSource  # noqa: E402
@@ -113,11 +114,48 @@ def test_each_image_gets_the_verdict_that_the_plc_and_the_journal_have(tmp_path:
         assert [answer["seq"] for answer in answers] == list(range(1, 25))
         told = {answer["seq"]: answer["verdict"] for answer in answers}
         assert {signal.seq: signal.verdict for signal in line.output.signals} == told
-        assert line.journal.flush(WAIT_S)
         parts = line.get("/api/v1/parts").json()["parts"]
         assert {part["seq"]: part["verdict"] for part in parts} == told
         assert answers[2]["reason"] == "unreadable_image"
         assert line.station.counters.now().holds
+
+
+def slow_commits(line: RealLine, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    commit = Writer._commit
+
+    def late(self: Writer, group: list[Any]) -> bool:
+        time.sleep(seconds)
+        return commit(self, group)
+
+    monkeypatch.setattr(Writer, "_commit", late)
+
+
+def test_who_reads_finds_what_he_was_told_before_though_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with real_line(tmp_path) as line:
+        slow_commits(line, monkeypatch, 0.2)
+        for value in (255, 150):  # a reject and a fault are given out before they are recorded
+            seq = line.push(value)["seq"]
+            assert line.get(f"/api/v1/parts/{seq}").json()["seq"] == seq
+            seq = line.push(value)["seq"]
+            assert [part["seq"] for part in line.get("/api/v1/parts?order=newest&limit=1").json()["parts"]] == [seq]
+        line.journal.event("threshold", reason="too many scratches")
+        newest = line.get("/api/v1/audit?order=newest&limit=1").json()["events"]
+        assert [event["reason"] for event in newest] == ["too many scratches"]
+
+
+def test_a_disk_that_hangs_holds_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with real_line(tmp_path) as line:
+        line.push(150)
+        assert line.journal.flush(WAIT_S)
+        slow_commits(line, monkeypatch, WAIT_S / 2)
+        line.push(150)
+        start = time.monotonic()
+        assert [part["seq"] for part in line.get("/api/v1/parts").json()["parts"]] == [1]
+        assert line.get("/api/v1/audit").status_code == 200
+        assert time.monotonic() - start < WAIT_S / 2 - 1.0
+        monkeypatch.undo()
 
 
 def test_a_burst_is_answered_at_once_and_every_request_has_its_part(tmp_path: Path) -> None:
