@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from flawscope.bundle import Manifest, Thresholds, making
+from flawscope.calibration.evaluation.diagnosis import EDGE
 from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import check_fraction
@@ -351,6 +352,8 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     # Last: it rewrites the manifest, so a bundle names figures only if the files that show them were written.
     record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
-    summary = ", ".join(f"{name} {figure(value)}" for name, value in ranking)
+    summary = ", ".join(f"{name} {figure(value)}" for name, value in ranking if value is not None)
     summary += f" on {figures.images} images, {figures.anomalous} anomalous: {report}"
-    return figures, summary, (*figures.diagnosis, *figures.notes)
+    # Of thresholds that were set a moment ago their own stage has said it.
+    said = [text for text in figures.diagnosis if not (plan.sets_thresholds and text.startswith(EDGE))]
+    return figures, summary, (*said, *figures.notes)

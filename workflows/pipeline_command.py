@@ -104,6 +104,7 @@ def pipeline(
         )
     # Here and not above: torch, SciPy and Matplotlib come with it, and --help must work without them.
     try:
+        from flawscope.calibration.evaluation.evaluation_text import verdict_lines
         from flawscope.workflows.pipeline import run_pipeline
     except ModuleNotFoundError as err:
         raise MissingExtra("the pipeline", str(err.name), "all") from err
@@ -117,6 +118,9 @@ def pipeline(
         track_figures({**outcome.record.facts, **_tracked(outcome.figures)})
     figures = outcome.figures
     echo(f"pipeline    {time.perf_counter() - started:8.1f} s  {out}")
+    if figures is not None:
+        for line in verdict_lines(figures):
+            echo(line)
     if budget_ms is not None:
         echo(f"note: {_budget_note(figures, budget_ms)}", err=True)
     faults = figures.faults if figures else ()

@@ -44,6 +44,12 @@ def headline(figures: Figures) -> str:
     )
 
 
+def verdict_lines(figures: Figures) -> tuple[str, str]:
+    """Return what an evaluation comes to and what to do next, a line each."""
+    verdict = verdict_of(figures)
+    return f"verdict: {verdict.title}. {verdict.text}", f"next step: {verdict.step}"
+
+
 def print_figures(figures: Figures) -> None:
     """Print figures and verdict to stdout; diagnosis, notes and faults to stderr."""
     console = PlainConsole()  # names and reasons are text, also with brackets
@@ -59,9 +65,8 @@ def print_figures(figures: Figures) -> None:
         console.print(_product_table(figures.products))
     for drift in figures.drift:
         _print_drift(console, drift)
-    verdict = verdict_of(figures)
-    console.print(f"verdict: {verdict.title}. {verdict.text}", soft_wrap=True)
-    console.print(f"next step: {verdict.step}", soft_wrap=True)
+    for line in verdict_lines(figures):
+        console.print(line, soft_wrap=True)
     for text in figures.diagnosis:
         echo(f"diagnosis: {text}", err=True)
     for note in figures.notes:

@@ -49,7 +49,7 @@ def call(method: str, root: Path, out: Path, *more: str) -> int:
 
 def stages_of(printed: str) -> list[tuple[str, str]]:
     """Return the name of every stage that was announced, and its time or that it was skipped."""
-    words = [line.split() for line in printed.splitlines()]
+    words = [line.split() for line in printed.splitlines() if not line.startswith(("verdict: ", "next step: "))]
     return [(line[0], "skipped" if line[1] == "skipped" else line[2]) for line in words]
 
 
@@ -113,6 +113,9 @@ def test_images_become_a_run_a_bundle_with_thresholds_and_a_report(
     assert f"{image.value:.6g}: with 80% confidence at most {image.upper_bound:.2%} of good parts" in printed.out
     assert manifest.evidence.accuracy[0].figures["image_auroc"] == figures["image_auroc"]
     assert f"image AUROC {rounding.figure(figures['image_auroc'])}" in printed.out
+    # The last words are what it comes to; what the threshold stage said is not said again.
+    assert [line.partition(":")[0] for line in printed.out.splitlines()[-2:]] == ["verdict", "next step"]
+    assert "lies at the edge" not in printed.err
 
 
 def test_few_images_are_cross_fitted_and_it_is_said(
