@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from flawscope.runtime.scale.times import Took
+
 
 class Task(msgspec.Struct, frozen=True):
     """Items of one shard of a plan, `first <= n < stop`; a part of it where a worker died of the whole.
@@ -31,15 +33,15 @@ class Done(msgspec.Struct, frozen=True):
         task: The task.
         counts: What came of its items, such as `accept`, `reject` and `fault`; their sum is the number of items.
         seconds: Time of the task.
-        took: Items by time, a histogram for percentiles of all: see `flawscope.runtime.scale.times`.
-        notes: Items by what is noted of them, for the report alone.
+        more: Items by what else is counted of them, for the report alone, such as `near_threshold`.
+        took: Times of the items.
     """
 
     task: Task
     counts: dict[str, int]
     seconds: float = 0.0
-    took: dict[int, int] = {}
-    notes: dict[str, int] = {}
+    more: dict[str, int] = {}
+    took: Took = Took()
 
 
 class Died(msgspec.Struct, frozen=True):

@@ -12,13 +12,35 @@ from typing import Protocol, cast
 import msgspec
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.scale.task import Done, Task
+from flawscope.runtime.scale.task import Died, Done, Task
 from flawscope.text import NOT_JSON
 
 WORKS: dict[str, str] = {
     "score": "flawscope.runtime.scale.score_work:ScoreWork",
 }
 """Kind -> `module:class` of its struct, whose tag (`kind`) it is."""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run took that its results do not say, for the report.
+
+    Attributes:
+        on: Where it ran.
+        workers: Names of the workers.
+        skipped: Shards that were whole before.
+        deaths: Tasks whose worker died, with the reason; each was tried again, cut, or given up.
+        given_up: Numbers of the items of which every worker died.
+        seconds: Time of this run, without the plan.
+        command: The command line; empty from Python.
+    """
+
+    on: str
+    workers: list[str] = []
+    skipped: int = 0
+    deaths: list[Died] = []
+    given_up: list[int] = []
+    seconds: float = 0.0
+    command: str = ""
 
 
 class Worker(Protocol):
@@ -62,6 +84,18 @@ class Work(Protocol):
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts, in order, and remove these."""
+
+    def merge(self, shards: Sequence[Done], account: Account) -> None:
+        """Write what is made of all shards, which are whole, and the report, `report.json`, as the last file.
+
+        Args:
+            shards: What became of each, in order.
+            account: What the run itself took.
+
+        Raises:
+            DataError: If the file of a shard is gone or changed, or the account does not close.
+            StorageError: If something cannot be written.
+        """
 
 
 def encode_work(work: Work) -> bytes:
