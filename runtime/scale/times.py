@@ -1,4 +1,4 @@
-"""How long items took: a histogram that is added over workers, for percentiles without a time for each of 10^8 items."""
+"""How long items took: a histogram that is added over workers, for percentiles without a time for each item."""
 
 from __future__ import annotations
 
