@@ -75,7 +75,9 @@ class Row(NamedTuple):
     prefix: str = ""
 
 
-EXECUTORS: dict[str, Row] = {}
+EXECUTORS: dict[str, Row] = {
+    "local": Row("flawscope.runtime.scale.executors.local:LocalExecutor"),
+}
 """Name -> row."""
 
 
