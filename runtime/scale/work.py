@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import msgspec
 
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, DataError
+from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.task import Died, Done, Task
 from flawscope.text import NOT_JSON
 
 WORKS: dict[str, str] = {
     "score": "flawscope.runtime.scale.score_work:ScoreWork",
 }
-"""Kind -> `module:class` of its struct, whose tag (`kind`) it is."""
+"""Kind -> `module:class` of its struct, whose tag (`kind`) it is. Its fields `out` (folder of the plan, absolute) and
+`plan` (digest of the plan) are enough to look at shards and to merge them: all others have defaults."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +33,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         skipped: Shards that were whole before.
         deaths: Tasks whose worker died, with the reason; each was tried again, cut, or given up.
         given_up: Numbers of the items of which every worker died.
+        items: Items that were done by it, without those of shards that were whole before.
         seconds: Time of this run, without the plan.
         command: The command line; empty from Python.
     """
@@ -39,6 +43,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int = 0
     deaths: list[Died] = []
     given_up: list[int] = []
+    items: int = 0
     seconds: float = 0.0
     command: str = ""
 
@@ -110,15 +115,30 @@ def decode_work(data: bytes) -> Work:
         ArgumentError: If it is none, or of an unknown kind, as from another version of flawscope.
     """
     try:
-        kind = msgspec.json.decode(data, type=_Kind).kind
-        module, _, name = WORKS[kind].partition(":")
-        struct = getattr(importlib.import_module(module), name)
-        return cast(Work, msgspec.json.decode(data, type=struct))
+        return cast(Work, msgspec.json.decode(data, type=_struct(msgspec.json.decode(data, type=_Kind).kind)))
     except (*NOT_JSON, KeyError) as err:
         raise ArgumentError(
             f"work: expected one of {', '.join(WORKS)} of this version, got what it cannot read: {err!r}. Install the "
             "same flawscope wherever workers run."
         ) from err
+
+
+def work_of(out: Path, plan: Plan) -> Work:
+    """Return the work of a plan, to look at its shards and to merge them; it opens no worker.
+
+    Raises:
+        DataError: If the plan is of a kind that this version does not have.
+    """
+    if plan.kind not in WORKS:
+        raise DataError(
+            f"{out}: expected a plan of {', '.join(WORKS)}, got one of {plan.kind}. Use the version that made it."
+        )
+    return cast(Work, _struct(plan.kind)(out=str(out.absolute()), plan=plan.digest))
+
+
+def _struct(kind: str) -> Any:
+    module, _, name = WORKS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 class _Kind(msgspec.Struct):
