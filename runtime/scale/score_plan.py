@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from flawscope.bundle import trusted_bundle
-from flawscope.bundle.threshold_overlay import InForce, thresholds_in_force
+from flawscope.bundle import Bundle, InForce, thresholds_in_force, trusted_bundle
 from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable, locked
 from flawscope.runtime.backends.cores import Cores, usable_cores
@@ -196,6 +195,10 @@ def _found(request: ScoreRequest, shard_size: int) -> Planned:
     plan = read_plan(out)
     with trusted_bundle(request.bundle) as bundle:
         digest = bundle.manifest.digest
+        # Of another bundle, or in a precision that it lacks, nobody asks for them: that is said first.
+        is_same = (digest, request.precision) == (plan.bundle, plan.asked["precision"])
+        overlay = request.threshold_overlay or plan.asked["threshold_overlay"]
+        thresholds = fingerprint(_in_force(bundle, request, overlay)) if is_same else None
     items, sha256 = plan.items, plan.items_sha256
     # Jobs of an array take the list as it is: it is the same for all of them, whatever comes into a folder meanwhile.
     if request.images and not request.is_shared:
@@ -214,7 +217,22 @@ def _found(request: ScoreRequest, shard_size: int) -> Planned:
             "changed since. Name no images to go on with those of the plan, or choose another name for --out."
         )
     check_same(out, plan, wanted)
+    if thresholds != plan.fixed["thresholds"]:
+        raise ArgumentError(
+            f"{request.bundle}: expected the thresholds of the plan in {out}, {plan.fixed['threshold_source']}, got "
+            "others: they were changed since. Put them back, or choose another name for --out."
+        )
     return Planned(plan, _work(request, plan), is_new=False)
+
+
+def _in_force(bundle: Bundle, request: ScoreRequest, overlay: Path | str | None) -> InForce:
+    return thresholds_in_force(
+        bundle.path,
+        bundle.manifest,
+        request.precision,
+        threshold_overlay=overlay,
+        use_overlay=request.use_overlay,
+    )
 
 
 def _work(request: ScoreRequest, plan: Plan) -> ScoreWork:
@@ -266,13 +284,7 @@ def _fixed_without_loading(request: ScoreRequest) -> tuple[str, dict[str, Any]]:
                 f"{request.bundle}: expected a bundle that scores batches of {request.batch}, got one of the kind "
                 f"{manifest.kind} with at most {manifest.max_batch}."
             )
-        in_force = thresholds_in_force(
-            bundle.path,
-            manifest,
-            request.precision,
-            threshold_overlay=request.threshold_overlay,
-            use_overlay=request.use_overlay,
-        )
+        in_force = _in_force(bundle, request, request.threshold_overlay)
         judge = Judge(manifest, in_force, request.product, bundle.path)
         thresholds = judge.thresholds_for(request.product)
         return manifest.digest, {
