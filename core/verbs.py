@@ -246,6 +246,9 @@ VERBS: Mapping[str, Row] = {
         "flawscope.calibration.evaluation.sampling_command:sampling", "Compare few-step samplings of ddad and dsad."
     ),
     "score": Verb("flawscope.runtime.score_command:score", "Decide on images with a bundle."),
+    "merge": Verb(
+        "flawscope.runtime.scale.shards_command:merge_command", "Join the shards that several jobs worked on."
+    ),
     "engine": _ENGINE,
     "bench": Verb(
         "flawscope.runtime.bench.bench_command:bench_command", "Measure latency, throughput and memory of a bundle."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, FlawscopeError
+from flawscope.given_options import given_option
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
@@ -25,7 +26,8 @@ from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.backends.cores_options import cores_options
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
-from flawscope.runtime.score_files import Drawings, Records, check_outputs_apart
+from flawscope.runtime.scale.shard_options import PARAMETERS, is_sharded, shard_options
+from flawscope.runtime.score_files import RESULTS, Drawings, Records, check_outputs_apart
 from flawscope.runtime.score_inputs import Input, Inputs, check_apart, find_inputs
 from flawscope.runtime.score_summary import Summary
 from flawscope.runtime.scorers.scorer import PATHS
@@ -37,7 +39,7 @@ _AHEAD = 2
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.argument("images", nargs=-1, type=click.Path(), metavar="IMAGE...")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes.")
 @click.option("--path", "path", type=click.Choice(PATHS), default="auto", show_default=True, help="How maps are made.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Graphs.")
@@ -66,13 +68,15 @@ _AHEAD = 2
     metavar="DIR",
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@shard_options
+@click.option("--shard-maps", is_flag=True, help="Heat maps of each shard in one zip file beside it, below --out.")
 @click.option("--fail-on-reject", is_flag=True, help="Exit with status 1 where an image is rejected, too.")
 @OVERWRITE
 @threshold_overlay_options
 @trusted_keys_option
 def score(
     bundle: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     batch: int,
     as_json: bool,
     table: Path | None,
@@ -88,9 +92,21 @@ def score(
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
+
+    With --on, --workers, --shard-size or --shard it works in shards, by several processes or machines, and can be
+    resumed: docs/scale.md. flawscope merge DIR (also flawscope score merge DIR) joins what jobs of an array made.
     """
-    _check_order(bundle, images)
-    inputs = find_inputs(images)
+    sharding = {name: loading.pop(name) for name in (*PARAMETERS, "shard_maps")}
+    if str(bundle) == "merge" and len(images) == 1 and not bundle.exists():
+        return _merge(Path(images[0]))
+    named = [Path(image) for image in images]
+    _check_order(bundle, named)
+    if is_sharded(out, sharding["on"], sharding["workers"]) or sharding["shard_maps"]:
+        request = {"batch": batch, "use_overlay": not no_overlay, "overwrite": overwrite, **loading}
+        return _in_shards(bundle, images, out, sharding, request, fail_on_reject=fail_on_reject)
+    if not images:
+        raise click.UsageError("Missing argument 'IMAGE...'.")
+    inputs = find_inputs(named)
     drawings, records = Drawings(maps, pictures), Records(table, out, overwrite=overwrite)
     drawings.check(overwrite=overwrite)
     records.check()
@@ -114,7 +130,7 @@ def score(
         with records.opened(), _progress() as show:
             missing = _score_all(inspector, inputs, batch, as_json, drawings, records, summary, show)
             options = {
-                "images": [str(path) for path in images],
+                "images": [str(path) for path in named],
                 "batch": batch,
                 "strict": loading["strict"],
                 "masks_passed_over": [str(path) for path in inputs.masks],
@@ -127,6 +143,49 @@ def score(
     if missing:
         return 2
     return 1 if summary.counts["fault"] or (fail_on_reject and summary.counts["reject"]) else 0
+
+
+def _in_shards(
+    bundle: Path,
+    images: Sequence[str],
+    out: Path | None,
+    sharding: dict[str, Any],
+    request: dict[str, Any],
+    *,
+    fail_on_reject: bool,
+) -> int:
+    # Here and not at the top: one process needs none of it.
+    from flawscope.runtime.scale.placement import make_placement
+    from flawscope.runtime.scale.score_plan import ScoreRequest
+    from flawscope.runtime.scale.shard_options import read_part
+    from flawscope.runtime.scale.shards_command import score_in_shards
+
+    if (option := given_option(("as_json", "table", "maps", "pictures"))) is not None:
+        raise ArgumentError(
+            f"{option}: expected none of it in shards, which have {RESULTS} in --out and --shard-maps, got it. Leave "
+            "it out."
+        )
+    if out is None:
+        raise ArgumentError("--shard-maps: expected --out DIR beside it, the folder of shards, got none. Name one.")
+    part = read_part(sharding["shard"])
+    asked = ScoreRequest(
+        bundle=bundle,
+        images=images,
+        out=out,
+        placement=make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
+        maps=sharding["shard_maps"],
+        shard_size=sharding["shard_size"],
+        is_resumed=sharding["resume"],
+        is_shared=part.is_given,
+        **request,
+    )
+    return score_in_shards(asked, part, plan_only=sharding["plan_only"], fail_on_reject=fail_on_reject)
+
+
+def _merge(folder: Path) -> int:
+    from flawscope.runtime.scale.shards_command import merge_folder
+
+    return merge_folder(folder)
 
 
 def _score_all(
@@ -176,7 +235,7 @@ def _progress() -> Iterator[Progress]:
         yield show
 
 
-def _check_order(bundle: Path, images: tuple[Path, ...]) -> None:
+def _check_order(bundle: Path, images: Sequence[Path]) -> None:
     if is_bundle(bundle):
         return
     # Not swapped silently: what decides is said, never guessed.

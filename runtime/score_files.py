@@ -69,6 +69,14 @@ def check_outputs_apart(outputs: Mapping[str, Path | None]) -> None:
             )
 
 
+def result_line(result: Result) -> bytes:
+    """Return the line of a result in `results.jsonl`, without its end.
+
+    It has no time, which is another one each time: the same images give the same file.
+    """
+    return encode_json({key: value for key, value in result.to_json().items() if key != "latency_ms"})
+
+
 class Drawings:
     """Where drawings of a command go.
 
@@ -163,9 +171,7 @@ class Records:
         if self._rows is not None:
             self._rows.writerow(_row(result, place))
         if self._lines is not None:
-            # Without the time, which is another one each time: the same images give the same file.
-            line = {key: value for key, value in result.to_json().items() if key != "latency_ms"}
-            self._lines.write(encode_json(line) + b"\n")
+            self._lines.write(result_line(result) + b"\n")
 
     def finish(self, report: ScoreReport) -> None:
         """Write the report."""

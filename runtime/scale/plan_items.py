@@ -1,0 +1,80 @@
+"""The items of a plan: a line for each in `items.jsonl`, and where each shard begins in it.
+
+Both are written and read in little memory, whatever the number of items: a worker reads the lines of its shard alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from flawscope.errors import DataError
+from flawscope.open_files import open_regular
+from flawscope.runtime.scale.inputs import Item, decode_item, encode_item
+from flawscope.runtime.scale.plan import ITEMS, OFFSETS, Plan
+from flawscope.runtime.scale.task import Task
+
+_OFFSET = struct.Struct("<Q")
+
+
+class Written(NamedTuple):
+    """What was written: how many items, and the SHA-256 of their lines."""
+
+    items: int
+    sha256: str
+
+
+def write_items(folder: Path | None, items: Iterable[Item], shard_size: int) -> Written:
+    """Write items in their order, or only count and hash them.
+
+    Args:
+        folder: Where both files go; None for nowhere.
+        items: The items.
+        shard_size: Items of a shard.
+    """
+    digest, count, offset = hashlib.sha256(), 0, 0
+    where = os.devnull if folder is None else folder / ITEMS
+    starts = os.devnull if folder is None else folder / OFFSETS
+    with open(where, "wb") as lines, open(starts, "wb") as offsets:  # noqa: PTH123
+        for item in items:
+            if count % shard_size == 0:
+                offsets.write(_OFFSET.pack(offset))
+            line = encode_item(item) + b"\n"
+            digest.update(line)
+            lines.write(line)
+            offset += len(line)
+            count += 1
+    return Written(count, digest.hexdigest())
+
+
+def read_items(out: Path, plan: Plan, task: Task) -> list[Item]:
+    """Return the items of a task.
+
+    Args:
+        out: Folder of the plan.
+        plan: The plan.
+        task: The task.
+
+    Raises:
+        DataError: If they cannot be read, or are not there.
+    """
+    try:
+        with open_regular(out / OFFSETS) as offsets:
+            offsets.seek(task.shard * _OFFSET.size)
+            (offset,) = _OFFSET.unpack(offsets.read(_OFFSET.size))
+        with open_regular(out / ITEMS) as lines:
+            lines.seek(offset)
+            for _ in range(task.first - task.shard * plan.shard_size):
+                lines.readline()
+            found = [decode_item(lines.readline()) for _ in range(task.items)]
+    except (OSError, struct.error, DataError) as err:
+        reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
+        raise DataError(
+            f"{out / ITEMS}: expected items {task.first} to {task.stop - 1} of the plan, got: {reason}. Make the plan "
+            "again in another folder."
+        ) from err
+    return found

@@ -1,0 +1,322 @@
+"""The plan of `score` in shards: made once from what is asked for, or found and compared with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flawscope.bundle import Bundle, InForce, thresholds_in_force, trusted_bundle
+from flawscope.errors import ArgumentError
+from flawscope.files import check_replaceable, locked
+from flawscope.runtime.backends.cores import Cores, usable_cores
+from flawscope.runtime.backends.table import backend_problem, backend_row, check_cores
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.judge import Judge
+from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.inputs import Found, list_items
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, ITEMS, PLAN, REPORT, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan_items import write_items
+from flawscope.runtime.scale.score_work import ScoreWork, fingerprint
+from flawscope.text import storable
+
+SCORE = "score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """What is asked for.
+
+    Attributes:
+        bundle: The bundle.
+        images: Images, folders and what else `flawscope.runtime.scale.inputs` lists; empty for those of the plan that
+            lies there.
+        out: Folder of plan and results.
+        placement: Where, and by how many workers.
+        backend: As in `Inspector.load`, as all up to `use_overlay`.
+        path: How maps are made.
+        precision: Precision of the graphs.
+        product: Product whose own thresholds hold.
+        strict: Whether an image unlike those learned from is a fault.
+        streams: Images that `openvino` infers at once.
+        threads: Threads of a worker; None for the cores by the workers, where the number of workers is stated and they
+            are on this machine, else 1.
+        threshold_overlay: Threshold overlay in place of the one beside the bundle.
+        use_overlay: Whether an overlay counts.
+        batch: Images per inference.
+        maps: Whether each shard has an archive of heat maps.
+        shard_size: Images of a shard, a multiple of `batch`; None for 256 or the multiple below.
+        listing: What else `list_items` takes.
+        is_resumed: Whether a plan that lies there goes on.
+        is_shared: Whether jobs share the plan: the first makes it, and the others take it as it is.
+        overwrite: Whether an earlier run may be replaced.
+    """
+
+    bundle: Path
+    images: Sequence[str | Path]
+    out: Path
+    placement: Placement = field(default_factory=Placement)
+    backend: str = "auto"
+    path: str = "auto"
+    precision: str = "fp32"
+    product: str | None = None
+    strict: bool = False
+    streams: int | None = None
+    threads: int | None = None
+    threshold_overlay: Path | None = None
+    use_overlay: bool = True
+    batch: int = 1
+    maps: bool = False
+    shard_size: int | None = None
+    listing: dict[str, Any] = field(default_factory=dict)
+    is_resumed: bool = False
+    is_shared: bool = False
+    overwrite: bool = False
+
+    def asked(self) -> dict[str, Any]:
+        """Return what of it a plan states. None leaves open what the plan says."""
+        overlay = self.threshold_overlay
+        return {
+            "images": [storable(str(name)) for name in self.images] or None,
+            **{name: value for name, value in self.listing.items() if value is not None},
+            "backend": self.backend,
+            "path": self.path,
+            "precision": self.precision,
+            "product": self.product,
+            "strict": self.strict,
+            "streams": self.streams,
+            "threads": self.threads,
+            "threshold_overlay": None if overlay is None else str(overlay.absolute()),
+            "use_overlay": self.use_overlay,
+            "batch": self.batch,
+            "maps": self.maps,
+        }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan that lies in its folder.
+
+    Attributes:
+        plan: The plan.
+        work: Its work.
+        is_new: Whether it was made now.
+    """
+
+    plan: Plan
+    work: ScoreWork
+    is_new: bool
+
+
+def plan_score(request: ScoreRequest) -> Planned:
+    """Make the plan of a request, or go on with the one that lies there.
+
+    Raises:
+        ArgumentError: If the request is wrong, an earlier run lies there and shall not go on, or it is of another plan.
+        BundleError: If the bundle is broken, or not signed by a trusted key.
+        BackendError: If the backend is not there.
+        DataError: If the plan that lies there cannot be read.
+        StorageError: If the folder cannot be written.
+    """
+    if request.overwrite and (request.is_resumed or request.is_shared):
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+    shard_size = _shard_size(request)
+    if _has_plan(request):
+        return _found(request, shard_size)
+    if not request.images:
+        raise ArgumentError(
+            f"{request.out}: expected images, or the plan of an earlier run to go on with, got neither. Name images."
+        )
+    _check_free(request)
+    digest, fixed = _fix(request)
+    with ExitStack() as stack:
+        if request.is_shared:
+            # Of jobs that begin together one makes the plan; the others find it.
+            stack.enter_context(locked(request.out))
+            if _has_plan(request):
+                return _found(request, shard_size)
+
+        def make(folder: Path) -> Plan:
+            found = Found()
+            items, sha256 = write_items(folder, list_items(request.images, found=found, **request.listing), shard_size)
+            fixed["masks_passed_over"] = [storable(name) for name in found.masks]
+            return Plan(
+                kind=SCORE,
+                bundle=digest,
+                asked=request.asked(),
+                fixed=fixed,
+                items=items,
+                items_sha256=sha256,
+                shard_size=shard_size,
+            )
+
+        plan = write_plan(request.out, make, overwrite=request.overwrite)
+    return Planned(plan, _work(request, plan), is_new=True)
+
+
+def _shard_size(request: ScoreRequest) -> int:
+    batch, size = request.batch, request.shard_size
+    if not isinstance(batch, int) or batch < 1:
+        raise ArgumentError(f"batch: expected at least 1 image, got {batch!r}.")
+    if size is None:
+        return max(DEFAULT_SHARD // batch, 1) * batch
+    # Batches of a shard would otherwise be others than those of a single process, which may round in another way.
+    if not isinstance(size, int) or size < 1 or size % batch:
+        raise ArgumentError(f"shard_size: expected a multiple of the batch, {batch}, got {size!r}. Choose another.")
+    return size
+
+
+def _has_plan(request: ScoreRequest) -> bool:
+    return (request.out / PLAN).is_file() and not request.overwrite
+
+
+def _check_free(request: ScoreRequest) -> None:
+    """Check, before the work, that the folder can be written."""
+    marker = PLAN if (request.out / PLAN).is_file() else REPORT
+    check_replaceable(request.out, marker, overwrite=request.overwrite)
+
+
+def _found(request: ScoreRequest, shard_size: int) -> Planned:
+    """Return the plan that lies there, if it is the one that is asked for."""
+    out = request.out
+    if not (request.is_resumed or request.is_shared):
+        raise ArgumentError(
+            f"{out}: expected a new folder, got the run of an earlier plan. Go on with it by --resume, choose another "
+            "name, or replace it with --overwrite."
+        )
+    plan = read_plan(out)
+    with trusted_bundle(request.bundle) as bundle:
+        digest = bundle.manifest.digest
+        # Of another bundle, or in a precision that it lacks, nobody asks for them: that is said first.
+        is_same = (digest, request.precision) == (plan.bundle, plan.asked["precision"])
+        overlay = request.threshold_overlay or plan.asked["threshold_overlay"]
+        thresholds = fingerprint(_in_force(bundle, request, overlay)) if is_same else None
+    items, sha256 = plan.items, plan.items_sha256
+    # Jobs of an array take the list as it is: it is the same for all of them, whatever comes into a folder meanwhile.
+    if request.images and not request.is_shared:
+        items, sha256 = write_items(None, list_items(request.images, **request.listing), shard_size)
+    wanted = Plan(
+        kind=SCORE,
+        bundle=digest,
+        asked=request.asked(),
+        items=items,
+        items_sha256=sha256,
+        shard_size=shard_size if request.shard_size is not None else plan.shard_size,
+    )
+    if (items, sha256) != (plan.items, plan.items_sha256) and request.asked()["images"] == plan.asked["images"]:
+        raise ArgumentError(
+            f"{out}: expected the {plan.items} images of its plan ({ITEMS}), got {items} others: images came, went or "
+            "changed since. Name no images to go on with those of the plan, or choose another name for --out."
+        )
+    check_same(out, plan, wanted)
+    if thresholds != plan.fixed["thresholds"]:
+        raise ArgumentError(
+            f"{request.bundle}: expected the thresholds of the plan in {out}, {plan.fixed['threshold_source']}, got "
+            "others: they were changed since. Put them back, or choose another name for --out."
+        )
+    return Planned(plan, _work(request, plan), is_new=False)
+
+
+def _in_force(bundle: Bundle, request: ScoreRequest, overlay: Path | str | None) -> InForce:
+    return thresholds_in_force(
+        bundle.path,
+        bundle.manifest,
+        request.precision,
+        threshold_overlay=overlay,
+        use_overlay=request.use_overlay,
+    )
+
+
+def _work(request: ScoreRequest, plan: Plan) -> ScoreWork:
+    return ScoreWork(os.path.abspath(request.out), plan.digest, os.path.abspath(request.bundle))  # noqa: PTH100
+
+
+def _fix(request: ScoreRequest) -> tuple[str, dict[str, Any]]:
+    """Return the digest of the bundle, and what all workers must agree on."""
+    is_elsewhere = request.placement.on != "local"
+    # A machine that only places work may lack the GPU of the workers.
+    if is_elsewhere and request.backend != "auto" and (problem := backend_problem(request.backend, request.precision)):
+        if request.path == "auto":
+            raise ArgumentError(
+                f"path: expected graph or kernel, as the backend {request.backend} is not on this machine, where the "
+                f"plan is made ({problem.rstrip('.')}), got auto. Name --path, too."
+            )
+        return _fixed_without_loading(request)
+    with Inspector.load(
+        request.bundle,
+        request.backend,
+        request.path,
+        request.precision,
+        strict=request.strict,
+        threshold_overlay=request.threshold_overlay,
+        use_overlay=request.use_overlay,
+        product=request.product,
+        threads=request.threads,
+        streams=request.streams,
+    ) as inspector:
+        inspector.check_batch(request.batch)
+        thresholds = inspector.thresholds
+        return inspector.manifest.digest, {
+            **_of_machine(request, inspector.backend),
+            "path": inspector.path,
+            **_of_thresholds(inspector.in_force),
+            "image_threshold": None if thresholds is None else thresholds.image.value,
+            "pixel_threshold": None if thresholds is None else thresholds.pixel.value,
+            "name": inspector.manifest.name,
+            "method": inspector.manifest.method,
+        }
+
+
+def _fixed_without_loading(request: ScoreRequest) -> tuple[str, dict[str, Any]]:
+    """As `_fix`, for a backend that this machine lacks: the workers find what else is wrong."""
+    with trusted_bundle(request.bundle) as bundle:
+        manifest = bundle.manifest
+        if manifest.kind != "score" or not 1 <= request.batch <= manifest.max_batch:
+            raise ArgumentError(
+                f"{request.bundle}: expected a bundle that scores batches of {request.batch}, got one of the kind "
+                f"{manifest.kind} with at most {manifest.max_batch}."
+            )
+        in_force = _in_force(bundle, request, request.threshold_overlay)
+        judge = Judge(manifest, in_force, request.product, bundle.path)
+        thresholds = judge.thresholds_for(request.product)
+        return manifest.digest, {
+            **_of_machine(request, backend_row(request.backend).name),
+            "path": request.path,
+            **_of_thresholds(in_force),
+            "image_threshold": None if thresholds is None else thresholds.image.value,
+            "pixel_threshold": None if thresholds is None else thresholds.pixel.value,
+            "name": manifest.name,
+            "method": manifest.method,
+        }
+
+
+def _of_thresholds(in_force: InForce) -> dict[str, Any]:
+    return {
+        "thresholds": fingerprint(in_force),
+        "threshold_revision": in_force.revision,
+        "threshold_source": storable(in_force.source),
+    }
+
+
+def _of_machine(request: ScoreRequest, backend: str) -> dict[str, Any]:
+    """Return backend, threads of a worker, and the folder that images are named from."""
+    threads = request.threads
+    if threads is None and "threads" in backend_row(backend).cores:
+        workers = request.placement.workers
+        threads = max(1, usable_cores() // workers) if workers and request.placement.on == "local" else 1
+    if request.placement.on == "local":
+        check_cores(backend, Cores(threads, request.streams))
+    return {"backend": backend, "threads": threads, "folder": storable(str(Path.cwd()))}
+
+
+def with_threads(placement: Placement, plan: Plan) -> Placement:
+    """Return a placement with the threads of a plan, by which executors count cores."""
+    return msgspec.structs.replace(placement, threads=plan.fixed["threads"] or 1)

@@ -1,0 +1,192 @@
+"""The end of `score` in shards: the lines of all images in one file, the account that must close, and the report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flawscope import __version__
+from flawscope.errors import DataError
+from flawscope.files import write_bytes
+from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.runtime.scale.plan import REPORT, Plan
+from flawscope.runtime.scale.shards import durable_file, read_lines
+from flawscope.runtime.scale.task import Done
+from flawscope.runtime.scale.times import add_up
+from flawscope.runtime.scale.work import Account
+from flawscope.runtime.score_files import RESULTS
+from flawscope.runtime.score_summary import DECISIONS, ScoreReport, Slowest
+from flawscope.text import NOT_JSON, encode_json
+
+
+class Conservation(msgspec.Struct, frozen=True):
+    """Every image has one line, and every shard is counted once: `listed` = accept + reject + fault = `lines`.
+
+    Attributes:
+        listed: Images of the plan.
+        lines: Lines of `results.jsonl`.
+        shards: Shards of the plan, each with its whole file.
+        results_sha256: SHA-256 of `results.jsonl`.
+    """
+
+    listed: int
+    lines: int
+    shards: int
+    results_sha256: str
+
+
+class WorkerDeath(msgspec.Struct, frozen=True):
+    """A worker that died: its shard and images (lines of `items.jsonl`, from 0, `first <= n < stop`), and how."""
+
+    shard: int
+    first: int
+    stop: int
+    reason: str
+
+
+class ShardedReport(ScoreReport, frozen=True, kw_only=True):
+    """The file `report.json` of `score` in shards: that of `score`, and how it was done.
+
+    Percentiles are of a histogram, exact to 1.1 %. `seconds`, `images_per_second`, `workers`, `shards_skipped`,
+    `deaths` and `given_up` are of the run that wrote the report; where jobs shared the work, each had its own.
+
+    Attributes:
+        ms_p99: 99 of 100 images took this many milliseconds at most.
+        on: Where the work was placed; `merge` where it was only merged.
+        workers: Names of the workers.
+        images_per_second: Images of this run by its time; null where it scored none.
+        shards_skipped: Shards that were whole before.
+        deaths: Workers that died; each shard was tried again, or cut until the image was found.
+        given_up: Numbers of the images that killed every worker: faults.
+        noted: Images that are unlike all that the bundle learned from; `notes` of their lines say in what.
+        maps_missing: Images that were decided on, and of which no heat map could be drawn.
+        conservation: The account.
+        plan: Digest of the plan.
+    """
+
+    ms_p99: float | None
+    on: str
+    workers: list[str]
+    images_per_second: float | None
+    shards_skipped: int
+    deaths: list[WorkerDeath]
+    given_up: list[int]
+    noted: int
+    maps_missing: int
+    conservation: Conservation
+    plan: str
+
+
+def merge_shards(out: Path, plan: Plan, shards: Sequence[Done], account: Account) -> ShardedReport:
+    """Write `results.jsonl` and, as the last file, `report.json`.
+
+    Args:
+        out: Folder of the plan.
+        plan: The plan.
+        shards: What became of each shard, in order.
+        account: What the run took.
+
+    Raises:
+        DataError: If a shard is missing, or its file is not what it says.
+        StorageError: If something cannot be written.
+    """
+    if [done.task for done in shards] != list(plan.tasks()):
+        raise DataError(f"{out}: expected every shard of the plan once, got others. Run it again with --resume.")
+    digest, lines = hashlib.sha256(), 0
+    with durable_file(out / RESULTS) as file:
+        for done in shards:
+            for block in read_lines(out, plan, done.task):
+                digest.update(block)
+                lines += block.count(b"\n")
+                file.write(block)
+    counts = {name: sum(done.counts.get(name, 0) for done in shards) for name in DECISIONS}
+    if not lines == sum(counts.values()) == plan.items:
+        raise DataError(
+            f"{out}: expected {plan.items} images with one decision each, got {lines} lines and {counts}. Remove the "
+            "folder shards and run it again with --resume."
+        )
+    report = _report(plan, shards, counts, account, Conservation(plan.items, lines, len(shards), digest.hexdigest()))
+    data = msgspec.json.format(encode_json(report), indent=1) + b"\n"
+    write_bytes(out / REPORT, data, durable=True)
+    return report
+
+
+def _report(
+    plan: Plan, shards: Sequence[Done], counts: dict[str, int], account: Account, conservation: Conservation
+) -> ShardedReport:
+    took, fixed, asked = add_up(done.took for done in shards), plan.fixed, plan.asked
+    return ShardedReport(
+        images=plan.items,
+        accept=counts["accept"],
+        reject=counts["reject"],
+        fault=counts["fault"],
+        near_threshold=_more(shards, "near_threshold"),
+        ms_median=took.percentile(0.5),
+        ms_mean=took.mean_ms,
+        slowest=Slowest(took.slowest, took.slowest_ms) if took.slowest else None,
+        seconds=account.seconds,
+        bundle=fixed["name"],
+        digest=plan.bundle,
+        method=fixed["method"],
+        precision=asked["precision"],
+        backend=fixed["backend"],
+        path=fixed["path"],
+        product=asked["product"],
+        image_threshold=fixed["image_threshold"],
+        pixel_threshold=fixed["pixel_threshold"],
+        threshold_revision=fixed["threshold_revision"],
+        threshold_source=fixed["threshold_source"],
+        options=_options(plan),
+        command=account.command,
+        made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        flawscope=__version__,
+        ms_p99=took.percentile(0.99),
+        on=account.on,
+        workers=account.workers,
+        images_per_second=account.items / account.seconds if account.items and account.seconds else None,
+        shards_skipped=account.skipped,
+        deaths=[WorkerDeath(d.task.shard, d.task.first, d.task.stop, d.reason) for d in account.deaths],
+        given_up=account.given_up,
+        noted=_more(shards, "noted"),
+        maps_missing=_more(shards, "maps_missing"),
+        conservation=conservation,
+        plan=plan.digest,
+    )
+
+
+def _more(shards: Sequence[Done], name: str) -> int:
+    return sum(done.more.get(name, 0) for done in shards)
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    asked, fixed = plan.asked, plan.fixed
+    return {
+        "images": asked["images"],
+        "batch": asked["batch"],
+        "strict": asked["strict"],
+        "threads": fixed["threads"],
+        "shard_size": plan.shard_size,
+        "masks_passed_over": fixed["masks_passed_over"],
+    }
+
+
+def read_report(out: Path) -> ShardedReport | None:
+    """Return the report of a run that is finished; None where it is not.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return msgspec.json.decode(read_regular(out / REPORT, RECORD_BYTES), type=ShardedReport)
+    except FileNotFoundError:
+        return None
+    except (OSError, *NOT_JSON) as err:
+        raise DataError(
+            f"{out / REPORT}: expected the report of a run in shards, got what cannot be read: {err}. Remove it, and "
+            f"write it again: flawscope merge {out}"
+        ) from err

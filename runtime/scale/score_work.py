@@ -1,0 +1,310 @@
+"""The work of `score` in shards: each worker opens the bundle once, and writes the lines of `score --out`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import zipfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+from flawscope.bundle import InForce
+from flawscope.errors import BundleError, DataError, FlawscopeError
+from flawscope.imaging.png import encode_png
+from flawscope.runtime.frame import Frame
+from flawscope.runtime.image_sources import Source
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.reading_ahead import load_ahead
+from flawscope.runtime.results import Result
+from flawscope.runtime.scale.inputs import Item, Reader
+from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan_items import read_items
+from flawscope.runtime.scale.shards import durable_file, place_of, read_lines, remove_parts, whole, write_lines
+from flawscope.runtime.scale.task import Done, Task
+from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.work import Account, Worker
+from flawscope.runtime.score_files import result_line
+from flawscope.runtime.score_summary import DECISIONS, NEAR
+from flawscope.text import encode_json
+
+MAPS = "maps.zip"
+"""Ending of the archive of a shard's heat maps."""
+_AHEAD = 2
+"""Batches, and images of them, that are read while others are inspected."""
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+"""Time of every map in an archive, the earliest that a zip file can say: the same images give the same archive."""
+
+
+def fingerprint(in_force: InForce) -> str:
+    """Return the SHA-256 of what a bundle decides by: workers compare it with that of the plan."""
+    return hashlib.sha256(encode_json([in_force.thresholds, in_force.min_area_px])).hexdigest()
+
+
+class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
+    """The work of one run.
+
+    Attributes:
+        out: Folder of the plan, absolute.
+        plan: Digest of the plan.
+        bundle: Path of the bundle, absolute; empty where nothing is scored any more.
+    """
+
+    out: str
+    plan: str
+    bundle: str = ""
+
+    def open(self) -> Worker:
+        """Load the bundle, and compare what it is with the plan; see `Work.open`.
+
+        Raises:
+            DataError: If another plan lies in the folder.
+            BundleError: If another bundle lies there, or it decides or computes in another way than planned.
+            FlawscopeError: As `Inspector.load`.
+        """
+        plan = self._plan()
+        _go_to(plan.fixed["folder"])
+        inspector = Inspector.load(self.bundle, **_loading(plan))
+        try:
+            _check_planned(inspector, plan)
+        except BaseException:
+            inspector.close()
+            raise
+        return ScoreWorker(Path(self.out), plan, inspector)
+
+    @property
+    def grain(self) -> int:
+        """Images of a batch."""
+        return int(self._plan().asked["batch"])
+
+    def whole(self, task: Task) -> Done | None:
+        """As `Work.whole`."""
+        plan = self._plan()
+        return whole(Path(self.out), plan, task, MAPS if plan.asked["maps"] else None)
+
+    def give_up(self, task: Task, reason: str) -> Done:
+        """Write the line of an image that kills its scorer: a fault, as whatever has no trustworthy answer."""
+        out, plan = Path(self.out), self._plan()
+        (item,) = read_items(out, plan, task)
+        result = Result(
+            item.name,
+            "fault",
+            reason=f"{item.name}: the scorer died of this image, each time that it was tried: {reason}. Look at it "
+            "apart from the others.",
+        )
+        done = Done(task, dict.fromkeys(DECISIONS, 0) | {"fault": 1}, more=dict.fromkeys(_MORE, 0))
+        with _archive(out, plan, task) as archive:
+            pass
+        write_lines(out, plan, done, [result_line(result)], archive_bytes=archive.size)
+        return done
+
+    def join(self, shard: Task, parts: Sequence[Done]) -> Done:
+        """Write a shard from its parts; see `Work.join`."""
+        out, plan = Path(self.out), self._plan()
+        tasks = [done.task for done in parts]
+        done = _added(shard, parts)
+        with _archive(out, plan, shard) as archive:
+            for task in tasks if archive.file is not None else []:
+                with zipfile.ZipFile(place_of(out, plan, task, MAPS)) as part:
+                    for name in part.namelist():
+                        archive.add(name, part.read(name))
+        # Lines, not blocks: the trailer counts them.
+        lines = (line for task in tasks for block in read_lines(out, plan, task) for line in block.splitlines())
+        write_lines(out, plan, done, lines, archive_bytes=archive.size)
+        remove_parts(out, plan, tasks, ("jsonl", MAPS))
+        return done
+
+    def merge(self, shards: Sequence[Done], account: Account) -> None:
+        """As `Work.merge`."""
+        from flawscope.runtime.scale.score_report import merge_shards
+
+        merge_shards(Path(self.out), self._plan(), shards, account)
+
+    def _plan(self) -> Plan:
+        plan = _plans.get(self.plan)
+        if plan is None:
+            plan = read_plan(Path(self.out))
+            if plan.digest != self.plan:
+                raise DataError(
+                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
+                    "machine? Run the command again with --resume."
+                )
+            _plans[self.plan] = plan
+        return plan
+
+
+_plans: dict[str, Plan] = {}
+_MORE = ("near_threshold", "noted", "maps_missing")
+
+
+def _added(task: Task, parts: Sequence[Done]) -> Done:
+    counts, more = Counter[str](), Counter[str]()
+    for part in parts:
+        counts.update(part.counts)
+        more.update(part.more)
+    return Done(task, dict(counts), sum(part.seconds for part in parts), dict(more), add_up(p.took for p in parts))
+
+
+def _loading(plan: Plan) -> dict[str, Any]:
+    """Return the arguments of `Inspector.load` that a plan fixes."""
+    asked, fixed = plan.asked, plan.fixed
+    return {
+        "backend": fixed["backend"],
+        "path": fixed["path"],
+        "precision": asked["precision"],
+        "strict": asked["strict"],
+        "product": asked["product"],
+        "threads": fixed["threads"],
+        "streams": asked["streams"],
+        "threshold_overlay": asked["threshold_overlay"],
+        "use_overlay": asked["use_overlay"],
+    }
+
+
+def _go_to(folder: str) -> None:
+    """Work in the folder that the plan was made in: images may be named from there on."""
+    try:
+        if Path.cwd() != Path(folder):
+            os.chdir(folder)
+    except OSError as err:
+        raise DataError(
+            f"{folder}: expected the folder in which the plan was made, as images are named from there, got: "
+            f"{err.strerror}. Mount it on every machine, or name images by absolute paths and make the plan in /."
+        ) from err
+
+
+def _check_planned(inspector: Inspector, plan: Plan) -> None:
+    """Raise BundleError unless an inspector is what the plan says."""
+    got = {
+        "digest": inspector.manifest.digest,
+        "backend": inspector.backend,
+        "path": inspector.path if plan.fixed["path"] != "auto" else "auto",
+        "thresholds": fingerprint(inspector.in_force),
+    }
+    expected = {"digest": plan.bundle, **{name: plan.fixed[name] for name in ("backend", "path", "thresholds")}}
+    for name, value in expected.items():
+        if got[name] != value:
+            raise BundleError(
+                f"{inspector.bundle.path}: expected the {name} of the plan, {value}, got {got[name]}: results of one "
+                "run must come from the same. Put it back, or start again in another folder."
+            )
+
+
+class _Archive:
+    """The archive of a task while it is written; without maps, none.
+
+    Attributes:
+        file: The zip file; None without maps.
+        size: Its bytes, once it has its name; None without maps.
+    """
+
+    def __init__(self, file: zipfile.ZipFile | None) -> None:
+        self.file = file
+        self.size: int | None = None
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add a file; PNG is compressed already."""
+        if self.file is not None:
+            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry.external_attr = 0o644 << 16
+            self.file.writestr(entry, data)
+
+
+@contextlib.contextmanager
+def _archive(out: Path, plan: Plan, task: Task) -> Iterator[_Archive]:
+    if not plan.asked["maps"]:
+        yield _Archive(None)
+        return
+    place = place_of(out, plan, task, MAPS)
+    raw: BinaryIO
+    with durable_file(place) as raw:
+        with zipfile.ZipFile(raw, "w") as file:
+            archive = _Archive(file)
+            yield archive
+        archive.size = raw.tell()
+
+
+class _Read(NamedTuple):
+    item: Item
+    source: Source | None
+    fault: Result | None
+
+
+class ScoreWorker:
+    """Scores the tasks of a plan.
+
+    Args:
+        out: Folder of the plan.
+        plan: The plan.
+        inspector: The bundle, made ready; it is closed with the worker.
+    """
+
+    def __init__(self, out: Path, plan: Plan, inspector: Inspector) -> None:
+        self._out, self._plan, self._inspector = out, plan, inspector
+        self._reader = Reader()
+
+    def run(self, task: Task) -> Done:
+        """As `Worker.run`."""
+        began, watch = time.perf_counter(), Stopwatch()
+        counts, more = Counter(dict.fromkeys(DECISIONS, 0)), Counter(dict.fromkeys(_MORE, 0))
+        lines: list[bytes] = []
+        with _archive(self._out, self._plan, task) as archive:
+            for item, source, result in self._results(read_items(self._out, self._plan, task)):
+                counts[result.decision] += 1
+                more["near_threshold"] += result.ratio is not None and abs(result.ratio - 1.0) <= NEAR
+                more["noted"] += bool(result.notes)
+                if (took_ms := result.timings_ms.get("total")) is not None:
+                    watch.add(result.image, took_ms)
+                lines.append(result_line(result))
+                if archive.file is not None and source is not None and result.has_map:
+                    try:
+                        archive.add(f"{item.place}.png", encode_png(result.draw(source)))
+                    except FlawscopeError:
+                        # Decided on, but changed or gone since: the report says how many.
+                        more["maps_missing"] += 1
+        done = Done(task, dict(counts), time.perf_counter() - began, dict(more), watch.took())
+        write_lines(self._out, self._plan, done, lines, archive_bytes=archive.size)
+        return done
+
+    def _results(self, items: list[Item]) -> Iterator[tuple[Item, Source | None, Result]]:
+        """Yield the result of every item, in order; what cannot be read is a fault, and the others are scored."""
+        batch = self._plan.asked["batch"]
+        waiting: deque[_Read] = deque()
+
+        def sources() -> Iterator[Source | Frame]:
+            with contextlib.closing(load_ahead(items, self._read, _AHEAD * batch)) as read:
+                for one in read:
+                    waiting.append(one)
+                    if one.source is not None:
+                        # What comes as bytes has no name of its own.
+                        yield Frame(one.source, one.item.name) if isinstance(one.source, bytes) else one.source
+
+        for result in self._inspector.stream(sources(), batch, ahead=_AHEAD):
+            while waiting[0].fault is not None:
+                yield _faulty(waiting.popleft())
+            item, source, _ = waiting.popleft()
+            yield item, source, result if result.image == item.name else replace(result, image=item.name)
+        while waiting:
+            yield _faulty(waiting.popleft())
+
+    def _read(self, item: Item) -> _Read:
+        try:
+            return _Read(item, self._reader.read(item), None)
+        except FlawscopeError as err:
+            return _Read(item, None, Result(item.name, "fault", reason=str(err)))
+
+    def close(self) -> None:
+        """Close bundle and inputs."""
+        self._reader.close()
+        self._inspector.close()
+
+
+def _faulty(read: _Read) -> tuple[Item, None, Result]:
+    assert read.fault is not None
+    return read.item, None, read.fault

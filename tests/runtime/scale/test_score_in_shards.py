@@ -1,0 +1,361 @@
+"""`score` in shards: the bytes of one process, and nothing lost, done twice or taken for another run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from file_contents import files_of
+from thread_executor import use_threads
+from tiny_bundle import tiny_thresholds, write_tiny_bundle
+
+from flawscope import cli
+from flawscope.bundle import Limits, ThresholdLimits
+from flawscope.runtime.scale.executors import EXECUTORS
+from flawscope.runtime.scale.plan import read_plan
+from flawscope.runtime.scale.task import Task
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a bundle whose score is the brightness and whose threshold is 150."""
+    monkeypatch.chdir(tmp_path)
+    limits = ThresholdLimits(Limits(50.0, 250.0), Limits(50.0, 250.0))
+    thresholds = msgspec.structs.replace(tiny_thresholds(150.0), limits=limits)
+    write_tiny_bundle(tmp_path / "t.flaw", thresholds=thresholds, min_area_px=1)
+    for number in range(21):
+        place = tmp_path / "parts" / f"{number % 3}" / f"{number:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(place), np.full((16, 16, 3), 60 + 7 * number, np.uint8))
+    (tmp_path / "parts" / "1" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    return use_threads(monkeypatch)
+
+
+def score(*arguments: object) -> int:
+    return cli.run(["score", "t.flaw", *(str(argument) for argument in arguments), "--backend", "cpu"])
+
+
+def in_shards(*arguments: object) -> int:
+    return score("parts", "--out", "out", "--on", "threads", "--shard-size", 4, *arguments)
+
+
+def results(folder: str = "out") -> bytes:
+    return (Path(folder) / "results.jsonl").read_bytes()
+
+
+def report(folder: str = "out") -> Any:
+    return json.loads((Path(folder) / "report.json").read_bytes())
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+class TestBytes:
+    def test_results_have_the_bytes_of_one_process_and_the_account_closes(self, tried: list[Task]) -> None:
+        assert score("parts", "--threads", 1, "--out", "one") == 1  # the broken image
+        assert in_shards() == 1
+        assert results() == results("one")
+        assert [task.items for task in sorted(tried, key=lambda task: task.shard)] == [4, 4, 4, 4, 4, 2]
+        one, many = report("one"), report()
+        same = ("images", "accept", "reject", "fault", "near_threshold", "digest", "backend", "image_threshold")
+        assert [one[name] for name in same] == [many[name] for name in same]
+        assert many["images"] == many["accept"] + many["reject"] + many["fault"] == 22
+        conservation = many["conservation"]
+        assert (conservation["listed"], conservation["lines"], conservation["shards"]) == (22, 22, 6)
+        assert 0.0 < many["ms_median"] <= many["ms_p99"]
+
+    @pytest.mark.parametrize("batch", [2, 4])
+    def test_batches_are_those_of_one_process(self, tried: list[Task], batch: int) -> None:
+        score("parts", "--threads", 1, "--batch", batch, "--out", "one")
+        in_shards("--batch", batch)
+        assert results() == results("one")
+
+    def test_maps_lie_in_an_archive_of_each_shard_with_the_bytes_of_one_process(self, tried: list[Task]) -> None:
+        score("parts", "--threads", 1, "--maps", "maps")
+        in_shards("--shard-maps")
+        drawn = {}
+        for archive in sorted(Path("out/shards").glob("*.maps.zip")):
+            with zipfile.ZipFile(archive) as file:
+                drawn |= {name: file.read(name) for name in file.namelist()}
+        assert drawn == files_of(Path("maps"))
+        assert len(drawn) == 21
+
+    def test_shards_repeat_bit_for_bit_wherever_they_run(self, tried: list[Task]) -> None:
+        in_shards("--shard-maps")
+        first = {name: data for name, data in files_of(Path("out")).items() if not name.endswith("times.json")}
+        shutil.rmtree("out")
+        in_shards("--shard-maps", "--workers", 3)
+        again = files_of(Path("out"))
+        assert all(again[name] == data for name, data in first.items() if name != "report.json")
+
+
+class TestPlan:
+    def test_a_run_is_not_replaced_and_not_mixed_with_another(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        before = files_of(Path("out"))
+        capsys.readouterr()
+        assert in_shards() == 2
+        assert "Go on with it by --resume" in error(capsys)
+        others: list[tuple[list[object], str]] = [
+            (["--batch", 2], "batch 1, not 2"),
+            (["--strict"], "strict False, not True"),
+            (["--precision", "fp16"], "precision"),
+        ]
+        for options, words in others:
+            assert in_shards("--resume", *options) == 2
+            assert words in error(capsys)
+        assert score("parts", "--out", "out", "--on", "threads", "--shard-size", 8, "--resume") == 2
+        assert "shard_size 4, not 8" in error(capsys)
+        write_tiny_bundle(Path("other.flaw"), thresholds=tiny_thresholds(90.0), min_area_px=1)
+        shutil.move("t.flaw", "first.flaw")
+        shutil.move("other.flaw", "t.flaw")
+        assert in_shards("--resume") == 2
+        assert "bundle" in error(capsys)
+        assert files_of(Path("out")) == before
+
+    def test_images_that_came_since_are_another_plan_unless_none_are_named(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        shutil.rmtree("out/shards")
+        Path("out/shards").mkdir()
+        Path("out/report.json").unlink()
+        shutil.copy("parts/0/00.png", "parts/0/new.png")
+        capsys.readouterr()
+        assert in_shards("--resume") == 2
+        assert "expected the 22 images of its plan" in error(capsys)
+        assert score("--out", "out", "--on", "threads", "--resume") == 1
+        assert report()["images"] == 22
+
+    def test_a_finished_run_says_so_and_scores_nothing(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        before, done = files_of(Path("out")), len(tried)
+        capsys.readouterr()
+        assert in_shards("--resume") == 1
+        assert "finished before" in capsys.readouterr().err
+        assert (files_of(Path("out")), len(tried)) == (before, done)
+
+    def test_another_thresholds_overlay_is_another_run(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards("--plan-only")
+        changed = ["bundle", "threshold", "t.flaw", "--image", "140", "--pixel", "140", "--why", "test", "--by", "me"]
+        assert cli.run(changed) == 0
+        capsys.readouterr()
+        assert in_shards("--resume") == 2
+        assert "thresholds" in error(capsys)
+        assert in_shards("--resume", "--no-overlay") == 2
+        assert "use_overlay True, not False" in error(capsys)
+
+    def test_a_refused_request_leaves_nothing(self, tried: list[Task], capsys: pytest.CaptureFixture[str]) -> None:
+        requests: list[list[object]] = [
+            ["nowhere", "--out", "out", "--on", "threads", "--batch", 3, "--shard-size", 4],
+            ["parts", "--out", "out", "--on", "nobody"],
+            ["parts", "--out", "out", "--workers", 0],
+            ["parts", "--out", "out", "--workers", 2, "--json"],
+            ["parts", "--out", "out", "--workers", 2, "--csv", "t.csv"],
+            ["parts", "--out", "out", "--workers", 2, "--maps", "m"],
+            ["parts", "--workers", 2],
+            ["parts", "--resume"],
+            ["parts", "--shard-maps"],
+            ["parts", "--out", "out", "--gpus-per-worker", -1],
+            ["parts", "--out", "out", "--shard", "8/8"],
+            ["parts", "--out", "out", "--shard", "1-8"],
+            ["parts", "--out", "out", "--resume", "--overwrite"],
+            ["parts", "--out", "out", "--workers", 2, "--product", "none"],
+            ["--out", "out", "--resume"],
+            [],
+        ]
+        for request in requests:
+            assert score(*request) == 2, request
+            assert "expected" in error(capsys) or not request
+        assert not Path("out").exists()
+        assert not tried
+
+
+class TestResume:
+    @pytest.mark.parametrize("damage", ["gone", "cut", "changed", "no trailer", "another shard"])
+    def test_what_is_whole_is_kept_and_the_rest_is_done(self, tried: list[Task], damage: str) -> None:
+        in_shards()
+        expected = results()
+        shard = Path("out/shards/shard-00002.jsonl")
+        data = shard.read_bytes()
+        if damage == "gone":
+            shard.unlink()
+        elif damage == "another shard":
+            shutil.copy("out/shards/shard-00001.jsonl", shard)
+        else:
+            lines = data.splitlines(keepends=True)
+            shard.write_bytes(
+                {
+                    "cut": data[:-3],
+                    "changed": data.replace(b"accept", b"reject", 1),
+                    "no trailer": b"".join(lines[:-1]),
+                }[damage]
+            )
+        Path("out/report.json").unlink()
+        Path("out/results.jsonl").unlink()
+        tried.clear()
+        assert in_shards("--resume") == 1
+        assert [task.shard for task in tried] == [2]
+        assert results() == expected
+        assert report()["shards_skipped"] == 5
+
+    def test_a_missing_archive_is_made_again(self, tried: list[Task]) -> None:
+        in_shards("--shard-maps")
+        archive = Path("out/shards/shard-00001.maps.zip")
+        data = archive.read_bytes()
+        archive.unlink()
+        Path("out/report.json").unlink()
+        tried.clear()
+        in_shards("--shard-maps", "--resume")
+        assert [task.shard for task in tried] == [1]
+        assert archive.read_bytes() == data
+
+    def test_interrupted_it_says_how_to_go_on(
+        self, tried: list[Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from thread_executor import ThreadExecutor
+
+        real = ThreadExecutor.wait
+
+        def interrupted(executor: ThreadExecutor) -> Any:
+            if len(list(Path("out/shards").glob("*.jsonl"))) >= 2:
+                raise KeyboardInterrupt
+            return real(executor)
+
+        monkeypatch.setattr(ThreadExecutor, "wait", interrupted)
+        assert in_shards("--workers", 1) == 130
+        told = capsys.readouterr().err
+        assert "Go on with: " in told
+        assert "--resume" in told
+        monkeypatch.setattr(ThreadExecutor, "wait", real)
+        assert in_shards("--workers", 1, "--resume") == 1
+        score("parts", "--threads", 1, "--out", "one")
+        assert results() == results("one")
+
+
+class TestDeaths:
+    def test_the_image_that_kills_is_a_fault_and_all_others_are_decided(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        use_threads(monkeypatch, kills=lambda task: task.first <= 6 < task.stop)
+        score("parts", "--threads", 1, "--out", "one")
+        capsys.readouterr()
+        assert in_shards("--shard-maps") == 1
+        assert "1 image killed every worker" in capsys.readouterr().err
+        lines, expected = results().splitlines(), results("one").splitlines()
+        assert [line for n, line in enumerate(lines) if n != 6] == [line for n, line in enumerate(expected) if n != 6]
+        killed = json.loads(lines[6])
+        assert (killed["image"], killed["decision"]) == (json.loads(expected[6])["image"], "fault")
+        assert "the scorer died" in killed["reason"]
+        many = report()
+        assert (many["given_up"], many["fault"], many["images"]) == ([6], 2, 22)
+        assert {death["reason"] for death in many["deaths"]} == {"killed by signal 9"}
+        assert not list(Path("out/shards").glob("*.*-*.*"))  # no parts are left
+        with zipfile.ZipFile("out/shards/shard-00001.maps.zip") as file:
+            assert len(file.namelist()) == 3
+
+    def test_a_worker_that_dies_now_and_then_costs_no_image(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        died = set[Task]()
+
+        def once(task: Task) -> bool:
+            return task.shard % 2 == 0 and task not in died and not died.add(task)  # type: ignore[func-returns-value]
+
+        use_threads(monkeypatch, kills=once)
+        in_shards()
+        score("parts", "--threads", 1, "--out", "one")
+        assert results() == results("one")
+        assert len(report()["deaths"]) == 3
+
+
+class TestJobs:
+    def test_jobs_of_an_array_share_the_plan_and_the_last_one_merges(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        score("parts", "--threads", 1, "--out", "one")
+        assert in_shards("--shard", "2/3") == 0
+        assert [task.shard for task in tried] == [2, 5]
+        assert not Path("out/report.json").exists()
+        assert "flawscope merge out" in capsys.readouterr().err
+        # Whatever comes meanwhile: the list of all jobs is that of the first.
+        shutil.copy("parts/0/00.png", "parts/0/new.png")
+        in_shards("--shard", "0/3")
+        assert not Path("out/report.json").exists()
+        in_shards("--shard", "1/3")
+        assert results() == results("one")
+        assert sorted(task.shard for task in tried) == list(range(6))
+
+    def test_merge_joins_what_is_whole_and_names_what_is_missing(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        expected = results()
+        Path("out/report.json").unlink()
+        Path("out/results.jsonl").unlink()
+        assert cli.run(["merge", "out"]) == 1
+        assert results() == expected
+        assert report()["on"] == "merge"
+        Path("out/report.json").unlink()
+        assert cli.run(["score", "merge", "out"]) == 1
+        shutil.move("out/shards/shard-00003.jsonl", "kept")
+        capsys.readouterr()
+        assert cli.run(["merge", "out"]) == 2
+        assert "1 missing or not whole, such as 3" in error(capsys)
+        assert cli.run(["merge", "parts"]) == 2
+        assert "plan.json" in error(capsys)
+
+    def test_plan_only_makes_the_plan_alone(self, tried: list[Task], capsys: pytest.CaptureFixture[str]) -> None:
+        assert in_shards("--plan-only") == 0
+        assert "22 images" in capsys.readouterr().err
+        assert (read_plan(Path("out")).items, tried) == (22, [])
+        assert in_shards("--shard", "0/1") == 1
+        assert report()["images"] == 22
+
+    def test_overwrite_replaces_a_run_and_only_that(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        assert in_shards("--overwrite", "--batch", 2) == 1
+        assert report()["options"]["batch"] == 2
+        Path("mine").mkdir()
+        Path("mine/notes.txt").write_text("mine")
+        capsys.readouterr()
+        assert score("parts", "--out", "mine", "--workers", 2, "--overwrite") == 2
+        assert Path("mine/notes.txt").read_text() == "mine"
+
+
+def test_the_python_function_gives_the_report_and_goes_on(tried: list[Task]) -> None:
+    from flawscope.errors import ArgumentError
+    from flawscope.scale import score as score_many
+
+    first = score_many("t.flaw", "parts", out="out", on="threads", workers=2, shard_size=4, backend="cpu")
+    assert (first.images, first.fault, first.conservation.shards) == (22, 1, 6)
+    with pytest.raises(ArgumentError, match="resume"):
+        score_many("t.flaw", "parts", out="out", on="threads", backend="cpu")
+    assert score_many("t.flaw", ["parts"], out="out", on="threads", backend="cpu", resume=True) == first
+
+
+def test_the_executor_of_the_tests_is_in_no_product() -> None:
+    assert "threads" not in EXECUTORS
