@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from flawscope.errors import DataError
 from flawscope.files import locked, storage_errors
 from flawscope.progress import CountProgress
@@ -71,6 +73,9 @@ def run_shards(
     items, known = sum(task.items for task in todo), sum(done.task.items for done in before.values())
     outcome, names = Outcome(), list[str]()
     if todo:
+        # No worker without a shard: each would load the bundle for nothing.
+        workers = None if placement.workers is None else min(placement.workers, len(todo))
+        placement = msgspec.structs.replace(placement, workers=workers)
         with make_executor(encode_work(work), placement) as executor:
             driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
             outcome = driver.run(todo, items)

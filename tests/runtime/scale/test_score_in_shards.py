@@ -171,6 +171,8 @@ class TestPlan:
             ["nowhere", "--out", "out", "--on", "threads", "--batch", 3, "--shard-size", 4],
             ["parts", "--out", "out", "--on", "nobody"],
             ["parts", "--out", "out", "--workers", 0],
+            ["parts", "--out", "out", "--workers", 99999],
+            ["parts", "--out", "out", "--workers", 2, "--gpus-per-worker", 1000],
             ["parts", "--out", "out", "--workers", 2, "--json"],
             ["parts", "--out", "out", "--workers", 2, "--csv", "t.csv"],
             ["parts", "--out", "out", "--workers", 2, "--maps", "m"],
@@ -262,7 +264,7 @@ class TestDeaths:
         score("parts", "--threads", 1, "--out", "one")
         capsys.readouterr()
         assert in_shards("--shard-maps") == 1
-        assert "1 image killed every worker" in capsys.readouterr().err
+        assert "1 image killed every worker: a fault" in capsys.readouterr().err
         lines, expected = results().splitlines(), results("one").splitlines()
         assert [line for n, line in enumerate(lines) if n != 6] == [line for n, line in enumerate(expected) if n != 6]
         killed = json.loads(lines[6])
@@ -317,8 +319,13 @@ class TestJobs:
         assert cli.run(["merge", "out"]) == 1
         assert results() == expected
         assert report()["on"] == "merge"
-        Path("out/report.json").unlink()
+        merged = files_of(Path("out"))
+        assert cli.run(["merge", "out"]) == 1
+        assert files_of(Path("out")) == merged
+        Path("out/results.jsonl").write_bytes(expected[:-1])
         assert cli.run(["score", "merge", "out"]) == 1
+        assert results() == expected
+        Path("out/report.json").unlink()
         shutil.move("out/shards/shard-00003.jsonl", "kept")
         capsys.readouterr()
         assert cli.run(["merge", "out"]) == 2
