@@ -18,6 +18,7 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
+from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
 from flawscope.runtime.scale.plan import read_plan
 from flawscope.runtime.scale.task import Task
@@ -276,6 +277,17 @@ class TestDeaths:
         assert not list(Path("out/shards").glob("*.*-*.*"))  # no parts are left
         with zipfile.ZipFile("out/shards/shard-00001.maps.zip") as file:
             assert len(file.namelist()) == 3
+
+    @pytest.mark.parametrize("block", [1, 7, 1 << 20])
+    def test_a_shard_is_joined_from_its_parts_wherever_blocks_of_reading_end(
+        self, monkeypatch: pytest.MonkeyPatch, block: int
+    ) -> None:
+        use_threads(monkeypatch, kills=lambda task: task.first <= 6 < task.stop)
+        monkeypatch.setattr(shards, "_BLOCK", block)
+        in_shards()
+        score("parts", "--threads", 1, "--out", "one")
+        lines, expected = results().splitlines(), results("one").splitlines()
+        assert lines[:6] + lines[7:] == expected[:6] + expected[7:]
 
     def test_a_worker_that_dies_now_and_then_costs_no_image(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
