@@ -75,8 +75,8 @@ def run_shards(
     if todo:
         # No worker without a shard: each would load the bundle for nothing.
         workers = None if placement.workers is None else min(placement.workers, len(todo))
-        placement = msgspec.structs.replace(placement, workers=workers)
-        with make_executor(encode_work(work), placement) as executor:
+        seen = msgspec.structs.replace(placement, workers=workers, folder=out / SHARDS)
+        with make_executor(encode_work(work), seen) as executor:
             driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
             outcome = driver.run(todo, items)
             names = executor.workers
