@@ -28,7 +28,12 @@ from flawscope.runtime.scale.score_api import score
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.scale.work import WORKS, encode_work
 
-pytestmark = [pytest.mark.slow, pytest.mark.serial]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.serial,
+    # Ray leaves files of its logs open in the process that starts a cluster.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 
 IMAGES = 40
 _STORE_BYTES = 80 << 20
