@@ -162,8 +162,8 @@ def _in_shards(
 
     if (option := given_option(("as_json", "table", "maps", "pictures"))) is not None:
         raise ArgumentError(
-            f"{option}: expected none of it in shards, which have {RESULTS} in --out and --shard-maps, got it. Leave "
-            "it out."
+            f"{option}: expected what shards write, {RESULTS} below --out and heat maps with --shard-maps, got another "
+            "output. Leave it out, or what asks for shards."
         )
     if out is None:
         raise ArgumentError("--shard-maps: expected --out DIR beside it, the folder of shards, got none. Name one.")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from flawscope.errors import ArgumentError
 from flawscope.runtime.scale.executors import Placement, executor_of
 
+MOST_WORKERS = 4096
+"""Of one driver; more is a slip of the keyboard, and would start that many processes. Job arrays have no limit."""
+
 
 def make_placement(on: str, workers: int | None, gpus_per_worker: float) -> Placement:
     """Return a placement.
@@ -13,8 +16,8 @@ def make_placement(on: str, workers: int | None, gpus_per_worker: float) -> Plac
         ArgumentError: If a value is out of range, or there is no such executor.
     """
     executor_of(on)
-    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-        raise ArgumentError(f"workers: expected at least 1, got {workers!r}.")
+    if workers is not None and (isinstance(workers, bool) or workers not in range(1, MOST_WORKERS + 1)):
+        raise ArgumentError(f"workers: expected 1 to {MOST_WORKERS:,}, got {workers!r}.")
     if not isinstance(gpus_per_worker, int | float) or not 0.0 <= gpus_per_worker < 1e6:
         raise ArgumentError(f"gpus_per_worker: expected 0 or more, such as 0.25, got {gpus_per_worker!r}.")
     return Placement(on=on, workers=workers, gpus_per_worker=float(gpus_per_worker))

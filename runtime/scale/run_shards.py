@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from flawscope.errors import DataError
 from flawscope.files import locked, storage_errors
 from flawscope.progress import CountProgress
@@ -71,7 +73,10 @@ def run_shards(
     items, known = sum(task.items for task in todo), sum(done.task.items for done in before.values())
     outcome, names = Outcome(), list[str]()
     if todo:
-        with make_executor(encode_work(work), placement) as executor:
+        # No worker without a shard: each would load the bundle for nothing.
+        workers = None if placement.workers is None else min(placement.workers, len(todo))
+        seen = msgspec.structs.replace(placement, workers=workers, folder=out / SHARDS)
+        with make_executor(encode_work(work), seen) as executor:
             driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
             outcome = driver.run(todo, items)
             names = executor.workers

@@ -18,11 +18,12 @@ from flawscope.runtime.backends.cores import Cores, usable_cores
 from flawscope.runtime.backends.table import backend_problem, backend_row, check_cores
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.judge import Judge
-from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.inputs import Found, list_items
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, ITEMS, PLAN, REPORT, Plan, check_same, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import write_items
 from flawscope.runtime.scale.score_work import ScoreWork, fingerprint
+from flawscope.runtime.scale.work import encode_work
 from flawscope.text import storable
 
 SCORE = "score"
@@ -136,6 +137,8 @@ def plan_score(request: ScoreRequest) -> Planned:
             f"{request.out}: expected images, or the plan of an earlier run to go on with, got neither. Name images."
         )
     _check_free(request)
+    # Made, and not started: it refuses a placement that cannot be before anything is written.
+    make_executor(encode_work(ScoreWork(str(request.out), "")), request.placement)
     digest, fixed = _fix(request)
     with ExitStack() as stack:
         if request.is_shared:

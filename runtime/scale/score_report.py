@@ -15,7 +15,7 @@ from flawscope.errors import DataError
 from flawscope.files import write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.scale.plan import REPORT, Plan
-from flawscope.runtime.scale.shards import durable_file, read_lines
+from flawscope.runtime.scale.shards import durable_file, read_blocks
 from flawscope.runtime.scale.task import Done
 from flawscope.runtime.scale.times import add_up
 from flawscope.runtime.scale.work import Account
@@ -100,7 +100,7 @@ def merge_shards(out: Path, plan: Plan, shards: Sequence[Done], account: Account
     digest, lines = hashlib.sha256(), 0
     with durable_file(out / RESULTS) as file:
         for done in shards:
-            for block in read_lines(out, plan, done.task):
+            for block in read_blocks(out, plan, done.task):
                 digest.update(block)
                 lines += block.count(b"\n")
                 file.write(block)

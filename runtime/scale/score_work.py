@@ -18,6 +18,7 @@ import msgspec
 from flawscope.bundle import InForce
 from flawscope.errors import BundleError, DataError, FlawscopeError
 from flawscope.imaging.png import encode_png
+from flawscope.open_files import open_regular
 from flawscope.runtime.frame import Frame
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
@@ -26,7 +27,15 @@ from flawscope.runtime.results import Result
 from flawscope.runtime.scale.inputs import Item, Reader
 from flawscope.runtime.scale.plan import Plan, read_plan
 from flawscope.runtime.scale.plan_items import read_items
-from flawscope.runtime.scale.shards import durable_file, place_of, read_lines, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import (
+    durable_file,
+    place_of,
+    read_blocks,
+    remove_parts,
+    split_lines,
+    whole,
+    write_lines,
+)
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker
@@ -111,11 +120,10 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         done = _added(shard, parts)
         with _archive(out, plan, shard) as archive:
             for task in tasks if archive.file is not None else []:
-                with zipfile.ZipFile(place_of(out, plan, task, MAPS)) as part:
+                with open_regular(place_of(out, plan, task, MAPS)) as raw, zipfile.ZipFile(raw) as part:
                     for name in part.namelist():
                         archive.add(name, part.read(name))
-        # Lines, not blocks: the trailer counts them.
-        lines = (line for task in tasks for block in read_lines(out, plan, task) for line in block.splitlines())
+        lines = (line for task in tasks for line in split_lines(read_blocks(out, plan, task)))
         write_lines(out, plan, done, lines, archive_bytes=archive.size)
         remove_parts(out, plan, tasks, ("jsonl", MAPS))
         return done
@@ -243,10 +251,14 @@ class ScoreWorker:
         out: Folder of the plan.
         plan: The plan.
         inspector: The bundle, made ready; it is closed with the worker.
+
+    Attributes:
+        out: As the argument.
+        plan: As the argument.
     """
 
     def __init__(self, out: Path, plan: Plan, inspector: Inspector) -> None:
-        self._out, self._plan, self._inspector = out, plan, inspector
+        self.out, self.plan, self._inspector = out, plan, inspector
         self._reader = Reader()
 
     def run(self, task: Task) -> Done:
@@ -254,8 +266,8 @@ class ScoreWorker:
         began, watch = time.perf_counter(), Stopwatch()
         counts, more = Counter(dict.fromkeys(DECISIONS, 0)), Counter(dict.fromkeys(_MORE, 0))
         lines: list[bytes] = []
-        with _archive(self._out, self._plan, task) as archive:
-            for item, source, result in self._results(read_items(self._out, self._plan, task)):
+        with _archive(self.out, self.plan, task) as archive:
+            for item, source, result in self._results(read_items(self.out, self.plan, task)):
                 counts[result.decision] += 1
                 more["near_threshold"] += result.ratio is not None and abs(result.ratio - 1.0) <= NEAR
                 more["noted"] += bool(result.notes)
@@ -269,12 +281,12 @@ class ScoreWorker:
                         # Decided on, but changed or gone since: the report says how many.
                         more["maps_missing"] += 1
         done = Done(task, dict(counts), time.perf_counter() - began, dict(more), watch.took())
-        write_lines(self._out, self._plan, done, lines, archive_bytes=archive.size)
+        write_lines(self.out, self.plan, done, lines, archive_bytes=archive.size)
         return done
 
     def _results(self, items: list[Item]) -> Iterator[tuple[Item, Source | None, Result]]:
         """Yield the result of every item, in order; what cannot be read is a fault, and the others are scored."""
-        batch = self._plan.asked["batch"]
+        batch = self.plan.asked["batch"]
         waiting: deque[_Read] = deque()
 
         def sources() -> Iterator[Source | Frame]:

@@ -25,6 +25,7 @@ from flawscope.text import NOT_JSON
 
 _TAIL_BYTES = 1 << 14
 """Room for a trailer, which is a line of counts, behind the last line end before it."""
+_BLOCK = 1 << 20
 _MODE = 0o666
 
 
@@ -121,7 +122,7 @@ def whole(out: Path, plan: Plan, task: Task, archive: str | None = None) -> Done
                 return None
             file.seek(0)
             digest, left, lines = hashlib.sha256(), size, 0
-            while block := file.read(min(left, 1 << 20)):
+            while block := file.read(min(left, _BLOCK)):
                 digest.update(block)
                 lines += block.count(b"\n")
                 left -= len(block)
@@ -155,7 +156,7 @@ def _with_times(out: Path, plan: Plan, done: Done) -> Done:
     return timed if (timed.task, timed.counts, timed.more) == (done.task, done.counts, done.more) else done
 
 
-def read_lines(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
+def read_blocks(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
     """Yield the lines of a task with their line ends, without the trailer, a block at a time; checked at the end.
 
     Raises:
@@ -167,7 +168,7 @@ def read_lines(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
             trailer, left = _read_trailer(file)
             file.seek(0)
             digest, lines = hashlib.sha256(), 0
-            while block := file.read(min(left, 1 << 20)):
+            while block := file.read(min(left, _BLOCK)):
                 digest.update(block)
                 lines += block.count(b"\n")
                 left -= len(block)
@@ -177,6 +178,16 @@ def read_lines(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
         raise DataError(f"{path}: expected the whole file of a shard, got: {reason}. {_AGAIN}") from err
     if digest.hexdigest() != trailer.sha256 or lines != task.items or trailer.items != task.items or left:
         raise DataError(f"{path}: expected {task.items} lines with the hash of its last line, got others. {_AGAIN}")
+
+
+def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of blocks without their ends; a line may go on in the next block."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 _AGAIN = "Remove the file and run the command again with --resume."

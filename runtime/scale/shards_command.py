@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan
+from flawscope.files import sha256_file
+from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge
 from flawscope.runtime.scale.score_api import run_planned
-from flawscope.runtime.scale.score_plan import ScoreRequest, plan_score
+from flawscope.runtime.scale.score_plan import SCORE, ScoreRequest, plan_score
 from flawscope.runtime.scale.score_report import ShardedReport, read_report
 from flawscope.runtime.scale.shard_options import Part
 from flawscope.runtime.scale.shards import place_of
@@ -71,12 +71,12 @@ def saying_how_to_go_on(out: Path, plan: Plan) -> Iterator[None]:
 def _say(ran: Ran) -> None:
     if ran.skipped:
         echo(f"{_counted(ran.skipped, 'shard')} whole before, kept", err=True)
-    if ran.outcome.deaths:
-        last = ran.outcome.deaths[-1]
+    if deaths := ran.outcome.deaths:
+        given_up = len(ran.outcome.given_up)
+        became = f"; {_counted(given_up, 'image')} killed every worker: a fault each" if given_up else ""
         echo(
-            f"warning: {_counted(len(ran.outcome.deaths), 'worker')} died, the last of shard {last.task.shard}: "
-            f"{last.reason}. Its images were tried again; {_counted(len(ran.outcome.given_up), 'image')} killed every "
-            "worker and became faults.",
+            f"warning: {_counted(len(deaths), 'worker')} died, the last in shard {deaths[-1].task.shard}: "
+            f"{deaths[-1].reason}. What they had was done again{became}.",
             err=True,
         )
 
@@ -120,7 +120,20 @@ def merge_command(folder: Path) -> int:
 
 def merge_folder(folder: Path) -> int:
     """Merge the shards of a run, say what came of it, and return the exit status."""
+    if (report := _merged(folder)) is not None:
+        echo(f"{folder}: merged before, and as it was then", err=True)
+        return _end(report, fail_on_reject=False)
     plan = merge(folder, command=command_line())
-    report = read_report(folder) if plan.kind == "score" else None
-    echo(f"{os.fspath(folder)}: {_counted(plan.items, 'item')} of {_counted(plan.shards, 'shard')}, merged", err=True)
+    echo(f"{folder}: {_counted(plan.items, 'item')} of {_counted(plan.shards, 'shard')}, merged", err=True)
+    report = read_report(folder) if plan.kind == SCORE else None
     return 0 if report is None else _end(report, fail_on_reject=False)
+
+
+def _merged(folder: Path) -> ShardedReport | None:
+    """Return the report of a run of `score` that was merged and is as it was then: a merge would know less of it."""
+    if read_plan(folder).kind != SCORE or (report := read_report(folder)) is None:
+        return None
+    with contextlib.suppress(OSError):
+        if sha256_file(folder / RESULTS) == report.conservation.results_sha256:
+            return report
+    return None

@@ -23,6 +23,7 @@ OWN = {
     ("core/bundle/stored_files.py", "os.walk"): "raises where a folder cannot be listed",
     ("core/bundle/stored_files.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
+    ("runtime/scale/score_work.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
     ("core/torch_file.py", "zipfile.is_zipfile"): "gets the open file, not its name",
     ("core/bundle/onnx_model.py", "(path.parent / name).read_bytes"): "a graph that this process has just made",
     ("core/scratch.py", "os.open"): "its own scratch and locks",

@@ -27,6 +27,7 @@ PUBLIC = {
         "__version__",
         "fit",
     ],
+    "flawscope.scale": ["ShardedReport", "score"],
     "flawscope.errors": [
         "ArgumentError",
         "BackendError",

@@ -7,6 +7,8 @@ An executor starts workers and replaces those that died; it never repeats a task
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
@@ -20,17 +22,19 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where workers run, and how many.
 
     Attributes:
-        on: Name of an executor, or what one takes as an address: `local`, `ray`, `ray://HOST:PORT`.
+        on: Name of an executor, or what one takes as an address: `local`, `ray`, `ray://HOST:PORT`, `HOST:PORT`.
         workers: Workers; None for the executor's own choice.
         gpus_per_worker: GPUs of a worker, perhaps a part of one; 0 for none.
         threads: Threads of a worker, which its graph and kernels use: the plan fixes them, so that all workers compute
             the same; an executor counts its cores by them.
+        folder: A folder of the run that all workers must see under this name; None if that need not be checked.
     """
 
     on: str = "local"
     workers: int | None = None
     gpus_per_worker: float = 0.0
     threads: int = 1
+    folder: Path | None = None
 
 
 class Executor(Protocol):
@@ -68,15 +72,20 @@ class Row(NamedTuple):
     Attributes:
         place: `module:class`; made with `(work: bytes, placement: Placement)`, the bytes of `encode_work`. Its
             construction starts nothing, and raises ArgumentError for a placement that cannot be.
-        prefix: Beginning of an address that means it, too; empty for none.
+        address: Regular expression of addresses that mean it, too; empty for none.
+        forms: What those look like.
     """
 
     place: str
-    prefix: str = ""
+    address: str = ""
+    forms: str = ""
 
 
 EXECUTORS: dict[str, Row] = {
     "local": Row("flawscope.runtime.scale.executors.local:LocalExecutor"),
+    "ray": Row(
+        "flawscope.runtime.scale.executors.ray:RayExecutor", r"ray://.+|[\w.-]+:\d+", "ray://HOST:PORT, HOST:PORT"
+    ),
 }
 """Name -> row."""
 
@@ -88,9 +97,9 @@ def executor_of(on: str) -> str:
         ArgumentError: If there is none.
     """
     for name, row in EXECUTORS.items():
-        if on == name or (row.prefix and on.startswith(row.prefix)):
+        if on == name or (row.address and re.fullmatch(row.address, on)):
             return name
-    known = [*EXECUTORS, *(f"{row.prefix}ADDRESS" for row in EXECUTORS.values() if row.prefix)]
+    known = [*EXECUTORS, *(row.forms for row in EXECUTORS.values() if row.forms)]
     raise ArgumentError(f"--on: expected one of {', '.join(known)}, got {on!r}.{did_you_mean(on, known)}")
 
 

@@ -10,6 +10,18 @@ from flawscope.runtime.scale.task import Done
 from flawscope.runtime.scale.work import WORKS
 
 
+class Marker(msgspec.Struct, frozen=True):
+    """A file in the folder of the plan: whoever reads its text from it shares that folder with the driver.
+
+    Attributes:
+        path: The file.
+        text: What is in it.
+    """
+
+    path: str
+    text: str
+
+
 class Order(msgspec.Struct, frozen=True):
     """What a worker needs before its first task.
 
@@ -17,11 +29,14 @@ class Order(msgspec.Struct, frozen=True):
         work: What `encode_work` wrote.
         works: The driver's table of works: the kinds that a worker must know.
         version: The driver's version of flawscope.
+        marker: A file that the driver has written, which a worker on another machine must see under the same name;
+            None where there is no other machine.
     """
 
     work: msgspec.Raw
     works: dict[str, str]
     version: str
+    marker: Marker | None = None
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -29,9 +44,11 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         pid: Number of its process on its machine.
+        host: Name of that machine.
     """
 
     pid: int
+    host: str
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True):
@@ -60,7 +77,17 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     done: Done
 
 
-FromWorker = Opened | Answer | Refusal
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """The worker cannot go on in this process, which has to end.
+
+    Attributes:
+        reason: Why, without a full stop.
+    """
+
+    reason: str
+
+
+FromWorker = Opened | Answer | Refusal | Leaving
 
 _decoder: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 
@@ -74,6 +101,6 @@ def decode_answer(data: bytes) -> FromWorker:
     return _decoder.decode(data)
 
 
-def encode_order(work: bytes) -> bytes:
+def encode_order(work: bytes, marker: Marker | None = None) -> bytes:
     """Return the order for a work, what `encode_work` wrote."""
-    return msgspec.json.encode(Order(msgspec.Raw(work), dict(WORKS), __version__))
+    return msgspec.json.encode(Order(msgspec.Raw(work), dict(WORKS), __version__, marker))

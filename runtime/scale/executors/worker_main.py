@@ -33,7 +33,7 @@ def main(pipe: int, driver: int) -> None:
     side, status = WorkerSide(), 0
     try:
         connection.send_bytes(side.open(connection.recv_bytes()))
-        while True:
+        while not side.is_leaving:
             connection.send_bytes(side.run(connection.recv_bytes()))
     except (EOFError, ConnectionError):
         pass  # the driver wants no more, or is gone

@@ -48,18 +48,12 @@ class WorkerProcess:
 
     Attributes:
         name: As given, with the number of its process.
-        task: The task it is at; None for none.
-        is_open: Whether it is ready for tasks.
-        until: When it must have said something, by the monotonic clock.
 
     Raises:
         OSError: If the system refuses a process.
     """
 
     def __init__(self, name: str, order: bytes, variables: Mapping[str, str]) -> None:
-        self.task: Task | None = None
-        self.is_open = False
-        self.until = float("inf")
         self._rest = b""
         self._said: deque[str] = deque(maxlen=_LAST_LINES)
         self._pipe, theirs = Pipe()
@@ -104,7 +98,6 @@ class WorkerProcess:
 
     def start(self, task: Task) -> None:
         """Give it a task; where it has ended already, `answer` tells."""
-        self.task = task
         self._send(msgspec.json.encode(task))
 
     def _send(self, data: bytes) -> None:
@@ -139,20 +132,20 @@ class WorkerProcess:
                 _log.info("%s: %s", self.name, text)
                 self._said.append(text)
 
-    def close(self) -> None:
-        """Let it end by itself once it is done with its task."""
+    def let_go(self) -> None:
+        """Let it end by itself, which has no task."""
         self._pipe.close()
 
     def kill(self) -> None:
         """End it by force."""
         self._process.kill()
 
-    def end(self, grace_s: float) -> str:
-        """Wait until it has ended, by force after a time, and return in words how it ended.
+    def end(self, grace_s: float) -> None:
+        """Wait until it has ended, by force after so many seconds."""
+        self.ending(grace_s)
 
-        Args:
-            grace_s: Seconds that it has to end by itself.
-        """
+    def ending(self, grace_s: float) -> str:
+        """Wait until it has ended, by force after so many seconds, and return in words how it ended."""
         until = time.monotonic() + grace_s
         # It may have more to print than fits the pipe, and would not end before that is read.
         while self._process.poll() is None and time.monotonic() < until:

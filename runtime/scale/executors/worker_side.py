@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from flawscope import __version__
 from flawscope.errors import BackendError, DeviceLost, FlawscopeError
-from flawscope.runtime.scale.executors.messages import Answer, FromWorker, Opened, Order, Refusal
+from flawscope.open_files import SETTINGS_BYTES, read_regular
+from flawscope.runtime.scale.executors.messages import Answer, FromWorker, Leaving, Marker, Opened, Order, Refusal
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.scale.work import WORKS, Worker, decode_work
 
@@ -22,13 +25,18 @@ _orders = msgspec.json.Decoder(Order)
 
 
 class WorkerSide:
-    """Opens the work once and does its tasks. An error becomes a message; `GOES_WITH_PROCESS` is raised."""
+    """Opens the work once and does its tasks. Whatever goes wrong becomes a message.
+
+    Attributes:
+        is_leaving: Whether this process has to end: nothing it does from now on counts.
+    """
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self.is_leaving = False
 
     def open(self, order: bytes) -> bytes:
-        """Take an order (`encode_order`) and return `Opened` or `Refusal`."""
+        """Take an order (`encode_order`) and return `Opened`, `Refusal` or `Leaving`."""
         return self._told(lambda: self._open(order))
 
     def _open(self, data: bytes) -> FromWorker:
@@ -38,13 +46,15 @@ class WorkerSide:
                 f"worker: expected flawscope {order.version}, which the driver has, got {__version__}. Install the "
                 "same version wherever workers run."
             )
+        if order.marker is not None:
+            _check_marker(order.marker)
         for kind, place in order.works.items():
             WORKS.setdefault(kind, place)
         self._worker = decode_work(bytes(order.work)).open()
-        return Opened(os.getpid())
+        return Opened(os.getpid(), socket.gethostname())
 
     def run(self, task: bytes) -> bytes:
-        """Do a task, written as JSON, and return `Answer` or `Refusal`."""
+        """Do a task, written as JSON, and return `Answer`, `Refusal` or `Leaving`."""
         return self._told(lambda: self._run(task))
 
     def _run(self, data: bytes) -> FromWorker:
@@ -59,10 +69,12 @@ class WorkerSide:
             self._worker = None
 
     def _told(self, do: Callable[[], FromWorker]) -> bytes:
+        answer: FromWorker
         try:
             answer = do()
-        except GOES_WITH_PROCESS:
-            raise
+        except GOES_WITH_PROCESS as err:
+            self.is_leaving = True
+            answer = Leaving(f"{type(err).__name__}: {str(err).rstrip('.')}")
         except FlawscopeError as err:
             answer = Refusal(type(err).__name__, str(err))
         except Exception as err:
@@ -72,3 +84,16 @@ class WorkerSide:
                 "BackendError", f"worker: unexpected {type(err).__name__}: {err}. Go on with --resume, or report it."
             )
         return msgspec.json.encode(answer)
+
+
+def _check_marker(marker: Marker) -> None:
+    path = Path(marker.path)
+    try:
+        text = read_regular(path, SETTINGS_BYTES).decode(errors="replace")
+    except OSError as err:
+        text = str(err.strerror or err)
+    if text != marker.text:
+        raise BackendError(
+            f"{path.parent}: expected on {socket.gethostname()} the folder that the driver writes to, got another one, "
+            "or none. Name a folder for --out that all machines share, under one name."
+        )

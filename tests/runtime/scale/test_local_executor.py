@@ -66,7 +66,7 @@ def test_every_task_comes_back_once_and_workers_are_closed(tmp_path: Path) -> No
     assert sorted(outcome.task.shard for outcome in done) == list(range(7))
     assert all(isinstance(outcome, Done) and outcome.counts == {"accept": 3} for outcome in done)
     assert len(list(tmp_path.glob("part-*.txt"))) == 7
-    assert len(executor.workers) == 2
+    assert 1 <= len(executor.workers) <= 2  # one may have done all before the other was ready
     for pid in pids:
         assert not is_alive(pid)
         assert (tmp_path / f"closed-{pid}").exists()
@@ -81,7 +81,7 @@ def test_a_death_is_told_with_its_reason_and_the_worker_replaced(tmp_path: Path)
     assert "ended by SIGKILL (so the system ends it where memory is short)" in reasons[0]
     assert "ended by SIGSEGV: Fatal Python error: Segmentation fault" in reasons[1]
     assert reasons[2] == "its process ended with status 3: toy: these are my last words"
-    assert "DeviceLost: toy: the device is lost" in reasons[3]
+    assert reasons[3] == "DeviceLost: toy: the device is lost. Start again"
     assert [outcome.task.shard for outcome in died if isinstance(outcome, Done)] == [4]
     assert len(executor.workers) == 5
 

@@ -18,6 +18,7 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
+from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
 from flawscope.runtime.scale.plan import read_plan
 from flawscope.runtime.scale.task import Task
@@ -171,6 +172,8 @@ class TestPlan:
             ["nowhere", "--out", "out", "--on", "threads", "--batch", 3, "--shard-size", 4],
             ["parts", "--out", "out", "--on", "nobody"],
             ["parts", "--out", "out", "--workers", 0],
+            ["parts", "--out", "out", "--workers", 99999],
+            ["parts", "--out", "out", "--workers", 2, "--gpus-per-worker", 1000],
             ["parts", "--out", "out", "--workers", 2, "--json"],
             ["parts", "--out", "out", "--workers", 2, "--csv", "t.csv"],
             ["parts", "--out", "out", "--workers", 2, "--maps", "m"],
@@ -262,7 +265,7 @@ class TestDeaths:
         score("parts", "--threads", 1, "--out", "one")
         capsys.readouterr()
         assert in_shards("--shard-maps") == 1
-        assert "1 image killed every worker" in capsys.readouterr().err
+        assert "1 image killed every worker: a fault" in capsys.readouterr().err
         lines, expected = results().splitlines(), results("one").splitlines()
         assert [line for n, line in enumerate(lines) if n != 6] == [line for n, line in enumerate(expected) if n != 6]
         killed = json.loads(lines[6])
@@ -274,6 +277,17 @@ class TestDeaths:
         assert not list(Path("out/shards").glob("*.*-*.*"))  # no parts are left
         with zipfile.ZipFile("out/shards/shard-00001.maps.zip") as file:
             assert len(file.namelist()) == 3
+
+    @pytest.mark.parametrize("block", [1, 7, 1 << 20])
+    def test_a_shard_is_joined_from_its_parts_wherever_blocks_of_reading_end(
+        self, monkeypatch: pytest.MonkeyPatch, block: int
+    ) -> None:
+        use_threads(monkeypatch, kills=lambda task: task.first <= 6 < task.stop)
+        monkeypatch.setattr(shards, "_BLOCK", block)
+        in_shards()
+        score("parts", "--threads", 1, "--out", "one")
+        lines, expected = results().splitlines(), results("one").splitlines()
+        assert lines[:6] + lines[7:] == expected[:6] + expected[7:]
 
     def test_a_worker_that_dies_now_and_then_costs_no_image(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -317,8 +331,13 @@ class TestJobs:
         assert cli.run(["merge", "out"]) == 1
         assert results() == expected
         assert report()["on"] == "merge"
-        Path("out/report.json").unlink()
+        merged = files_of(Path("out"))
+        assert cli.run(["merge", "out"]) == 1
+        assert files_of(Path("out")) == merged
+        Path("out/results.jsonl").write_bytes(expected[:-1])
         assert cli.run(["score", "merge", "out"]) == 1
+        assert results() == expected
+        Path("out/report.json").unlink()
         shutil.move("out/shards/shard-00003.jsonl", "kept")
         capsys.readouterr()
         assert cli.run(["merge", "out"]) == 2
