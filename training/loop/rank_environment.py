@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flawscope.errors import ArgumentError
 
+LAUNCHER = "FLAWSCOPE_LAUNCHER"
+"""Environment variable with the process number of `flawscope train --processes`, in the processes that it started."""
+FOLLOWED = 75
+"""Exit status of a process that ended because another one had ended."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of one that was told to end."""
+_PR_SET_PDEATHSIG = 1
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -61,3 +71,18 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
         return int(text)
     except ValueError as err:
         raise ArgumentError(f"{name}: expected a whole number, got {text!r}. Unset it, or use torchrun.") from err
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether `flawscope train --processes` started this process, and tells of its failures."""
+    return LAUNCHER in environment
+
+
+def die_with_launcher() -> None:
+    """Let the system kill this process when `flawscope train --processes` that started it dies, however it dies."""
+    if not is_launched() or not sys.platform.startswith("linux"):
+        return
+    # The system sends it when the thread that made this process ends: that is the launcher's main thread.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if str(os.getppid()) != os.environ[LAUNCHER]:  # it died before
+        os._exit(FOLLOWED)

@@ -101,8 +101,10 @@ class Ranks:
     def broadcast(self, value: Any = None) -> Any:
         """Return rank 0's value, which JSON can hold, on every process; the others' values do not matter.
 
-        Every rank enters. Tuples arrive as lists on all of them.
+        Every rank enters. Where there are several, tuples arrive as lists on all of them.
         """
+        if self.world == 1:
+            return value
         data = self.broadcast_bytes(encode_json(value) if self.is_writer else b"")
         return msgspec.json.decode(data)
 
@@ -221,6 +223,14 @@ def ranks() -> Ranks:
             _join(place)
         _joined = Ranks(place)
     return _joined
+
+
+def leave() -> None:
+    """Leave the other processes, at the end of the work."""
+    global _joined
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _joined = None
 
 
 def _join(place: RankEnvironment) -> None:
