@@ -18,10 +18,11 @@ from click.shell_completion import CompletionItem
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
+    LoopSettings,
     MethodConfig,
-    TrainedConfig,
     build_config,
     describe_settings,
+    find_part,
     flatten,
     parse_assignment,
 )
@@ -364,8 +365,8 @@ def _train_in_processes(request: TrainingRequest, out: Path, overwrite: bool, pr
     """Start this command again, so many times at once; what is wrong with the request is said before."""
     config, _ = build_config(request.method, *request.layers)  # rank 0 says what it does not use
     _check_out(request, out, overwrite)
-    if isinstance(config, TrainedConfig):
-        check_batch(config.loop.batch_size, processes)
+    if (loop := find_part(config, LoopSettings)) is not None:
+        check_batch(loop.batch_size, processes)
     try:
         launch(own_command(sys.argv[1:]), processes)
     except ModuleNotFoundError as err:

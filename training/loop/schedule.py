@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flawscope.config import LoopSettings, MethodConfig, TrainedConfig
+from flawscope.config import LoopSettings, MethodConfig, find_part
 from flawscope.config.setting_parts import tag_of
 from flawscope.errors import ArgumentError
 
@@ -23,8 +23,8 @@ def check_processes(config: MethodConfig, takes_processes: bool, processes: int)
             f"processes: expected one process for {name}, got {processes}. Leave out --processes, and start it without "
             "torchrun."
         )
-    if isinstance(config, TrainedConfig):
-        check_batch(config.loop.batch_size, processes)
+    if (loop := find_part(config, LoopSettings)) is not None:
+        check_batch(loop.batch_size, processes)
 
 
 def check_batch(batch_size: int, processes: int) -> None:
