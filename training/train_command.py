@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from click.shell_completion import CompletionItem
 from flawscope import methods
 from flawscope.config import (
     CONFIGS,
+    LoopSettings,
     MethodConfig,
     build_config,
     describe_settings,
+    find_part,
     flatten,
     parse_assignment,
 )
@@ -30,7 +33,11 @@ from flawscope.errors import ArgumentError, MissingExtra
 from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runs import RECORD
-from flawscope.terminal import command_line, echo, progress_bars
+from flawscope.terminal import command_line, echo, progress_bars, report_as
+from flawscope.training.loop.rank_environment import die_with_launcher, is_launched, read_rank_environment
+from flawscope.training.loop.rank_errors import as_rank
+from flawscope.training.loop.rank_launch import RankFailed, launch, own_command
+from flawscope.training.loop.schedule import check_batch
 from flawscope.training.run_notes import describe_generator, describe_run, generator_notes, image_notes
 from flawscope.training.settings import preset_names, read_settings, rename_layers
 from flawscope.training.tracking import TRACKERS, track_figures, tracking
@@ -163,13 +170,14 @@ class MethodChoice(click.Choice[str]):
 
 
 def training_options(
-    *kinds: methods.MethodKind, takes_auto: bool = False
+    *kinds: methods.MethodKind, takes_auto: bool = False, takes_processes: bool = False
 ) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """Give a command the argument METHOD and the options of a training; its first argument is a `TrainingRequest`.
 
     Args:
         kinds: Kinds of methods that the command takes; all of them where none is named.
         takes_auto: Whether METHOD may be `auto`, which the command has to resolve.
+        takes_processes: Whether the command may be run by several processes together.
     """
     options = _shared_options(kinds, takes_auto)
 
@@ -191,6 +199,12 @@ def training_options(
             track: str | None,
             **own_options: Any,
         ) -> _Result:
+            if not takes_processes and (world := read_rank_environment().world) > 1:
+                verb = click.get_current_context().info_name
+                raise ArgumentError(
+                    f"{verb}: expected one process, got {world} (WORLD_SIZE). Train with flawscope train, then go on "
+                    "without torchrun."
+                )
             from_file = read_settings(config_name) if config_name else {}
             assigned = dict(parse_assignment(text) for text in assignments)
             # Some keys name the data, the category and a checkpoint; options win over them, and --set over the file.
@@ -305,16 +319,39 @@ def _shared_options(kinds: tuple[methods.MethodKind, ...], takes_auto: bool) -> 
 
 
 @click.command(cls=TrainingCommand)
-@training_options()
+@training_options(takes_processes=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to write.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train in N processes on this machine, one a GPU, that share every batch. By default one, or those that "
+    "torchrun or accelerate launch started.",
+)
 @OVERWRITE
-def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
+def train(request: TrainingRequest, out: Path, processes: int | None, overwrite: bool) -> None:
     """Learn what good parts look like; writes a run that `flawscope export` turns into a bundle.
 
     PatchCore and PaDiM are fitted, not trained: there is no loss and there are no epochs. The others are trained in
     epochs; meanwhile RUN.training has their metrics, previews and checkpoints. Base, embedding and inpainting are not
     detectors: they learn to draw defects.
     """
+    die_with_launcher()
+    place = read_rank_environment()
+    if place.world > 1 and processes not in (None, place.world):
+        raise ArgumentError(
+            f"--processes: expected {place.world}, as were started, got {processes}. Leave it out under torchrun."
+        )
+    _check_kind(request)
+    if place.world == 1 and processes is not None and processes > 1:
+        _train_in_processes(request, out, overwrite, processes)
+    else:
+        with as_rank(place):
+            _train(request, out, overwrite, is_writer=place.rank == 0)
+
+
+def _check_kind(request: TrainingRequest) -> None:
+    """Refuse options that say nothing for a kind of method."""
     kind = methods.METHODS[request.method].kind
     if kind != "detector" and not request.drawn_check:
         raise ArgumentError(
@@ -322,12 +359,38 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
         )
     if kind == "generator" and request.weights is not None:
         raise ArgumentError(f"--weights: expected none with {request.method}, which has no backbone. Leave it out.")
-    config = request.read_config({}, {})
+
+
+def _train_in_processes(request: TrainingRequest, out: Path, overwrite: bool, processes: int) -> None:
+    """Start this command again, so many times at once; what is wrong with the request is said before."""
+    config, _ = build_config(request.method, *request.layers)  # rank 0 says what it does not use
     _check_out(request, out, overwrite)
+    if (loop := find_part(config, LoopSettings)) is not None:
+        check_batch(loop.batch_size, processes)
+    try:
+        launch(own_command(sys.argv[1:]), processes)
+    except ModuleNotFoundError as err:
+        raise MissingExtra("training", str(err.name), "train") from err
+    except BaseException as err:
+        if found := find_unfinished(out):
+            echo(f"note: {found.words}. Continue it with: {found.command}", err=True)
+        if isinstance(err, RankFailed) and err.is_told:
+            raise click.exceptions.Exit(err.exit_status) from err
+        raise
+
+
+def _train(request: TrainingRequest, out: Path, overwrite: bool, *, is_writer: bool) -> None:
+    """Train, as one process or as one of several, of which rank 0 alone writes."""
+    kind = methods.METHODS[request.method].kind
+    if not is_writer:
+        report_as(quiet=True, progress=False)
+    config = request.read_config({}, {})
+    if is_writer:
+        _check_out(request, out, overwrite)
     dataset = request.open_dataset()
     drawn = None
     notes: tuple[str, ...]
-    with request.tracking(config, dataset, out):
+    with request.tracking(config, dataset, out) if is_writer else contextlib.nullcontext():
         if kind == "generator":
             generator = _train_synthesis(config, request, dataset, out, overwrite)
             summary, facts, notes = describe_generator(generator), generator.facts, generator_notes(generator)
@@ -337,7 +400,10 @@ def train(request: TrainingRequest, out: Path, overwrite: bool) -> None:
             notes = image_notes(record)
             for line in record.backbone.conditions:
                 echo(line, err=True)
-        track_figures(facts if drawn is None else {**facts, "drawn_image_auroc": drawn.image_auroc})
+        if is_writer:
+            track_figures(facts if drawn is None else {**facts, "drawn_image_auroc": drawn.image_auroc})
+    if not is_writer:
+        return
     for note in notes:
         echo(f"note: {note}", err=True)
     echo(summary)
@@ -362,7 +428,8 @@ def told_if_interrupted(out: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        if found := find_unfinished(out):
+        # The launcher of several processes says it for all of them.
+        if not is_launched() and (found := find_unfinished(out)):
             echo(f"note: {found.words}. Continue it with: {found.command}", err=True)
         raise
 

@@ -69,6 +69,8 @@ class Trainer:
         has_epochs: Whether it is trained in epochs, with checkpoints from which a training can resume.
         keeps_backbone: Whether the backbone's weights belong to the run.
         is_detector: Whether its run scores images.
+        takes_processes: Whether it trains in several processes (`training.loop.ranks`): all of them call `fit`, and get
+            the same result.
         drawn_on: Normal images that the drawn check draws on; few for a method that takes long for an image.
         drawn_strengths: For each defect that it draws of a kind on such an image, how clear it is, from 0 to 1.
     """
@@ -76,6 +78,7 @@ class Trainer:
     has_epochs: ClassVar[bool] = False
     keeps_backbone: ClassVar[bool] = True
     is_detector: ClassVar[bool] = True
+    takes_processes: ClassVar[bool] = False
     drawn_on: ClassVar[int] = 8
     drawn_strengths: ClassVar[tuple[float, ...]] = (0.3, 0.7)
 
@@ -153,6 +156,7 @@ class EpochTrainer(Trainer):
     """
 
     has_epochs = True
+    takes_processes = True
     train: ClassVar[Callable[..., FitResult]]
 
     def fit(self, request: FitRequest) -> FitResult:

@@ -9,7 +9,7 @@ from flawscope.config.feature_settings import check_memory_budget
 from flawscope.config.setting_parts import SettingPart, check
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "drop", "drops"]
-"""Learning-rate schedule after the warm-up; see `flawscope.training.loop.loop.learning_rate_share`."""
+"""Learning-rate schedule after the warm-up; see `flawscope.training.loop.schedule.learning_rate_share`."""
 
 
 class LoopSettings(SettingPart, frozen=True, kw_only=True):

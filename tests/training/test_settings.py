@@ -18,7 +18,7 @@ from flawscope.config import (
     standardization,
 )
 from flawscope.errors import ArgumentError
-from flawscope.training.loop.loop import batches_in_all
+from flawscope.training.loop.schedule import batches_in_all
 from flawscope.training.settings import preset_names, read_settings
 
 

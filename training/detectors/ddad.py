@@ -213,6 +213,7 @@ class DdadTrainer(Trainer):
     """Trains and restores DDAD."""
 
     has_epochs = True
+    takes_processes = True
     drawn_on = 3  # a reconstruction takes many passes through the denoiser
     drawn_strengths = (0.5,)
 

@@ -70,7 +70,7 @@ class DestsegTask:
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of a step. `images` are mere numbers and ignored: the seed of the step draws the batch."""
-        config, batch = self._config, draw_batch(self._config, self._data, generator.initial_seed())
+        config, batch = self._config, draw_batch(self._config, self._data, generator)
         pictures, originals, labels, is_coarse, is_paired = (
             torch.from_numpy(array).to(images.device)
             for array in (batch.images, batch.originals, batch.labels, batch.is_coarse, batch.has_original)

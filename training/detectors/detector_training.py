@@ -47,6 +47,8 @@ from flawscope.training.features.scaled_backbone import ScaledBackbone, scaled_b
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
 from flawscope.training.loop.loop import METRICS, PREVIEWS
+from flawscope.training.loop.ranks import ranks
+from flawscope.training.loop.schedule import check_processes
 from flawscope.training.loop.tensorboard import BOARD
 from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.trainer import FitRequest, Trainer, trainer_of
@@ -76,6 +78,8 @@ def train_detector(
 ) -> RunRecord:
     """Fit a detector on the normal training images of a dataset and write the run.
 
+    In several processes (`training.loop.ranks`) all of them call it; rank 0 alone checks and writes files.
+
     Args:
         config: Settings of the method.
         dataset: Its `train_good` images are used, nothing else.
@@ -97,7 +101,7 @@ def train_detector(
         RunError: If weights cannot be read or downloaded, or `ready` is incomplete.
         StorageError: If the run cannot be written.
     """
-    trainer = trainer_of(config)
+    trainer, here = trainer_of(config), ranks()
     if resume is not False and not trainer.has_epochs:
         raise ArgumentError(
             "resume: expected a method that is trained in epochs, got one that is fitted. Leave it out."
@@ -105,9 +109,11 @@ def train_detector(
     denoiser_run = ready  # the keyword is older than the name
     if denoiser_run is not None:
         _check_denoiser_run(config, trainer, denoiser_run)
-    overwrite = overwrite or goes_on(out, resume)
-    check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
-    check_not_begun(out, resume)  # also of a fitted run: the training that is gone on with would replace it
+    check_processes(config, trainer.takes_processes, here.world)
+    if here.is_writer:  # the others would find what rank 0 has begun
+        overwrite = overwrite or goes_on(out, resume)
+        check_replaceable(out, RECORD, overwrite=overwrite)  # before hours of work, not after
+        check_not_begun(out, resume)  # also of a fitted run: the training that is gone on with would replace it
     started = time.perf_counter()
     inputs = _prepare(config, dataset, trainer, weights, denoiser_run, progress)
     prepared_at = time.perf_counter()
@@ -120,6 +126,9 @@ def train_detector(
         fitted_at = time.perf_counter()
         seconds = {"preparation": round(prepared_at - started, 3), "fitting": round(fitted_at - prepared_at, 3)}
         record = record_of(fit_result, cross, seconds)
+        if not here.is_writer:
+            here.barrier()  # until the run is there
+            return record
         if drawn_check and trainer.is_detector:
             drawn = _check_drawn(inputs, record, fit_result, request.images, out, progress)
             record = msgspec.structs.replace(record, drawn=drawn)
@@ -134,6 +143,7 @@ def train_detector(
             are_learned=record.cross is not None,
             overwrite=overwrite,
         )
+        here.barrier()
         return record
 
 

@@ -40,6 +40,7 @@ from flawscope.training.diffusion.sketch import Sketcher, corrupt_sketches
 from flawscope.training.diffusion.torch_reconstruction import Reconstruction, TorchNetworks, write_strips
 from flawscope.training.diffusion.unet import recompute_blocks, signed_images
 from flawscope.training.features.backbone import Backbone
+from flawscope.training.loop import draws
 from flawscope.training.loop.augment import augment
 from flawscope.training.loop.epoch_data import noise_error, split_images, training_facts
 from flawscope.training.loop.fit_result import FitResult
@@ -279,14 +280,14 @@ class DsadTask:
             # Limits of diffusers' DiagonalGaussianDistribution. Training samples the posterior; inspection takes its
             # mean.
             deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-            sample = torch.randn(mean.shape, generator=generator, device=device)
+            sample = draws.normal(mean.shape, generator)
             latents = encoder.scaling * (mean + deviation * sample)
             if sketcher is not None:
                 edges = sketcher.to(device).edges(images)
                 if corrupt:
                     edges = corrupt_sketches(edges, generator, config.sketch_drop, config.sketch_corrupt)
                 sketch = sketcher.soften(edges)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noise = draws.normal(latents.shape, generator)
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
         hint = self.denoiser.encode_hint(image, sketch)
         predicted: Tensor = network(noisy, levels, hint)

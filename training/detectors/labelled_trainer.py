@@ -52,6 +52,7 @@ class LabelledTrainer(Trainer, Generic[_Config]):
     """
 
     has_epochs = True
+    takes_processes = True
     network_name: ClassVar[str]
     with_originals: ClassVar[bool] = True
 

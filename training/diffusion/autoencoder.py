@@ -31,6 +31,7 @@ from flawscope.training.diffusion.autoencoder_network import (
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.features.backbone import SCATTERING, Backbone
 from flawscope.training.features.stage_distances import stage_distances
+from flawscope.training.loop import draws
 from flawscope.training.loop.epoch_data import rounded, split_images, training_facts
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import ImageReader
@@ -288,7 +289,10 @@ class _Sampling(nn.Module):
 
     def forward(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         posterior = self.autoencoder.encode(images, return_dict=False)[0]
-        decoded = self.autoencoder.decode(posterior.sample(generator), return_dict=False)[0]
+        # As diffusers' `sample`, but for the rows of a batch that other processes have.
+        mean = posterior.mean
+        sample = mean + posterior.std * draws.normal(mean.shape, generator, dtype=mean.dtype)
+        decoded = self.autoencoder.decode(sample, return_dict=False)[0]
         return decoded, posterior.kl()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flawscope.arrays import Float32Array
 from flawscope.diffusion.schedule import Sampling, noises_needed
+from flawscope.training.loop import draws
 
 _OCTAVES = 6
 _PERSISTENCE = 0.6
@@ -35,13 +36,13 @@ def draw_noise(
         generator: Source of all random numbers.
     """
     if kind == "gaussian":
-        return torch.randn(shape, generator=generator, device=generator.device)
+        return draws.normal(shape, generator)
     count, channels, height, width = shape
     device = generator.device
     # Permutations and an offset for each image. Order and shapes of the draws are part of the noise: changing them
     # changes every trained simplex run and the noise of its bundles.
-    table = torch.rand((count, 256), generator=generator, device=device).argsort(dim=1)
-    offset = 256.0 * torch.rand((count, 3, 1), generator=generator, device=device, dtype=torch.float64)
+    table = draws.uniform((count, 256), generator).argsort(dim=1)
+    offset = 256.0 * draws.uniform((count, 3, 1), generator, dtype=torch.float64)
     depth, rows, columns = torch.meshgrid(
         *(torch.arange(size, device=device, dtype=torch.float64) for size in (channels, height, width)), indexing="ij"
     )
@@ -92,7 +93,7 @@ def _simplex(points: Tensor, table: Tensor) -> Tensor:
 
 def noise_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
     """Return a random noise level for each of `count` images, int64 [N], uniform from 0 to `levels` - 1."""
-    return torch.randint(0, levels, (count,), generator=generator, device=generator.device)
+    return draws.integers(levels, (count,), generator)
 
 
 def add_noise(images: Tensor, noise: Tensor, shares: Tensor) -> Tensor:

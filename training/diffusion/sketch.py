@@ -18,6 +18,7 @@ from torch.nn import functional
 from flawscope.errors import ArgumentError
 from flawscope.imaging.edges import canny_edges
 from flawscope.imaging.map_upsampling import upsample_matrix
+from flawscope.training.loop import draws
 
 Backend = Literal["sobel", "canny"]
 
@@ -141,7 +142,7 @@ def corrupt_sketches(sketches: Tensor, generator: torch.Generator, drop: float, 
     device = sketches.device
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
+        return draws.uniform(shape, generator)
 
     # Everything is drawn for every sketch, used or not: the number of draws must not depend on their outcome.
     is_dropped, is_corrupted = draw(count) < drop, draw(count) < corrupt

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flawscope.training.loop import draws
+
 _GREY = (0.299, 0.587, 0.114)  # luminance of ITU-R BT.601
 
 
@@ -26,11 +28,10 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: f
     count = len(images)
 
     def uniform(limit: float) -> Tensor:
-        values = torch.rand((count, 1, 1, 1), generator=generator, device=generator.device)
-        return (2.0 * values - 1.0) * limit
+        return (2.0 * draws.uniform((count, 1, 1, 1), generator) - 1.0) * limit
 
     if flip:
-        mirrored = torch.rand((count, 1, 1, 1), generator=generator, device=generator.device) < 0.5
+        mirrored = draws.uniform((count, 1, 1, 1), generator) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
     if rotate > 0:
         images = _rotate(images, uniform(rotate).flatten())

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from flawscope.errors import RunError
 from flawscope.files import atomic_folder
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path
+from flawscope.training.loop.ranks import Ranks
 
 _TENSORS, _NUMBERS = "tensors.safetensors", "state.json"
 _PREFIX = "epoch_"
@@ -39,20 +41,7 @@ class Checkpoint:
 
 def write_checkpoint(folder: Path, epoch: int, checkpoint: Checkpoint, *, keep: int) -> None:
     """Write the checkpoint of an epoch below a folder and remove all but the newest `keep`."""
-    # Slashes separate the parts of a key: names of parameters have dots, never slashes.
-    tensors = {f"{group}/{name}": value for group, named in checkpoint.state.items() for name, value in named.items()}
-    values: dict[str, dict[str, Any]] = {}
-    # The optimizer's state mixes tensors (moments) and plain numbers (steps of some optimizers): each goes to its file.
-    for index, entries in checkpoint.optimizer["state"].items():
-        for key, value in _leaves(entries):
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
-            else:
-                values.setdefault(str(index), {})[key] = value
-    numbers = {
-        "numbers": checkpoint.numbers,
-        "optimizer": {"values": values, "groups": checkpoint.optimizer["param_groups"]},
-    }
+    tensors, numbers = _taken_apart(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     own = (_TENSORS, _NUMBERS)
     place = folder / f"{_PREFIX}{epoch:06d}"
@@ -90,6 +79,35 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         ) from err
 
 
+def share_checkpoint(checkpoint: Checkpoint | None, here: Ranks) -> Checkpoint | None:
+    """Return rank 0's checkpoint on every process: only its machine may have the folder. Every rank enters.
+
+    Args:
+        checkpoint: What rank 0 resumes from, or None to begin anew; of the others it does not matter.
+        here: This process among those of the training.
+    """
+    if here.world == 1:
+        return checkpoint
+    tensors: dict[str, Tensor] = {}
+    header = b"null"
+    if here.is_writer and checkpoint is not None:
+        found, numbers = _taken_apart(checkpoint)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
+        shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in tensors.items()}
+        # json, not msgspec: no error has been measured yet is infinity, which msgspec writes as null.
+        header = json.dumps({"numbers": numbers, "shapes": shapes}).encode()
+    told = json.loads(here.broadcast_bytes(header))
+    if told is None:
+        return None
+    received: dict[str, Tensor] = {}
+    for name, (kind, *shape) in told["shapes"].items():
+        value = tensors[name] if name in tensors else torch.empty(shape, dtype=getattr(torch, kind))
+        # As bytes, in which every type of number travels; a view, so that they arrive in the tensor.
+        here.broadcast_tensor(value.reshape(-1).view(torch.uint8))
+        received[name] = value
+    return _assembled(received, told["numbers"])
+
+
 def is_checkpoint(path: Path) -> bool:
     """Return whether a folder is named as a checkpoint is, and is whole."""
     return path.name.startswith(_PREFIX) and (path / _NUMBERS).is_file() and (path / _TENSORS).is_file()
@@ -98,6 +116,25 @@ def is_checkpoint(path: Path) -> bool:
 def later_checkpoints(folder: Path, name: str) -> list[Path]:
     """Return the checkpoints below a folder that are newer than the one called `name`."""
     return [path for path in _checkpoints(folder) if path.name > name]
+
+
+def _taken_apart(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint, and all its numbers: the inverse of `_assembled`."""
+    # Slashes separate the parts of a key: names of parameters have dots, never slashes.
+    tensors = {f"{group}/{name}": value for group, named in checkpoint.state.items() for name, value in named.items()}
+    values: dict[str, dict[str, Any]] = {}
+    # The optimizer's state mixes tensors (moments) and plain numbers (steps of some optimizers): each goes to its file.
+    for index, entries in checkpoint.optimizer["state"].items():
+        for key, value in _leaves(entries):
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                values.setdefault(str(index), {})[key] = value
+    numbers = {
+        "numbers": checkpoint.numbers,
+        "optimizer": {"values": values, "groups": checkpoint.optimizer["param_groups"]},
+    }
+    return tensors, numbers
 
 
 def _assembled(tensors: Mapping[str, Tensor], stored: Any) -> Checkpoint:

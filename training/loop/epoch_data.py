@@ -126,6 +126,7 @@ def training_facts(trained: Trained) -> dict[str, int | float | str]:
         "best_epoch": trained.epoch,
         "validation_error": rounded(trained.error),
         "final_loss": rounded(trained.losses[-1]),
+        **trained.processes,
     }
 
 

@@ -2,6 +2,10 @@
 
 No random number depends on those drawn before: the order of an epoch comes from (seed, epoch), the noise of a batch
 from (seed, batch). So a killed training that resumes from a checkpoint takes the very steps it would have taken.
+
+In several processes (`ranks`) every batch is spread over them, so that N processes take the steps of one: each has
+every N-th image of the batch with the random numbers that it would have in one process, gradients and batch norms are
+those of the whole batch. Rank 0 validates, decides and writes.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -28,8 +33,13 @@ from flawscope.files import write_text
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.progress import Progress
 from flawscope.ranges import Count, PositiveCount
-from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
+from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, share_checkpoint, write_checkpoint
+from flawscope.training.loop.draws import batch_generator
+from flawscope.training.loop.gradient_sums import share_state, sum_gradients
 from flawscope.training.loop.image_batches import Items
+from flawscope.training.loop.ranks import on_writer, ranks
+from flawscope.training.loop.schedule import batches_in_all, check_batch, learning_rate_share
+from flawscope.training.loop.synced_norm import BatchSharing, synced_batch_norms
 from flawscope.training.loop.tensorboard import TensorBoardWriter
 from flawscope.training.tracking import track_epoch
 
@@ -49,9 +59,10 @@ class Task(Protocol):
         """Return the optimizer of the network's parameters."""
 
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch, averaged over it; `network` may be wrapped.
+        """Return the loss of a batch, averaged over its images; `network` may be wrapped.
 
-        `images` is a batch of the items: images uint8 [N, H, W, 3], or numbers int64 [N].
+        `images` is a batch of the items: images uint8 [N, H, W, 3], or numbers int64 [N]. What is drawn for each of
+        them is drawn by `flawscope.training.loop.draws`: other processes may have the rest of the batch.
         """
 
     def validate(self) -> dict[str, float]:
@@ -81,12 +92,14 @@ class Trained:
         epoch: Epoch after which it was measured, from 1.
         error: Its validation error.
         losses: Mean loss of every epoch.
+        processes: Facts about the processes of the training; empty where there was one.
     """
 
     state: dict[str, Tensor]
     epoch: int
     error: float
     losses: tuple[float, ...]
+    processes: dict[str, int] = field(default_factory=dict)
 
 
 def run_loop(
@@ -109,9 +122,11 @@ def run_loop(
         progress: Receives the number of batches so far.
 
     Raises:
+        ArgumentError: If the batches cannot be spread evenly over the processes.
         MissingExtra: If a package that the settings ask for is not installed.
         RunError: If memory runs out, the loss is not finite, or a checkpoint does not fit.
     """
+    check_batch(config.loop.batch_size, ranks().world)
     # `warn_only`: some CUDA kernels, such as the gradient of bilinear upsampling, have no deterministic form.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Accelerate keeps its state for the life of the process; a second training may have another precision or device.
@@ -126,6 +141,18 @@ def run_loop(
         return loop.run(resume, progress)
 
 
+_FIRST: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+
+
+class _OwnBatch(NamedTuple):
+    """A process's part of a batch: its items, their rows in the whole batch, whose size that is, and if they count."""
+
+    images: Tensor
+    rows: npt.NDArray[np.int64]
+    whole: int
+    counts: bool
+
+
 class _Loop:
     def __init__(
         self, task: Task, images: Items, config: TrainedConfig, folder: Path, accelerator: Accelerator
@@ -133,12 +160,17 @@ class _Loop:
         self._task, self._images, self._config, self._folder = task, images, config, folder
         self._settings = config.loop
         self._accelerator = accelerator
+        self._here = ranks()
+        self._sharing = BatchSharing(self._here.rank, self._here.world, self._here.sum_tensor)
         # Before the optimizer is made, as torch asks for.
         task.network.to(accelerator.device)
-        self._network, self._optimizer = accelerator.prepare(task.network, task.optimizer())
+        share_state(task.network, self._here)
+        # For evaluation: accelerate would wrap it for several processes; here gradients are summed by the loop.
+        self._network = accelerator.prepare_model(task.network, evaluation_mode=True)
+        self._optimizer = accelerator.prepare_optimizer(task.optimizer())
         # The rates before any schedule, of each group: encoders may learn at a share of the others' rate.
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self._batches = math.ceil(len(images) / (config.loop.batch_size * accelerator.num_processes))
+        self._batches = math.ceil(len(images) / config.loop.batch_size)
         self._total = batches_in_all(config.loop, self._batches)
         self._epochs = math.ceil(self._total / self._batches)
         self._epoch = self._step = 0
@@ -150,21 +182,27 @@ class _Loop:
             if config.loop.ema
             else None
         )
+        self._trained_parameters = [value for value in task.network.parameters() if value.requires_grad]
         self._board: TensorBoardWriter | None = None
 
     def run(self, resume: bool, progress: Progress) -> Trained:
         (self._folder / PREVIEWS).mkdir(parents=True, exist_ok=True)
-        if resume and (checkpoint := latest_checkpoint(self._folder / CHECKPOINTS)) is not None:
-            self._restore(checkpoint)
+        if resume:
+            found = latest_checkpoint(self._folder / CHECKPOINTS) if self._here.is_writer else None
+            if (checkpoint := share_checkpoint(found, self._here)) is not None:
+                self._restore(checkpoint)
         lines = self._trim_metrics()
         with contextlib.ExitStack() as stack:
-            if self._settings.tensorboard and self._accelerator.is_main_process:
+            if self._here.world > 1:
+                stack.enter_context(synced_batch_norms(self._task.network, self._sharing))
+            if self._settings.tensorboard and self._here.is_writer:
                 previews = [self._preview_path(line["epoch"]) for line in lines]
                 self._board = stack.enter_context(contextlib.closing(TensorBoardWriter(self._folder, lines, previews)))
             for line in lines:  # a training that resumes is a run of its own there, and a whole one
                 track_epoch(line, self._preview_path(line["epoch"]))
             self._take_epochs(progress)
-        return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses))
+        facts = self._here.facts(self._settings.batch_size)
+        return Trained(self._best, self._best_epoch, self._best_error, tuple(self._losses), facts)
 
     def _take_epochs(self, progress: Progress) -> None:
         progress("training", self._step, self._total)
@@ -172,19 +210,20 @@ class _Loop:
             started = time.perf_counter()
             losses: list[float] = []
             count = min(self._batches, self._total - self._step)
-            for number, images in enumerate(self._epoch_batches(count), 1):
+            for number, batch in enumerate(self._epoch_batches(count), 1):
                 # The last batches of an epoch make a step even if fewer than `accumulate`: no gradients are carried
                 # into the next epoch, where a checkpoint would not have them.
                 is_step = number % self._settings.accumulate == 0 or number == count
-                losses.append(self._take_batch(images, is_step))
+                losses.append(self._take_batch(batch, is_step))
                 progress("training", self._step, self._total)
             self._epoch += 1
-            self._losses.append(float(np.mean(losses)))
+            self._losses.append(float(np.mean(self._here.sum(losses))))
             # Validation, best state and previews are of the averaged weights, which are what a run gets.
             with self._averaged():
-                metrics = self._task.validate()
+                # By one process, and each image once: what it finds decides on all of them when to end.
+                metrics = on_writer(self._validate)
                 self._keep_best(metrics["error"])
-                if self._is_due(self._settings.preview_every):
+                if self._here.is_writer and self._is_due(self._settings.preview_every):
                     self._task.preview(self._preview_path(self._epoch))
             self._write_metrics(
                 {
@@ -198,7 +237,7 @@ class _Loop:
                 }
             )
             # After the metrics: a kill in between leaves a line too many, which `_trim_metrics` drops.
-            if self._is_due(self._settings.checkpoint_every) and self._accelerator.is_main_process:
+            if self._is_due(self._settings.checkpoint_every) and self._here.is_writer:
                 self._checkpoint()
 
     def _has_settled(self) -> bool:
@@ -209,36 +248,48 @@ class _Loop:
     def _is_due(self, every: int) -> bool:
         return self._epoch % every == 0 or self._epoch == self._epochs or self._has_settled()
 
-    def _epoch_batches(self, count: int) -> Iterator[Tensor]:
-        """Yield the first batches of this process in the order of this epoch."""
+    def _epoch_batches(self, count: int) -> Iterator[_OwnBatch]:
+        """Yield this process's part of the first batches, in the order of this epoch."""
         order = np.random.default_rng((self._config.seed, self._epoch)).permutation(len(self._images))
-        own_share = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        for images in self._images.batches(own_share[: count * self._settings.batch_size], self._settings.batch_size):
-            yield torch.from_numpy(images).to(self._accelerator.device)
+        size = self._settings.batch_size
+        wholes = [order[start : start + size] for start in range(0, len(order), size)][:count]
+        # With fewer images than processes in the last batch, those that would have none take one that does not count.
+        shares = [self._here.share(len(whole)) if self._here.rank < len(whole) else _FIRST for whole in wholes]
+        own = np.concatenate([whole[rows] for whole, rows in zip(wholes, shares, strict=True)])
+        batches = self._images.batches(own, size // self._here.world)
+        for images, whole, rows in zip(batches, wholes, shares, strict=True):
+            on_device = torch.from_numpy(images).to(self._accelerator.device)
+            yield _OwnBatch(on_device, rows, len(whole), self._here.rank < len(whole))
 
-    def _take_batch(self, images: Tensor, is_step: bool) -> float:
-        """Accumulate the gradients of a batch, take the optimizer's step if it is due, and return the loss."""
+    def _take_batch(self, batch: _OwnBatch, is_step: bool) -> float:
+        """Accumulate the gradients of a batch, take the optimizer's step if it is due, and return this part's loss."""
         accelerator, optimizer, config, loop = self._accelerator, self._optimizer, self._config, self._settings
-        seed = int(np.random.SeedSequence((config.seed, self._step, accelerator.process_index)).generate_state(1)[0])
-        # Both: tasks draw from the generator, dropout and the like from torch's global one.
-        torch.manual_seed(seed)
-        generator = torch.Generator(device=images.device).manual_seed(seed)
+        seed, own_seed = (
+            int(np.random.SeedSequence((config.seed, self._step, rank)).generate_state(1)[0])
+            for rank in (0, self._here.rank)
+        )
+        # Both: tasks draw from the generator, for the whole batch; dropout and the like from torch's global one.
+        torch.manual_seed(own_seed)
+        generator = batch_generator(batch.images.device, seed, batch.whole, batch.rows)
+        self._sharing.has_images = batch.counts
         share = learning_rate_share(loop, self._step, self._total)
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         self._network.train()  # for every batch: validation leaves inference mode behind
-        with contextlib.nullcontext() if is_step else accelerator.no_sync(self._network):
-            with accelerator.autocast():
-                loss = self._task.loss(self._network, images, generator)
-            # Checked before the backward pass: afterwards NaN would be in the weights, and in the next checkpoint.
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise RunError(
-                    f"training: expected a finite loss, got {value} in step {self._step + 1}. Lower the learning rate "
-                    f"(--set learning_rate={loop.learning_rate / 10:g}), or set mixed_precision=no."
-                )
-            accelerator.backward(loss / loop.accumulate)
+        with accelerator.autocast():
+            loss = self._task.loss(self._network, batch.images, generator)
+        # Checked before the backward pass: afterwards NaN would be in the weights, and in the next checkpoint.
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunError(
+                f"training: expected a finite loss, got {value} in step {self._step + 1}. Lower the learning rate "
+                f"(--set learning_rate={loop.learning_rate / 10:g}), or set mixed_precision=no."
+            )
+        # The mean over the whole batch is the sum over the processes of their means, each with its share of images.
+        share_of_batch = len(batch.rows) / batch.whole if batch.counts else 0.0
+        accelerator.backward(loss * share_of_batch / loop.accumulate)
         if is_step:
+            sum_gradients(self._trained_parameters, self._here)
             if loop.clip_norm > 0:  # before the step, on the sum of all accumulated batches
                 accelerator.clip_grad_norm_(self._network.parameters(), loop.clip_norm)
             optimizer.step()
@@ -246,7 +297,7 @@ class _Loop:
             if self._average is not None:
                 self._update_average()
         self._step += 1
-        return value
+        return value * share_of_batch
 
     # ---- The averaged state ------------------------------------------------------------------------------------------
 
@@ -278,9 +329,13 @@ class _Loop:
         finally:
             network.load_state_dict(trained)
 
-    def _keep_best(self, error: float) -> None:
-        if not math.isfinite(error):
+    def _validate(self) -> dict[str, float]:
+        metrics = self._task.validate()
+        if not math.isfinite(error := metrics["error"]):
             raise RunError(f"training: expected a finite validation error, got {error} after epoch {self._epoch}.")
+        return metrics
+
+    def _keep_best(self, error: float) -> None:
         if error < self._best_error:  # strictly: of equal errors the first wins
             self._best_error, self._best_epoch = error, self._epoch
             self._best = {name: value.detach().cpu().clone() for name, value in self._task.network.state_dict().items()}
@@ -291,7 +346,7 @@ class _Loop:
         return self._folder / PREVIEWS / f"epoch_{epoch:04d}.png"
 
     def _write_metrics(self, line: dict[str, Any]) -> None:
-        if self._accelerator.is_main_process:
+        if self._here.is_writer:
             with (self._folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             track_epoch(line, self._preview_path(self._epoch))
@@ -301,7 +356,7 @@ class _Loop:
     def _trim_metrics(self) -> list[dict[str, Any]]:
         """Drop metric lines after the checkpoint: a killed training may have written more lines than checkpoints."""
         path = self._folder / METRICS
-        if not path.is_file() or not self._accelerator.is_main_process:
+        if not self._here.is_writer or not path.is_file():
             return []
         texts, lines = [], []
         for text in read_regular(path, RECORD_BYTES).decode(errors="replace").splitlines():
@@ -356,53 +411,6 @@ class _Loop:
         # Loss scaling of FP16 alone; bf16 and FP32 have no scaler.
         if self._accelerator.scaler is not None and numbers.scaler:
             self._accelerator.scaler.load_state_dict(numbers.scaler)
-
-
-def batches_in_all(loop: LoopSettings, batches: int) -> int:
-    """Return the number of batches of a whole training: those of all epochs, or of the first `max_steps` steps.
-
-    Args:
-        loop: Settings.
-        batches: Batches of an epoch. A step takes `accumulate` of them, the last step of an epoch the rest.
-    """
-    of_all_epochs = loop.epochs * batches
-    if loop.max_steps is None:
-        return of_all_epochs
-    epochs, steps = divmod(loop.max_steps, math.ceil(batches / loop.accumulate))
-    return min(of_all_epochs, epochs * batches + steps * loop.accumulate)
-
-
-def learning_rate_share(loop: LoopSettings, batch: int, total: int) -> float:
-    """Return the factor of the learning rate for a batch.
-
-    With p the finished share of the batches after the warm-up: 1 for `constant`, 1 - p for `linear`,
-    (1 - p)^power for `polynomial`, (1 + cos(π p)) / 2 for `cosine`, and for `cosine_with_restarts` (arXiv:1608.03983)
-    the same of the fractional part of `cycles` · p. For `drop` 1, and from p = 4/5 on 0.1, as LafitE has it
-    (arXiv:2307.08059). For `drops` 1, from p = 4/7 on 0.1, and from p = 6/7 on 0.01, which are epochs 400 and 600 of
-    the 700 of DRAEM (arXiv:2108.07610). The others are the schedules of diffusers, except that the first batch of the
-    warm-up has a rate above 0 here, and that `polynomial` ends at 0 here and at 1e-7 there.
-
-    Args:
-        loop: Settings.
-        batch: Number of the batch, from 0.
-        total: Batches in all.
-    """
-    if batch < loop.warmup_steps:
-        return (batch + 1) / loop.warmup_steps
-    if loop.schedule == "constant":
-        return 1.0
-    finished = min(1.0, (batch - loop.warmup_steps) / max(1, total - loop.warmup_steps))
-    if loop.schedule in ("drop", "drops"):
-        # In whole numbers, so that a batch on the border is not a matter of rounding.
-        parts, drops_at = (5, (4,)) if loop.schedule == "drop" else (7, (4, 6))
-        done, of = batch - loop.warmup_steps, total - loop.warmup_steps
-        return 0.1 ** sum(parts * done >= part * of for part in drops_at)
-    if loop.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * finished))
-    if loop.schedule == "cosine_with_restarts":
-        # At the very end the fractional part is 0 again, which would restart once more.
-        return 0.0 if finished == 1.0 else 0.5 * (1.0 + math.cos(math.pi * (loop.cycles * finished % 1.0)))
-    return float((1.0 - finished) ** (loop.power if loop.schedule == "polynomial" else 1.0))
 
 
 @contextlib.contextmanager

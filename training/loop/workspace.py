@@ -14,12 +14,13 @@ import msgspec
 from flawscope.config import DenoisingSettings, TrainedConfig, find_part, flatten
 from flawscope.config.setting_parts import tag_of
 from flawscope.errors import ArgumentError
-from flawscope.files import storage_errors, write_text
+from flawscope.files import storage_errors, temporary_folder, write_text
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, regular_path, walk_folder
 from flawscope.text import NOT_JSON, encode_json
 from flawscope.training.loop.checkpoints import is_checkpoint, later_checkpoints
 from flawscope.training.loop.loop import CHECKPOINTS
 from flawscope.training.loop.optimizers import import_bitsandbytes
+from flawscope.training.loop.ranks import ranks
 from flawscope.training.loop.tensorboard import BOARD, EVENTS, import_tensorboard
 from flawscope.unfinished import BEGUN, check_not_begun, recorded_command, workspace_of
 
@@ -45,7 +46,8 @@ def open_workspace(
     """Yield the folder `RUN.training` for metrics, previews and checkpoints.
 
     It is removed at the end, and after an error before the first checkpoint. Its TensorBoard events are copied into
-    the run, which the caller must have written by then.
+    the run, which the caller must have written by then. In a training of several processes rank 0 has it; the others
+    get a private folder that is removed, so that nothing they write reaches the run. Every rank enters.
 
     Args:
         out: Folder of the run.
@@ -70,6 +72,11 @@ def open_workspace(
     denoising = find_part(config, DenoisingSettings)
     if denoising is not None and denoising.optimizer == "adamw8bit":
         import_bitsandbytes()
+    if not ranks().is_writer:
+        ranks().barrier()
+        with temporary_folder(out.parent) as own:
+            yield own
+        return
     folder = workspace_of(out)
     check_not_begun(out, resume)
     settings = flatten(config)
@@ -93,6 +100,7 @@ def open_workspace(
         # For messages alone, and compared with nothing.
         told = {**begun, "method": tag_of(type(config)), "command": command}
         write_text(folder / BEGUN, msgspec.json.format(encode_json(told), indent=1).decode() + "\n")
+    ranks().barrier()  # only now: what was refused above must be the end of all processes, before the work
     is_done = False
     try:
         with storage_errors(folder):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledSettings
@@ -120,13 +121,17 @@ class LabelledSources:
     contents: dict[str, str]
     notes: tuple[str, ...]
 
-    def draw(self, count: int, chance: np.random.Generator, good: ImageReader) -> LabelledBatch:
+    def draw(
+        self, count: int, chance: np.random.Generator, good: ImageReader, wanted: npt.NDArray[np.int64] | None = None
+    ) -> LabelledBatch:
         """Return anomalous images for a batch, each of a source drawn by the shares.
 
         Args:
             count: Number of images.
             chance: All randomness.
             good: Normal images that are learned from, which procedural anomalies are drawn on.
+            wanted: Which of them are asked for, int64, where other processes draw the rest; None for all of them. The
+                rows of the others are there, and hold anything.
         """
         # A stream of numbers for each source, and for the choice among them: with another mixture the images that are
         # still of a source are the same ones, so that trainings on two mixtures can be compared in pairs.
@@ -138,12 +143,13 @@ class LabelledSources:
         names = tuple(shares)
         ends = np.cumsum(list(shares.values()))
         chosen = np.searchsorted(ends / ends[-1], streams["chosen"].random(count), side="right")
+        is_wanted = np.ones(count, np.bool_) if wanted is None else np.isin(np.arange(count), wanted)
         images = np.empty((count, *self.size, 3), np.uint8)
         labels = np.zeros((count, *self.size), np.bool_)
         is_coarse, has_original = np.zeros((2, count), np.bool_)
         originals = images.copy()
         for number, name in enumerate(names):
-            rows = np.flatnonzero(chosen == number)
+            rows = np.flatnonzero((chosen == number) & is_wanted)
             pool = good if name == "procedural" else parts[name].images
             # For all rows, whichever are of this source: the numbers of one row depend on no other.
             picked = streams[name].integers(len(pool), size=count)[rows]

@@ -27,6 +27,7 @@ from torch import Tensor
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.config import LabelledConfig
 from flawscope.imaging.png import write_png
+from flawscope.training.loop.draws import rows_here
 from flawscope.training.loop.image_batches import ImageReader
 from flawscope.training.segmentation.labelled_sources import LabelledSources
 from flawscope.training.segmentation.weak_loss import focal_loss
@@ -76,26 +77,34 @@ class Batch:
     has_original: BoolArray
 
 
-def draw_batch(config: LabelledConfig, data: TrainingData, seed: int) -> Batch:
-    """Return the batch of a step, with random shifts and flips; all of it depends on the seed alone."""
-    of_good, of_anomalous, of_changes = np.random.default_rng(seed).spawn(3)
-    count = config.loop.batch_size
-    anomalous = data.sources.draw(config.anomalous, of_anomalous, data.good)
+def draw_batch(config: LabelledConfig, data: TrainingData, generator: torch.Generator) -> Batch:
+    """Return the batch of a step, or the images of it that this process has, with random shifts and flips.
+
+    All of it depends on the generator's seed alone: processes that share a batch get different rows of the same one.
+    """
+    of_good, of_anomalous, of_changes = np.random.default_rng(generator.initial_seed()).spawn(3)
+    count, rows = config.loop.batch_size, rows_here(generator)
+    rows = np.arange(count) if rows is None else rows
     normal = count - config.anomalous
-    picked = of_good.integers(len(data.good), size=normal)
-    good = next(iter(data.good.batches(picked, normal)))
-    images, originals = (np.concatenate([good, part]) for part in (anomalous.images, anomalous.originals))
-    labels = np.concatenate([np.zeros((normal, *images.shape[1:3]), np.bool_), anomalous.labels])
+    # Normal images come first: of those here, and of the anomalous ones, the numbers among their own kind.
+    of_normal, of_rest = rows[rows < normal], rows[rows >= normal] - normal
+    anomalous = data.sources.draw(config.anomalous, of_anomalous, data.good, of_rest)
+    picked = of_good.integers(len(data.good), size=normal)[of_normal]
     height, width = config.preprocessing.size
+    good = np.empty((0, height, width, 3), np.uint8)
+    if len(picked):
+        good = next(iter(data.good.batches(picked, len(picked))))
+    images, originals = (np.concatenate([good, part[of_rest]]) for part in (anomalous.images, anomalous.originals))
+    labels = np.concatenate([np.zeros((len(good), height, width), np.bool_), anomalous.labels[of_rest]])
     margins = (round(config.shift * height), round(config.shift * width))
     flips = of_changes.random((count, 2)) < [0.5 * config.flip, 0.5 * config.flip_vertical]
     shifts = [of_changes.integers(-margin, margin + 1, size=count) for margin in margins]
-    for index in range(count):
-        change = (margins, (int(shifts[0][index]), int(shifts[1][index])), flips[index])
+    for index, row in enumerate(rows):
+        change = (margins, (int(shifts[0][row]), int(shifts[1][row])), flips[row])
         for arrays in (images, originals, labels):
             arrays[index] = moved(arrays[index], *change)
-    is_coarse = np.concatenate([np.zeros(normal, np.bool_), anomalous.is_coarse])
-    has_original = np.concatenate([np.ones(normal, np.bool_), anomalous.has_original])
+    is_coarse = np.concatenate([np.zeros(len(good), np.bool_), anomalous.is_coarse[of_rest]])
+    has_original = np.concatenate([np.ones(len(good), np.bool_), anomalous.has_original[of_rest]])
     return Batch(images, labels, is_coarse, originals, has_original)
 
 

@@ -66,7 +66,7 @@ class SegmenterTask:
     def loss(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of a step. `images` are mere numbers and ignored: the seed of the step draws the batch."""
         config = self._config
-        batch = draw_batch(config, self._data, generator.initial_seed())
+        batch = draw_batch(config, self._data, generator)
         pixels, labels, is_coarse = (
             torch.from_numpy(array).to(images.device) for array in (batch.images, batch.labels, batch.is_coarse)
         )

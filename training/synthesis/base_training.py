@@ -29,6 +29,7 @@ from flawscope.training.diffusion.diffusers_networks import group_count
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
 from flawscope.training.features.patch_extraction import choose_device
+from flawscope.training.loop import draws
 from flawscope.training.loop.epoch_data import MOST_VALIDATED, mean_error, split_images, spread_levels, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
@@ -333,11 +334,11 @@ class BaseTask:
         levels = noise_levels(count, TRAINED_STEPS, generator)
         texts = data.texts[numbers].to(device) + noise_levels(count, len(TEXTS), generator)
         # Dropped texts become the empty prompt of row 0 (classifier-free guidance, arXiv:2207.12598).
-        is_dropped = torch.rand(count, generator=generator, device=device) < self._config.text_drop
+        is_dropped = draws.uniform((count,), generator) < self._config.text_drop
         texts = texts.masked_fill(is_dropped, 0)
         # Drawn even without inpainting, so that the random numbers after it stay the same.
         beside = data.beside(numbers, noise_levels(count, max(1, data.boxes.shape[1]), generator).cpu())
-        noise = torch.randn(clean.shape, generator=generator, device=device)
+        noise = draws.normal(clean.shape, generator)
         return self._squared_errors(network, clean, levels, noise, texts, beside).mean()
 
     def validate(self) -> dict[str, float]:

@@ -21,6 +21,7 @@ from flawscope.progress import Progress
 from flawscope.runs import TEXT_EFFECT, LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
 from flawscope.training.diffusion.unet import recompute_blocks
+from flawscope.training.loop import draws
 from flawscope.training.loop.epoch_data import mean_error, rounded
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
@@ -107,6 +108,7 @@ def train_embedding(
             "validation_error": rounded(float(np.mean(errors))),
             "final_loss": rounded(float(np.mean(losses))),
             TEXT_EFFECT: rounded(float(np.mean(effects))),
+            **trained.processes,
         },
         defects=tuple(defects),
     )
@@ -187,10 +189,9 @@ class EmbeddingTask:
         Random for each item: mirroring, a prompt, noise level, sample of the latents, and noise.
         """
         # All draws come from this generator, in this order: that is what makes a resumed training bit-identical.
-        device = images.device
         numbers = images % len(self._images)
-        is_mirrored = torch.rand(images.shape, generator=generator, device=device) < self._config.adaptation.flip
-        rows = torch.randint(len(self._texts.tokens), images.shape, generator=generator, device=device)
+        is_mirrored = draws.uniform(images.shape, generator) < self._config.adaptation.flip
+        rows = draws.integers(len(self._texts.tokens), images.shape, generator)
         levels = noise_levels(len(images), TRAINED_STEPS, generator)
         return self._losses(network, numbers, is_mirrored, rows, levels, generator).mean()
 
@@ -209,7 +210,7 @@ class EmbeddingTask:
         # Mirrored images follow the others in the cache, in the same order.
         variants = (images + is_mirrored * len(self._images)).cpu()
         latents = moments.sample(variants, generator)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        noise = draws.normal(latents.shape, generator)
         noisy = add_noise(latents, noise, self._shares.to(device)[levels])
         context = self._texts.context(self._base, rows, network)
         predicted = unet(noisy, levels, context, return_dict=False)[0]

@@ -85,10 +85,12 @@ class GeneratorTrainer:
     Attributes:
         inpaints: Whether its network is an inpainting network.
         learns: What it learns from, for people; `{defects}` is the number of defect types.
+        takes_processes: Whether it trains in several processes; see `training.trainer.Trainer`.
     """
 
     inpaints: ClassVar[bool] = False
     learns: ClassVar[str] = "images of {defects} defect types"
+    takes_processes: ClassVar[bool] = True
 
     def start(self, config: Any) -> AdaptationStart | None:
         """Return base model and support set, after checks that everything fits before the training.

@@ -17,6 +17,8 @@ from flawscope.imaging.tiles import ImageSource
 from flawscope.progress import Progress, no_progress
 from flawscope.runs import RECORD, SynthesisRecord
 from flawscope.training.loop.image_batches import image_sources
+from flawscope.training.loop.ranks import ranks
+from flawscope.training.loop.schedule import check_processes
 from flawscope.training.loop.workspace import open_workspace
 from flawscope.training.synthesis.generator_run import write_synthesis_run
 from flawscope.training.synthesis.generator_trainer import GeneratorRequest, files_of, generator_trainer_of
@@ -40,6 +42,8 @@ def train_synthesis(
 ) -> SynthesisRecord:
     """Train a defect generator and write the run.
 
+    In several processes (`training.loop.ranks`) all of them call it; rank 0 alone checks and writes files.
+
     Args:
         config: Settings of `train base`, `train embedding` or `train inpainting`.
         dataset: A base model learns its normal training images. The other methods learn the images of a support set,
@@ -59,10 +63,12 @@ def train_synthesis(
             not fit.
         StorageError: If the run cannot be written.
     """
-    trainer = generator_trainer_of(config)
-    overwrite = overwrite or goes_on(out, resume)
-    check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
-    check_not_begun(out, resume)
+    trainer, here = generator_trainer_of(config), ranks()
+    check_processes(config, trainer.takes_processes, here.world)
+    if here.is_writer:  # the others would find what rank 0 has begun
+        overwrite = overwrite or goes_on(out, resume)
+        check_replaceable(out, RECORD, overwrite=overwrite)  # before the work, not after
+        check_not_begun(out, resume)
     started = time.perf_counter()
     # Before the images are hashed, which may take minutes: a missing base or support set is reported at once.
     start = trainer.start(config)
@@ -110,7 +116,9 @@ def train_synthesis(
         )
         # Evenly spread: neighbours in a folder often show the same part.
         samples = good[:: max(1, len(good) // _SAMPLES)][:_SAMPLES]
-        write_synthesis_run(out, record, fit_result, samples, workspace, files_of(start), overwrite=overwrite)
+        if here.is_writer:
+            write_synthesis_run(out, record, fit_result, samples, workspace, files_of(start), overwrite=overwrite)
+        here.barrier()  # until the run is there
     return record
 
 

@@ -23,6 +23,7 @@ from flawscope.errors import ArgumentError
 from flawscope.progress import Progress
 from flawscope.runs import DEFECT_EFFECT, TEXT_EFFECT, LearnedDefect
 from flawscope.training.diffusion.noise import add_noise, noise_levels
+from flawscope.training.loop import draws
 from flawscope.training.loop.epoch_data import mean_error, training_facts
 from flawscope.training.loop.image_batches import Numbers
 from flawscope.training.loop.loop import run_loop
@@ -188,10 +189,10 @@ class InpaintingTask:
         Random for each item: mirroring, one of its sentences or the empty prompt, noise level, sample of the latents,
         and noise; where the settings ask for them, noise on the texts, and a random mask.
         """
-        config, device = self._config, images.device
+        config = self._config
         # All draws come from this generator, in this order: that is what makes a resumed training bit-identical.
         # On the CPU as a list: the rows of texts and variants are looked up in Python.
-        chances = torch.rand((4, len(images)), generator=generator, device=device).tolist()
+        chances = draws.uniform((4, len(images)), generator, dim=1).tolist()
         variants, rows = [], []
         for image, left_right, top_bottom, text, drop in zip(images.tolist(), *chances, strict=True):
             way = self._data.ways.index((left_right < config.adaptation.flip, top_bottom < config.flip_vertical))
@@ -213,9 +214,9 @@ class InpaintingTask:
         config, device = self._config, levels.device
         latents = self._data.latents(device)
         clean = latents.moments.sample(variants, generator)
-        noise = torch.randn(clean.shape, generator=generator, device=device)
+        noise = draws.normal(clean.shape, generator)
         # Offset noise: one more number per channel, so that the network can learn to change the mean brightness.
-        shift = torch.randn((*clean.shape[:2], 1, 1), generator=generator, device=device)
+        shift = draws.normal((*clean.shape[:2], 1, 1), generator)
         noise = noise + config.noise_offset * shift
         noisy = add_noise(clean, noise, self._shares.to(device)[levels])
         weights = self._weights.to(device)[levels]
@@ -259,7 +260,7 @@ class InpaintingTask:
         if self._config.text_noise == 0:
             return None  # nothing is drawn: the random numbers of other settings stay the same
         shape = (count, self._base.prompts.rules.length, self._learned.context_width)
-        return self._config.text_noise * torch.randn(shape, generator=generator, device=generator.device)
+        return self._config.text_noise * draws.normal(shape, generator)
 
     def validate(self) -> dict[str, float]:
         """Return the weighted error at fixed noise levels, with fixed texts and noise.

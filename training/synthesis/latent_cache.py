@@ -19,6 +19,7 @@ from flawscope.diffusion.latent_inpainting import Mode, classifier_free_guidance
 from flawscope.errors import ArgumentError
 from flawscope.imaging.png import write_png
 from flawscope.training.diffusion.autoencoder import Decoder, Encoder
+from flawscope.training.loop import draws
 from flawscope.training.loop.epoch_data import MOST_VALIDATED, spread_levels
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Moments:
         device = generator.device
         # Indexed on the CPU, where all of them are; only the batch is moved.
         mean, deviation = self.mean[numbers].to(device), self.deviation[numbers].to(device)
-        return mean + deviation * torch.randn(mean.shape, generator=generator, device=device)
+        return mean + deviation * draws.normal(mean.shape, generator)
 
 
 @torch.no_grad()

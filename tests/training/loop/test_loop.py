@@ -24,7 +24,8 @@ from flawscope.errors import ArgumentError, DataError, RunError
 from flawscope.progress import no_progress
 from flawscope.training.loop.checkpoints import Checkpoint, latest_checkpoint, write_checkpoint
 from flawscope.training.loop.image_batches import ImageReader
-from flawscope.training.loop.loop import Trained, batches_in_all, learning_rate_share, run_loop
+from flawscope.training.loop.loop import Trained, run_loop
+from flawscope.training.loop.schedule import batches_in_all, learning_rate_share
 
 SIZE = 16
 
