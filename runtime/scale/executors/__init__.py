@@ -1,0 +1,108 @@
+"""Executors: they place tasks on workers, and tell of workers that are gone. A file for each, a row in `EXECUTORS`.
+
+An executor starts workers and replaces those that died; it never repeats a task. The driver
+(`flawscope.runtime.scale.driver`) decides about that.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple, Protocol, cast
+
+import msgspec
+
+from flawscope.errors import ArgumentError
+from flawscope.near_names import did_you_mean
+from flawscope.runtime.scale.task import Died, Done, Failed, Task
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where workers run, and how many.
+
+    Attributes:
+        on: Name of an executor, or what one takes as an address: `local`, `ray`, `ray://HOST:PORT`.
+        workers: Workers; None for the executor's own choice.
+        gpus_per_worker: GPUs of a worker, perhaps a part of one; 0 for none.
+        threads: Threads of a worker, which its graph and kernels use: the plan fixes them, so that all workers compute
+            the same; an executor counts its cores by them.
+    """
+
+    on: str = "local"
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    threads: int = 1
+
+
+class Executor(Protocol):
+    """Workers at work. It is used in `with`: leaving it ends all of them, at once where an error is under way."""
+
+    @property
+    def slots(self) -> int:
+        """Tasks that it takes at once: the driver submits no more before it has waited."""
+
+    @property
+    def workers(self) -> list[str]:
+        """What its workers are called, those that were replaced too, for the report alone."""
+
+    def submit(self, task: Task) -> None:
+        """Give a task to a worker that is or becomes free. It does not block for long."""
+
+    def wait(self) -> list[Done | Died | Failed]:
+        """Return what became of tasks, at least of one of those that were submitted; blocks until then.
+
+        It can be interrupted (Ctrl-C). `Died` comes once for a task whose worker is gone, and the executor starts
+        another worker by itself.
+
+        Raises:
+            FlawscopeError: If no worker can be started or reached at all: it never tries for ever.
+        """
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *raised: object) -> None: ...
+
+
+class Row(NamedTuple):
+    """An executor.
+
+    Attributes:
+        place: `module:class`; made with `(work: bytes, placement: Placement)`, the bytes of `encode_work`. Its
+            construction starts nothing, and raises ArgumentError for a placement that cannot be.
+        prefix: Beginning of an address that means it, too; empty for none.
+    """
+
+    place: str
+    prefix: str = ""
+
+
+EXECUTORS: dict[str, Row] = {}
+"""Name -> row."""
+
+
+def executor_of(on: str) -> str:
+    """Return the name of the executor that `--on` means.
+
+    Raises:
+        ArgumentError: If there is none.
+    """
+    for name, row in EXECUTORS.items():
+        if on == name or (row.prefix and on.startswith(row.prefix)):
+            return name
+    known = [*EXECUTORS, *(f"{row.prefix}ADDRESS" for row in EXECUTORS.values() if row.prefix)]
+    raise ArgumentError(f"--on: expected one of {', '.join(known)}, got {on!r}.{did_you_mean(on, known)}")
+
+
+def make_executor(work: bytes, placement: Placement) -> Executor:
+    """Return the executor of a placement, not yet started.
+
+    Args:
+        work: What `encode_work` wrote.
+        placement: Where workers run.
+
+    Raises:
+        ArgumentError: If there is no such executor, or it refuses the placement.
+        MissingExtra: If what it needs is not installed.
+    """
+    module, _, name = EXECUTORS[executor_of(placement.on)].place.partition(":")
+    make: Any = getattr(importlib.import_module(module), name)
+    return cast(Executor, make(work, placement))
