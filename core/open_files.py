@@ -119,6 +119,21 @@ def list_folder(folder: Path) -> list[Path]:
         raise _unlisted(folder, err) from err
 
 
+def scan_folder(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder as the system gives them, one at a time: it may hold millions.
+
+    The order differs between machines: whoever uses it sorts.
+
+    Raises:
+        DataError: If it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (OSError, ValueError) as err:
+        raise _unlisted(folder, err) from err
+
+
 def walk_folder(folder: Path) -> Iterator[Path]:
     """Yield everything below a folder, folders before what is in them; links to folders are not followed.
 

@@ -271,6 +271,11 @@ def to_8_bit(image: npt.NDArray[Any], name: str, bits: int | None) -> UInt8Array
     return result
 
 
+def most_encoded_bytes() -> int:
+    """Return the size in bytes of the largest image file that is read."""
+    return _BYTES_OF_PIXEL * max_pixels() + _BYTES_BESIDE
+
+
 def read_encoded(path: Path) -> bytes:
     """Return the bytes of an image file: a regular file, no larger than the largest image can be.
 
@@ -278,7 +283,7 @@ def read_encoded(path: Path) -> bytes:
         ImageError: If it cannot be read.
     """
     try:
-        return read_regular(path, _BYTES_OF_PIXEL * max_pixels() + _BYTES_BESIDE)
+        return read_regular(path, most_encoded_bytes())
     except OSError as err:
         raise ImageError(f"{path}: could not be read: {err.strerror or err}.") from err
 
