@@ -51,10 +51,11 @@ def list_items(named: Sequence[str | Path], *, column: str | None = None, found:
     # A folder has nothing twice: then the larger part of the memory is not needed.
     if [way.kind for way in ways] != ["folder"] and not (len(ways) == 1 and ways[0].is_prefix):
         items = each_once(items)
-    count = 0
-    for count, item in enumerate(own_places(items), 1):
+    is_empty = True
+    for item in own_places(items):
+        is_empty = False
         yield item
-    if not count:  # nothing but links that go round
+    if is_empty:  # nothing but links that go round
         raise _no_image(str(named[0]) if named else ".")
 
 
@@ -216,15 +217,14 @@ def _no_image(text: str) -> ArgumentError:
         hint = "Check it; what begins with a text is TEXT**, and a URL without an ending is in a list (@FILE)."
         return ArgumentError(f"{shown(text)}: expected images there, got none. {hint}")
     if text.endswith(tuple(ARCHIVES)):
-        return ArgumentError(
-            f"{text}: expected images in it, got none. Images are known by their endings ({', '.join(sorted(EXTENSIONS))})."
-        )
+        endings = ", ".join(sorted(EXTENSIONS))
+        return ArgumentError(f"{text}: expected images in it, got none. They are known by their endings ({endings}).")
     return ArgumentError(f"{text}: expected images in this folder or below, got none. Name images or their folder.")
 
 
 def _check_plain(name: str) -> None:
     if name.lower().endswith(_COMPRESSED):
         raise ArgumentError(
-            f"{shown(name)}: expected a tar archive that is not compressed, got one that is. Unpack it (gunzip, unzstd) to "
-            "a .tar, whose images can be read by their place."
+            f"{shown(name)}: expected a tar archive that is not compressed, got one that is. Unpack it (gunzip) "
+            "to a .tar, whose images can be read by their place."
         )

@@ -59,7 +59,7 @@ def system_of(url: str) -> tuple[Any, str]:
         package = _PACKAGES.get(scheme)
         install = f'pip install "flawscope[remote]" {package}' if package else str(err)
         raise ArgumentError(
-            f"{shown(url)}: expected the package that reads {scheme}://, it is not installed. Install it with: {install}"
+            f"{shown(url)}: reading {scheme}:// needs a package which is not installed. Install it with: {install}"
         ) from err
     except Exception as err:  # libraries raise anything for settings that they do not understand
         raise ArgumentError(

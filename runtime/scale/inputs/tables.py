@@ -1,4 +1,4 @@
-"""Tables of images in Parquet: a column of paths or URLs, or one of the bytes themselves, as data sets are published."""
+"""Tables of images in Parquet: a column of paths or URLs, or one of the bytes themselves, as data sets come."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEPT = 8
 _OPEN = 4
 """Tables that are kept open."""
 _PATHS_AT_ONCE = 4096
-_NAMES = ("image", "img", "picture", "photo", "frame", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
+_NAMES = ("image", "img", "photo", "frame", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 _PATH_NAMES = ("path", "image_path", "img_path", "file", "filename", "file_name", "filepath", "file_path", "image_file")
 _URL_NAMES = ("url", "image_url", "uri", "image_uri", "key", "location")
 
@@ -111,7 +111,8 @@ def _column_of(called: str, schema: Any, asked: str | None) -> tuple[str, bool]:
                 f"{called}: expected one column of images, got {', '.join(chosen)}. Name one with --column."
             )
     raise ArgumentError(
-        f"{called}: expected a column of images, as bytes, paths or URLs, got the columns {there}. Name it with --column."
+        f"{called}: expected a column of images, as bytes, paths or URLs, got the columns {there}. Name it with "
+        "--column."
     )
 
 
@@ -196,8 +197,8 @@ class TableReader:
             value = value.get("bytes")
         if value is None:
             raise ImageError(
-                f"{item.name}: expected the bytes of an image in the column {column}, got none. Store them in the table, "
-                "or name a column of paths."
+                f"{item.name}: expected the bytes of an image in the column {column}, got none. Store them in the "
+                "table, or name a column of paths."
             )
         data = bytes(value)
         if len(data) > (most := most_encoded_bytes()):
