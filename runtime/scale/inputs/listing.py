@@ -47,7 +47,7 @@ def list_items(named: Sequence[str | Path], *, column: str | None = None, found:
     listing = _Listing(column, Found() if found is None else found)
     ways = [way for name in named for way in _ways(name)]
     listing.has_several = sum(way.is_folder for way in ways) > 1
-    items = (item for way in ways for item in listing.some(way))
+    items: Iterator[Item] = (item for way in ways for item in listing.some(way))
     # A folder has nothing twice: then the larger part of the memory is not needed.
     if [way.kind for way in ways] != ["folder"] and not (len(ways) == 1 and ways[0].is_prefix):
         items = each_once(items)

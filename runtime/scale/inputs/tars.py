@@ -64,7 +64,7 @@ def list_tar(name: str, top: str, column: str | None = None) -> Iterator[Item]:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     # It keeps all members, which for millions is gigabytes; and a negative size would go back for ever.
-                    tar.members = []
+                    tar.members = []  # type: ignore[attr-defined]
                     if tar.offset <= ends_at:
                         raise tarfile.ReadError("a member that ends before it begins")
                     ends_at = tar.offset

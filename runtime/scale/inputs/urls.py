@@ -7,7 +7,7 @@ import re
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _USER = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)[^/@\s]*@")
 _SECRET = re.compile(
-    r"([?&;][^=&;]*(?:sig|token|key|secret|credential|password|passwd|pwd|auth|policy)[^=&;]*=)[^&;#]*", re.IGNORECASE
+    r"([?&;][^=&;]*(?:sig|token|key|secret|credential|passw|pwd|auth|policy)[^=&;]*=)[^&;#\s'\"]*", re.IGNORECASE
 )
 
 
