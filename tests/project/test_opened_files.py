@@ -22,6 +22,7 @@ OWN = {
     ("core/bundle/opening.py", "os.scandir"): "the first entries alone, of a folder that may hold millions",
     ("core/bundle/stored_files.py", "os.walk"): "raises where a folder cannot be listed",
     ("core/bundle/stored_files.py", "zipfile.ZipFile"): "gets the open file, not its name",
+    ("runtime/scale/inputs/tars.py", "tarfile.open"): "gets the open file, not its name",
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("runtime/scale/score_work.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
     ("core/torch_file.py", "zipfile.is_zipfile"): "gets the open file, not its name",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flawscope.errors import DataError, ImageError
@@ -11,6 +11,8 @@ from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS
 from flawscope.open_files import scan_folder
 from flawscope.runtime.scale.inputs.items import Found, Item
+from flawscope.runtime.scale.inputs.patterns import Pattern
+from flawscope.runtime.scale.inputs.sorting import sorted_names
 from flawscope.scratch import is_scratch
 
 MASK_FOLDERS = frozenset({"ground_truth", "masks"})
@@ -61,71 +63,96 @@ def named_file(path: Path, place: str) -> Item:
     return Item(str(path), place, size)
 
 
-def list_below(folder: Path, top: str, found: Found) -> Iterator[Item]:
-    """Yield the images below a folder in the order of their names, faults in place of what cannot be listed.
+class Walk:
+    """The images below a folder, in the order of their names, faults in place of what cannot be listed.
 
-    Each folder of the file system is listed once, also below others that were named: a link to a folder above would go
-    round for ever, and who names a folder and one in it means each image once.
+    Each folder of the file system is listed once: a link to a folder above would go round for ever.
 
     Args:
         folder: The folder.
         top: Folder that places lie in; empty for none.
-        found: Gets what is met beside images.
+        found: Gets what is met beside images. Without a pattern, folders that it has seen are not listed again: who
+            names a folder and one in it means each image once.
+        pattern: What paths below the folder must match; None for all.
+        endings: Of the files that count.
     """
-    base = "" if str(folder) == "." else os.path.join(folder, "")  # noqa: PTH118
-    # A stack of folders of which the rest is to come: names alone, so that folders of millions fit.
-    pending = [iter(_entries(folder, folder, found))]
-    while pending:
-        entry = next(pending[-1], None)
-        if entry is None:
-            pending.pop()
-            continue
-        if isinstance(entry, Item):
-            yield entry
-            continue
-        path, is_folder = entry
-        if is_folder:
-            pending.append(iter(_entries(Path(path), folder, found)))
-            continue
+
+    def __init__(
+        self,
+        folder: Path,
+        top: str,
+        found: Found,
+        pattern: Pattern | None = None,
+        endings: Collection[str] = EXTENSIONS,
+    ) -> None:
+        self._folder, self._found, self._pattern, self._endings = folder, found, pattern, endings
+        self._place = f"{top}/" if top else ""
+        self._base = "" if str(folder) == "." else os.path.join(folder, "")  # noqa: PTH118
+        self._seen = found.seen if pattern is None else set[tuple[int, int]]()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items."""
+        # Folders of which the rest is to come: names alone, so that millions fit.
+        pending = [self._entries("")]
+        while pending:
+            entry = next(pending[-1], None)
+            if entry is None:
+                pending.pop()
+            elif isinstance(entry, Item):
+                yield entry
+            elif entry.endswith("/"):
+                pending.append(self._entries(entry))
+            else:
+                yield self._item(entry)
+
+    def _item(self, below: str) -> Item:
+        path = self._base + below
         try:
             size = os.stat(path).st_size  # noqa: PTH116
         except OSError:
             size = -1  # a broken link: reading it says why
-        below = path[len(base) :]
-        yield Item(path, f"{top}/{without_ending(below)}" if top else without_ending(below), size)
+        return Item(path, self._place + without_ending(below), size)
 
+    def _entries(self, folder: str) -> Iterator[str | Item]:
+        """Yield the images and folders in a folder, below the whole one; folders end with a slash, as `folder` does."""
+        path = Path(self._base + folder) if folder else self._folder
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in self._seen:
+                self._found.again.append(str(path))
+                return
+            self._seen.add((status.st_dev, status.st_ino))
+            self._found.folders.setdefault(os.path.realpath(path), self._folder)
+            # A name is sorted without its slash.
+            for name, _, is_folder in (
+                text.partition("\0") for text in sorted_names(filter(None, map(self._kept, scan_folder(path))))
+            ):
+                below = folder + name
+                if is_folder and self._is_masks(below):
+                    self._found.masks.append(self._base + below)
+                elif is_folder and (self._pattern is None or self._pattern.may_match_in(below)):
+                    yield f"{below}/"
+                elif not is_folder and (self._pattern is None or self._pattern.matches(below)):
+                    yield below
+        except (OSError, DataError) as err:
+            yield Item(str(path), "", fault=str(err))
 
-def _entries(folder: Path, named: Path, found: Found) -> Iterator[tuple[str, bool] | Item]:
-    """Yield path and kind (is it a folder?) of the images and folders in a folder, in the order of their names."""
-    try:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in found.seen:
-            found.again.append(str(folder))
-            return
-        found.seen.add((status.st_dev, status.st_ino))
-        found.folders.setdefault(os.path.realpath(folder), named)
-        entries = sorted(entry for entry in map(_kept, scan_folder(folder)) if entry is not None)
-    except (OSError, DataError) as err:
-        yield Item(str(folder), "", fault=str(err))
-        return
-    base = "" if str(folder) == "." else os.path.join(folder, "")  # noqa: PTH118
-    for name, is_folder in entries:
-        if is_folder and name.lower() in MASK_FOLDERS:
-            found.masks.append(base + name)
-        else:
-            yield base + name, is_folder
+    def _kept(self, entry: os.DirEntry[str]) -> str | None:
+        """Return name and kind of an entry that counts, with a character between them that is in no name."""
+        name = entry.name
+        if is_litter(name) or is_scratch(name):
+            return None
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            is_folder = False
+        if is_folder:
+            return f"{name}\0folder"
+        return f"{name}\0" if ending_of(name) in self._endings else None
 
-
-def _kept(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
-    """Return name and kind of an entry that counts, else None."""
-    name = entry.name
-    if is_litter(name) or is_scratch(name):
-        return None
-    try:
-        is_folder = entry.is_dir()
-    except OSError:
-        is_folder = False
-    return (name, is_folder) if is_folder or ending_of(name) in EXTENSIONS else None
+    def _is_masks(self, below: str) -> bool:
+        name = below[below.rfind("/") + 1 :]
+        return name.lower() in MASK_FOLDERS and (self._pattern is None or not self._pattern.names(below))
 
 
 def ending_of(name: str) -> str:
