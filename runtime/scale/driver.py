@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from flawscope.errors import FlawscopeError
 from flawscope.progress import CountProgress
 from flawscope.runtime.scale.executors import Executor
 from flawscope.runtime.scale.task import Died, Done, Failed, Task
+from flawscope.runtime.scale.times import Took, Total
 from flawscope.runtime.scale.work import Work
 
 RETRIES = 2
@@ -48,14 +51,21 @@ class Outcome:
     """What a driver did.
 
     Attributes:
-        done: What became of each shard, by number.
+        done: What became of each shard, by number; without times, of which there may be 10^5 histograms.
+        took: Times of all of them.
         deaths: Tasks whose worker died.
         given_up: Numbers of the items of which every worker died.
     """
 
     done: dict[int, Done] = field(default_factory=dict)
+    took: Total = field(default_factory=Total)
     deaths: list[Died] = field(default_factory=list)
     given_up: list[int] = field(default_factory=list)
+
+    def add(self, done: Done) -> None:
+        """Take a shard that is whole."""
+        self.took.add(done.took)
+        self.done[done.task.shard] = msgspec.structs.replace(done, took=Took())
 
 
 class Driver:
@@ -156,12 +166,12 @@ class Driver:
     def _finish(self, done: Done) -> None:
         shard = self._cut.get(done.task.shard)
         if shard is None:
-            self.outcome.done[done.task.shard] = done
+            self.outcome.add(done)
         else:
             shard.done[done.task] = done
             if shard.is_done:
                 parts = [shard.done[part] for part in shard.parts]
-                self.outcome.done[done.task.shard] = self._work.join(shard.whole, parts)
+                self.outcome.add(self._work.join(shard.whole, parts))
                 del self._cut[done.task.shard]
         self._tries.pop(done.task, None)
         self._items += done.task.items

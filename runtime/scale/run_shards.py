@@ -15,7 +15,7 @@ from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, read_plan
 from flawscope.runtime.scale.shards import place_of
-from flawscope.runtime.scale.task import Done
+from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.work import Account, Work, encode_work, work_of
 from flawscope.scratch import remove_leftovers
 
@@ -68,9 +68,13 @@ def run_shards(
     began = time.perf_counter()
     with storage_errors(out):
         remove_leftovers(out / SHARDS)
-    before = {task.shard: done for task in plan.tasks(part) if (done := work.whole(task)) is not None}
-    todo = [task for task in plan.tasks(part) if task.shard not in before]
-    items, known = sum(task.items for task in todo), sum(done.task.items for done in before.values())
+    before, todo = Outcome(), list[Task]()
+    for task in plan.tasks(part):
+        if (done := work.whole(task)) is None:
+            todo.append(task)
+        else:
+            before.add(done)
+    items, known = sum(task.items for task in todo), sum(done.task.items for done in before.done.values())
     outcome, names = Outcome(), list[str]()
     if todo:
         # No worker without a shard: each would load the bundle for nothing.
@@ -83,16 +87,19 @@ def run_shards(
     account = Account(
         on=placement.on,
         workers=names,
-        skipped=len(before),
+        skipped=len(before.done),
         deaths=outcome.deaths,
         given_up=sorted(outcome.given_up),
         items=items,
         seconds=time.perf_counter() - began,
         command=command,
     )
-    mine = before | outcome.done
+    mine = Outcome(before.done | outcome.done)
+    for each in (before, outcome):
+        mine.took.add(each.took.took())
+    own = [mine.done[number] for number in sorted(mine.done)]
     missing = _merge_if_whole(out, plan, work, mine, account)
-    return Ran([mine[number] for number in sorted(mine)], len(before), outcome, missing)
+    return Ran(own, len(before.done), outcome, missing)
 
 
 def merge(out: Path, *, command: str = "") -> Plan:
@@ -103,7 +110,7 @@ def merge(out: Path, *, command: str = "") -> Plan:
         StorageError: If something cannot be written.
     """
     plan = read_plan(out)
-    if missing := _merge_if_whole(out, plan, work_of(out, plan), {}, Account(on="merge", command=command)):
+    if missing := _merge_if_whole(out, plan, work_of(out, plan), Outcome(), Account(on="merge", command=command)):
         numbers = [str(task.shard) for task in plan.tasks() if not place_of(out, plan, task).is_file()][:10]
         named = f", such as {', '.join(numbers)}" if numbers else ""
         raise DataError(
@@ -113,15 +120,18 @@ def merge(out: Path, *, command: str = "") -> Plan:
     return plan
 
 
-def _merge_if_whole(out: Path, plan: Plan, work: Work, known: dict[int, Done], account: Account) -> int:
-    """Merge all shards if all are whole; return how many are not."""
+def _merge_if_whole(out: Path, plan: Plan, work: Work, known: Outcome, account: Account) -> int:
+    """Merge all shards if all are whole; return how many are not. `known` gets those that others made."""
     # Names first: of hundreds of jobs, each would otherwise read all that the others wrote.
-    others = [task for task in plan.tasks() if task.shard not in known]
+    others = [task for task in plan.tasks() if task.shard not in known.done]
     if absent := sum(not place_of(out, plan, task).is_file() for task in others):
         return absent
     # Two jobs may end at once.
     with locked(out / REPORT):
-        found = {task.shard: done for task in others if (done := work.whole(task)) is not None} | known
-        if len(found) == plan.shards:
-            work.merge([found[number] for number in range(plan.shards)], account)
-    return plan.shards - len(found)
+        for task in others:
+            if (done := work.whole(task)) is not None:
+                known.add(done)
+        if len(known.done) == plan.shards:
+            account = msgspec.structs.replace(account, took=known.took.took())
+            work.merge([known.done[number] for number in range(plan.shards)], account)
+    return plan.shards - len(known.done)

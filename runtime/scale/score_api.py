@@ -24,6 +24,7 @@ def score(
     shard_size: int | None = None,
     resume: bool = False,
     maps: bool = False,
+    column: str | None = None,
     backend: str = "auto",
     path: str = "auto",
     precision: str = "fp32",
@@ -51,6 +52,7 @@ def score(
         shard_size: Images of a shard, a multiple of `batch`; None for 256 or the multiple below.
         resume: Go on with the plan that lies in `out`, or begin where none does.
         maps: Write an archive of heat maps for each shard.
+        column: Column of images in Parquet tables; None: by type and name.
         backend: As in `Inspector.load`, as are the next ones.
         path: How maps are made.
         precision: Precision of the graphs.
@@ -90,6 +92,7 @@ def score(
         threshold_overlay=overlay,
         use_overlay=use_overlay,
         maps=maps,
+        listing={"column": column},
         shard_size=shard_size,
         is_resumed=resume,
         overwrite=overwrite,

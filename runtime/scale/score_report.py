@@ -17,7 +17,6 @@ from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.scale.plan import REPORT, Plan
 from flawscope.runtime.scale.shards import durable_file, read_blocks
 from flawscope.runtime.scale.task import Done
-from flawscope.runtime.scale.times import add_up
 from flawscope.runtime.scale.work import Account
 from flawscope.runtime.score_files import RESULTS
 from flawscope.runtime.score_summary import DECISIONS, ScoreReport, Slowest
@@ -119,7 +118,7 @@ def merge_shards(out: Path, plan: Plan, shards: Sequence[Done], account: Account
 def _report(
     plan: Plan, shards: Sequence[Done], counts: dict[str, int], account: Account, conservation: Conservation
 ) -> ShardedReport:
-    took, fixed, asked = add_up(done.took for done in shards), plan.fixed, plan.asked
+    took, fixed, asked = account.took, plan.fixed, plan.asked
     return ShardedReport(
         images=plan.items,
         accept=counts["accept"],

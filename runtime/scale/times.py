@@ -66,13 +66,28 @@ class Stopwatch:
         return Took(dict(self._buckets), self._total_ms, self._slowest, self._slowest_ms)
 
 
+class Total:
+    """Adds up times of tasks, one after the other, in the memory of one."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self._total_ms, self._slowest = 0.0, Took()
+
+    def add(self, took: Took) -> None:
+        """Add the times of a task."""
+        self._buckets.update(took.buckets)
+        self._total_ms += took.total_ms
+        if took.slowest_ms > self._slowest.slowest_ms:
+            self._slowest = Took(slowest=took.slowest, slowest_ms=took.slowest_ms)
+
+    def took(self) -> Took:
+        """Return all so far."""
+        return Took(dict(self._buckets), self._total_ms, self._slowest.slowest, self._slowest.slowest_ms)
+
+
 def add_up(each: Iterable[Took]) -> Took:
     """Return the times of several tasks as one."""
-    buckets: Counter[int] = Counter()
-    total, slowest = 0.0, Took()
+    total = Total()
     for took in each:
-        buckets.update(took.buckets)
-        total += took.total_ms
-        if took.slowest_ms > slowest.slowest_ms:
-            slowest = took
-    return Took(dict(buckets), total, slowest.slowest, slowest.slowest_ms)
+        total.add(took)
+    return total.took()

@@ -15,6 +15,7 @@ import msgspec
 from flawscope.errors import ArgumentError, DataError
 from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.task import Died, Done, Task
+from flawscope.runtime.scale.times import Took
 from flawscope.text import NOT_JSON
 
 WORKS: dict[str, str] = {
@@ -36,6 +37,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         items: Items that were done by it, without those of shards that were whole before.
         seconds: Time of this run, without the plan.
         command: The command line; empty from Python.
+        took: Times of the items of all shards.
     """
 
     on: str
@@ -46,6 +48,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     items: int = 0
     seconds: float = 0.0
     command: str = ""
+    took: Took = Took()
 
 
 class Worker(Protocol):
@@ -94,7 +97,7 @@ class Work(Protocol):
         """Write what is made of all shards, which are whole, and the report, `report.json`, as the last file.
 
         Args:
-            shards: What became of each, in order.
+            shards: What became of each, in order, without times.
             account: What the run itself took.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from file_contents import files_of
+from odd_files import refuse_listing
 from thread_executor import use_threads
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
@@ -103,6 +105,47 @@ class TestBytes:
         in_shards("--shard-maps", "--workers", 3)
         again = files_of(Path("out"))
         assert all(again[name] == data for name, data in first.items() if name != "report.json")
+
+
+class TestInputs:
+    def test_images_of_an_archive_and_of_a_list_have_the_results_of_their_files(self, tried: list[Task]) -> None:
+        score("parts", "--threads", 1, "--out", "one")
+        with tarfile.open("parts.tar", "w") as archive:
+            archive.add("parts")
+        files = sorted(path for path in Path("parts").rglob("*") if path.is_file())
+        Path("parts.txt").write_text("".join(f"{path}\n" for path in files))
+        score("@parts.txt", "--out", "listed", "--on", "threads", "--shard-size", 4)
+        assert results("listed") == results("one")
+        score("parts.tar", "--out", "packed", "--on", "threads", "--shard-size", 4, "--shard-maps")
+        packed, expected = ([json.loads(line) for line in results(name).splitlines()] for name in ("packed", "one"))
+        assert [line["image"] for line in packed] == [f"parts.tar::{line['image']}" for line in expected]
+        assert [(line["decision"], line["score"]) for line in packed] == [
+            (line["decision"], line["score"]) for line in expected
+        ]
+        (fault,) = (line for line in packed if line["decision"] == "fault")
+        assert fault["image"] in fault["reason"]
+        assert report("packed")["maps_missing"] == 0
+
+    def test_a_folder_that_cannot_be_listed_is_a_fault_with_a_line(
+        self, tried: list[Task], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse_listing(monkeypatch, Path("parts/1"))
+        score("parts", "--threads", 1, "--out", "one")
+        assert in_shards() == 1
+        assert results() == results("one")
+        assert (report()["images"], report()["fault"]) == (15, 1)
+
+    def test_an_image_that_was_changed_after_the_plan_is_a_fault(self, tried: list[Task]) -> None:
+        in_shards("--plan-only")
+        cv2.imwrite("parts/0/00.png", np.zeros((32, 32, 3), np.uint8))
+        Path("parts/0/03.png").unlink()
+        assert score("--out", "out", "--on", "threads", "--resume") == 1
+        lines = [json.loads(line) for line in results().splitlines()]
+        assert [line["image"] for line in lines if line["decision"] == "fault"] == [
+            "parts/0/00.png",
+            "parts/0/03.png",
+            "parts/1/broken.png",
+        ]
 
 
 class TestPlan:
