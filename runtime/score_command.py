@@ -17,7 +17,7 @@ from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, FlawscopeError
-from flawscope.given_options import given_option
+from flawscope.given_options import given_option, is_given
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.output_options import OVERWRITE
 from flawscope.path_kinds import is_bundle, kind_of_path
@@ -168,6 +168,9 @@ def _in_shards(
     if out is None:
         raise ArgumentError("--shard-maps: expected --out DIR beside it, the folder of shards, got none. Name one.")
     part = read_part(sharding["shard"])
+    # By what was typed, not by values: a plan that goes on has its own for the rest.
+    options = {"maps": "shard_maps", "use_overlay": "no_overlay"}
+    names = ("backend", "path", "precision", "product", "strict", "batch", "maps", "use_overlay")
     asked = ScoreRequest(
         bundle=bundle,
         images=images,
@@ -177,6 +180,7 @@ def _in_shards(
         shard_size=sharding["shard_size"],
         is_resumed=sharding["resume"],
         is_shared=part.is_given,
+        left_open=frozenset(name for name in names if not is_given(options.get(name, name))),
         **request,
     )
     return score_in_shards(asked, part, plan_only=sharding["plan_only"], fail_on_reject=fail_on_reject)

@@ -56,6 +56,7 @@ class ScoreRequest:
         is_resumed: Whether a plan that lies there goes on.
         is_shared: Whether jobs share the plan: the first makes it, and the others take it as it is.
         overwrite: Whether an earlier run may be replaced.
+        left_open: Which of these were not stated: a plan that goes on has its own.
     """
 
     bundle: Path
@@ -78,13 +79,14 @@ class ScoreRequest:
     is_resumed: bool = False
     is_shared: bool = False
     overwrite: bool = False
+    left_open: frozenset[str] = frozenset()
 
     def asked(self) -> dict[str, Any]:
         """Return what of it a plan states. None leaves open what the plan says."""
         overlay = self.threshold_overlay
         return {
             "images": [storable(str(name)) for name in self.images] or None,
-            **{name: value for name, value in self.listing.items() if value is not None},
+            **_stated(self.listing),
             "backend": self.backend,
             "path": self.path,
             "precision": self.precision,
@@ -97,6 +99,10 @@ class ScoreRequest:
             "batch": self.batch,
             "maps": self.maps,
         }
+
+
+def _stated(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,9 @@ def plan_score(request: ScoreRequest) -> Planned:
             "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
             "Leave --overwrite out, or --resume and --shard."
         )
-    shard_size = _shard_size(request)
     if _has_plan(request):
-        return _found(request, shard_size)
+        return _found(request)
+    shard_size = _shard_size(request, request.batch)
     if not request.images:
         raise ArgumentError(
             f"{request.out}: expected images, or the plan of an earlier run to go on with, got neither. Name images."
@@ -145,7 +151,7 @@ def plan_score(request: ScoreRequest) -> Planned:
             # Of jobs that begin together one makes the plan; the others find it.
             stack.enter_context(locked(request.out))
             if _has_plan(request):
-                return _found(request, shard_size)
+                return _found(request)
 
         def make(folder: Path) -> Plan:
             found = Found()
@@ -165,8 +171,8 @@ def plan_score(request: ScoreRequest) -> Planned:
     return Planned(plan, _work(request, plan), is_new=True)
 
 
-def _shard_size(request: ScoreRequest) -> int:
-    batch, size = request.batch, request.shard_size
+def _shard_size(request: ScoreRequest, batch: int) -> int:
+    size = request.shard_size
     if not isinstance(batch, int) or batch < 1:
         raise ArgumentError(f"batch: expected at least 1 image, got {batch!r}.")
     if size is None:
@@ -187,7 +193,7 @@ def _check_free(request: ScoreRequest) -> None:
     check_replaceable(request.out, marker, overwrite=request.overwrite)
 
 
-def _found(request: ScoreRequest, shard_size: int) -> Planned:
+def _found(request: ScoreRequest) -> Planned:
     """Return the plan that lies there, if it is the one that is asked for."""
     out = request.out
     if not (request.is_resumed or request.is_shared):
@@ -198,21 +204,20 @@ def _found(request: ScoreRequest, shard_size: int) -> Planned:
     plan = read_plan(out)
     with trusted_bundle(request.bundle) as bundle:
         digest = bundle.manifest.digest
-        # Of another bundle, or in a precision that it lacks, nobody asks for them: that is said first.
-        is_same = (digest, request.precision) == (plan.bundle, plan.asked["precision"])
-        overlay = request.threshold_overlay or plan.asked["threshold_overlay"]
-        thresholds = fingerprint(_in_force(bundle, request, overlay)) if is_same else None
+        # Of another bundle nobody asks for them: that is said first.
+        thresholds = fingerprint(_in_force(bundle, plan.asked)) if digest == plan.bundle else None
     items, sha256 = plan.items, plan.items_sha256
     # Jobs of an array take the list as it is: it is the same for all of them, whatever comes into a folder meanwhile.
     if request.images and not request.is_shared:
-        items, sha256 = write_items(None, list_items(request.images, **request.listing), shard_size)
+        listing = {"column": plan.asked.get("column")} | _stated(request.listing)
+        items, sha256 = write_items(None, list_items(request.images, **listing), plan.shard_size)
     wanted = Plan(
         kind=SCORE,
         bundle=digest,
-        asked=request.asked(),
+        asked={name: value for name, value in request.asked().items() if name not in request.left_open},
         items=items,
         items_sha256=sha256,
-        shard_size=shard_size if request.shard_size is not None else plan.shard_size,
+        shard_size=plan.shard_size if request.shard_size is None else request.shard_size,
     )
     if (items, sha256) != (plan.items, plan.items_sha256) and request.asked()["images"] == plan.asked["images"]:
         raise ArgumentError(
@@ -228,13 +233,13 @@ def _found(request: ScoreRequest, shard_size: int) -> Planned:
     return Planned(plan, _work(request, plan), is_new=False)
 
 
-def _in_force(bundle: Bundle, request: ScoreRequest, overlay: Path | str | None) -> InForce:
+def _in_force(bundle: Bundle, asked: dict[str, Any]) -> InForce:
     return thresholds_in_force(
         bundle.path,
         bundle.manifest,
-        request.precision,
-        threshold_overlay=overlay,
-        use_overlay=request.use_overlay,
+        asked["precision"],
+        threshold_overlay=asked["threshold_overlay"],
+        use_overlay=asked["use_overlay"],
     )
 
 
@@ -287,7 +292,7 @@ def _fixed_without_loading(request: ScoreRequest) -> tuple[str, dict[str, Any]]:
                 f"{request.bundle}: expected a bundle that scores batches of {request.batch}, got one of the kind "
                 f"{manifest.kind} with at most {manifest.max_batch}."
             )
-        in_force = _in_force(bundle, request, request.threshold_overlay)
+        in_force = _in_force(bundle, request.asked())
         judge = Judge(manifest, in_force, request.product, bundle.path)
         thresholds = judge.thresholds_for(request.product)
         return manifest.digest, {

@@ -41,7 +41,7 @@ from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.score_files import result_line
 from flawscope.runtime.score_summary import DECISIONS, NEAR
-from flawscope.text import encode_json
+from flawscope.text import encode_json, storable
 
 MAPS = "maps.zip"
 """Ending of the archive of a shard's heat maps."""
@@ -219,7 +219,7 @@ class _Archive:
     def add(self, name: str, data: bytes) -> None:
         """Add a file; PNG is compressed already."""
         if self.file is not None:
-            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry = zipfile.ZipInfo(storable(name), _ZIP_TIME)
             entry.external_attr = 0o644 << 16
             self.file.writestr(entry, data)
 

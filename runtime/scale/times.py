@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from flawscope.text import storable
+
 _STEPS = 32
 """Buckets of a doubling: a percentile is exact to 1.1 %, half of the width of one."""
 
@@ -59,7 +61,8 @@ class Stopwatch:
         self._buckets[round(_STEPS * math.log2(max(ms, 1e-6)))] += 1
         self._total_ms += ms
         if ms > self._slowest_ms:
-            self._slowest, self._slowest_ms = name, ms
+            # It travels as JSON, which has no bytes that are not UTF-8.
+            self._slowest, self._slowest_ms = storable(name), ms
 
     def took(self) -> Took:
         """Return all so far."""

@@ -135,6 +135,14 @@ class TestInputs:
         assert results() == results("one")
         assert (report()["images"], report()["fault"]) == (15, 1)
 
+    def test_names_that_are_not_utf8_have_their_lines_and_maps(self, tried: list[Task]) -> None:
+        for name in (b"parts/x\xff.png", b"parts/a\nb.png"):
+            shutil.copy(b"parts/0/00.png", name)
+        score("parts", "--threads", 1, "--out", "one")
+        assert in_shards("--shard-maps", "--workers", 1) == 1
+        assert results() == results("one")
+        assert report()["maps_missing"] == 0
+
     def test_an_image_that_was_changed_after_the_plan_is_a_fault(self, tried: list[Task]) -> None:
         in_shards("--plan-only")
         cv2.imwrite("parts/0/00.png", np.zeros((32, 32, 3), np.uint8))
@@ -160,6 +168,7 @@ class TestPlan:
         others: list[tuple[list[object], str]] = [
             (["--batch", 2], "batch 1, not 2"),
             (["--strict"], "strict False, not True"),
+            (["--shard-maps"], "maps False, not True"),
             (["--precision", "fp16"], "precision"),
         ]
         for options, words in others:
@@ -187,6 +196,14 @@ class TestPlan:
         assert "expected the 22 images of its plan" in error(capsys)
         assert score("--out", "out", "--on", "threads", "--resume") == 1
         assert report()["images"] == 22
+
+    def test_what_is_not_stated_is_as_planned(self, tried: list[Task]) -> None:
+        score("parts", "--threads", 1, "--batch", 2, "--out", "one", "--strict")
+        in_shards("--batch", 2, "--strict", "--shard-maps", "--plan-only")
+        assert cli.run(["score", "t.flaw", "--out", "out", "--on", "threads", "--resume"]) == 1
+        assert results() == results("one")
+        assert report()["options"]["batch"] == 2
+        assert Path("out/shards/shard-00000.maps.zip").is_file()
 
     def test_a_finished_run_says_so_and_scores_nothing(
         self, tried: list[Task], capsys: pytest.CaptureFixture[str]
