@@ -35,6 +35,8 @@ from flawscope.terminal import command_line, echo, echo_json, progress_bars
 
 _AHEAD = 2
 """Batches that are read while others are inspected."""
+_IN_SHARDS = ("shard_maps", "hash")
+"""Parameters of work in shards alone, beside those of `shard_options`."""
 
 
 @click.command()
@@ -70,6 +72,7 @@ _AHEAD = 2
 )
 @shard_options
 @click.option("--shard-maps", is_flag=True, help="Heat maps of each shard in one zip file beside it, below --out.")
+@click.option("--hash", is_flag=True, help="In shards: note the SHA-256 of every image; one changed since is a fault.")
 @click.option("--fail-on-reject", is_flag=True, help="Exit with status 1 where an image is rejected, too.")
 @OVERWRITE
 @threshold_overlay_options
@@ -96,12 +99,12 @@ def score(
     With --on, --workers, --shard-size or --shard it works in shards, by several processes or machines, and can be
     resumed: docs/scale.md. flawscope merge DIR (also flawscope score merge DIR) joins what jobs of an array made.
     """
-    sharding = {name: loading.pop(name) for name in (*PARAMETERS, "shard_maps")}
+    sharding = {name: loading.pop(name) for name in (*PARAMETERS, *_IN_SHARDS)}
     if str(bundle) == "merge" and len(images) == 1 and not bundle.exists():
         return _merge(Path(images[0]))
     named = [Path(image) for image in images]
     _check_order(bundle, named)
-    if is_sharded(out, sharding["on"], sharding["workers"]) or sharding["shard_maps"]:
+    if is_sharded(out, sharding["on"], sharding["workers"]) or any(sharding[name] for name in _IN_SHARDS):
         request = {"batch": batch, "use_overlay": not no_overlay, "overwrite": overwrite, **loading}
         return _in_shards(bundle, images, out, sharding, request, fail_on_reject=fail_on_reject)
     if not images:
@@ -166,17 +169,19 @@ def _in_shards(
             "output. Leave it out, or what asks for shards."
         )
     if out is None:
-        raise ArgumentError("--shard-maps: expected --out DIR beside it, the folder of shards, got none. Name one.")
+        option = given_option(_IN_SHARDS)
+        raise ArgumentError(f"{option}: expected --out DIR beside it, the folder of shards, got none. Name one.")
     part = read_part(sharding["shard"])
     # By what was typed, not by values: a plan that goes on has its own for the rest.
     options = {"maps": "shard_maps", "use_overlay": "no_overlay"}
-    names = ("backend", "path", "precision", "product", "strict", "batch", "maps", "use_overlay")
+    names = ("backend", "path", "precision", "product", "strict", "batch", "maps", "use_overlay", "hash")
     asked = ScoreRequest(
         bundle=bundle,
         images=images,
         out=out,
         placement=make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
         maps=sharding["shard_maps"],
+        has_hashes=sharding["hash"],
         shard_size=sharding["shard_size"],
         is_resumed=sharding["resume"],
         is_shared=part.is_given,

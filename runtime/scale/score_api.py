@@ -25,6 +25,7 @@ def score(
     resume: bool = False,
     maps: bool = False,
     column: str | None = None,
+    hash_images: bool = False,
     backend: str = "auto",
     path: str = "auto",
     precision: str = "fp32",
@@ -53,6 +54,7 @@ def score(
         resume: Go on with the plan that lies in `out`, or begin where none does.
         maps: Write an archive of heat maps for each shard.
         column: Column of images in Parquet tables; None: by type and name.
+        hash_images: Note the SHA-256 of every image in the plan: one that is changed when it is scored is a fault.
         backend: As in `Inspector.load`, as are the next ones.
         path: How maps are made.
         precision: Precision of the graphs.
@@ -93,6 +95,7 @@ def score(
         use_overlay=use_overlay,
         maps=maps,
         listing={"column": column},
+        has_hashes=hash_images,
         shard_size=shard_size,
         is_resumed=resume,
         overwrite=overwrite,

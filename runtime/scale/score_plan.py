@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,10 @@ from flawscope.runtime.backends.table import backend_problem, backend_row, check
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.judge import Judge
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.inputs import Found, list_items
+from flawscope.runtime.scale.inputs import Found, Item, Reader, list_items
+from flawscope.runtime.scale.inputs.hashes import hashed
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, ITEMS, PLAN, REPORT, Plan, check_same, read_plan, write_plan
-from flawscope.runtime.scale.plan_items import write_items
+from flawscope.runtime.scale.plan_items import Written, write_items
 from flawscope.runtime.scale.score_work import ScoreWork, fingerprint
 from flawscope.runtime.scale.work import encode_work
 from flawscope.text import storable
@@ -53,6 +54,7 @@ class ScoreRequest:
         maps: Whether each shard has an archive of heat maps.
         shard_size: Images of a shard, a multiple of `batch`; None for 256 or the multiple below.
         listing: What else `list_items` takes.
+        has_hashes: Whether the plan has the SHA-256 of every image: one that is another when it is scored is a fault.
         is_resumed: Whether a plan that lies there goes on.
         is_shared: Whether jobs share the plan: the first makes it, and the others take it as it is.
         overwrite: Whether an earlier run may be replaced.
@@ -76,6 +78,7 @@ class ScoreRequest:
     maps: bool = False
     shard_size: int | None = None
     listing: dict[str, Any] = field(default_factory=dict)
+    has_hashes: bool = False
     is_resumed: bool = False
     is_shared: bool = False
     overwrite: bool = False
@@ -98,6 +101,7 @@ class ScoreRequest:
             "use_overlay": self.use_overlay,
             "batch": self.batch,
             "maps": self.maps,
+            "hash": self.has_hashes,
         }
 
 
@@ -155,7 +159,8 @@ def plan_score(request: ScoreRequest) -> Planned:
 
         def make(folder: Path) -> Plan:
             found = Found()
-            items, sha256 = write_items(folder, list_items(request.images, found=found, **request.listing), shard_size)
+            listed = list_items(request.images, found=found, **request.listing)
+            items, sha256 = _write(folder, listed, shard_size, has_hashes=request.has_hashes)
             fixed["masks_passed_over"] = [storable(name) for name in found.masks]
             return Plan(
                 kind=SCORE,
@@ -210,7 +215,8 @@ def _found(request: ScoreRequest) -> Planned:
     # Jobs of an array take the list as it is: it is the same for all of them, whatever comes into a folder meanwhile.
     if request.images and not request.is_shared:
         listing = {"column": plan.asked.get("column")} | _stated(request.listing)
-        items, sha256 = write_items(None, list_items(request.images, **listing), plan.shard_size)
+        listed = list_items(request.images, **listing)
+        items, sha256 = _write(None, listed, plan.shard_size, has_hashes=plan.asked["hash"])
     wanted = Plan(
         kind=SCORE,
         bundle=digest,
@@ -231,6 +237,11 @@ def _found(request: ScoreRequest) -> Planned:
             "others: they were changed since. Put them back, or choose another name for --out."
         )
     return Planned(plan, _work(request, plan), is_new=False)
+
+
+def _write(folder: Path | None, items: Iterator[Item], shard_size: int, *, has_hashes: bool) -> Written:
+    with Reader() as reader:
+        return write_items(folder, hashed(items, reader.read) if has_hashes else items, shard_size)
 
 
 def _in_force(bundle: Bundle, asked: dict[str, Any]) -> InForce:

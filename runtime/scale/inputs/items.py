@@ -23,6 +23,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
         size: Bytes when it was listed; -1 where that is unknown.
         source: Row of `SOURCES` that reads it.
         where: What that row needs beside the name to read it.
+        sha256: SHA-256 of its bytes when it was listed, where that was asked for; else empty.
         fault: Why there is nothing to read, as for a folder that cannot be listed; empty for an image.
     """
 
@@ -32,6 +33,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = "file"
     where: tuple[str | int, ...] = ()
     fault: str = ""
+    sha256: str = ""
 
 
 @dataclass

@@ -7,6 +7,7 @@ import threading
 
 from flawscope.errors import DataError
 from flawscope.runtime.image_sources import Source as Image
+from flawscope.runtime.scale.inputs.hashes import verified
 from flawscope.runtime.scale.inputs.items import Item
 from flawscope.runtime.scale.inputs.table import SOURCES, SourceReader
 
@@ -30,7 +31,8 @@ class Reader:
         """
         if item.fault:
             raise DataError(item.fault)
-        return self._reader(item.source).read(item)
+        image = self._reader(item.source).read(item)
+        return verified(item, image) if item.sha256 else image
 
     def _reader(self, source: str) -> SourceReader:
         with self._lock:

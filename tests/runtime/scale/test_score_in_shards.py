@@ -155,6 +155,22 @@ class TestInputs:
             "parts/1/broken.png",
         ]
 
+    def test_hashes_tell_an_image_that_was_changed_and_kept_its_size(self, tried: list[Task]) -> None:
+        score("parts", "--threads", 1, "--out", "one")
+        in_shards("--hash")
+        assert results() == results("one")
+        shutil.rmtree("out")
+        in_shards("--hash", "--plan-only")
+        changed = Path("parts/0/00.png")
+        size = changed.stat().st_size
+        cv2.imwrite(str(changed), np.full((16, 16, 3), 61, np.uint8))
+        assert changed.stat().st_size == size  # else the size would tell
+        assert in_shards("--resume") == 2  # it is listed again, and is another list
+        assert score("--out", "out", "--on", "threads", "--resume") == 1
+        first = json.loads(results().splitlines()[0])
+        assert first["decision"] == "fault"
+        assert "SHA-256" in first["reason"]
+
 
 class TestPlan:
     def test_a_run_is_not_replaced_and_not_mixed_with_another(
@@ -240,6 +256,7 @@ class TestPlan:
             ["parts", "--workers", 2],
             ["parts", "--resume"],
             ["parts", "--shard-maps"],
+            ["parts", "--hash"],
             ["parts", "--out", "out", "--gpus-per-worker", -1],
             ["parts", "--out", "out", "--shard", "8/8"],
             ["parts", "--out", "out", "--shard", "1-8"],
