@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from pathlib import Path
 
 from flawscope.errors import DataError
 from flawscope.runtime.image_sources import Source as Image
@@ -31,6 +32,10 @@ class Reader:
         if item.fault:
             raise DataError(item.fault)
         return self._reader(item.source).read(item)
+
+    def read_now(self, item: Item) -> Image:
+        """As `read`, for a listing that was just made: a file that was written to since is read as it is."""
+        return Path(item.name) if item.source == "file" and not item.fault else self.read(item)
 
     def _reader(self, source: str) -> SourceReader:
         with self._lock:
