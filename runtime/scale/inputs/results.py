@@ -41,6 +41,7 @@ def results_of(
         ahead: Images that are read before they are asked for.
     """
     waiting: deque[_Loaded] = deque()
+    ahead = max(ahead, _THREADS)
 
     def load(item: Item) -> _Loaded:
         try:
