@@ -11,17 +11,20 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 
 
-def load_ahead(items: Iterable[Item], load: Callable[[Item], Loaded], ahead: int) -> Generator[Loaded, None, None]:
+def load_ahead(
+    items: Iterable[Item], load: Callable[[Item], Loaded], ahead: int, threads: int = 1
+) -> Generator[Loaded, None, None]:
     """Yield `load(item)` for every item, in their order.
 
-    Items are taken by the thread of the caller, and loaded by one other thread, one after the other. The thread ends
-    with the iterator: when it is exhausted, closed, or gives an error.
+    Items are taken by the thread of the caller, and loaded by one other thread, one after the other, or by several. The
+    threads end with the iterator: when it is exhausted, closed, or gives an error.
 
     Args:
         items: What is to be loaded.
         load: Loads one item. It runs while the caller works on those before.
         ahead: Most items that are taken and loaded before the caller asks for them; 0 takes each when it is asked for,
             without a thread.
+        threads: How many load; several where loading waits for something, such as a network.
 
     Raises:
         Exception: What `load` or `items` raises, after the results of all items before it.
@@ -32,7 +35,7 @@ def load_ahead(items: Iterable[Item], load: Callable[[Item], Loaded], ahead: int
     remaining, pending = iter(items), deque[Future[Loaded]]()
     failure: Exception | None = None
     is_over = False
-    with ThreadPoolExecutor(1, thread_name_prefix="flawscope-ahead") as reader:
+    with ThreadPoolExecutor(threads, thread_name_prefix="flawscope-ahead") as reader:
         try:
             while True:
                 while not is_over and len(pending) <= ahead:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ from flawscope.path_kinds import is_bundle, kind_of_path
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends import BACKENDS
 from flawscope.runtime.backends.cores_options import cores_options
+from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
+from flawscope.runtime.scale.inputs import Item, Reader
+from flawscope.runtime.scale.inputs.results import results_of
+from flawscope.runtime.scale.inputs.urls import shown
 from flawscope.runtime.scale.shard_options import PARAMETERS, is_sharded, shard_options
 from flawscope.runtime.score_files import RESULTS, Drawings, Records, check_outputs_apart
-from flawscope.runtime.score_inputs import Input, Inputs, check_apart, find_inputs
+from flawscope.runtime.score_inputs import Inputs, check_apart, find_inputs
 from flawscope.runtime.score_summary import Summary
 from flawscope.runtime.scorers.scorer import PATHS
 from flawscope.terminal import command_line, echo, echo_json, progress_bars
@@ -70,6 +75,7 @@ _IN_SHARDS = ("shard_maps", "hash")
     metavar="DIR",
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
 )
+@click.option("--column", metavar="NAME", help="Column of images in Parquet tables.  [default: by type and name]")
 @shard_options
 @click.option("--shard-maps", is_flag=True, help="Heat maps of each shard in one zip file beside it, below --out.")
 @click.option("--hash", is_flag=True, help="In shards: note the SHA-256 of every image; one changed since is a fault.")
@@ -86,12 +92,16 @@ def score(
     out: Path | None,
     maps: Path | None,
     pictures: Path | None,
+    column: str | None,
     fail_on_reject: bool,
     overwrite: bool,
     no_overlay: bool,
     **loading: Any,
 ) -> int:
     """Decide on images, or on all images of folders and of the folders below.
+
+    IMAGE is a file, a folder, a pattern in quotes ('lot*/**.png'), a list (@FILE, or - for standard input: a path or
+    URL a line), a .tar or .parquet with images, or a URL (s3://bucket/folder/).
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
     A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
@@ -102,14 +112,14 @@ def score(
     sharding = {name: loading.pop(name) for name in (*PARAMETERS, *_IN_SHARDS)}
     if str(bundle) == "merge" and len(images) == 1 and not bundle.exists():
         return _merge(Path(images[0]))
-    named = [Path(image) for image in images]
-    _check_order(bundle, named)
+    _check_order(bundle, [Path(image) for image in images])
     if is_sharded(out, sharding["on"], sharding["workers"]) or any(sharding[name] for name in _IN_SHARDS):
-        request = {"batch": batch, "use_overlay": not no_overlay, "overwrite": overwrite, **loading}
+        listing = {"column": column}
+        request = {"batch": batch, "use_overlay": not no_overlay, "overwrite": overwrite, "listing": listing, **loading}
         return _in_shards(bundle, images, out, sharding, request, fail_on_reject=fail_on_reject)
     if not images:
         raise click.UsageError("Missing argument 'IMAGE...'.")
-    inputs = find_inputs(named)
+    inputs = find_inputs(images, column)
     drawings, records = Drawings(maps, pictures), Records(table, out, overwrite=overwrite)
     drawings.check(overwrite=overwrite)
     records.check()
@@ -130,10 +140,10 @@ def score(
         if not as_json and inspector.in_force.revision:
             echo(f"thresholds: {inspector.in_force.source}", err=True)
         summary = Summary()
-        with records.opened(), _progress() as show:
-            missing = _score_all(inspector, inputs, batch, as_json, drawings, records, summary, show)
+        with records.opened(), Reader() as reader, _progress() as show:
+            missing = _score_all(inspector, inputs, reader.read_now, batch, as_json, drawings, records, summary, show)
             options = {
-                "images": [str(path) for path in named],
+                "images": [shown(name) for name in images],
                 "batch": batch,
                 "strict": loading["strict"],
                 "masks_passed_over": [str(path) for path in inputs.masks],
@@ -200,6 +210,7 @@ def _merge(folder: Path) -> int:
 def _score_all(
     inspector: Inspector,
     inputs: Inputs,
+    read: Callable[[Item], Source],
     batch: int,
     as_json: bool,
     drawings: Drawings,
@@ -208,11 +219,10 @@ def _score_all(
     show: Progress,
 ) -> int:
     """Score all images, print and record each, and return how many could not be drawn."""
-    sources, missing = inputs.sources, 0
+    missing = 0
     notes: list[tuple[str, ...]] = []
-    scored = inspector.stream([source.path for source in sources if isinstance(source, Input)], batch, ahead=_AHEAD)
-    for number, source in enumerate(sources, 1):
-        result = next(scored) if isinstance(source, Input) else source
+    stream = partial(inspector.stream, batch=batch, ahead=_AHEAD)
+    for number, (item, image, result) in enumerate(results_of(inputs.items, read, stream, _AHEAD * batch), 1):
         summary.add(result)
         notes.append(result.notes)
         if as_json:
@@ -220,15 +230,15 @@ def _score_all(
         else:
             echo(_line(result))
         place = None
-        if isinstance(source, Input):
+        if image is not None:
             try:
-                place = drawings.draw(source, result, inspector)
+                place = drawings.draw(item, image, result, inspector)
             except FlawscopeError as err:
                 # A picture that is missing is no reason to leave the other parts without a decision.
                 missing += 1
                 echo(f"error: {err} It was decided on, but not drawn.", err=True)
         records.add(result, place)
-        show("images", number, len(sources))
+        show("images", number, len(inputs.items))
     for note in summarize_differences(notes):
         echo(f"note: {note}", err=True)
     return missing

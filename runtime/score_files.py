@@ -21,13 +21,14 @@ from flawscope.files import (
     check_replaceable,
     storage_errors,
 )
-from flawscope.imaging.images import prepare, read_image
+from flawscope.imaging.images import grey_as_rgb, prepare
 from flawscope.imaging.png import write_png
+from flawscope.runtime.image_sources import Source, read_source_image
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.origin import largest_golden
 from flawscope.runtime.reconstruction_strip import write_reconstruction
 from flawscope.runtime.results import Result
-from flawscope.runtime.score_inputs import Input
+from flawscope.runtime.scale.inputs import Item
 from flawscope.runtime.score_summary import ScoreReport
 from flawscope.text import encode_json, printable
 
@@ -103,8 +104,14 @@ class Drawings:
                 with storage_errors(folder):
                     folder.mkdir(parents=True, exist_ok=True)
 
-    def draw(self, source: Input, result: Result, inspector: Inspector) -> str | None:
+    def draw(self, item: Item, image: Source, result: Result, inspector: Inspector) -> str | None:
         """Write the drawings of an image, and return the place of its map below `maps`; None where it has none.
+
+        Args:
+            item: What was named or found.
+            image: Its image: a path, or bytes.
+            result: What came of it.
+            inspector: What inspected it.
 
         Raises:
             FlawscopeError: If one cannot be written, or the image is gone.
@@ -113,11 +120,12 @@ class Drawings:
             return None
         name = None
         if self.maps is not None:
-            name = f"{source.place}.png"
-            write_png(self.maps / name, result.draw())
+            name = f"{item.place}.png"
+            write_png(self.maps / name, result.draw(image))
         if self.pictures is not None:
             manifest = inspector.manifest
-            image = prepare(read_image(source.path, manifest.input.bits), manifest.input)
+            pixels = read_source_image(image, result.image, "rgb", manifest.input.bits).pixels
+            prepared = prepare(grey_as_rgb(pixels), manifest.input)
             thresholds = inspector.thresholds
             # With zones the largest of their thresholds.
             reference = (
@@ -125,7 +133,7 @@ class Drawings:
                 if thresholds is None
                 else thresholds.pixel.value
             )
-            write_reconstruction(self.pictures, source.place, image, inspector.reconstruct(image[None]), reference)
+            write_reconstruction(self.pictures, item.place, prepared, inspector.reconstruct(prepared[None]), reference)
         return name
 
 

@@ -7,11 +7,11 @@ import hashlib
 import os
 import time
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -19,12 +19,10 @@ from flawscope.bundle import InForce
 from flawscope.errors import BundleError, DataError, FlawscopeError
 from flawscope.imaging.png import encode_png
 from flawscope.open_files import open_regular
-from flawscope.runtime.frame import Frame
-from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
-from flawscope.runtime.reading_ahead import load_ahead
 from flawscope.runtime.results import Result
 from flawscope.runtime.scale.inputs import Item, Reader
+from flawscope.runtime.scale.inputs.results import Scored, results_of
 from flawscope.runtime.scale.plan import Plan, read_plan
 from flawscope.runtime.scale.plan_items import read_items
 from flawscope.runtime.scale.shards import (
@@ -238,12 +236,6 @@ def _archive(out: Path, plan: Plan, task: Task) -> Iterator[_Archive]:
         archive.size = raw.tell()
 
 
-class _Read(NamedTuple):
-    item: Item
-    source: Source | None
-    fault: Result | None
-
-
 class ScoreWorker:
     """Scores the tasks of a plan.
 
@@ -284,39 +276,12 @@ class ScoreWorker:
         write_lines(self.out, self.plan, done, lines, archive_bytes=archive.size)
         return done
 
-    def _results(self, items: list[Item]) -> Iterator[tuple[Item, Source | None, Result]]:
-        """Yield the result of every item, in order; what cannot be read is a fault, and the others are scored."""
+    def _results(self, items: list[Item]) -> Iterator[Scored]:
         batch = self.plan.asked["batch"]
-        waiting: deque[_Read] = deque()
-
-        def sources() -> Iterator[Source | Frame]:
-            with contextlib.closing(load_ahead(items, self._read, _AHEAD * batch)) as read:
-                for one in read:
-                    waiting.append(one)
-                    if one.source is not None:
-                        # What comes as bytes has no name of its own.
-                        yield Frame(one.source, one.item.name) if isinstance(one.source, bytes) else one.source
-
-        for result in self._inspector.stream(sources(), batch, ahead=_AHEAD):
-            while waiting[0].fault is not None:
-                yield _faulty(waiting.popleft())
-            item, source, _ = waiting.popleft()
-            yield item, source, result if result.image == item.name else replace(result, image=item.name)
-        while waiting:
-            yield _faulty(waiting.popleft())
-
-    def _read(self, item: Item) -> _Read:
-        try:
-            return _Read(item, self._reader.read(item), None)
-        except FlawscopeError as err:
-            return _Read(item, None, Result(item.name, "fault", reason=str(err)))
+        stream = partial(self._inspector.stream, batch=batch, ahead=_AHEAD)
+        return results_of(items, self._reader.read, stream, _AHEAD * batch)
 
     def close(self) -> None:
         """Close bundle and inputs."""
         self._reader.close()
         self._inspector.close()
-
-
-def _faulty(read: _Read) -> tuple[Item, None, Result]:
-    assert read.fault is not None
-    return read.item, None, read.fault

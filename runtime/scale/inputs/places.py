@@ -29,6 +29,9 @@ def safe_place(*names: str) -> str:
 
 
 def _safe(part: str) -> str:
+    # Nearly all names, and there are millions.
+    if len(part) <= _LONGEST and part.isascii() and part.isprintable() and ":" not in part:
+        return part
     text = printable(part).replace("\\", "_").replace(":", "_")
     data = text.encode()
     if len(data) <= _LONGEST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from pathlib import Path
 
 from flawscope.errors import DataError
 from flawscope.runtime.image_sources import Source as Image
@@ -33,6 +34,10 @@ class Reader:
             raise DataError(item.fault)
         image = self._reader(item.source).read(item)
         return verified(item, image) if item.sha256 else image
+
+    def read_now(self, item: Item) -> Image:
+        """As `read`, for a listing that was just made: a file that was written to since is read as it is."""
+        return Path(item.name) if item.source == "file" and not item.fault else self.read(item)
 
     def _reader(self, source: str) -> SourceReader:
         with self._lock:

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from flawscope.errors import ArgumentError, FlawscopeError
-from flawscope.runtime.results import Result
 from flawscope.runtime.scale.inputs import Found, Item, Reader, decode_item, encode_item, list_items
-from flawscope.runtime.score_inputs import Input, find_inputs
 
 
 def lay(folder: Path, *names: str) -> Path:
@@ -20,50 +18,47 @@ def lay(folder: Path, *names: str) -> Path:
     return folder
 
 
-def as_score_finds(named: list[Path]) -> list[tuple[str, str]]:
-    return [
-        (str(source.path), source.place) if isinstance(source, Input) else (source.image, source.reason or "")
-        for source in find_inputs(named).sources
-    ]
-
-
-def as_listed(named: list[Path]) -> list[tuple[str, str]]:
+def listed(*named: str | Path) -> list[tuple[str, str]]:
     return [(item.name, item.fault or item.place) for item in list_items(named)]
 
 
-def test_folders_are_listed_as_score_lists_them(tmp_path: Path) -> None:
-    lay(
-        tmp_path / "one",
-        "b.png",
-        "a/x.jpg",
-        "a/x.png",
-        "a.png",
-        "a-b/c.PNG",
-        "note.txt",
-        "ground_truth/m.png",
-        "._b.png",
-    )
-    lay(tmp_path / "two" / "one", "b.png")
-    (tmp_path / "one" / "a" / "round").symlink_to(tmp_path / "one")
-    (tmp_path / "one" / "broken.png").symlink_to(tmp_path / "nothing.png")
-    for named in (
-        [tmp_path / "one"],
-        [tmp_path / "one", tmp_path / "two" / "one"],
-        [tmp_path / "one" / "b.png", tmp_path / "two"],
-        [tmp_path / "missing.png", tmp_path / "one" / "a"],
-    ):
-        assert as_listed(named) == as_score_finds(named)
+def test_folders_are_listed_in_order_with_places_of_their_own(tmp_path: Path) -> None:
+    one = lay(tmp_path / "one", "b.png", "a/x.jpg", "a/x.png", "a.png", "a-b/c.PNG", "note.txt", "ground_truth/m.png")
+    lay(one, "._b.png", "..png", ".png")
+    two = lay(tmp_path / "two" / "one", "b.png")
+    (one / "a" / "round").symlink_to(one)
+    (one / "broken.png").symlink_to(tmp_path / "nothing.png")
+    places = {
+        "..png": ".",
+        "a/x.jpg": "a/x",
+        "a/x.png": "a/x_2",
+        "a-b/c.PNG": "a-b/c",
+        "a.png": "a",
+        "b.png": "b",
+        "broken.png": "broken",
+    }
+    assert listed(one) == [(f"{one}/{name}", place) for name, place in places.items()]
+    several = [*((f"{one}/{name}", f"one/{place}") for name, place in places.items()), (f"{two}/b.png", "one_2/b")]
+    assert listed(one, two) == several
+    assert listed(one / "b.png", tmp_path / "two") == [(f"{one}/b.png", "b"), (f"{two}/b.png", "one/b")]
+    assert listed(tmp_path / "missing.png", one / "a-b") == [
+        (f"{tmp_path}/missing.png", "missing"),
+        (f"{one}/a-b/c.PNG", "c"),
+    ]
     found = Found()
-    assert len(list(list_items([tmp_path / "one"], found=found))) == 6
-    assert found.masks == [str(tmp_path / "one" / "ground_truth")]
-    assert found.folders.keys() == find_inputs([tmp_path / "one"]).folders.keys()
+    items = {item.name: item.size for item in list_items([one], found=found)}
+    assert items[f"{one}/a/x.jpg"] == 7
+    assert items[f"{one}/broken.png"] == -1
+    assert found.masks == [str(one / "ground_truth")]
+    assert found.again == [str(one / "a" / "round")]
+    assert [Path(path).name for path in found.folders] == ["one", "a", "a-b"]
 
 
 def test_names_below_the_working_folder_are_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lay(tmp_path, "a.png", "below/b.png"))
-    for named in ([Path()], [Path("below/../below")], [Path("./a.png")]):
-        assert as_listed(named) == as_score_finds(named)
-    assert [item.name for item in list_items(["."])] == ["a.png", "below/b.png"]
+    assert listed(".") == listed(Path()) == [("a.png", "a"), ("below/b.png", "below/b")]
+    assert listed("below/../below") == [("below/../below/b.png", "b")]
+    assert listed("./a.png") == [("a.png", "a")]
     assert [item.size for item in list_items(["."])] == [5, 11]
 
 
@@ -89,9 +84,8 @@ def test_a_folder_that_cannot_be_listed_is_a_fault(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "scandir", refuse)
     items = list(list_items([tmp_path]))
-    faults = [source for source in find_inputs([tmp_path]).sources if isinstance(source, Result)]
     assert [bool(item.fault) for item in items] == [False, True]
-    assert items[1].fault == faults[0].reason
+    assert items[1].fault.startswith(f"{tmp_path}/shut: expected a folder that can be listed, got: Permission denied")
     with pytest.raises(FlawscopeError) as caught:
         Reader().read(items[1])
     assert str(caught.value) == items[1].fault
