@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "suite": "scale_throughput",
             "settings": settings,
             "machine": machine(),
-            "versions": package_versions(),
+            "versions": package_versions() | ({"ray": version("ray")} if "ray" in options.kinds else {}),
             "rows": rows,
         }
         write_text(options.out, json.dumps(document, indent=1) + "\n")
