@@ -23,9 +23,10 @@ from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.opening import is_in_use
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE as JOURNAL
-from flawscope.runtime.line.line import open_output, scene_of
+from flawscope.runtime.line.line import scene_of
 from flawscope.runtime.line.line_config import HttpOptions, ImageOptions, StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.outputs.opening import open_output
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
 from flawscope.runtime.line.scene.limits import SceneCheck
