@@ -116,6 +116,8 @@ class LineMetrics:
         ready = GaugeMetricFamily("flawscope_ready", "Whether a station scores parts.", labels=["station"])
         up = GaugeMetricFamily("flawscope_camera_up", "Whether a source works.", labels=["station", "view"])
         for station in status.stations:
+            for result in _SWAPS.values():
+                self._swaps.labels(station.name, result)  # zero before the first: an alarm on a change needs it
             ready.add_metric([station.name], station.state == "ready")
             for view, reason in station.sources.items():
                 up.add_metric([station.name, view], not reason)
