@@ -48,6 +48,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         seen_s: When it was first seen, seconds since 1970.
         begun: How many swaps to it were begun and had no end: the process ended first.
         failed: Releases that are not tried again.
+        before: Digests of bundles that were in force before a release: the way back to them waits for nothing.
         schema: Version of this struct.
     """
 
@@ -58,12 +59,22 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     seen_s: float = 0.0
     begun: Count = 0
     failed: tuple[Failed, ...] = ()
+    before: tuple[str, ...] = ()
     schema: Literal[1] = 1
 
     def failure(self, release: str, bundle: str, version: str) -> Failed | None:
         """Return why a release, or its bundle, is not tried; None where it is."""
         rows = (row for row in self.failed if row.version == version)
         return next((row for row in rows if row.release == release or (bundle and row.bundle == bundle)), None)
+
+    def of_another(self, release: str, seen_s: float) -> Kept:
+        """Return what is known when the tag names another release."""
+        return Kept(release=release, state="waiting", seen_s=seen_s, failed=self.failed, before=self.before)
+
+    def with_before(self, bundle: str) -> Kept:
+        """Return the same with a bundle that was in force; of many the last ones."""
+        others = tuple(digest for digest in self.before if digest != bundle)
+        return msgspec.structs.replace(self, before=(*others, bundle)[-_MOST_FAILED:])
 
     def with_failure(self, failed: Failed) -> Kept:
         """Return the same with a release that is not tried again; of very many the last ones."""

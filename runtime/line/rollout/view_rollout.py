@@ -43,6 +43,10 @@ _MOST_BEGUN = 2
 """Swaps to one bundle that may end with the process: then the bundle is what ends it."""
 
 
+_SURROUNDINGS = ("staged", "flip")
+"""Steps of a swap that fail for what is around the bundle, such as a disk that is full."""
+
+
 class ViewRollout:
     """Follows the tag of one view. All but `status` is called by one thread.
 
@@ -83,6 +87,8 @@ class ViewRollout:
         # Of releases that are refused before anything is pulled; a start asks again, as keys may have come.
         self._refused: dict[str, str] = {}
         self._config: tuple[str, bytes] = ("", b"")
+        # Verified by this process: all hashes at each look would take time from the parts.
+        self._is_here = ""
         self._partial: Path | None = None
 
     def begin(self) -> None:
@@ -104,6 +110,8 @@ class ViewRollout:
                 return
             self._look()
         except SourceAway as err:
+            if self._is_stopped():
+                return  # it was broken off by the end of the line
             self._has_problem("rollout_away", str(err))
         except ReleaseRefused as err:
             self._has_problem("rollout_refused", str(err))
@@ -160,7 +168,7 @@ class ViewRollout:
         release = read_release(data)
         now_s = self._services.clock.utc_ns() / 1e9
         if digest != self._kept.release:
-            self._keep(Kept(release=digest, state="waiting", seen_s=now_s, failed=self._kept.failed))
+            self._keep(self._kept.of_another(digest, now_s))
             self._tell("rollout_seen", f"the tag {self._options.tag} names another release", new=digest)
         manifest = self._checked(release)
         bundle = manifest.digest
@@ -173,12 +181,15 @@ class ViewRollout:
         if self._kept.begun >= _MOST_BEGUN:
             self._fail("failed", f"the line ended {self._kept.begun} times while it was swapped in", bundle)
             return
-        if waits_s := self._waits_s(digest, now_s):
+        # What was in force is the way back: it must not wait for its turn.
+        is_back = bundle in self._kept.before
+        if not is_back and (waits_s := self._waits_s(digest, now_s)):
             self._wait(f"others are first; its turn comes in {waits_s:,.0f} s")
             return
+        check_room(sum(entry.size for entry in manifest.files.values()))
         self._pull(release, manifest)
-        between = self._options.between
-        if between is not None and not is_between(between, self._timezone, self._services.clock.utc_ns()):
+        between, utc_ns = self._options.between, self._services.clock.utc_ns()
+        if between is not None and not is_back and not is_between(between, self._timezone, utc_ns):
             self._wait(f"is here, and waits for {between[0]} to {between[1]}")
             return
         self._begin_swap(bundle)
@@ -229,12 +240,14 @@ class ViewRollout:
     def _pull(self, release: Release, manifest: Manifest) -> None:
         """Have the bundle in the store; it is pulled unless it is there and whole."""
         store = self._services.store
+        if self._is_here == manifest.digest and store.has(manifest.digest):
+            return
         try:
             with store.open(manifest.digest):
+                self._is_here = manifest.digest
                 return
         except FlawscopeError:
             pass  # not there, or not whole, or signed by another key: pulled anew
-        check_room(sum(entry.size for entry in manifest.files.values()))
         self._partial = store.partial_of(release.layer.digest.removeprefix("sha256:"))
 
         def told(size: int) -> None:
@@ -255,13 +268,14 @@ class ViewRollout:
             # It has cost all of the transfer: not once more at the next start.
             self._keep(self._kept.with_failure(Failed(release.digest, "", str(err), __version__)))
             raise
+        self._is_here = digest
         self._services.journal.event("bundle_added", actor=ACTOR, object=f"bundle {digest}", reason=self._label)
 
     def _begin_swap(self, bundle: str) -> None:
+        before = self._swaps.in_force(self._station, self._view.name)
+        kept = self._kept.with_before(before) if before else self._kept
         # Before: a bundle that ends the process must not be tried at each start.
-        self._keep(
-            msgspec.structs.replace(self._kept, state="swapping", detail="is swapped in", begun=self._kept.begun + 1)
-        )
+        self._keep(msgspec.structs.replace(kept, state="swapping", detail="is swapped in", begun=kept.begun + 1))
         try:
             self._swaps.begin(self._station, self._view.name, bundle, self._options.shadow_parts, ACTOR)
         except ArgumentError as err:
@@ -281,6 +295,10 @@ class ViewRollout:
             self._fail("rolled_back", run.reason, run.digest)
         elif self._kept.state == "swapping" and run.state == "done":
             self._end("done", run.step_of("flip").detail)
+        elif self._kept.state == "swapping" and run.failed_step in _SURROUNDINGS and not run.is_given_up.is_set():
+            self._keep(msgspec.structs.replace(self._kept, begun=self._kept.begun - 1))
+            self._wait(f"is tried again; {run.failed_step}: {run.reason}")
+            self._has_problem("rollout_stuck", f"{run.failed_step}: {run.reason}")
         elif self._kept.state == "swapping":
             self._fail("failed", f"{run.failed_step or 'swap'}: {run.reason}", run.digest)
         if self._kept.state != "done":
@@ -306,7 +324,7 @@ class ViewRollout:
         self._refused[digest] = reason
         if digest != self._kept.release:
             now_s = self._services.clock.utc_ns() / 1e9
-            self._keep(Kept(release=digest, seen_s=now_s, failed=self._kept.failed))
+            self._keep(self._kept.of_another(digest, now_s))
         self._end("refused", reason)
         self._services.say(f"{self._label}: release {digest[:19]}… was refused: {reason}")
 

@@ -24,7 +24,7 @@ from released_bundles import Maker, follower
 from swapped_lines import SWAP_S, events_of, running, swaps_of, top, verdict_of
 from tiny_bundle import write_tiny_bundle
 
-from flawscope import __version__
+from flawscope import __version__, cli
 from flawscope.bundle import sign_bundle
 from flawscope.bundle.ed25519 import read_private_key, write_keys
 from flawscope.errors import ArgumentError, StorageError
@@ -34,7 +34,8 @@ from flawscope.runtime.line.line_command import _show
 from flawscope.runtime.line.rollout import view_rollout
 from flawscope.runtime.line.rollout.kept import Failed, Kept, kept_file, read_kept, write_kept
 from flawscope.runtime.line.rollout.rollout_status import RolloutStatus
-from flawscope.runtime.line.swap import memory
+from flawscope.runtime.line.swap import memory, station_bundles
+from flawscope.runtime.line.swap.active import Active
 from flawscope.runtime.line.swap.store import BundleStore
 from flawscope.runtime.line.swap.time_of_day import is_between
 
@@ -403,6 +404,27 @@ class TestRoom:
             monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
             until(line, "done")
 
+    def test_a_disk_that_refuses_the_flip_is_no_failure_of_the_release(
+        self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digest = maker.bundle("new", 100.0)
+        write, is_full = station_bundles.write_active, threading.Event()
+
+        def write_active(path: Path, active: Active) -> None:
+            if is_full.is_set():
+                raise StorageError("the disk is full")
+            write(path, active)
+
+        with running(tmp_path, read=following(maker)) as line:
+            monkeypatch.setattr(station_bundles, "write_active", write_active)
+            is_full.set()
+            maker.publish("new", tmp_path / "releases")
+            until_problem(line, "flip: the disk is full")
+            is_full.clear()
+            until(line, "done")
+            assert in_force(line) == digest
+            wait_until(lambda: not rollout_of(line).problem)
+
 
 class TestTurns:
     """When a release is taken: the first ones by lot, the others later, and swaps within a window of the day."""
@@ -446,6 +468,28 @@ class TestTurns:
         with running(tmp_path, read=read) as line:
             until(line, "done")
             assert in_force(line) == digest
+
+    def test_the_way_back_waits_for_nothing(
+        self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        is_time = threading.Event()
+        is_time.set()
+        monkeypatch.setattr(view_rollout, "is_between", lambda times, zone, utc_ns: is_time.is_set())
+        digests = {name: maker.bundle(name, threshold) for name, threshold in (("one", 100.0), ("two", 120.0))}
+        read = following(maker, first=1.0, between=["22:00", "05:00"])
+        for name in ("one", "two"):
+            maker.publish(name, tmp_path / "releases", "stable", name)
+            with running(tmp_path, read=read) as line:
+                wait_until(lambda line=line, name=name: in_force(line) == digests[name], SWAP_S)
+                until(line, "done")
+        is_time.clear()
+        with running(tmp_path, read=following(maker, first=0.0, wait_s=1e6, between=["22:00", "05:00"])) as line:
+            maker.publish("one", tmp_path / "releases", "stable")
+            wait_until(lambda: in_force(line) == digests["one"], SWAP_S)
+            # A new one does.
+            maker.bundle("three", 130.0)
+            maker.publish("three", tmp_path / "releases", "stable")
+            wait_until(lambda: "others are first" in rollout_of(line).detail)
 
     def test_outside_of_its_window_it_is_pulled_and_waits(
         self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
@@ -551,6 +595,19 @@ def test_the_status_tells_of_it(tmp_path: Path, maker: Maker, capsys: pytest.Cap
         until(line, "done")
         _show(line.status(), is_running=True)
     assert "of cam0: done: is in force already" in capsys.readouterr().out
+
+
+def test_line_check_looks_at_the_release(
+    tmp_path: Path, maker: Maker, registry: OciRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = follower(maker, registered(registry)).path
+    assert cli.run(["line", "check", str(config)]) == 1
+    assert "expected a release with the tag stable, got none" in capsys.readouterr().out
+    maker.publish("tiny", registry.place)
+    cli.run(["line", "check", str(config)])
+    assert "signed by a trusted key" in capsys.readouterr().out
+    layer = json.loads(registry.blobs[registry.tags["stable"]])["layers"][0]["digest"]
+    assert not [one for one in registry.asked(layer) if one.startswith("GET")]
 
 
 @pytest.mark.parametrize(
