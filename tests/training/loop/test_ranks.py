@@ -5,21 +5,22 @@ Two small processes are started once for all that they tell each other; they imp
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from process_trainings import run_processes, train_line
 
 from flawscope.errors import ArgumentError
 from flawscope.training.loop.rank_environment import RankEnvironment, read_rank_environment
 from flawscope.training.loop.ranks import Ranks
 
+HELPERS = Path(__file__).parents[2] / "helpers"
 BODY = """
-import os, signal
+import json, os, signal, sys
+from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from flawscope.training.loop import ranks as module
@@ -117,6 +118,19 @@ assert told.optimizer["state"][0]["step"].shape == ()
 assert share_checkpoint(None, here) is None
 assert here.facts(8) == {"processes": 2, "effective_batch": 8, "batch_per_process": 4}
 
+# --- a training that is killed and goes on, from the checkpoint of rank 0, which alone has one
+sys.path.insert(0, sys.argv[1])
+from process_trainings import train_line
+folder = Path(sys.argv[2])
+from interrupted import Killed
+try:
+    train_line(folder / str(here.rank), killed_at=8)
+    sys.exit("it was not killed")
+except Killed:
+    pass
+trained = train_line(folder / str(here.rank), resume=True)
+(folder / f"{here.rank}.json").write_text(json.dumps(trained))
+
 # --- one that dies
 print("agreed", flush=True)
 here.barrier()
@@ -130,45 +144,37 @@ except module.PeerLost as err:
 """
 
 
-def run_two(body: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script as two processes that know of each other."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in {name for _, name in socket.if_nameindex()} else {}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(body)],
-            env={**os.environ, **shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        done = []
-        for process in started:
-            out, err = process.communicate(timeout=120)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-        return done
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
 @pytest.mark.long
 @pytest.mark.serial
-def test_two_processes_agree_on_all_they_tell_each_other_until_one_dies() -> None:
-    first, second = run_two(BODY)
+def test_two_processes_agree_and_train_as_one_until_one_dies(tmp_path: Path) -> None:
+    first, second = run_processes(["-c", BODY, str(HELPERS), str(tmp_path)], 2)
     for process in (first, second):
         assert process.stdout.startswith("agreed\n"), process.stderr
+    together = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert together[0] == together[1]
+    alone = train_line(tmp_path / "alone")
+    assert together[0].pop("processes") == {"processes": 2, "effective_batch": 4, "batch_per_process": 2}
+    assert alone.pop("processes") == {}
+    assert together[0].pop("epoch") == alone.pop("epoch")
+    for name, value in _flat(alone).items():
+        np.testing.assert_allclose(_flat(together[0])[name], value, rtol=1e-9, err_msg=name)
+    # One process wrote, and the other nothing; the training that went on took the steps it would have taken.
+    lines = [
+        [json.loads(text) for text in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("0", "alone")
+    ]
+    assert [line["epoch"] for line in lines[0]] == [1, 2, 3, 4]
+    np.testing.assert_allclose(*([line["error"] for line in part] for part in lines), rtol=1e-9)
+    assert not list((tmp_path / "1").rglob("*.*"))
     assert second.returncode == -9
     assert first.returncode == 3, first.stderr
     assert "got one that has ended" in first.stdout
     assert "--resume latest" in first.stdout
+
+
+def _flat(result: dict[str, Any]) -> dict[str, Any]:
+    named = {f"{group}.{name}": value for group in ("state", "last") for name, value in result[group].items()}
+    return {"losses": result["losses"], "error": result["error"], **named}
 
 
 # --- one process
