@@ -46,7 +46,8 @@ from flawscope.imaging.images import prepare, prepare_mask, read_image
 from flawscope.imaging.png import write_png
 from flawscope.progress import no_progress
 from flawscope.training.detectors.padim import fit_padim, padim_head
-from flawscope.training.detectors.patchcore import bank_rows, patchcore_head
+from flawscope.training.detectors.patch_plan import bank_rows
+from flawscope.training.detectors.patchcore import patchcore_head
 from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone, build_backbone, untrained_backbone
 from flawscope.training.features.patch_extraction import iterate_patches

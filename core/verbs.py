@@ -218,6 +218,23 @@ _LINE = Group(
     parts = accept + reject + fault + open, without a gap, and a fault is never an accept.
     """,
 )
+_FLEET = Group(
+    "Publish bundles for many lines, which pull them.",
+    {
+        "publish": Verb(
+            "flawscope.runtime.line.rollout.fleet_command:publish_command", "Publish a signed bundle as a release."
+        ),
+        "tag": Verb(
+            "flawscope.runtime.line.rollout.fleet_command:tag_command", "Give a tag to a release: forward, or back."
+        ),
+        "list": Verb("flawscope.runtime.line.rollout.fleet_command:list_command", "List the releases that have a tag."),
+    },
+    """Publish signed bundles in an OCI registry or a folder; each line that follows a tag pulls what has it.
+
+    A line verifies digest, hashes and signature, and goes through the steps of `flawscope line swap`: docs/fleet.md.
+    """,
+)
+
 # In the order of `--help`. A verb that is renamed leaves an Alias behind, so that scripts go on working.
 VERBS: Mapping[str, Row] = {
     "demo": Verb(
@@ -257,6 +274,7 @@ VERBS: Mapping[str, Row] = {
         "flawscope.workflows.accuracy.benchmark_command:benchmark", "Measure methods on data sets, as accuracy tables."
     ),
     "line": _LINE,
+    "fleet": _FLEET,
     "synth": _SYNTH,
     "bundle": _BUNDLE,
     "completion": Verb(

@@ -33,6 +33,7 @@ from flawscope.runtime.line.line_config import (
     ViewOptions,
 )
 from flawscope.runtime.line.outputs.table import OUTPUTS
+from flawscope.runtime.line.rollout.table import PLACES, RolloutOptions
 from flawscope.runtime.line.sinks.table import SINKS, Tls
 from flawscope.runtime.line.sources.table import SOURCES
 
@@ -50,7 +51,9 @@ def tables() -> str:
         ("A view", ViewOptions),
         ("`scene`", SceneLimits),
         ("`drift`", DriftOptions),
+        ("`rollout`", RolloutOptions),
     ]
+    parts += [(f"Releases `{_tag(kind)}`", kind) for kind in PLACES]
     parts += [(f"Source `{_tag(kind)}`", kind) for kind in SOURCES]
     parts += [(f"Output `{_tag(kind)}`", kind) for kind in OUTPUTS]
     parts += [(f"Sink `{_tag(kind)}`", kind) for kind in SINKS]

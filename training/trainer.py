@@ -22,6 +22,7 @@ from flawscope.runs import RunRecord
 from flawscope.training.features.backbone import Backbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.network_scores import network_scores
+from flawscope.training.loop.ranks import Ranks, ranks
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class FitRequest:
         progress: Receives progress.
         start: Fit result of an earlier run of which a part is reused, or None.
         dataset: The dataset that the images are of: what learns from labelled defects has to know its other images.
+        is_alone: Fit in this process, whatever others there are: each has a fit of its own to do.
     """
 
     config: Any  # each trainer knows the type of its settings; a union here would name every method
@@ -53,6 +55,12 @@ class FitRequest:
     progress: Progress
     start: FitResult | None = None
     dataset: Dataset | None = None
+    is_alone: bool = False
+
+    @property
+    def here(self) -> Ranks:
+        """This process among those that fit together."""
+        return Ranks() if self.is_alone else ranks()
 
     @property
     def folder(self) -> Path:

@@ -33,6 +33,9 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
             test patch (`seed`), or `none`, which a score of several patches (`top_share`) needs.
         projection: Space of the greedy coreset selection: full (`none`), a sparse random projection of
             Johnson-Lindenstrauss size (`jl`), or as the memory budget allows (`auto`).
+        selection: Patches that the coreset is chosen from: all at once, and random ones of every image where those
+            exceed the memory budget (`whole`), or all in one pass within the memory budget (`streaming`), with a radius
+            at most 2 (d + 1) times the smallest possible after d reductions. For more images than memory has room for.
         window: For fixed cameras: a patch is compared only with bank rows from at most so many cells of the patch grid
             away from its own place, along rows and along columns; null compares it with the whole bank. 3 is a good
             first value on a grid of 28 x 28; a part may shift by about as many cells.
@@ -53,6 +56,7 @@ class PatchcoreConfig(MethodConfig, frozen=True, kw_only=True, tag_field="method
     neighbors: int = 9
     reweight: Literal["paper", "seed", "none"] = "paper"
     projection: Literal["auto", "none", "jl"] = "auto"
+    selection: Literal["whole", "streaming"] = "whole"
     window: int | None = None
     memory_budget_mb: int = 1024
 

@@ -8,8 +8,10 @@ sets still do; `as_recorded` compares with those.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +30,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+_AHEAD = 256
+"""Items that threads may be ahead of whoever takes the results."""
 _PIXELS = "pixels:"
 """Begins a hash of pixels; one of a file's bytes is 64 digits alone."""
 
@@ -151,8 +155,17 @@ def map_in_threads(
     function: Callable[[_Item], _Result], items: list[_Item], progress: CountProgress | None = None
 ) -> Iterator[_Result]:
     """Yield function(item) in order, computed by a few threads: hashing and decoding release the interpreter lock."""
+    remaining = iter(items)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for completed, result in enumerate(pool.map(function, items), 1):
-            yield result
-            if progress:
-                progress(completed, len(items))
+        # A few at a time: `pool.map` would begin with a future for every one of a million images.
+        waiting = deque(pool.submit(function, item) for item in itertools.islice(remaining, _AHEAD))
+        try:
+            for completed in range(1, len(items) + 1):
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+                yield result
+                if progress:
+                    progress(completed, len(items))
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -23,11 +23,13 @@ from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.opening import is_in_use
 from flawscope.runtime.line.journal.reader import JournalReader
 from flawscope.runtime.line.journal.schema import FILE as JOURNAL
-from flawscope.runtime.line.line import open_output, scene_of
+from flawscope.runtime.line.line import scene_of
 from flawscope.runtime.line.line_config import HttpOptions, ImageOptions, StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
+from flawscope.runtime.line.outputs.opening import open_output
 from flawscope.runtime.line.outputs.output import Output
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
+from flawscope.runtime.line.rollout.checking import check_release
 from flawscope.runtime.line.scene.limits import SceneCheck
 from flawscope.runtime.line.sinks.runner import open_sink, sink_names
 from flawscope.runtime.line.sources.opening import open_source
@@ -150,6 +152,10 @@ def check_line(read: ReadConfig, say: Callable[[str], None], images: Callable[[s
                     yield Finding(f"{station.name}/{view.name} image", record.verdict != "fault", _said(record))
                 yield _challenge(station, measure, config.line.state)
             yield _times(station, scored_ms, record_ms)
+            for view in station.views:
+                if view.rollout is not None:
+                    is_good, text = check_release(view, config.trusted_keys)
+                    yield Finding(f"{station.name}/{view.name} release", is_good, text)
             yield from _outputs(station)
         yield from _sinks(read)
 

@@ -13,6 +13,8 @@ from flawscope.errors import ArgumentError
 from flawscope.imaging.images import MAX_SIDE_PX, MIN_SIDE_PX
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig, StationOptions, ViewOptions
 from flawscope.runtime.line.outputs.table import GpioOutput, ModbusOutput
+from flawscope.runtime.line.rollout.oci_url import check_url
+from flawscope.runtime.line.rollout.table import RegistryReleases
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
 from flawscope.runtime.line.sources.table import FolderSource, PushSource, V4l2Source, is_triggered, policy_of
 
@@ -275,6 +277,29 @@ def _check_gpio(config: LineConfig) -> Iterator[Mistake]:
                 taken[line] = where
 
 
+def _check_rollouts(config: LineConfig) -> Iterator[Mistake]:
+    for where, _, view in _views(config):
+        if view.rollout is None:
+            continue
+        if config.trusted_keys is None:
+            yield Mistake(
+                "trusted_keys",
+                f"expected the keys of those who sign bundles, as {where}.rollout takes releases without anybody "
+                "looking, got null. Name them.",
+            )
+        source = view.rollout.source
+        if isinstance(source, RegistryReleases):
+            if (source.user is None) != (source.password is None) or (source.user and source.token):
+                yield Mistake(
+                    f"{where}.rollout.source",
+                    "expected user and password, or a token, or neither, got another choice. Leave one out.",
+                )
+            try:
+                check_url(source.url, has_secret=bool(source.user or source.token))
+            except ArgumentError as err:
+                yield Mistake(f"{where}.rollout.source.url", str(err).partition(": ")[2])
+
+
 def _check_timezone(config: LineConfig) -> Iterator[Mistake]:
     zone = config.line.timezone
     if zone == "UTC":  # needs no table
@@ -308,4 +333,5 @@ _CHECKS: tuple[Callable[[LineConfig], Iterator[Mistake]], ...] = (
     _check_behind,
     _check_gpio,
     _check_timezone,
+    _check_rollouts,
 )

@@ -17,11 +17,14 @@ PATTERNS: dict[str, str] = {
     r"^rtsps?://[^@]+$": "`rtsp://HOST/...` without user and password, which are named by `user` and `password`",
     r"^https?://[^@]+$": "`http://...` or `https://...` without user and password",
     r"^(start|swap|camera|([01][0-9]|2[0-3]):[0-5][0-9])\Z": '`start`, `swap`, `camera`, or a time as `"06:00"`',
+    r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z": "tag of at most 128 letters, digits, `_`, `.` and `-`",
+    r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z": 'time as `"22:00"`',
+    r"^oci(\+http)?://[^@]+$": "`oci://HOST:PORT/NAME` without user and password",
     r"^[^+#\0]+$": "topic without `+` and `#`",
 }
 """Pattern of a text -> what it asks for. A test demands words for every pattern of the configuration."""
 
-_HIDDEN = frozenset({r"^(env|file):.+$", r"^rtsps?://[^@]+$", r"^https?://[^@]+$"})
+_HIDDEN = frozenset({r"^(env|file):.+$", r"^rtsps?://[^@]+$", r"^https?://[^@]+$", r"^oci(\+http)?://[^@]+$"})
 """Patterns of texts that may hold a secret where they are wrong: what was got is not shown."""
 
 _LONGEST = 60

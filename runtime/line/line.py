@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import threading
 import time
@@ -26,9 +25,9 @@ from flawscope.runtime.line.journal.journal import Journal
 from flawscope.runtime.line.journal.keeping import Bounds, RowKeeper
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import Measures
-from flawscope.runtime.line.outputs.output import Output
-from flawscope.runtime.line.outputs.table import OUTPUTS
+from flawscope.runtime.line.outputs.opening import open_output
 from flawscope.runtime.line.recovery import record_open_parts
+from flawscope.runtime.line.rollout.rollouts import Rollouts
 from flawscope.runtime.line.scene.limits import SceneCheck
 from flawscope.runtime.line.selftest import SelfTest
 from flawscope.runtime.line.sinks.runner import SinkRunner, sink_names, sink_runners
@@ -99,6 +98,7 @@ class Line:
         self.drift: DriftMonitor | None = None
         self._selftest: SelfTest | None = None
         self._rows: RowKeeper | None = None
+        self._rollouts: Rollouts | None = None
         self.is_written = True
         self.lost = ""
         self._before: dict[tuple[str, str], int] = {}
@@ -218,6 +218,9 @@ class Line:
             self._sinks.append(runner)
             stack.callback(runner.stop)
         self._keep_rows(journal, numbers)
+        rollouts = self._rollouts = Rollouts(config, swapping, swaps)
+        stack.callback(rollouts.stop)
+        rollouts.start()
 
     def _keep_rows(self, journal: Journal, numbers: OpenParts) -> None:
         """Begin to seal and drop old rows, where the configuration says so."""
@@ -380,6 +383,7 @@ class Line:
             drift=drift,
             selftests=() if self._selftest is None else self._selftest.state(),
             drift_missed=0 if self.drift is None else self.drift.missed,
+            rollouts=() if self._rollouts is None else self._rollouts.state(),
         )
 
     def _status_of(self, station: Station, warnings: tuple[str, ...]) -> StationStatus:
@@ -418,6 +422,8 @@ class Line:
                 self.drift.stop()
             if self._rows is not None:
                 self._rows.stop()
+            if self._rollouts is not None:
+                self._rollouts.stop()
             if self._journal is not None and self.stations:
                 self._journal.event("stopped", object=f"line {self._config.line.name}")
                 self.is_written = self._journal.flush(_FLUSH_S)
@@ -474,17 +480,6 @@ def run(
                 next_turn = time.monotonic() + 1.0
             each()
             wait(0.05)
-
-
-def open_output(options: Any, station: str) -> Output:
-    """Return an output, which is not started yet.
-
-    Raises:
-        MissingExtra: If what it needs is not installed.
-    """
-    module, _, attribute = OUTPUTS[type(options)].place.partition(":")
-    output: Output = getattr(importlib.import_module(module), attribute)(options, station)
-    return output
 
 
 def scene_of(options: ViewOptions) -> Any:

@@ -119,6 +119,10 @@ def _show(said: LineStatus, is_running: bool) -> None:
     for test in said.selftests:
         problem = f", FAILED: {test.problem}" if test.problem else ""
         echo(f"self-test of bundle {test.bundle[:12]}: held {test.age_s:.0f} s ago{problem}")
+    for one in said.rollouts:
+        problem = f", problem: {one.problem}" if one.problem else ""
+        name = f"{one.tag} ({one.release[:19]}…)" if one.release else one.tag
+        echo(f"station {one.station}: release {name} of {one.view}: {one.state}: {one.detail}{problem}")
     for sink in said.sinks:
         error = f", last error: {sink.last_error}" if sink.last_error else ""
         echo(f"sink {sink.name}: sent {sink.sent}, behind {sink.behind}, errors {sink.errors}{error}")

@@ -13,6 +13,7 @@ import msgspec
 from flawscope.ranges import PositiveCount, Share
 from flawscope.runtime.line.options import HostName, Milliseconds, Moment, Name, Options, Seconds, Text
 from flawscope.runtime.line.outputs.table import OutputOptions
+from flawscope.runtime.line.rollout.table import RolloutOptions
 from flawscope.runtime.line.sinks.table import SinkOptions, Tls
 from flawscope.runtime.line.sources.table import SourceOptions
 
@@ -87,6 +88,7 @@ class ViewOptions(Options, frozen=True, kw_only=True):
         scene: What an image must be like before it is scored.
         slot_mb: Largest image of the source, in MiB; four of them are kept in shared memory.
         drift: When a drift of images and scores is told; null for never.
+        rollout: Releases that it pulls and swaps to by itself; null for none. It needs `trusted_keys`.
     """
 
     name: Name
@@ -104,6 +106,7 @@ class ViewOptions(Options, frozen=True, kw_only=True):
     scene: SceneLimits = SceneLimits()
     slot_mb: Annotated[float, msgspec.Meta(ge=0.1, le=1024.0)] = 64.0
     drift: DriftOptions | None = DriftOptions()
+    rollout: RolloutOptions | None = None
 
 
 class RollbackOptions(Options, frozen=True, kw_only=True):

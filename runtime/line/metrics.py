@@ -116,6 +116,8 @@ class LineMetrics:
         ready = GaugeMetricFamily("flawscope_ready", "Whether a station scores parts.", labels=["station"])
         up = GaugeMetricFamily("flawscope_camera_up", "Whether a source works.", labels=["station", "view"])
         for station in status.stations:
+            for result in _SWAPS.values():
+                self._swaps.labels(station.name, result)  # zero before the first: an alarm on a change needs it
             ready.add_metric([station.name], station.state == "ready")
             for view, reason in station.sources.items():
                 up.add_metric([station.name, view], not reason)
@@ -124,6 +126,8 @@ class LineMetrics:
         yield from _drift(status)
         yield from _selftests(status)
         yield from _images(status)
+        yield from _bundles(status)
+        yield from _rollouts(status)
         holds = GaugeMetricFamily("flawscope_account_holds", "Whether parts = accept + reject + fault + open.")
         holds.add_metric([], status.account_holds)
         works = GaugeMetricFamily("flawscope_journal_ok", "Whether the journal is written.")
@@ -184,6 +188,40 @@ def _images(status: LineStatus) -> Iterator[Metric]:
     for result in ("stored", "left_out", "lost", "deleted"):
         family.add_metric([result], getattr(images, result))
     yield family
+
+
+def _bundles(status: LineStatus) -> Iterator[Metric]:
+    generation = GaugeMetricFamily(
+        "flawscope_generation", "Number of the set of bundles and thresholds of a station.", labels=["station"]
+    )
+    bundle = GaugeMetricFamily(
+        "flawscope_bundle", "1 for the bundle by which a view decides.", labels=["station", "view", "bundle"]
+    )
+    for station in status.stations:
+        generation.add_metric([station.name], station.generation)
+        for view in station.views:
+            if view.digest:
+                bundle.add_metric([station.name, view.name, view.digest], 1)
+    yield from (generation, bundle)
+
+
+def _rollouts(status: LineStatus) -> Iterator[Metric]:
+    labels = ["station", "view"]
+    failed = GaugeMetricFamily(
+        "flawscope_rollout_failed", "Whether the release that a view follows was refused or failed.", labels=labels
+    )
+    pending = GaugeMetricFamily(
+        "flawscope_rollout_pending", "Whether the release that a view follows is not in force yet.", labels=labels
+    )
+    age = GaugeMetricFamily(
+        "flawscope_rollout_source_age_seconds", "Seconds since the source of releases last answered.", labels=labels
+    )
+    for one in status.rollouts:
+        names = [one.station, one.view]
+        failed.add_metric(names, one.state in ("refused", "failed", "rolled_back"))
+        pending.add_metric(names, one.state in ("waiting", "pulling", "swapping"))
+        age.add_metric(names, one.age_s)
+    yield from (failed, pending, age)
 
 
 def _selftests(status: LineStatus) -> Iterator[Metric]:

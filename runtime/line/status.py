@@ -12,6 +12,7 @@ import msgspec
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_bytes
 from flawscope.runtime.line.drift.state import ViewDrift
+from flawscope.runtime.line.rollout.rollout_status import RolloutStatus
 from flawscope.runtime.line.selftest_status import SelfTestStatus
 from flawscope.runtime.line.swap.challenge_status import ChallengeStatus
 from flawscope.text import encode_json
@@ -172,6 +173,7 @@ class LineStatus(msgspec.Struct, frozen=True):
         drift_missed: Images that were not looked at for drift, as too many waited.
         selftests: What is known of the self-test of each bundle in use.
         timezone: Where it stands: times are shown in this one.
+        rollouts: What is known of the releases of each view that follows a tag.
     """
 
     line: str
@@ -190,6 +192,7 @@ class LineStatus(msgspec.Struct, frozen=True):
     drift_missed: int = 0
     selftests: tuple[SelfTestStatus, ...] = ()
     timezone: str = "UTC"
+    rollouts: tuple[RolloutStatus, ...] = ()
 
 
 class StatusFile:

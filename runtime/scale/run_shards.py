@@ -78,8 +78,7 @@ def run_shards(
     outcome, names = Outcome(), list[str]()
     if todo:
         # No worker without a shard: each would load the bundle for nothing.
-        workers = None if placement.workers is None else min(placement.workers, len(todo))
-        seen = msgspec.structs.replace(placement, workers=workers, folder=out / SHARDS)
+        seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS)
         with make_executor(encode_work(work), seen) as executor:
             driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
             outcome = driver.run(todo, items)

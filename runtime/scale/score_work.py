@@ -83,6 +83,8 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         except BaseException:
             inspector.close()
             raise
+        # Of a memory bank it is a second copy, in each of many processes; a device that is opened again reads anew.
+        inspector.bundle.forget()
         return ScoreWorker(Path(self.out), plan, inspector)
 
     @property

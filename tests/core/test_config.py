@@ -239,6 +239,7 @@ REFUSED_PATCHCORE = {
     "neighbors": [0, 65, 9.5],
     "reweight": ["other", True],
     "projection": ["pca", False],
+    "selection": ["greedy", True, None],
     "window": [-1, 8193, 2.5, "wide", True],
     "metric": ["manhattan", True, None],
     "foreground": ["yes please", 3, None],

@@ -2,7 +2,7 @@
 
 What thresholds on such scores allow to claim is in `flawscope.cross_scores`. Every fold is fitted as the detector
 itself is, transform of the channels included, and scored by the formulas that the exported graphs are compared with.
-The backbone computes every image once.
+The backbone computes every image once. Of several processes, each does its share of the folds, alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from flawscope.runs import RunRecord
 from flawscope.training.features.cached_backbone import CachedBackbone
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.image_batches import image_sources
+from flawscope.training.loop.shared_results import share_arrays
 from flawscope.training.trainer import FitRequest, Trainer
 
 
@@ -66,20 +67,25 @@ def _cross_scores(
     groups: Sequence[Sequence[Sample]],
     record_of: Callable[[FitResult], RunRecord],
 ) -> CrossScores:
+    here = request.here
     scores, largest = dict[str, float](), dict[str, float]()
-    for count, group in enumerate(groups):
-        request.progress("cross-fitting", count, len(groups))
+    own = here.share(len(groups))
+    progress = request.progress if here.is_writer else no_progress
+    for number in own:
+        group = groups[number]
+        progress("cross-fitting", int(number), len(groups))
         held = set(group)
         rest = [sample for sample in request.samples if sample not in held]
         images = image_sources(rest, request.config.tiling)
-        fitted = trainer.fit(replace(request, samples=rest, images=images, progress=no_progress))
+        fitted = trainer.fit(replace(request, samples=rest, images=images, progress=no_progress, is_alone=True))
         module = trainer.restore(request.out, record_of(fitted), request.backbone, fitted)
         for sample in group:
             content = request.hashes[sample.path]
             if content not in scores:  # a copy has the same pixels, and the same score
                 anomaly_map, scores[content] = score_image(trainer, request.config, module, fitted, sample)
                 largest[content] = float(anomaly_map.max())
-    request.progress("cross-fitting", len(groups), len(groups))
+    scores, largest = _of_all(scores, largest, request)
+    progress("cross-fitting", len(groups), len(groups))
     images_in_order = tuple(sorted(scores))
     values = (*scores.values(), *largest.values())
     if not np.isfinite(values).all():
@@ -90,6 +96,21 @@ def _cross_scores(
         scores=tuple(scores[name] for name in images_in_order),
         map_max=tuple(largest[name] for name in images_in_order),
     )
+
+
+def _of_all(
+    scores: dict[str, float], largest: dict[str, float], request: FitRequest
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return scores and largest values of all processes, by content. Every rank enters."""
+    if request.here.world == 1:
+        return scores, largest
+    order = sorted({request.hashes[sample.path] for sample in request.samples})
+    places = np.array([place for place, content in enumerate(order) if content in scores], np.int64)
+    own = np.array([(scores[order[place]], largest[order[place]]) for place in places], np.float64).reshape(-1, 2)
+    gathered = request.here.gather_rows(own, places)
+    rows = share_arrays({} if gathered is None else {"scores": gathered}, request.here)["scores"].astype(np.float64)
+    of_all = [dict(zip(order, map(float, column), strict=True)) for column in rows.T]
+    return of_all[0], of_all[1]
 
 
 def score_image(

@@ -23,10 +23,13 @@ from flawscope.runs import RunRecord
 from flawscope.training.detectors.torch_scores import padim_distances, torch_scores
 from flawscope.training.features.alignment import measure_places
 from flawscope.training.features.backbone import Backbone
+from flawscope.training.features.gathered_patches import own_images, shared_transform
 from flawscope.training.features.patch_extraction import iterate_patches, measure_transform
 from flawscope.training.features.patch_features import PatchFeatures, build_alignment, build_features
 from flawscope.training.features.scaled_backbone import scaled_backbone
 from flawscope.training.loop.fit_result import FitResult
+from flawscope.training.loop.ranks import Ranks
+from flawscope.training.loop.shared_results import share_arrays, while_writer
 from flawscope.training.trainer import FitRequest, Trainer
 
 _BLOCK = 256
@@ -37,17 +40,25 @@ MOST_ERROR = 0.01
 """Largest share of a distance by which factors rounded to float16 may move it."""
 
 
-def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSource], progress: Progress) -> FitResult:
+def fit_padim(
+    config: PadimConfig,
+    backbone: Backbone,
+    paths: Sequence[ImageSource],
+    progress: Progress,
+    here: Ranks | None = None,
+) -> FitResult:
     """Fit PaDiM (arXiv:2011.08785, section III) on normal images.
 
     Mean and sample covariance of every position are accumulated in float64 around the first batch's mean, so the
     memory needed does not grow with the number of images. Stored is W with W·Wᵀ = (Σ + λI)⁻¹, an upper triangle.
+    In several processes each sums its batches, and rank 0 adds the sums of the processes in their order.
 
     Args:
         config: Settings.
         backbone: Frozen backbone on its device, of one scale.
         paths: Normal images, at least two.
         progress: Receives progress.
+        here: This process among those that fit together; None: alone. All of them get the fit.
 
     Raises:
         ArgumentError: If channels or image size do not suit the backbone, or a covariance is singular.
@@ -55,6 +66,8 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     """
     if len(paths) < 2:
         raise DataError(f"padim: expected at least two normal training images for a covariance, got {len(paths)}.")
+    here = here or Ranks()
+    progress = progress if here.is_writer else no_progress
     upsample = config.patches.upsample
     backbone = scaled_backbone(backbone, config)
     measured = measure_places(backbone, config.preprocessing.size) if config.patches.align else None
@@ -78,17 +91,19 @@ def fit_padim(config: PadimConfig, backbone: Backbone, paths: Sequence[ImageSour
     # are one matrix in the graph.
     choice, projection = _reduction(config, total)
     features = PatchFeatures(backbone, pool=False, upsample=upsample, channels=choice, alignment=alignment)
-    transform = measure_transform(features, paths, config, progress)
+    transform = shared_transform(measure_transform(features, paths, config, progress), here)
     if projection is not None:
         transform = projection if transform is None else _as_matrix(transform) @ projection
     features = PatchFeatures(
         backbone, pool=False, upsample=upsample, channels=choice, transform=transform, alignment=alignment
     )
 
-    batches = iterate_patches(features, paths, config, "reading patches", progress)
-    gaussians = fit_gaussians(batches, positions, channels, config.regularization, progress, config.factors)
+    own = own_images(paths, config.patches.batch_size, here)
+    batches = iterate_patches(features, own, config, "reading patches", progress)
+    gaussians = fit_gaussians(batches, positions, channels, config.regularization, progress, config.factors, here)
     facts: dict[str, int | float | str] = {"positions": positions, "channels": channels, "of_channels": total}
     facts |= {"factors": str(gaussians.whitening.dtype), "factor_error": float(f"{gaussians.error:.2g}")}
+    facts |= here.facts()
     if measured is not None:
         facts["alignment"] = measured.note
     return FitResult(
@@ -123,26 +138,53 @@ def fit_gaussians(
     regularization: float,
     progress: Progress = no_progress,
     factors: Factors = "float32",
+    here: Ranks | None = None,
 ) -> FittedGaussians:
     """Return mean and whitening matrix of every position.
 
     Args:
-        batches: Patches of at least two images, float32 [N, P, D] each.
+        batches: Patches of at least two images, float32 [N, P, D] each; in several processes, those of this one.
         positions: P.
         channels: D.
         regularization: Added to the diagonal of every covariance.
         progress: Receives progress.
         factors: Numbers of the whitening matrices. `auto` takes `float16` where `MOST_ERROR` holds for it.
+        here: This process among those that fit together; None: alone. Every rank enters.
 
     Raises:
         ArgumentError: If a covariance is singular, or `float16` is asked for and moves distances by more than
             `MOST_ERROR`.
         DataError: If there are fewer than two images.
     """
-    moments = _Moments(positions, channels)
+    here = here or Ranks()
+    moments = _Moments(positions, channels, here)
     for patches in batches:
         moments.add(patches)
-    mean, covariance = moments.finish()
+    moments.gather()
+
+    def invert(progress: Progress) -> FittedGaussians:
+        mean, covariance = moments.finish()
+        return _inverted(mean, covariance, moments.count, regularization, progress, factors)
+
+    fitted = while_writer(here, invert, progress)
+    if here.world == 1 and fitted is not None:
+        return fitted
+    arrays = {} if fitted is None else {"mean": fitted.mean, "whitening": fitted.whitening}
+    shared = share_arrays(arrays, here)
+    error = here.broadcast(None if fitted is None else fitted.error)
+    return FittedGaussians(cast("Float32Array", shared["mean"]), cast("Any", shared["whitening"]), error)
+
+
+def _inverted(
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+    images: int,
+    regularization: float,
+    progress: Progress,
+    factors: Factors,
+) -> FittedGaussians:
+    """Return the Gaussians of mean float64 [P, D] and covariance float64 [P, D, D]; see `fit_gaussians`."""
+    positions, channels = mean.shape
     whitening = torch.empty((positions, channels, channels), dtype=torch.float32)
     identity = torch.eye(channels, dtype=torch.float64)
     errors = dict.fromkeys((torch.float32, torch.float16), 0.0)
@@ -153,7 +195,7 @@ def fit_gaussians(
         factor, failed = torch.linalg.cholesky_ex(covariance[block] + regularization * identity)
         if bool(failed.any()):
             raise ArgumentError(
-                f"regularization: expected enough to make every covariance of {moments.count} images invertible, "
+                f"regularization: expected enough to make every covariance of {images} images invertible, "
                 f"got {regularization}. Raise it (0.01 is usual), or lower channels."
             )
         inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
@@ -208,13 +250,19 @@ class _Moments:
     """Mean and covariance of every position, streamed: sums in float64 around the first images' mean.
 
     Products are taken over several images at once, since one pass over the sums costs more than a product.
+
+    Args:
+        positions: P.
+        channels: D.
+        here: This process; others have sums of their own, around the same mean, until `gather`.
     """
 
-    def __init__(self, positions: int, channels: int) -> None:
+    def __init__(self, positions: int, channels: int, here: Ranks) -> None:
         self._sums = torch.zeros((positions, channels), dtype=torch.float64)
         self._products = torch.zeros((positions, channels, channels), dtype=torch.float64)
         self._shift: torch.Tensor | None = None
         self._waiting: list[torch.Tensor] = []
+        self._here = here
         self.count = 0
 
     def add(self, patches: torch.Tensor) -> None:
@@ -231,15 +279,41 @@ class _Moments:
         # Without the shift a large mean would cancel in Σx² − n·mean²; the first images' mean is near enough. Which
         # images these are depends on `_IMAGES`, which therefore changes the last bits.
         if self._shift is None:
-            self._shift = at_position.mean(dim=1, keepdim=True)
-        centred = at_position - self._shift
-        self._sums += centred.sum(dim=1)
-        self._products += centred.transpose(1, 2) @ centred
+            self._shift = self._shared_shift(at_position.mean(dim=1, keepdim=True))
+        for start in range(0, len(at_position), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            # In float64 before the product: how images are spread over processes then changes the last bits of float64.
+            centred = at_position[block].double() - self._shift[block]
+            self._sums[block] += centred.sum(dim=1)
+            self._products[block] += centred.transpose(1, 2) @ centred
         self.count += at_position.shape[1]
+
+    def _shared_shift(self, own: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's shift. Every rank enters, once: with its first images, or in `gather` if it has none."""
+        return self._here.broadcast_tensor(own.clone()) if self._here.world > 1 else own
+
+    def gather(self) -> None:
+        """Add the sums of all processes on rank 0, in the order of the processes. Every rank enters."""
+        self._flush()
+        here = self._here
+        if here.world == 1:
+            return
+        if self._shift is None:  # no batch was this process's
+            self._shift = self._shared_shift(torch.zeros((len(self._sums), 1, self._sums.shape[1])))
+        self.count = int(here.sum(self.count))
+        # In blocks: rank 0 holds as many of each as there are processes. `Ranks.sum` promises no order of adding.
+        for start in range(0, len(self._sums), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            for sums in (self._sums, self._products):
+                gathered = here.gather_rows(sums[block][None].numpy(), np.array([here.rank]))
+                if gathered is not None:
+                    total = gathered[0]
+                    for values in gathered[1:]:
+                        total += values
+                    sums[block] = torch.from_numpy(total)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean float64 [P, D] and sample covariance float64 [P, D, D], which reuses the memory of the sums."""
-        self._flush()
         if self._shift is None or self.count < 2:
             raise DataError(f"padim: expected at least two normal training images, got {self.count}.")
         mean = self._sums / self.count
@@ -259,9 +333,11 @@ def padim_head(config: PadimConfig, grid: tuple[int, int], places: GridPlaces | 
 class PadimTrainer(Trainer):
     """Fits and restores PaDiM."""
 
+    takes_processes = True
+
     def fit(self, request: FitRequest) -> FitResult:
         """Estimate the Gaussians; see `fit_padim`."""
-        return fit_padim(request.config, request.backbone, request.images, request.progress)
+        return fit_padim(request.config, request.backbone, request.images, request.progress, request.here)
 
     def restore(self, path: Path, record: RunRecord, backbone: Backbone, fit_result: FitResult) -> PatchFeatures:
         """Return the feature module."""

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 
 from flawscope.bundle import Manifest
-from flawscope.errors import BundleError, FlawscopeError
-from flawscope.imaging.learned_images import Look, differences
+from flawscope.errors import FlawscopeError
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.station.view import Measure, View
 from flawscope.runtime.line.swap.challenge import challenge_folder, parts_of, run_challenge
 from flawscope.runtime.line.swap.dropping import Dropping
+from flawscope.runtime.line.swap.likeness import notes_on
 from flawscope.runtime.line.swap.memory import check_room
 from flawscope.runtime.line.swap.run import Step, SwapRun
 from flawscope.runtime.line.swap.services import SwapServices, manifest_of
@@ -117,43 +117,14 @@ class SwapSteps:
             self._bytes = _bytes_of(manifest)
             room = "" if self._run.stops else check_room(self._bytes)
             signed = "signed" if bundle.signature_bytes is not None else "not signed"
-        notes = self._fits(manifest)
+        seen = self._bundles.station.views[self._view.name].seen
+        notes = notes_on(manifest, self._view, seen, allow_unlike=self._run.allow_unlike)
         unlike = (
             [f"NOTE: the images of this view are unlike those that it learned from: {'; '.join(notes)}"]
             if notes
             else []
         )
         step.detail = "; ".join(text for text in (f"hashes right, {signed}", room, *unlike) if text)
-
-    def _fits(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return in what the images of the view are unlike those that the bundle learned from.
-
-        Raises:
-            BundleError: If they are, and nobody has allowed it, as the bundle may be that of another part; or the view
-                is strict: each part would be a fault.
-        """
-        seen, learned = self._bundles.station.views[self._view.name].seen, manifest.learned
-        if seen is None or learned is None:
-            return ()
-        (height, width, *channels), bits = seen
-        # Of their pixels nothing is kept: size and bits are compared, grey only where there is one channel.
-        look = Look(
-            height,
-            width,
-            not channels or learned.colours == "grey",
-            bits,
-            sum(learned.brightness) / 2,
-            sum(learned.red_minus_blue) / 2,
-        )
-        notes = differences(look, learned)
-        if notes and self._view.strict:
-            raise BundleError(f"unlike the images that it learned from, and the view is strict: {'; '.join(notes)}")
-        if notes and not self._run.allow_unlike:
-            raise BundleError(
-                f"the images of this view are unlike those that it learned from: {'; '.join(notes)}. Is it the bundle "
-                "of another part? If not, swap again with `allow_unlike` (--allow-unlike)."
-            )
-        return notes
 
     def _warm(self, step: Step) -> Measure:
         measure = self._services.load(self._name, self._view, self._run.digest)

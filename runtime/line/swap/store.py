@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ from flawscope.open_files import list_folder
 from flawscope.scratch import remove_leftovers, scratch_file, sync
 
 _SUFFIX = ".flaw"
+_PARTIAL = ".pulled"
 _RESERVE_BYTES = 1 << 30
 """Space that stays free on the disk: without any, the journal cannot be written, and each part is a fault."""
 
@@ -110,7 +111,7 @@ class BundleStore:
                     return digest
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._check_room(sum(entry.size for entry in bundle.manifest.files.values()))
+        self.check_room(sum(entry.size for entry in bundle.manifest.files.values()))
         pack_bundle(bundle, self.path_of(digest), overwrite=True)
         return digest
 
@@ -133,6 +134,21 @@ class BundleStore:
                 file = stack.enter_context(temporary.open("wb"))
             yield Receiving(self, temporary, file, most_bytes)
 
+    def partial_of(self, blob: str) -> Path:
+        """Return where what was pulled of a blob (64 hexadecimal digits) lies; the folder is there then."""
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f".{blob}{_PARTIAL}"
+
+    def forget_partials(self, keep: Collection[Path]) -> None:
+        """Remove what was pulled of blobs that nobody wants any more."""
+        if not self._folder.is_dir():
+            return
+        with storage_errors(self._folder):
+            for path in list_folder(self._folder):
+                if path.name.startswith(".") and path.name.endswith(_PARTIAL) and path not in keep:
+                    path.unlink(missing_ok=True)
+
     def take(self, temporary: Path) -> str:
         """Verify a packed bundle that lies in the folder under a temporary name, and give it its own; its digest."""
         try:
@@ -146,6 +162,16 @@ class BundleStore:
             temporary.replace(self.path_of(digest))
             sync(self._folder)
         return digest
+
+    def check_room(self, size: int) -> None:
+        """Raise StorageError unless the disk has room for so many bytes more, and for its journal besides."""
+        with storage_errors(self._folder):
+            free = shutil.disk_usage(self._folder).free
+        if free - size < self._reserve:
+            raise StorageError(
+                f"{self._folder}: expected {(size + self._reserve) >> 20:,} MiB of free space, as a line whose disk is "
+                f"full accepts nothing, got {free >> 20:,} MiB. Free some."
+            )
 
     def bundles(self) -> list[StoredBundle]:
         """Return all bundles of the store, by their digests."""
@@ -165,15 +191,6 @@ class BundleStore:
         # What zipfile raises for hostile archives is not foreseen by name.
         except Exception as err:
             return StoredBundle(path.name.removesuffix(_SUFFIX), 0, problem=f"cannot be read: {err}")
-
-    def _check_room(self, size: int) -> None:
-        with storage_errors(self._folder):
-            free = shutil.disk_usage(self._folder).free
-        if free - size < self._reserve:
-            raise StorageError(
-                f"{self._folder}: expected {(size + self._reserve) >> 20:,} MiB of free space, as a line whose disk is "
-                f"full accepts nothing, got {free >> 20:,} MiB. Free some."
-            )
 
 
 class Receiving:
@@ -203,7 +220,7 @@ class Receiving:
                 f"expected a bundle of at most {self._most >> 20:,} MiB, got a larger one. Raise swap.upload_mb in the "
                 "configuration."
             )
-        self._store._check_room(len(data))
+        self._store.check_room(len(data))
         with storage_errors(self._temporary):
             self._file.write(data)
 

@@ -188,6 +188,18 @@ class Swaps:
         previous = {} if kept is None else {name: measure.bundle for name, measure in kept.measures.items()}
         return {**(idle if run is None else run.to_json()), "previous": previous}
 
+    def in_force(self, station: str, view: str) -> str:
+        """Return the digest of the bundle by which a view decides; empty for none."""
+        return self._bundles(station).station.measures[view].bundle
+
+    def seen(self, station: str, view: str) -> tuple[tuple[int, ...], int] | None:
+        """Return shape and bits of the last image of a view; None before the first."""
+        return self._bundles(station).station.views[view].seen
+
+    def last_run(self, station: str) -> SwapRun | None:
+        """Return the last swap of a station, whether it runs or is over; None before the first."""
+        return self._bundles(station).last_run
+
     def rollback(self, station: str, actor: str = "line", role: str = "", reason: str = "") -> dict[str, Any]:
         """Put back what was in force before the last swap, from the next part on, and give up the swap that runs.
 

@@ -7,6 +7,20 @@ import zoneinfo
 from collections.abc import Iterable
 
 
+def is_between(times: tuple[str, str], zone: str, utc_ns: int) -> bool:
+    """Return whether it is between two times of day (`HH:MM`), the first one included; it may be over midnight.
+
+    Args:
+        times: The times; two that are equal are the whole day.
+        zone: Name of the time zone.
+        utc_ns: The time now, in nanoseconds since 1970.
+    """
+    first, last = times
+    info = datetime.timezone.utc if zone == "UTC" else zoneinfo.ZoneInfo(zone)
+    now = f"{datetime.datetime.fromtimestamp(utc_ns / 1e9, info):%H:%M}"
+    return first <= now < last if first < last else now >= first or now < last
+
+
 class TimesOfDay:
     """Says when times of day have come.
 

@@ -27,6 +27,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         gpus_per_worker: GPUs of a worker, perhaps a part of one; 0 for none.
         threads: Threads of a worker, which its graph and kernels use: the plan fixes them, so that all workers compute
             the same; an executor counts its cores by them.
+        most: Most workers that have something to do, whatever `workers` says; None for any number.
         folder: A folder of the run that all workers must see under this name; None if that need not be checked.
     """
 
@@ -34,7 +35,13 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     gpus_per_worker: float = 0.0
     threads: int = 1
+    most: int | None = None
     folder: Path | None = None
+
+    def count(self, room: int) -> int:
+        """Return how many workers there are to be, where there is room for so many with nothing else said."""
+        wanted = room if self.workers is None else self.workers
+        return wanted if self.most is None else min(wanted, self.most)
 
 
 class Executor(Protocol):

@@ -35,7 +35,7 @@ class LocalExecutor(SeatedExecutor[WorkerProcess]):
 
     def __init__(self, work: bytes, placement: Placement, patience: Patience | None = None) -> None:
         super().__init__(patience)
-        count = placement.workers if placement.workers is not None else default_workers(placement)
+        count = placement.count(default_workers(placement))
         if count < 1:
             raise ArgumentError(f"--workers: expected at least 1, got {count}.")
         self._order = encode_order(work)
@@ -73,7 +73,10 @@ class LocalExecutor(SeatedExecutor[WorkerProcess]):
 
 
 def default_workers(placement: Placement) -> int:
-    """Return how many workers there are where nobody says: by the cores, and one for each GPU where they have one."""
+    """Return how many workers there are where nobody says: one for the threads of each core, or by their GPUs.
+
+    Processes with one thread each are faster than one with all threads, as `benchmarks/scale_throughput.py` measures.
+    """
     if placement.gpus_per_worker:
         return max(1, int(len(visible_gpus()) / placement.gpus_per_worker))
     return max(1, usable_cores() // placement.threads)

@@ -123,7 +123,7 @@ class RayExecutor(SeatedExecutor[RayWorker]):
 
     def _connect(self) -> None:
         placement = self._placement
-        workers = placement.workers or max(1, usable_cores() // placement.threads)
+        workers = placement.count(max(1, usable_cores() // placement.threads))
         self._held.enter_context(quiet_output())
         self._held.enter_context(connected(self._ray, placement.on, workers * placement.threads))
         marker = None if placement.folder is None else self._held.enter_context(_marker(placement.folder))
@@ -140,7 +140,7 @@ class RayExecutor(SeatedExecutor[RayWorker]):
                 f"--on {self._placement.on}: expected a node with {need} for a worker, got none among "
                 f"{len(self._nodes())}. Lower --threads or --gpus-per-worker."
             )
-        return most if self._placement.workers is None else self._placement.workers
+        return self._placement.count(most)
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

@@ -104,6 +104,8 @@ def test_workers_are_as_many_as_the_nodes_have_room_for(monkeypatch: pytest.Monk
     work = encode_work(toy_work.ToyWork(str(tmp_path)))
     with RayExecutor(work, Placement(on="ray", threads=2)) as executor:
         assert executor.slots == 3
+    with RayExecutor(work, Placement(on="ray", threads=2, most=2)) as executor:
+        assert executor.slots == 2
     with pytest.raises(BackendError, match="a node with 6 CPUs and 0 GPUs for a worker, got none among 2"):
         RayExecutor(work, Placement(on="ray", threads=6)).__enter__()
     with pytest.raises(BackendError, match=r"1 CPUs and 0\.5 GPUs"):

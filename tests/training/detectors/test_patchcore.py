@@ -21,14 +21,8 @@ from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError
 from flawscope.imaging.images import prepare, read_image
 from flawscope.progress import no_progress
-from flawscope.training.detectors.patchcore import (
-    _Plan,
-    bank_rows,
-    fit_patchcore,
-    johnson_lindenstrauss_size,
-    sparse_projection,
-    top_count,
-)
+from flawscope.training.detectors.patch_plan import Plan, bank_rows, johnson_lindenstrauss_size, sparse_projection
+from flawscope.training.detectors.patchcore import fit_patchcore, top_count
 from flawscope.training.features.backbone import Backbone, build_backbone
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import build_features
@@ -162,13 +156,13 @@ def test_the_plan_keeps_the_matrix_within_the_budget(
     projection: str, images: int, budget_mb: int, dimensions: int, kept: int, description: str
 ) -> None:
     config = with_budget_mb(patchcore_config(projection=projection), budget_mb)
-    plan = _Plan.for_budget(config, images, 256, 1000)
+    plan = Plan.for_budget(config, images, 256, 1000)
     assert (plan.dimensions, plan.kept_per_image, plan.description) == (dimensions, kept, description)
     assert 4 * images * plan.kept_per_image * plan.dimensions <= budget_mb << 20
 
 
 def test_a_projection_that_would_not_shrink_is_left_out() -> None:
-    plan = _Plan.for_budget(with_budget_mb(patchcore_config(), 1), 100, 256, 150)
+    plan = Plan.for_budget(with_budget_mb(patchcore_config(), 1), 100, 256, 150)
     assert plan.projection is None
     assert plan.description.startswith("the full space, of ")
 
