@@ -56,7 +56,7 @@ OWN = {
     ("runtime/line/station/open_parts.py", "mmap.mmap"): "its own file, after `open_regular` has looked at it",
     ("runtime/line/sinks/jsonl.py", "os.open"): "to append; neither a link is followed nor a pipe waited for",
     ("core/private_files.py", "os.open"): "the same looks, and besides at owner and rights",
-    ("training/detectors/patchcore.py", "np.memmap"): "its own temporary file",
+    ("training/detectors/patch_selection.py", "np.memmap"): "its own temporary file",
     ("training/settings.py", "folder.iterdir"): "presets, which are part of the package",
     (
         "training/settings.py",
