@@ -1,50 +1,48 @@
 """Writes a bundle into a Triton model repository: `REPOSITORY/NAME/` with configuration, graph, labels and a record.
 
 Triton Inference Server runs `score.onnx` in its ONNX Runtime backend and batches the requests of several clients. It
-neither decodes images nor applies thresholds: clients prepare images (`flawscope.imaging.images`) and decide, with the
-numbers in `flawscope.json`.
+neither decodes images, cuts tiles nor applies thresholds: that is done where the images are, by
+`flawscope.runtime.client` with the bundle, or by other clients with the numbers in `flawscope.json`.
 
-Source: Triton's user guide (model repository, model configuration, batchers) and `model_config.proto` of
-triton-inference-server/common. There a graph with external data is a folder `1/model.onnx/`, and an output of one
-number per image is declared as `dims: [ 1 ]` with an empty `reshape`, because dims may not be empty.
+Source: Triton's user guide (model repository). There a graph with external data is a folder `VERSION/model.onnx/`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from flawscope.bundle import Bundle, FileEntry, Golden, Manifest, Thresholds, making, open_bundle, thresholds_in_force
+from flawscope.bundle import (
+    Bundle,
+    EnsembleHead,
+    FileEntry,
+    Golden,
+    Manifest,
+    Thresholds,
+    making,
+    open_bundle,
+    thresholds_in_force,
+)
 from flawscope.errors import ArgumentError, BackendError, BundleError, GateError
 from flawscope.export.source_kind import is_run
+from flawscope.export.triton_config import RECORD, TritonOptions, check_options, checked_name, config_text
 from flawscope.files import atomic_folder, check_replaceable, sha256_file, storage_errors, temporary_folder
 from flawscope.imaging.images import Preprocessing, prepare, read_image
 from flawscope.open_files import RECORD_BYTES, list_folder, read_regular, walk_folder
 from flawscope.runtime.backends.ort import import_onnxruntime
 from flawscope.runtime.backends.table import GOLDEN_TOLERANCE, precision_problem
+from flawscope.runtime.client.served_model import OUTPUTS, ServedModel, served_model, why_not_served
 from flawscope.runtime.scorers.scorer import ScorerOptions, open_scorer
 from flawscope.text import NOT_JSON, encode_json
-
-RECORD = "flawscope.json"
-"""Beside `config.pbtxt`: thresholds and preprocessing for clients; also marks the folder as written by flawscope."""
-
-VERSION = "1"
-"""Folder of the model's only version."""
-
-GRAPH = f"{VERSION}/model.onnx/model.onnx"
-"""The graph: Triton expects one of several files in a folder that has the name of the model file."""
 
 LABEL = "anomaly_score"
 """Label of the only element of `score`: it names a number, not a decision, since Triton makes none."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_OUTPUTS = ("anomaly_map", "score")
 _RULES = (
     "flawscope.imaging.images.decode_image with the bits of the preprocessing, then flawscope.imaging.images.prepare: "
     "uint8 RGB [H, W, 3]; cast and normalisation are in the graph"
@@ -53,44 +51,9 @@ _DECISION = (
     "fault if score or anomaly_map is not finite, if there is no answer or if thresholds is null; "
     "reject if score > thresholds.image.value; accept otherwise"
 )
-
-
-_TF32_OFF = """\
-optimization {
-  execution_accelerators {
-    gpu_execution_accelerator [
-      {
-        name: "cuda"
-        parameters { key: "use_tf32" value: "0" }
-      }
-    ]
-  }
-}
-"""
-"""As in OrtSession: TF32 keeps ten bits of every product's factors, and the scores would no longer be those that the
-thresholds were set on."""
-
-
-class TritonOptions(msgspec.Struct, frozen=True):
-    """The choices in `config.pbtxt` that do not follow from the bundle.
-
-    Attributes:
-        name: Name of the model in Triton; None takes the bundle's.
-        device: Where the instances run. There is no `auto`, because it would fall back to the CPU silently.
-        instances: Instances per device; with `gpu`, on every GPU of the server.
-        queue_delay_us: Longest time in microseconds that a request waits for others to share its batch. A lone request
-            always waits that long, so the default is 0.
-        preferred_batches: Batch sizes to aim for. Triton's guide advises to leave them out unless they are known to be
-            faster.
-        precision: Precision of the graph that is served, with its own thresholds and golden scores.
-    """
-
-    name: str | None = None
-    device: Literal["cpu", "gpu"] = "cpu"
-    instances: int = 1
-    queue_delay_us: int = 0
-    preferred_batches: tuple[int, ...] = ()
-    precision: str = "fp32"
+_DECISION_BY_BUNDLE = (
+    "by flawscope.runtime.client with the bundle alone, for what is not in the graph: see `beside`; fault otherwise"
+)
 
 
 class TritonRecord(msgspec.Struct, frozen=True):
@@ -99,12 +62,11 @@ class TritonRecord(msgspec.Struct, frozen=True):
     Attributes:
         name: Name of the model in Triton.
         bundle: Name of the bundle.
-        digest: Digest of the bundle, also the parameter `flawscope_digest` of `config.pbtxt`: a client compares both to
-            see whether the server runs the model that these thresholds are for.
+        digest: Digest of the bundle, also the parameter `flawscope_digest` of `config.pbtxt`.
         method: Method of the detector.
         precision: Precision of the graph that thresholds and golden scores belong to.
         flawscope: Version that wrote it.
-        thresholds: The thresholds, or null where the bundle is not calibrated.
+        thresholds: The thresholds, or null where the bundle is not calibrated, or decides by more than them.
         decision: The rule by which a client decides.
         min_area_px: Regions of the map above the pixel threshold that are smaller give no box; in pixels of the map.
         preprocessing: Sizes and version of the preprocessing.
@@ -113,6 +75,10 @@ class TritonRecord(msgspec.Struct, frozen=True):
         golden_tolerance: Largest relative difference.
         golden_least: Differences are relative to at least this number: below it a score is only rounding.
         files: Every other file of the folder: SHA-256 and size.
+        graph: Identity of the graph, also the parameter `flawscope_graph` of `config.pbtxt`: a client compares both to
+            see whether the server runs the graph that these thresholds are for.
+        version: Version of the model, made of it: requests name it, and answers repeat it.
+        beside: What decides beside graph and thresholds, and is in the bundle: tiles, region, zones.
         schema: Version of this struct.
     """
 
@@ -131,7 +97,11 @@ class TritonRecord(msgspec.Struct, frozen=True):
     golden_tolerance: float
     golden_least: float
     files: dict[str, FileEntry]
-    schema: int = 1
+    # With defaults, so that a folder of an earlier version can be replaced.
+    graph: str = ""
+    version: str = "1"
+    beside: tuple[str, ...] = ()
+    schema: int = 2
 
 
 @contextmanager
@@ -187,38 +157,28 @@ def write_triton(
     """
     options = options or TritonOptions()
     manifest = bundle.manifest
-    if manifest.tiling is not None:
-        raise ArgumentError(
-            f"export-triton: expected a bundle that takes whole images, got {bundle.path}, which takes tiles. Triton "
-            "cuts no tiles: run it with flawscope."
-        )
-    if manifest.region is not None or manifest.drawn_zones is not None:
-        what = "a region of interest. It is" if manifest.region is not None else "zones. They are"
-        raise ArgumentError(
-            f"export-triton: expected a bundle in which defects count everywhere, got {bundle.path}, which has {what} "
-            "no part of the graph: run it with flawscope, or flawscope bundle region --clear."
-        )
     # An overlay that lies beside the bundle counts on the server too.
     in_force = thresholds_in_force(bundle.path, manifest, options.precision)
-    name = _checked_name(manifest.name if options.name is None else options.name)
-    _check_options(options, manifest.max_batch)
+    name = checked_name(manifest.name if options.name is None else options.name)
+    check_options(options, manifest.max_batch)
     check_precision(options.precision)
     _check_kind(bundle, options.precision)
+    model = served_model(bundle, "score", options.precision, name)
     # Checked before anything is written below the repository, which a running Triton may be polling.
     folder = repository / name
     with storage_errors(folder):
         _check_repository(repository)
         _check_unchanged(folder)
         check_replaceable(folder, RECORD, overwrite=overwrite)
-    golden = manifest.golden_of(options.precision)
+    golden, beside = manifest.golden_of(options.precision), _beside(manifest)
     with atomic_folder(folder, replace_if=RECORD, overwrite=overwrite) as temporary:
-        for target, source in _copies(bundle, options.precision).items():
+        for target, source in _copies(bundle, options.precision, model.version).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             with (temporary / target).open("wb") as file:
                 bundle.copy(source, file)
         (temporary / "labels.txt").write_text(f"{LABEL}\n", encoding="utf-8")
-        (temporary / "config.pbtxt").write_text(config_text(name, manifest, options), encoding="utf-8")
-        session = _load_graph(temporary, manifest)
+        (temporary / "config.pbtxt").write_text(config_text(model, manifest.digest, options), encoding="utf-8")
+        session = _load_graph(temporary, model)
         with closing(open_scorer(bundle, ScorerOptions("cpu", "graph", options.precision))) as scorer:
             least = scorer.least_score
         _check_golden(session, temporary, manifest, golden, least)
@@ -230,8 +190,9 @@ def write_triton(
             method=manifest.method,
             precision=options.precision,
             flawscope=manifest.flawscope,
-            thresholds=in_force.thresholds,
-            decision=_DECISION,
+            # A rule that leaves out tiles or zones must not be able to accept.
+            thresholds=None if beside else in_force.thresholds,
+            decision=_DECISION_BY_BUNDLE if beside else _DECISION,
             min_area_px=in_force.min_area_px,
             preprocessing=manifest.input,
             preprocessing_rules=_RULES,
@@ -239,99 +200,67 @@ def write_triton(
             golden_tolerance=GOLDEN_TOLERANCE,
             golden_least=least,
             files=_entries(temporary),
+            graph=model.identity,
+            version=model.version,
+            beside=beside,
         )
         data = msgspec.json.format(encode_json(record, order="deterministic"), indent=1)
         (temporary / RECORD).write_bytes(data + b"\n")
     return record
 
 
-def config_text(name: str, manifest: Manifest, options: TritonOptions) -> str:
-    """Return `config.pbtxt`: an `inference.ModelConfig` in the text format of protobuf."""
-    height, width = manifest.input.size
-    batching = _batching_text(manifest.max_batch, options)
-    # No quoting is needed: `_checked_name` has refused everything that would end a string of the text format.
-    return f"""\
-# Written by flawscope; thresholds and preprocessing are in {RECORD}.
-name: "{name}"
-platform: "onnxruntime_onnx"
-backend: "onnxruntime"
-default_model_filename: "model.onnx"
-max_batch_size: {manifest.max_batch}
-input [
-  {{
-    name: "image"
-    data_type: TYPE_UINT8
-    dims: [ {height}, {width}, 3 ]
-  }}
-]
-output [
-  {{
-    name: "anomaly_map"
-    data_type: TYPE_FP32
-    dims: [ {height}, {width} ]
-  }},
-  {{
-    name: "score"
-    data_type: TYPE_FP32
-    dims: [ 1 ]
-    reshape {{ shape: [ ] }}
-    label_filename: "labels.txt"
-  }}
-]
-version_policy {{ latest {{ num_versions: 1 }} }}
-instance_group [
-  {{
-    kind: KIND_{options.device.upper()}
-    count: {options.instances}
-  }}
-]
-{batching}{_TF32_OFF if options.device == "gpu" else ""}parameters {{
-  key: "flawscope_digest"
-  value {{ string_value: "{manifest.digest}" }}
-}}
-"""
+def write_models(
+    bundle: Bundle, repository: Path, options: TritonOptions | None = None, *, overwrite: bool = False
+) -> list[TritonRecord]:
+    """Write a bundle as models of a Triton model repository: one, or of an ensemble one for each member.
 
+    Maps and scores of members are added where the images are. A member's model has the name that its own bundle would
+    give it, so members that several ensembles share are served once. Arguments and errors are those of `write_triton`.
 
-def _batching_text(max_batch: int, options: TritonOptions) -> str:
-    """Return the dynamic batcher; empty where no two requests fit into one batch, so that it could only delay."""
-    if max_batch == 1:
-        return ""
-    preferred = ", ".join(map(str, options.preferred_batches))
-    return (
-        "dynamic_batching {\n"
-        + (f"  preferred_batch_size: [ {preferred} ]\n" if preferred else "")
-        + f"  max_queue_delay_microseconds: {options.queue_delay_us}\n}}\n"
-    )
-
-
-def _checked_name(name: str) -> str:
-    # Triton itself refuses `/` and `..`; the rest must need no quoting in URLs, shells, file systems and config.pbtxt.
-    if not _NAME.fullmatch(name) or ".." in name:
+    Raises:
+        ArgumentError: If an ensemble is given a name, or two members have the same.
+    """
+    options = options or TritonOptions()
+    head = bundle.manifest.head
+    if not isinstance(head, EnsembleHead):
+        return [write_triton(bundle, repository, options, overwrite=overwrite)]
+    if options.name is not None:
         raise ArgumentError(
-            f"model name: expected letters, digits, '_', '-' and '.', not beginning with '-' or '.', without '..', "
-            f"128 at most, got {name!r}. Choose another one with --model-name."
+            f"--model-name: expected it with one detector, got it with the ensemble {bundle.path}, whose members are "
+            "models with names of their own. Leave it out."
         )
-    return name
+    members = [bundle.member(member.name) for member in head.members]
+    # All of them before the first is written: an ensemble of which a part is served is no use.
+    names = [checked_name(member.manifest.name) for member in members]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ArgumentError(
+            f"{bundle.path}: expected members that have names of their own as bundles, got {twice} twice. Combine "
+            "bundles that were exported under different names."
+        )
+    for member, name in zip(members, names, strict=True):
+        _check_kind(member, options.precision)
+        check_replaceable(repository / name, RECORD, overwrite=overwrite)
+    return [write_triton(member, repository, options, overwrite=overwrite) for member in members]
 
 
-def _check_options(options: TritonOptions, max_batch: int) -> None:
-    if options.device not in ("cpu", "gpu"):
-        raise ArgumentError(f"device: expected cpu or gpu, got {options.device!r}.")
-    for name, value, least, most in (
-        ("instances", options.instances, 1, 1024),
-        ("queue delay", options.queue_delay_us, 0, 60_000_000),
-        *(("preferred batch", batch, 1, max_batch) for batch in options.preferred_batches),
-    ):
-        if not least <= value <= most:
-            raise ArgumentError(f"{name}: expected {least} to {most}, got {value}.")
+def graph_place(version: str) -> str:
+    """Return the path of a graph below its model folder: one of several files is in a folder with the file's name."""
+    return f"{version}/model.onnx/model.onnx"
 
 
-def _copies(bundle: Bundle, precision: str) -> dict[str, str]:
+def _beside(manifest: Manifest) -> tuple[str, ...]:
+    """Return what decides beside the graph and its thresholds."""
+    parts = {"tiles": manifest.tiling, "region": manifest.region, "zones": manifest.drawn_zones}
+    return tuple(name for name, part in parts.items() if part is not None)
+
+
+def _copies(bundle: Bundle, precision: str, version: str) -> dict[str, str]:
     """Return path below the model folder -> file of the bundle, for every file that is copied unchanged."""
     graph, *external = bundle.graph_files("score", precision)
+    place = graph_place(version)
     return {
-        **{f"{Path(GRAPH).parent}/{name}": name for name in external},
-        GRAPH: graph,
+        **{f"{Path(place).parent}/{name}": name for name in external},
+        place: graph,
         **{golden.file: golden.file for golden in bundle.manifest.golden_of(precision)},
     }
 
@@ -347,11 +276,11 @@ def check_precision(precision: str) -> None:
 
 def _check_kind(bundle: Bundle, precision: str) -> None:
     graph = bundle.manifest.graphs_of(precision).get("score")
-    if graph is None or graph.outputs != _OUTPUTS:
+    if graph is None or graph.outputs != OUTPUTS:
         got = "none" if graph is None else f"one with {', '.join(graph.outputs)}"
         raise BundleError(
-            f"{bundle.path}: expected a graph called score with the outputs {', '.join(_OUTPUTS)}, got {got}. "
-            "Only bundles whose score is one graph can be served."
+            f"{bundle.path}: expected a graph called score with the outputs {', '.join(OUTPUTS)}, got {got}. "
+            f"{why_not_served('')}"
         )
 
 
@@ -403,20 +332,20 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
     return {path.relative_to(folder).as_posix(): FileEntry(sha256_file(path), path.stat().st_size) for path in files}
 
 
-def _load_graph(folder: Path, manifest: Manifest) -> Any:
+def _load_graph(folder: Path, model: ServedModel) -> Any:
     """Return a session of the graph in its final layout, its tensors compared with the configuration."""
-    onnxruntime = import_onnxruntime()
+    onnxruntime, place = import_onnxruntime(), graph_place(model.version)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: errors are raised as well, and those are reported here
     try:
         # On the CPU also for `gpu`: the machine that exports may have none. Triton's GPU runs the same FP32 graph.
-        session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(folder / place, options, providers=["CPUExecutionProvider"])
     except Exception as err:
         # ONNX Runtime's exceptions share no base class of their own.
         raise BackendError(
-            f"triton: ONNX Runtime could not load {GRAPH}: {str(err).splitlines()[0]} Export the bundle again."
+            f"triton: ONNX Runtime could not load {place}: {str(err).splitlines()[0]} Export the bundle again."
         ) from err
-    height, width = manifest.input.size
+    height, width = model.size
     expected = {
         "image": ("tensor(uint8)", [height, width, 3]),
         "anomaly_map": ("tensor(float)", [height, width]),
@@ -440,7 +369,7 @@ def _check_golden(session: Any, folder: Path, manifest: Manifest, golden: tuple[
     """Raise GateError unless the graph reproduces the golden scores."""
     for entry in golden:
         image = prepare(read_image(folder / entry.file), manifest.input)
-        anomaly_map, score = session.run(list(_OUTPUTS), {"image": image[None]})
+        anomaly_map, score = session.run(list(OUTPUTS), {"image": image[None]})
         for name, got, stored in (
             ("score", float(score[0]), entry.score),
             ("map", float(np.max(anomaly_map)), entry.map_max),

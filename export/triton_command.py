@@ -12,7 +12,8 @@ from flawscope.errors import ArgumentError
 from flawscope.export.export_command import MAX_BATCH, export_detector, show_export
 from flawscope.export.precision_options import PrecisionRequest, precision_options
 from flawscope.export.source_kind import draws_defects, is_run
-from flawscope.export.triton import RECORD, TritonOptions, TritonRecord, bundle_of, check_precision, write_triton
+from flawscope.export.triton import TritonRecord, bundle_of, check_precision, write_models
+from flawscope.export.triton_config import RECORD, TritonOptions
 from flawscope.files import check_replaceable
 from flawscope.given_options import is_given
 from flawscope.output_options import OVERWRITE
@@ -77,8 +78,10 @@ def export_triton(
         show_export(export_detector(source, target, max_batch, request, bank_room=0), None)
 
     with bundle_of(source, export_shown) as bundle:
-        record = write_triton(bundle, out, options, overwrite=overwrite)
-    show_triton(record, out)
+        records = write_models(bundle, out, options, overwrite=overwrite)
+    for record in records:
+        show_triton(record, out)
+    echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")
 
 
 def _check(source: Path, request: PrecisionRequest) -> None:
@@ -107,12 +110,17 @@ def _check(source: Path, request: PrecisionRequest) -> None:
 
 
 def show_triton(record: TritonRecord, repository: Path) -> None:
-    """Print what was written to a model repository, and what clients have to do themselves."""
+    """Print what was written to a model repository."""
     size = sum(entry.size for entry in record.files.values())
-    echo(f"triton: {repository / record.name} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}")
-    if record.thresholds is None:
+    place = f"{repository / record.name} version {record.version}"
+    echo(f"triton: {place} ({size / 2**20:.1f} MiB), golden images checked: {len(record.golden)}")
+    if record.beside:
+        echo(
+            f"triton: {' and '.join(record.beside)} are not in the graph: only flawscope's client decides, with the "
+            "bundle; see docs/triton.md"
+        )
+    elif record.thresholds is None:
         echo("triton: not calibrated: no thresholds, so clients can decide nothing but fault")
     elif record.thresholds.by_product:
         names = ", ".join(row.name for row in record.thresholds.by_product)
         echo(f"triton: the rule of {RECORD} decides by the common thresholds; those by product ({names}) are beside")
-    echo("triton: Triton applies no threshold and decodes no image: clients do, see docs/triton.md")

@@ -71,6 +71,21 @@ def split_batch(source: Any) -> Sequence[Source] | None:
     return [source[row] for row in range(shape[0])] if isinstance(shape, tuple) and len(shape) == 4 else None
 
 
+def as_several(sources: Iterable[Item]) -> Iterator[Item]:
+    """Return an iterator over sources.
+
+    Raises:
+        ArgumentError: If it is one image.
+    """
+    try:
+        several = None if isinstance(sources, str | bytes | Path) else iter(sources)
+    except TypeError:  # a frame, None
+        several = None
+    if several is None:
+        raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
+    return several
+
+
 def in_groups(sources: Iterable[Item], size: int) -> Iterator[list[tuple[int, Item]]]:
     """Yield the sources in groups of a size, the last one perhaps smaller, each with its position."""
     numbered = enumerate(sources)

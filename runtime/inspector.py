@@ -22,11 +22,11 @@ from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.runtime.backends import Cores, OpenSession, check_cores, open_session
-from flawscope.runtime.backends.choice import choose_for_bundle
+from flawscope.runtime.backends.choice import Choice, choose_for_bundle
 from flawscope.runtime.frame import Frame, as_seen
 from flawscope.runtime.image_loading import ImageLoader
-from flawscope.runtime.image_sources import Color, Source, check_color, in_groups, split_batch
-from flawscope.runtime.image_stages import ImageStages
+from flawscope.runtime.image_sources import Color, Source, as_several, check_color, in_groups, split_batch
+from flawscope.runtime.image_stages import ImageStages, check_taken_early
 from flawscope.runtime.inspected_region import InspectedRegion
 from flawscope.runtime.judge import Judge
 from flawscope.runtime.origin import Origin
@@ -36,9 +36,6 @@ from flawscope.runtime.scorers.scorer import Reconstructor, Scorer, ScorerOption
 from flawscope.runtime.submitted import Submissions
 from flawscope.time_limit import load_limit
 
-_MOST_AHEAD = 64
-"""Batches that are read ahead: more would only fill the memory."""
-
 
 class Inspector:
     """A bundle made ready on one backend. Close it, or use it in `with`.
@@ -46,6 +43,7 @@ class Inspector:
     Args:
         bundle: The opened bundle.
         is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
+        choice: The backend that was chosen already; None chooses it by `backend`.
 
     All other arguments are those of `load`.
 
@@ -76,6 +74,7 @@ class Inspector:
         threads: int | None = None,
         streams: int | None = None,
         open_session: OpenSession = open_session,
+        choice: Choice | None = None,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -94,7 +93,7 @@ class Inspector:
         self.bundle = bundle
         judge = Judge(bundle.manifest, in_force, product, bundle.path)
         cores = Cores(threads, streams)
-        choice = choose_for_bundle(backend, bundle.manifest, precision, cores)
+        choice = choice or choose_for_bundle(backend, bundle.manifest, precision, cores)
         check_cores(choice.name, cores)
         self.precision = precision
         self._is_closed = False
@@ -320,13 +319,14 @@ class Inspector:
         product: str | None = None,
         *,
         ahead: int = 0,
+        in_flight: int = 1,
     ) -> Iterator[Result]:
         """Inspect images batch by batch; results come in the order of the sources.
 
         An image that cannot be read, and every image of a batch on which the device fails, is a `fault`; the stream
         goes on. Sources are taken as they are needed, so an endless iterable (a camera) is fine.
 
-        Results are the same whatever `ahead` is; only their times are longer where both need the same cores.
+        Results are the same whatever `ahead` and `in_flight` are; only times are longer where all need the same cores.
 
         Args:
             sources: Files, their bytes, images of Pillow, or arrays (see `Source`), or a `Frame` around one.
@@ -336,31 +336,31 @@ class Inspector:
             ahead: Batches that a thread reads and prepares while those before are inspected, 0 to 64. For files: their
                 sources are taken that much earlier, so a camera's newest image would wait for the next ones, and an
                 array must not change before its result is there.
+            in_flight: Batches that are inferred at once, 1 to 64; more than one on the backend `triton` alone, whose
+                server takes several requests. Their sources are taken that much earlier, as with `ahead`.
 
         Raises:
-            ArgumentError: If `batch`, `color` or `ahead` is out of range, `sources` is one image, or the bundle has no
-                thresholds of the product.
+            ArgumentError: If `batch`, `color`, `ahead` or `in_flight` is out of range, `sources` is one image, or the
+                bundle has no thresholds of the product.
         """
         self.check_batch(batch)
-        if not isinstance(ahead, int) or not 0 <= ahead <= _MOST_AHEAD:
-            raise ArgumentError(f"ahead: expected 0 to {_MOST_AHEAD} batches, got {ahead!r}.")
+        check_taken_early(ahead, in_flight, self.backend)
         check_color(color)
         self.thresholds_for(product)
-        try:
-            several = None if isinstance(sources, str | bytes | Path) else iter(sources)
-        except TypeError:  # a frame, None
-            several = None
-        if several is None:
-            raise ArgumentError(f"sources: expected several images, got {type(sources).__name__}. Pass a list of them.")
         # Tiles of one image fill the batch by themselves, so images are taken one at a time.
-        groups = in_groups(several, batch if self.manifest.tiling is None else 1)
-        yield from self._inspect(groups, color, product, ahead)
+        groups = in_groups(as_several(sources), batch if self.manifest.tiling is None else 1)
+        yield from self._inspect(groups, color, product, ahead, in_flight)
 
     def _inspect(
-        self, groups: Iterable[list[tuple[int, Source | Frame]]], color: Color, product: str | None, ahead: int = 0
+        self,
+        groups: Iterable[list[tuple[int, Source | Frame]]],
+        color: Color,
+        product: str | None,
+        ahead: int = 0,
+        in_flight: int = 1,
     ) -> Iterator[Result]:
         """Return the results of groups of images, each with its position."""
-        stages = ImageStages(self.manifest, self._loader, self.infer, lambda: self._judge)
+        stages = ImageStages(self.manifest, self._loader, self.infer, lambda: self._judge, in_flight)
         return stages.run(groups, color, product, ahead)
 
     def submit(

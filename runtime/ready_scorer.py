@@ -11,6 +11,7 @@ from flawscope.bundle import Bundle
 from flawscope.diffusion.schedule import Sampling
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.choice import REFERENCE, Choice
+from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
 from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import within
@@ -93,7 +94,9 @@ class ReadyScorer:
         return settled.choice, settled.scorer
 
     def score(self, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Return maps and scores as `Inspector.infer`, which says what happens after a failure. Threads take turns.
+        """Return maps and scores as `Inspector.infer`, which says what happens after a failure.
+
+        Threads take turns, except on a backend whose row says that its sessions take several requests at once.
 
         Raises:
             BundleError: If a reopened device computes something else, or maps or scores do not have the shape and type
@@ -104,15 +107,23 @@ class ReadyScorer:
             if self.device_failed:
                 # After everything that can raise: the next call must try again.
                 self.scorer, self.device_failed = self._within_limit(self._open_again), False
-            try:
-                maps, scores = self.scorer.score(prepared)
-            except DeviceError:
-                # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
+            scorer = self.scorer
+            if not backend_row(self.options.backend).concurrent:
+                return self._score_by(scorer, prepared)
+        return self._score_by(scorer, prepared)
+
+    def _score_by(self, scorer: Scorer, prepared: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        try:
+            maps, scores = scorer.score(prepared)
+        except DeviceError:
+            # The batch is not tried again: one that makes the device fail (out of memory) would do so for ever.
+            # Unless another thread has opened it anew meanwhile: that one has not failed.
+            if self.scorer is scorer:
                 self.device_failed = True
-                self.scorer.close()
-                raise
-            check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)
-            return maps, scores
+            scorer.close()
+            raise
+        check_outputs(maps, scores, len(prepared), self._bundle.manifest.input.size)
+        return maps, scores
 
     def _open_again(self) -> Scorer:
         scorer = open_scorer(self._bundle, self.options)

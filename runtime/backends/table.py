@@ -48,6 +48,7 @@ class Backend:
         cores: What of `Cores` can be set.
         bank_problem: `() -> str | None`: why the memory bank cannot lie beside the graph on its device, as a sentence;
             None if the backend has no kernels for a device.
+        concurrent: Whether a session takes several requests at once, from several threads, each on its own.
         rival: The package that brings it, where `auto` may take it in place of the CPU's own, if it is measured to be
             faster: found and never imported, as most bundles do not need it. None where `auto` does not.
     """
@@ -66,6 +67,7 @@ class Backend:
     together: str | None = None
     cores: tuple[str, ...] = ()
     bank_problem: str | None = None
+    concurrent: bool = False
     rival: str | None = None
 
 
@@ -134,6 +136,19 @@ _ROWS = (
     _openvino("openvino", "cpu"),
     _openvino("openvino:gpu", "gpu"),
     _openvino("openvino:npu", "npu"),
+    # What computes there is the server's word: tolerances are those of a device.
+    Backend(
+        "triton",
+        problem="flawscope.runtime.client.session:server_problem",
+        open="flawscope.runtime.client.session:open_served",
+        place="flawscope.runtime.client.session:executed_nodes",
+        provider="KServe v2 server",
+        kernels=False,
+        auto=None,
+        tolerances=_DEVICE_TOLERANCES,
+        alone="the server has a model of its own for each bundle",
+        concurrent=True,
+    ),
 )
 ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them
 ALIASES = {"openvino:cpu": "openvino"}
