@@ -27,7 +27,8 @@ from flawscope.bundle import Golden, Graph, ProductThresholds, change_bundle, op
 from flawscope.bundle.manifest import Gate, Precision
 from flawscope.cli import run
 from flawscope.errors import ArgumentError, BackendError, BundleError, DataError, GateError, StorageError
-from flawscope.export.triton import GRAPH, RECORD, TritonOptions, TritonRecord, write_triton
+from flawscope.export.triton import TritonRecord, graph_place, write_triton
+from flawscope.export.triton_config import RECORD, TritonOptions
 from flawscope.imaging.images import prepare, read_image
 from flawscope.runtime import Inspector
 
@@ -64,20 +65,20 @@ def test_a_model_folder_holds_graph_bank_labels_record_and_golden_images(bundles
             "config.pbtxt",
             "labels.txt",
             "flawscope.json",
-            "1/model.onnx/model.onnx",
-            "1/model.onnx/bank.safetensors",
+            f"{record.version}/model.onnx/model.onnx",
+            f"{record.version}/model.onnx/bank.safetensors",
             "golden/000.png",
             "golden/001.png",
         )
     }
     assert files[f"{method}/labels.txt"] == b"anomaly_score\n"
     assert {f"{method}/{name}" for name in record.files} == set(files) - {f"{method}/flawscope.json"}
-    assert files[f"{method}/{GRAPH}"] == (bundles[method] / "score.onnx").read_bytes()
+    assert files[f"{method}/{graph_place(record.version)}"] == (bundles[method] / "score.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_configuration_says_what_the_bundle_says(bundles, tmp_path, method):
-    write(bundles[method], tmp_path)
+    record = write(bundles[method], tmp_path)
     with open_bundle(bundles[method]) as bundle:
         manifest = bundle.manifest
     height, width = manifest.input.size
@@ -98,10 +99,26 @@ def test_the_configuration_says_what_the_bundle_says(bundles, tmp_path, method):
                 "label_filename": "labels.txt",
             },
         ],
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"specific": {"versions": [int(record.version)]}},
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
-        "parameters": [{"key": "flawscope_digest", "value": {"string_value": manifest.digest}}],
+        "model_warmup": [
+            {
+                "name": f"batch of {batch}",
+                "batch_size": batch,
+                "inputs": [
+                    {
+                        "key": "image",
+                        "value": {"data_type": "TYPE_UINT8", "dims": [height, width, 3], "zero_data": True},
+                    }
+                ],
+            }
+            for batch in (1, manifest.max_batch)
+        ],
+        "parameters": [
+            {"key": "flawscope_digest", "value": {"string_value": manifest.digest}},
+            {"key": "flawscope_graph", "value": {"string_value": record.graph}},
+        ],
     }
 
 
@@ -165,7 +182,12 @@ def test_the_schema_of_triton_reads_the_same(bundles, tmp_path, method):
     assert parsed.WhichOneof("scheduling_choice") == "dynamic_batching"
     assert list(parsed.dynamic_batching.preferred_batch_size) == [2]
     assert parsed.dynamic_batching.max_queue_delay_microseconds == 250
-    assert parsed.version_policy.latest.num_versions == 1
+    assert list(parsed.version_policy.specific.versions) == ours["version_policy"]["specific"]["versions"]
+    assert [sample.batch_size for sample in parsed.model_warmup] == [1, 4]
+    for sample in parsed.model_warmup:
+        given = sample.inputs["image"]
+        assert (list(given.dims), given.zero_data) == (list(parsed.input[0].dims), True)
+        assert schema.DataType.Name(given.data_type) == "TYPE_UINT8"
     assert [(item.name, list(item.dims)) for item in (*parsed.input, *parsed.output)] == [
         (item["name"], item["dims"]) for item in (*ours["input"], *ours["output"])
     ]
@@ -179,7 +201,9 @@ def test_the_schema_of_triton_reads_the_same(bundles, tmp_path, method):
     assert list(score.reshape.shape) == []
     assert score.label_filename == "labels.txt"
     assert parsed.instance_group[0].kind == schema.ModelInstanceGroup.KIND_GPU
-    assert parsed.parameters["flawscope_digest"].string_value == record_of(tmp_path / method).digest
+    record = record_of(tmp_path / method)
+    assert parsed.parameters["flawscope_digest"].string_value == record.digest
+    assert parsed.parameters["flawscope_graph"].string_value == record.graph
     accelerator = parsed.optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
 
@@ -496,7 +520,7 @@ def test_a_graph_that_does_not_load_is_refused(tmp_path):
     # An operator that no ONNX Runtime has: the bytes themselves are a graph.
     broken = brightness_graph().replace(b"ReduceMax", b"ReduceMux")
     write_tiny_bundle(tmp_path / "broken.flaw", {"score.onnx": broken})
-    with pytest.raises(BackendError, match=r"ONNX Runtime could not load 1/model\.onnx/model\.onnx"):
+    with pytest.raises(BackendError, match=r"ONNX Runtime could not load \d+/model\.onnx/model\.onnx"):
         write(tmp_path / "broken.flaw", tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from concurrent import futures
@@ -299,3 +300,15 @@ def until(condition: Any, limit_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.01)
+
+
+def main() -> None:
+    """Serve the repository that is named, print the ports as JSON, and stop when the standard input ends."""
+    with KserveStandIn(Path(sys.argv[1])) as server:
+        sys.stdout.write(json.dumps({"grpc": server.grpc_port, "http": server.http_port}) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

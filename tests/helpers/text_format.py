@@ -37,15 +37,15 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "cc_model_filenames": "*other",
         "metric_tags": "*other",
         "parameters": "*ModelConfig.ParametersEntry",
-        "model_warmup": "*other",
+        "model_warmup": "*ModelWarmup",
         "model_operations": "other",
         "model_transaction_policy": "other",
         "model_repository_agents": "other",
         "response_cache": "other",
         "model_metrics": "other",
     },
-    "ModelVersionPolicy": {"latest": "ModelVersionPolicy.Latest", "all": "other", "specific": "other"},
-    "ModelVersionPolicy.Latest": {"num_versions": "int"},
+    "ModelVersionPolicy": {"latest": "other", "all": "other", "specific": "ModelVersionPolicy.Specific"},
+    "ModelVersionPolicy.Specific": {"versions": "*int"},
     "ModelInput": {
         "name": "string",
         "data_type": TYPES,
@@ -108,6 +108,15 @@ SCHEMA: dict[str, dict[str, Any]] = {
     "ModelOptimizationPolicy.ExecutionAccelerators.Accelerator.ParametersEntry": {"key": "string", "value": "string"},
     "ModelConfig.ParametersEntry": {"key": "string", "value": "ModelParameter"},
     "ModelParameter": {"string_value": "string"},
+    "ModelWarmup": {"name": "string", "batch_size": "int", "inputs": "*ModelWarmup.InputsEntry", "count": "int"},
+    "ModelWarmup.InputsEntry": {"key": "string", "value": "ModelWarmup.Input"},
+    "ModelWarmup.Input": {
+        "data_type": TYPES,
+        "dims": "*int",
+        "zero_data": "bool",
+        "random_data": "bool",
+        "input_data_file": "string",
+    },
 }
 
 _TOKEN = re.compile(r'\s*(?:#[^\n]*\n\s*)*("(?:[^"\\\n]|\\.)*"|-?\d+|[A-Za-z_]\w*|[][{}:,])')

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from text_format import read_model_config
 
-from flawscope.export.triton import GRAPH
+from flawscope.export.triton import graph_place
 
 
 class StandIn:
@@ -21,7 +21,10 @@ class StandIn:
 
     def __init__(self, folder: Path) -> None:
         self.config = read_model_config((folder / "config.pbtxt").read_text(encoding="utf-8"))
-        self.session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        (number,) = self.config["version_policy"]["specific"]["versions"]
+        self.version = str(number)
+        graph = folder / graph_place(self.version)
+        self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         self.replies: dict[str, np.ndarray] = {}
 
     def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -62,8 +65,8 @@ def client_module(server: StandIn) -> dict[str, types.ModuleType]:
             assert name == server.config["name"]
             return {"parameters": {entry["key"]: entry["value"] for entry in server.config["parameters"]}}
 
-        def infer(self, name: str, inputs: list[_Input]) -> Any:
-            assert name == server.config["name"]
+        def infer(self, name: str, inputs: list[_Input], model_version: str) -> Any:
+            assert (name, model_version) == (server.config["name"], server.version)
             answers = server.infer({item.name: item.data for item in inputs})
             return types.SimpleNamespace(as_numpy=answers.get)
 

@@ -295,8 +295,6 @@ def test_what_cannot_know_of_a_region_refuses_it(tmp_path, bundle, patchcore_bun
     ]
     assert cli.run(combine) == 2
     assert "region of interest" in capsys.readouterr().err
-    assert cli.run(["export-triton", str(copy), "--out", str(tmp_path / "models")]) == 2
-    assert "region of interest" in capsys.readouterr().err
 
 
 # --- the figures

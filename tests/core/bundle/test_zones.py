@@ -187,7 +187,7 @@ def test_polygons_of_zones_need_an_image(bundle, capsys):
 
 
 def test_what_cannot_know_of_zones_refuses_them(tmp_path, patchcore_bundle, padim_bundle, tiny_root, capsys):
-    """Ensembles, Triton and overlays take one threshold for the image as a whole."""
+    """Ensembles and overlays take one threshold for the image as a whole."""
     copy = tmp_path / "copy.flaw"
     shutil.copytree(patchcore_bundle, copy)
     mask = np.zeros((SIDE, SIDE), np.bool_)
@@ -199,5 +199,3 @@ def test_what_cannot_know_of_zones_refuses_them(tmp_path, patchcore_bundle, padi
     members = [str(copy), str(padim_bundle)]
     assert cli.run(["bundle", "combine", *members, "--data", str(tiny_root), "--out", str(tmp_path / "e.flaw")]) == 2
     assert "got one with zones" in capsys.readouterr().err
-    assert cli.run(["export-triton", str(copy), "--out", str(tmp_path / "models")]) == 2
-    assert "has zones" in capsys.readouterr().err

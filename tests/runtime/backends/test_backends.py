@@ -45,6 +45,7 @@ def test_the_names_are_these() -> None:
         "openvino",
         "openvino:gpu",
         "openvino:npu",
+        "triton",
         "openvino:cpu",
     )
 
