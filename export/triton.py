@@ -19,7 +19,6 @@ import numpy as np
 
 from flawscope.bundle import (
     Bundle,
-    EnsembleHead,
     FileEntry,
     Golden,
     Manifest,
@@ -221,15 +220,16 @@ def write_models(
         ArgumentError: If an ensemble is given a name, or two members have the same.
     """
     options = options or TritonOptions()
-    head = bundle.manifest.head
-    if not isinstance(head, EnsembleHead):
+    # By attribute and not by kind, as a head with members is an ensemble's.
+    entries = getattr(bundle.manifest.head, "members", ())
+    if not entries:
         return [write_triton(bundle, repository, options, overwrite=overwrite)]
     if options.name is not None:
         raise ArgumentError(
             f"--model-name: expected it with one detector, got it with the ensemble {bundle.path}, whose members are "
             "models with names of their own. Leave it out."
         )
-    members = [bundle.member(member.name) for member in head.members]
+    members = [bundle.member(member.name) for member in entries]
     # All of them before the first is written: an ensemble of which a part is served is no use.
     names = [checked_name(member.manifest.name) for member in members]
     if twice := next((name for name in names if names.count(name) > 1), None):

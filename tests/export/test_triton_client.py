@@ -90,8 +90,8 @@ def test_the_client_refuses_a_server_that_runs_something_else(tiny, tmp_path, ex
     write(tiny, tmp_path / "models")
     folder = tmp_path / "models" / "tiny"
     other = StandIn(folder)
-    other.config["parameters"][0]["value"]["string_value"] = "f" * 64
-    with pytest.raises(SystemExit, match="the server runs the bundle ffffffffffff"):
+    other.config["parameters"][1]["value"]["string_value"] = "f" * 64
+    with pytest.raises(SystemExit, match="the server runs the graph ffffffffffff"):
         example(other)["main"]("localhost:8000", folder)
     drifted = StandIn(folder)
     drifted.replies = {"score": np.full((1, 1), 201.0, np.float32)}
