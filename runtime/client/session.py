@@ -98,7 +98,7 @@ class ServedSession:
         BackendError: If it does not answer, or serves something else.
     """
 
-    outputs = OUTPUTS
+    outputs: tuple[str, ...] = OUTPUTS
 
     def __init__(self, transport: Transport, model: ServedModel, server: str, limit_s: float) -> None:
         self._transport, self._model, self._server, self._limit_s = transport, model, server, limit_s

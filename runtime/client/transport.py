@@ -184,7 +184,8 @@ class HttpTransport:
             )
             said = result.get_response()
             outputs = {name: result.as_numpy(name) for name in OUTPUTS}
-            return Answer(*(str(said.get(key, "")) for key in ("model_name", "model_version", "id")), outputs)
+            got = tuple(str(said.get(key, "")) for key in ("model_name", "model_version", "id"))
+            return Answer(got[0], got[1], got[2], outputs)
 
         answer: Answer = self._within(limit_s, ask)
         return answer
