@@ -97,7 +97,7 @@ def test_text_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[1].startswith(f"flawscope {__version__} on ")
     first_words = [line.split()[0] for line in lines[2:]]
     assert first_words == (
-        ["versions"] + ["backend"] * 7 + ["kernel"] * 4 + ["openvino"] + ["engines"] * 4 + ["driver"] + ["extra"] * 8
+        ["versions"] + ["backend"] * 8 + ["kernel"] * 4 + ["openvino"] + ["engines"] * 4 + ["driver"] + ["extra"] * 8
     )
     assert any(line.split() == ["backend", "cpu", "here"] for line in lines)
 
