@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import sys
 import threading
 import time
@@ -66,7 +67,7 @@ class Model:
 
 
 class KserveStandIn:
-    """Serves a repository on two free ports of loopback until it is closed.
+    """Serves a repository on two free ports of loopback until it is closed; with `tls`, certificate and key, over TLS.
 
     Attributes:
         trouble: One of `TROUBLES`, or empty.
@@ -77,7 +78,9 @@ class KserveStandIn:
         most_at_once: Most inferences that were under way at the same time.
     """
 
-    def __init__(self, repository: Path, grpc_port: int = 0, http_port: int = 0) -> None:
+    def __init__(
+        self, repository: Path, grpc_port: int = 0, http_port: int = 0, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.repository = repository
         self.trouble, self.delay_s, self.drops, self.trickles = "", 0.0, 0, False
         self.asked: list[int] = []
@@ -87,10 +90,19 @@ class KserveStandIn:
         self.load()
         self._grpc = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self._grpc)
-        self.grpc_port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
+        place, self._secure = f"127.0.0.1:{grpc_port}", "s" if tls else ""
+        if tls is None:
+            self.grpc_port = self._grpc.add_insecure_port(place)
+        else:
+            certificate, key = (path.read_bytes() for path in tls)
+            self.grpc_port = self._grpc.add_secure_port(place, grpc.ssl_server_credentials([(key, certificate)]))
         self._grpc.start()
         self._http = _Server(("127.0.0.1", http_port), _Handler)
         self._http.stand_in = self
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
         self.http_port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -101,7 +113,7 @@ class KserveStandIn:
 
     def url(self, protocol: str) -> str:
         """Return the address for a client."""
-        return f"{protocol}://127.0.0.1:{self.grpc_port if protocol == 'grpc' else self.http_port}"
+        return f"{protocol}{self._secure}://127.0.0.1:{self.grpc_port if protocol == 'grpc' else self.http_port}"
 
     def close(self) -> None:
         """Be gone; closing twice is harmless."""

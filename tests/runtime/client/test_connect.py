@@ -6,7 +6,10 @@ with ONNX Runtime as a local inspector does.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+from own_certificates import write_certificate
 from tiny_bundle import SIDE, golden_image, tiny_thresholds, write_tiny_bundle
 from tiny_dataset import anomalous_images, normal_images
 from tiny_ensemble import member_of, write_member, write_tiny_ensemble
@@ -376,6 +380,41 @@ def test_another_name_there_stands_behind_the_address(tiny, tmp_path):
             assert served(GOOD).decision == "accept"
         with pytest.raises(BackendError, match="unknown model: 'tiny'"):
             connect(tiny, server.url("http"))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_over_tls_the_certificate_of_the_server_counts(tiny, tmp_path, protocol):
+    """In processes of their own: which certificates are trusted is read once in a process."""
+    tls = write_certificate(tmp_path / "tls")
+    with open_bundle(tiny) as opened:
+        write_models(opened, tmp_path / "models")
+    variable = {"grpc": "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "http": "SSL_CERT_FILE"}[protocol]
+    with KserveStandIn(tmp_path / "models", tls=tls) as server:
+        code = (
+            "import numpy as np\n"
+            "from flawscope.runtime.client import connect\n"
+            f"with connect({str(tiny)!r}, {server.url(protocol)!r}, request_timeout_s=5) as served:\n"
+            f"    print(served(np.full(({SIDE}, {SIDE}, 3), 50, np.uint8)).decision)\n"
+        )
+        for trusted, said in (({variable: str(tls[0])}, "accept"), ({}, "no server answers there")):
+            environment = {name: value for name, value in os.environ.items() if name != variable} | trusted
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+            )
+            assert said in done.stdout + done.stderr, done
+
+
+def test_onnx_runtime_is_not_needed_where_the_images_are(tiny, server):
+    code = (
+        "import sys\n"
+        "for name in ('onnxruntime', 'onnx', 'torch'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from flawscope.runtime.client import connect\n"
+        f"with connect({str(tiny)!r}, {server.url('grpc')!r}) as served:\n"
+        f"    print(served(np.full(({SIDE}, {SIDE}, 3), 50, np.uint8)).decision)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("accept\n", 0), done.stderr
 
 
 # --- the command line
