@@ -1,7 +1,7 @@
 """Shards of `synth generate`: what their items are, and the archive that each leaves.
 
-A round of drawing is a plan of its own. Its items are the records that are drawn in it; the file of a shard says of each
-whether it is accepted, and the archive beside it, a zip without compression, has the lines of all its drawings
+A round of drawing is a plan of its own. Its items are the records that are drawn in it; the file of a shard says of
+each whether it is accepted, and the archive beside it, a zip without compression, has the lines of all its drawings
 (`lines.jsonl`) with their files, in the order in which one process writes them.
 """
 
@@ -71,8 +71,12 @@ class RecordItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """A line of the file of a shard: a record, and whether a drawing of it was accepted in this round; None where
-    every worker died of it, and why.
+    """A line of the file of a shard.
+
+    Attributes:
+        number: Number of the record.
+        accepted: Whether a drawing of it was accepted in this round; None where every worker died of it.
+        fault: Why there is no drawing; empty where there is one.
     """
 
     number: int

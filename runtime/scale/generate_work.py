@@ -12,8 +12,8 @@ import msgspec
 
 from flawscope.errors import BundleError, DataError
 from flawscope.resident_memory import peak_kib
-from flawscope.runtime.backends import ROWS
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
+from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.scale.generate_shards import (
     ARCHIVE,
     ArchiveReader,
