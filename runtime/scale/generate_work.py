@@ -47,6 +47,7 @@ class Fixed(msgspec.Struct, frozen=True):
         backend: Backend, not `auto`.
         backend_reason: Why it was chosen.
         threads: Threads of the graphs of a worker.
+        replaces: Whether the set may take the place of an earlier one.
     """
 
     turn: int
@@ -55,6 +56,7 @@ class Fixed(msgspec.Struct, frozen=True):
     backend: str
     backend_reason: str
     threads: int
+    replaces: bool = False
 
     @staticmethod
     def of(plan: Plan) -> Fixed:

@@ -108,17 +108,8 @@ class Synthesizer:
         timeout_s: float | None = None,
         cores: Cores = OWN_CHOICE,
     ) -> None:
-        head = bundle.manifest.head
-        # The type as well as the kind: a bundle of another version could say one and hold the other.
-        if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
-            raise BundleError(
-                f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
-                f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
-            )
+        head = head_of(bundle)
         self.bundle, self.head, self.precision, self._cores = bundle, head, precision, cores
-        # Guidance runs every image twice in one batch, with its text and with the empty one.
-        if bundle.manifest.max_batch < 2:
-            raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
         if TOKENIZER not in bundle.manifest.files:
             raise BundleError(f"{bundle.path}: expected {TOKENIZER}, which texts need, got none. Export it again.")
         # The bundle is checked whole before a backend is opened: building engines only to refuse it could take minutes.
@@ -389,6 +380,21 @@ class Synthesizer:
             Drawn(image, mask, job.mask, verdict, job.text, job.seed, job.crop, seconds, count)
             for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
         ]
+
+
+def head_of(bundle: Bundle) -> SynthHead:
+    """Return how a bundle draws; raises BundleError if it does not, or cannot with guidance."""
+    head = bundle.manifest.head
+    # The type as well as the kind: a bundle of another version could say one and hold the other.
+    if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
+        raise BundleError(
+            f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
+            f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
+        )
+    # Guidance runs every image twice in one batch, with its text and with the empty one.
+    if bundle.manifest.max_batch < 2:
+        raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
+    return head
 
 
 def defect_named(manifest: Manifest, head: SynthHead, name: str) -> SynthDefect:
