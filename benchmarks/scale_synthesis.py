@@ -8,7 +8,7 @@ around the drawing. `plan` and `resume` are short and want a quiet machine; memo
     python benchmarks/scale_synthesis.py resume --work DIR                    # until a worker draws again, then kill -9
     python benchmarks/scale_synthesis.py finish --work DIR                    # to the end
 
-Each writes what it measured into DIR/scale_synthesis.json.
+Each adds what it measured to DIR/scale_synthesis.json. `draw` and `finish` go on with what is whole.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def plan(work: Path, settings: dict[str, int]) -> dict[str, Any]:
     return {"seconds": round(run.seconds, 2), "items_mb": round(items.stat().st_size / 1e6, 1)}
 
 
-def draw(work: Path, settings: dict[str, int], until: float) -> dict[str, Any]:
-    """Draw until a share of the shards is whole, or to the end, and sample memory at each tenth."""
+def draw(work: Path, settings: dict[str, int], until: float, most_s: float) -> dict[str, Any]:
+    """Draw until a share of the shards is whole, the time is over, or to the end; sample memory at each tenth."""
     run, samples = Run(work, settings, "--resume"), list[dict[str, Any]]()
     total = -(-settings["images"] // settings["shard_size"])
     peak: dict[str, float] = {"driver_mb": 0.0, "worker_mb": 0.0}
@@ -159,14 +159,21 @@ def draw(work: Path, settings: dict[str, int], until: float) -> dict[str, Any]:
         peak["worker_mb"] = max([peak["worker_mb"], *now["worker_mb"]])
         if now["whole"] * 10 // total > (samples[-1]["whole"] * 10 // total if samples else first * 10 // total):
             samples.append(now)
-        if until < 1 and now["whole"] >= until * total:
+        if (until < 1 and now["whole"] >= until * total) or run.seconds > most_s:
             run.kill()
             break
         time.sleep(POLL_S)
     else:
         if run.process.returncode:
             raise SystemExit(f"{work / 'log.txt'}: drawing failed with status {run.process.returncode}.")
-    return {"first_whole": first, "of": total, "seconds": round(run.seconds, 1), "at": samples, "peak": peak}
+    return {
+        "first_whole": first,
+        "last_whole": run.whole() if run.shards.is_dir() else total,
+        "of": total,
+        "seconds": round(run.seconds, 1),
+        "at": samples,
+        "peak": peak,
+    }
 
 
 def resume(work: Path, settings: dict[str, int], times: int) -> dict[str, Any]:
@@ -194,6 +201,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard-size", type=int, default=256)
     parser.add_argument("--kill-at", type=float, default=0.9, help="share of the shards that are whole at the kill")
+    parser.add_argument("--most-seconds", type=float, default=1e9, help="kill it then in any case, to go on later")
     parser.add_argument("--times", type=int, default=3, help="how often `resume` is measured")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -205,17 +213,17 @@ def main() -> None:
     settings = document["settings"]
     steps = {
         "plan": lambda: plan(arguments.work, settings),
-        "draw": lambda: draw(arguments.work, settings, arguments.kill_at),
+        "draw": lambda: draw(arguments.work, settings, arguments.kill_at, arguments.most_seconds),
         "resume": lambda: resume(arguments.work, settings, arguments.times),
-        "finish": lambda: draw(arguments.work, settings, 1.0),
+        "finish": lambda: draw(arguments.work, settings, 1.0, arguments.most_seconds),
     }
-    document[arguments.step] = steps[arguments.step]()
+    document.setdefault(arguments.step, []).append(steps[arguments.step]())
     document["machine"] = machine()
-    if arguments.step == "finish":
+    if (arguments.work / "set/generated.jsonl").is_file():
         with (arguments.work / "set/generated.jsonl").open("rb") as lines:
             document["lines"] = sum(1 for _ in lines)
     file.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document[arguments.step]))
+    print(json.dumps(document[arguments.step][-1]))
 
 
 if __name__ == "__main__":

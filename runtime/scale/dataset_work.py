@@ -18,7 +18,7 @@ from flawscope.errors import DataError
 from flawscope.files import storage_errors
 from flawscope.runtime.scale.plan import Plan, read_plan
 from flawscope.runtime.scale.plan_items import read_decoded
-from flawscope.runtime.scale.shards import durable_file, read_lines, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import durable_file, read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker
@@ -132,7 +132,7 @@ def _decode(line: bytes) -> Copy:
 
 def read_copied(out: Path, plan: Plan, task: Task) -> list[Copied]:
     """Return what a task has copied; raises DataError if its file is not whole."""
-    return [msgspec.json.decode(line, type=Copied) for line in b"".join(read_lines(out, plan, task)).splitlines()]
+    return [msgspec.json.decode(line, type=Copied) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
 
 
 class DatasetWorker:

@@ -23,7 +23,7 @@ from flawscope.runtime.scale.generate_shards import (
     read_records,
 )
 from flawscope.runtime.scale.plan import Plan, read_plan
-from flawscope.runtime.scale.shards import durable_file, place_of, read_lines, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import durable_file, place_of, read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker
@@ -182,7 +182,7 @@ _plans: dict[str, Plan] = {}
 
 def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:
     """Return what became of each record of a task; raises DataError if its file is not whole."""
-    return [msgspec.json.decode(line, type=Judged) for line in b"".join(read_lines(out, plan, task)).splitlines()]
+    return [msgspec.json.decode(line, type=Judged) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
 
 
 def _done(task: Task, counts: Counter[str], resized: int, **more: Any) -> Done:
