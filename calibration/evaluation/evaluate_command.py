@@ -16,6 +16,7 @@ from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.evaluate import Evaluation, Measure, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.evaluation_outputs import check_report, why_not_recorded
 from flawscope.calibration.evaluation.evaluation_text import all_faults, print_figures
+from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file, write_bytes
@@ -133,28 +134,30 @@ def evaluate(
 
         asked = asked_of(precision, product, threshold_overlay, by_product=by_product, use_overlay=not no_overlay)
         measure = _measure_in_shards(out, sharding, asked)
+    evaluated = partial(
+        evaluate_bundle,
+        dataset=dataset,
+        backend=backend,
+        graph_path=graph_path,
+        precision=precision,
+        support=support,
+        threshold_overlay=threshold_overlay,
+        use_overlay=not no_overlay,
+        product=product,
+        by_product=by_product,
+        against=against,
+        command=command_line(),
+        seed=seed,
+        measure=measure,
+    )
     results = []
     for path in bundles:
-        with progress_bars() as progress:
-            results.append(
-                evaluate_bundle(
-                    path,
-                    dataset,
-                    backend=backend,
-                    graph_path=graph_path,
-                    precision=precision,
-                    support=support,
-                    threshold_overlay=threshold_overlay,
-                    use_overlay=not no_overlay,
-                    product=product,
-                    by_product=by_product,
-                    against=against,
-                    command=command_line(),
-                    seed=seed,
-                    progress=progress,
-                    measure=measure,
-                )
-            )
+        try:
+            with progress_bars() as progress:
+                results.append(evaluated(path, progress=progress))
+        except ShardsMissing as err:
+            echo(f"note: {err}", err=True)
+            return 0
     # The bundles last: an output folder that cannot be written leaves them unchanged.
     if other is None:
         _put_out(results[0], json_file, report)

@@ -16,6 +16,7 @@ from flawscope.bundle import Manifest, PartShift, Thresholds, mask_on_map, move_
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
+from flawscope.errors import GateError
 from flawscope.imaging.images import prepare_mask, resize
 from flawscope.progress import Progress
 
@@ -118,6 +119,10 @@ class Measured:
         if own is not None:
             return own
         return common if self.pixel_thresholds is None else self.pixel_thresholds
+
+
+class ShardsMissing(GateError):
+    """Shards of other jobs are not there yet: there are no figures so far."""
 
 
 def measure_images(

@@ -21,9 +21,18 @@ import numpy as np
 from flawscope.arrays import Float32Array
 from flawscope.bundle import PartShift, Thresholds
 from flawscope.calibration.evaluation.bundle_scores import load_inspector, score_samples
-from flawscope.calibration.evaluation.measurements import Measured, Outcome, Row, assemble, map_size, read_masks, row_of
+from flawscope.calibration.evaluation.measurements import (
+    Measured,
+    Outcome,
+    Row,
+    ShardsMissing,
+    assemble,
+    map_size,
+    read_masks,
+    row_of,
+)
 from flawscope.datasets import Sample
-from flawscope.errors import ArgumentError, BundleError, DataError, GateError
+from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import storage_errors
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.cores import usable_cores
@@ -270,10 +279,6 @@ def asked_of(
         "threshold_overlay": "" if threshold_overlay is None else str(threshold_overlay.absolute()),
         "use_overlay": use_overlay,
     }
-
-
-class ShardsMissing(GateError):
-    """Shards of other jobs are not there yet: there are no figures so far."""
 
 
 def measure_in_shards(
