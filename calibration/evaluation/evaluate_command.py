@@ -133,7 +133,7 @@ def evaluate(
         from flawscope.calibration.evaluation.sharded_measuring import asked_of
 
         asked = asked_of(precision, product, threshold_overlay, by_product=by_product, use_overlay=not no_overlay)
-        measure = _measure_in_shards(out, sharding, asked)
+        measure = _measure_in_shards(out, sharding, asked, overwrite=overwrite and _is_alone(sharding))
     evaluated = partial(
         evaluate_bundle,
         dataset=dataset,
@@ -169,10 +169,15 @@ def evaluate(
     return 1 if any(all_faults(result.figures) for result in results) else 0
 
 
-def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any]) -> Measure:
+def _is_alone(sharding: dict[str, Any]) -> bool:
+    """Return whether a run in shards neither goes on nor is shared; then --overwrite is of the figures alone."""
+    return not sharding["resume"] and sharding["shard"] is None
+
+
+def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any], *, overwrite: bool) -> Measure:
     """Return what scores images in shards."""
     # Here and not at the top: one process needs none of it.
-    from flawscope.calibration.evaluation.sharded_measuring import Sharding, measure_in_shards
+    from flawscope.calibration.evaluation.sharded_measuring import Sharding, check_out, measure_in_shards
     from flawscope.runtime.scale.placement import make_placement
 
     if sharding["plan_only"]:
@@ -182,19 +187,19 @@ def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any
     part = read_part(sharding["shard"])
     if (size := sharding["shard_size"]) is not None and size < 1:
         raise ArgumentError(f"--shard-size: expected at least 1, got {size}.")
-    return partial(
-        measure_in_shards,
-        Sharding(
-            out=out,
-            placement=make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
-            shard_size=size,
-            part=part.pair,
-            is_resumed=sharding["resume"],
-            is_shared=part.is_given,
-            asked=asked,
-            command=command_line(),
-        ),
+    how = Sharding(
+        out=out,
+        placement=make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
+        shard_size=size,
+        part=part.pair,
+        is_resumed=sharding["resume"],
+        is_shared=part.is_given,
+        asked=asked,
+        overwrite=overwrite,
+        command=command_line(),
     )
+    check_out(how)
+    return partial(measure_in_shards, how)
 
 
 def _check_comparable(

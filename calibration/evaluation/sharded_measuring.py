@@ -33,7 +33,7 @@ from flawscope.calibration.evaluation.measurements import (
 )
 from flawscope.datasets import Sample
 from flawscope.errors import ArgumentError, BundleError, DataError
-from flawscope.files import storage_errors
+from flawscope.files import check_replaceable, storage_errors
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.backends.table import backend_row
@@ -255,6 +255,7 @@ class Sharding:
         is_resumed: Whether to go on with the plan that lies there.
         is_shared: Whether jobs share the plan: the first makes it, and the others take it.
         asked: What of the request bears on scores and decisions: see `asked_of`.
+        overwrite: Whether an earlier run in shards may be replaced.
         command: The command line.
     """
 
@@ -265,6 +266,7 @@ class Sharding:
     is_resumed: bool = False
     is_shared: bool = False
     asked: dict[str, Any]
+    overwrite: bool = False
     command: str = ""
 
 
@@ -279,6 +281,28 @@ def asked_of(
         "threshold_overlay": "" if threshold_overlay is None else str(threshold_overlay.absolute()),
         "use_overlay": use_overlay,
     }
+
+
+def check_out(sharding: Sharding) -> None:
+    """Check, before a bundle is loaded, that a measurement can be made in its folder.
+
+    Raises:
+        ArgumentError: If something else lies there, or an earlier run that shall neither go on nor be replaced.
+    """
+    out, goes_on = sharding.out, sharding.is_resumed or sharding.is_shared
+    if sharding.overwrite and goes_on:
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+    if goes_on and (out / PLAN).is_file():
+        return
+    if not sharding.overwrite and (out / PLAN).is_file():
+        raise ArgumentError(
+            f"{out}: expected a new folder, got the run of an earlier plan. Go on with it by --resume, choose another "
+            "name, or replace it with --overwrite."
+        )
+    check_replaceable(out, PLAN, overwrite=sharding.overwrite)
 
 
 def measure_in_shards(
@@ -302,6 +326,7 @@ def measure_in_shards(
         ShardsMissing: If shards of other jobs are not there yet.
         FlawscopeError: As `run_shards`.
     """
+    check_out(sharding)
     truth = read_masks(samples, inspector.manifest)
     out = sharding.out
     plan = _planned(sharding, inspector, samples)
@@ -352,18 +377,13 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
             shard_size=size,
         )
 
-    if not (out / PLAN).is_file():
+    if sharding.overwrite or not (out / PLAN).is_file():
         try:
-            return write_plan(out, plan_of)
+            return write_plan(out, plan_of, overwrite=sharding.overwrite)
         except ArgumentError:
             # Of jobs that begin together one was first.
             if not (sharding.is_shared and (out / PLAN).is_file()):
                 raise
-    if not (sharding.is_resumed or sharding.is_shared):
-        raise ArgumentError(
-            f"{out}: expected a new folder, got the run of an earlier plan. Go on with it by --resume, or choose "
-            "another name."
-        )
     plan = read_plan(out)
     check_same(out, plan, plan_of(None))
     for name in ("backend", "path", "thresholds"):
