@@ -169,7 +169,8 @@ def atomic_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent) as temporary:
             yield temporary
-            for entry in (temporary, *walk_folder(temporary)):
+            # A chain and no list: there may be millions.
+            for entry in itertools.chain((temporary,), walk_folder(temporary)):
                 if private:
                     entry.chmod(0o700 if entry.is_dir() else 0o600)
                 else:

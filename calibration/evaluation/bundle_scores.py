@@ -26,6 +26,7 @@ def load_inspector(
     threshold_overlay: Path | None = None,
     use_overlay: bool = True,
     product: str | None = None,
+    threads: int | None = None,
 ) -> Inspector:
     """Load a bundle for scoring; see `Inspector.load`."""
     # Lazy: it loads ONNX Runtime, which --help and thresholds set by hand do without.
@@ -39,6 +40,7 @@ def load_inspector(
         threshold_overlay=threshold_overlay,
         use_overlay=use_overlay,
         product=product,
+        threads=threads,
     )
 
 

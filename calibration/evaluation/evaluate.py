@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,7 +71,7 @@ from flawscope.calibration.evaluation.product_figures import (
 from flawscope.calibration.evaluation.seen_images import leave_out_seen, seen_notes
 from flawscope.calibration.evaluation.threshold_figures import recall_by_size, zone_figures
 from flawscope.calibration.extras import require
-from flawscope.datasets import Dataset, Inspection, as_recorded, fingerprint, hash_contents
+from flawscope.datasets import Dataset, Inspection, Sample, as_recorded, fingerprint, hash_contents
 from flawscope.datasets.inspection import inspect_and_hash
 from flawscope.errors import ArgumentError, DataError
 from flawscope.progress import Progress, no_progress
@@ -79,6 +80,13 @@ from flawscope.versions import package_versions
 if TYPE_CHECKING:
     from flawscope.datasets.defects.support_set import SupportRecord
     from flawscope.runtime import Inspector
+
+
+Measure = Callable[
+    ["Inspector", Sequence[Sample], Progress, Mapping[str, Thresholds] | None],
+    Measured,
+]
+"""Scores images; arguments and result as `measure_images`."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ def evaluate_bundle(
     seed: int = 0,
     resamples: int = RESAMPLES,
     progress: Progress = no_progress,
+    measure: Measure | None = None,
 ) -> Evaluation:
     """Run a bundle over all test images of a dataset and compute its figures; nothing is written.
 
@@ -177,6 +186,7 @@ def evaluate_bundle(
         seed: Seed of the bootstrap.
         resamples: Number of bootstrap samples.
         progress: Called after each image.
+        measure: What scores the images; None for `measure_images`.
 
     Raises:
         DataError: If there is no test image, or none beside the support set, the support set was taken from another
@@ -198,7 +208,16 @@ def evaluate_bundle(
         total = len(dataset.test)
         # Before everything else: inspection, fingerprint and figures are of the images that count.
         dataset, seen = leave_out_seen(dataset, read_image_hashes(inspector.bundle).defects, support, progress)
-        run = _run_bundle(inspector, dataset, support, by_product, earlier, progress, seen_notes(seen, total))
+        run = _run_bundle(
+            inspector,
+            dataset,
+            support,
+            by_product,
+            earlier,
+            progress,
+            seen_notes(seen, total),
+            measure or measure_images,
+        )
     progress("Computing figures", 0, 1)
     dataset, measured = _that_count(run, dataset)
     figures = _figures(
@@ -317,6 +336,7 @@ def _run_bundle(
     earlier: tuple[Path, EarlierFigures] | None,
     progress: Progress,
     seen: tuple[str, ...],
+    measure: Measure,
 ) -> _BundleRun:
     """Score all test images, contaminated ones included: the figures with leak need them, and one pass is enough."""
     if earlier is not None:
@@ -347,7 +367,7 @@ def _run_bundle(
         recorded=as_recorded(contents, {*hashes.training, *hashes.held_out}),
         inspection=inspection,
         contamination=contamination,
-        measured=measure_images(inspector, dataset.test, progress, products if by_product else None),
+        measured=measure(inspector, dataset.test, progress, products if by_product else None),
         seen=seen,
     )
 

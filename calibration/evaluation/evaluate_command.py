@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -11,13 +13,15 @@ import msgspec
 from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.calibration.evaluation.evaluate import Evaluation, evaluate_bundle, record_accuracy
+from flawscope.calibration.evaluation.evaluate import Evaluation, Measure, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.evaluation_outputs import check_report, why_not_recorded
 from flawscope.calibration.evaluation.evaluation_text import all_faults, print_figures
+from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
+from flawscope.runtime.scale.shard_options import is_sharded, read_part, shard_options
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json
 
@@ -56,6 +60,13 @@ from flawscope.text import encode_json
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--no-record", is_flag=True, help="Leave the bundle as it is: add no evidence.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for shards and maps, where images are scored in shards: docs/scale.md.",
+)
+@shard_options
 @OVERWRITE
 @threshold_overlay_options
 @trusted_keys_option
@@ -78,6 +89,8 @@ def evaluate(
     overwrite: bool,
     threshold_overlay: Path | None,
     no_overlay: bool,
+    out: Path | None,
+    **sharding: Any,
 ) -> int:
     """Measure BUNDLE on the labelled test images of a dataset, through the runtime.
 
@@ -93,7 +106,11 @@ def evaluate(
 
     Drift: the differences from figures in the evidence with another backend or precision are printed, and with
     --against those from another machine, image by image, with intervals.
+
+    With --out images are scored in shards, by several processes or machines, which can be resumed; the figures are the
+    same: docs/scale.md.
     """
+    in_shards = is_sharded(out, sharding["on"], sharding["workers"]) or out is not None
     check_new_file(json_file, overwrite=overwrite, kind="json")
     support = None
     if support_folder is not None:
@@ -108,30 +125,39 @@ def evaluate(
                 f"--json {json_file}: expected another file than the report, and no folder of it. Choose another name."
             )
     bundles = [bundle] if other is None else [bundle, other]
-    _check_comparable(bundles, against, threshold_overlay)
+    _check_comparable(bundles, against, threshold_overlay, out if in_shards else None)
     recorded = [] if no_record else [path for path in bundles if _is_recorded(path, threshold_overlay)]
     dataset = open_dataset(data, category)
+    measure = None
+    if in_shards and out is not None:
+        from flawscope.calibration.evaluation.sharded_measuring import asked_of
+
+        asked = asked_of(precision, product, threshold_overlay, by_product=by_product, use_overlay=not no_overlay)
+        measure = _measure_in_shards(out, sharding, asked, overwrite=overwrite and _is_alone(sharding))
+    evaluated = partial(
+        evaluate_bundle,
+        dataset=dataset,
+        backend=backend,
+        graph_path=graph_path,
+        precision=precision,
+        support=support,
+        threshold_overlay=threshold_overlay,
+        use_overlay=not no_overlay,
+        product=product,
+        by_product=by_product,
+        against=against,
+        command=command_line(),
+        seed=seed,
+        measure=measure,
+    )
     results = []
     for path in bundles:
-        with progress_bars() as progress:
-            results.append(
-                evaluate_bundle(
-                    path,
-                    dataset,
-                    backend=backend,
-                    graph_path=graph_path,
-                    precision=precision,
-                    support=support,
-                    threshold_overlay=threshold_overlay,
-                    use_overlay=not no_overlay,
-                    product=product,
-                    by_product=by_product,
-                    against=against,
-                    command=command_line(),
-                    seed=seed,
-                    progress=progress,
-                )
-            )
+        try:
+            with progress_bars() as progress:
+                results.append(evaluated(path, progress=progress))
+        except ShardsMissing as err:
+            echo(f"note: {err}", err=True)
+            return 0
     # The bundles last: an output folder that cannot be written leaves them unchanged.
     if other is None:
         _put_out(results[0], json_file, report)
@@ -143,13 +169,48 @@ def evaluate(
     return 1 if any(all_faults(result.figures) for result in results) else 0
 
 
-def _check_comparable(bundles: Sequence[Path], against: Path | None, threshold_overlay: Path | None) -> None:
+def _is_alone(sharding: dict[str, Any]) -> bool:
+    """Return whether a run in shards neither goes on nor is shared; then --overwrite is of the figures alone."""
+    return not sharding["resume"] and sharding["shard"] is None
+
+
+def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any], *, overwrite: bool) -> Measure:
+    """Return what scores images in shards."""
+    # Here and not at the top: one process needs none of it.
+    from flawscope.calibration.evaluation.sharded_measuring import Sharding, check_out, measure_in_shards
+    from flawscope.runtime.scale.placement import make_placement
+
+    if sharding["plan_only"]:
+        raise ArgumentError(
+            "--plan-only: expected none for an evaluation, whose first job makes the plan. Leave it out."
+        )
+    part = read_part(sharding["shard"])
+    if (size := sharding["shard_size"]) is not None and size < 1:
+        raise ArgumentError(f"--shard-size: expected at least 1, got {size}.")
+    how = Sharding(
+        out=out,
+        placement=make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
+        shard_size=size,
+        part=part.pair,
+        is_resumed=sharding["resume"],
+        is_shared=part.is_given,
+        asked=asked,
+        overwrite=overwrite,
+        command=command_line(),
+    )
+    check_out(how)
+    return partial(measure_in_shards, how)
+
+
+def _check_comparable(
+    bundles: Sequence[Path], against: Path | None, threshold_overlay: Path | None, out: Path | None
+) -> None:
     """Raise ArgumentError for options that are of one bundle alone, with two."""
     if len(bundles) == 1:
         return
     if bundles[0].absolute() == bundles[1].absolute():
         raise ArgumentError(f"OTHER {bundles[1]}: expected a second bundle, got the first again. Name another one.")
-    for option, value in (("--against", against), ("--threshold-overlay", threshold_overlay)):
+    for option, value in (("--against", against), ("--threshold-overlay", threshold_overlay), ("--out", out)):
         if value is not None:
             raise ArgumentError(f"{option} {value}: expected one bundle with it, got two. Evaluate each by itself.")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from flawscope.arrays import BoolArray, Float32Array, Float64Array
+from flawscope.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from flawscope.calibration.evaluation.metrics import (
     PRO_LIMIT,
     STRICT_PRO_LIMIT,
@@ -152,16 +152,41 @@ class _Histograms:
     Attributes:
         false: float64 [N, B], defect-free items (images or pixels).
         true: float64 [N, B], anomalous items.
-        overlap: float64 [N, B], shares of regions, or None for image figures.
+        overlap: float64 [N, B], shares of regions.
         regions: float64 [N], regions of each image.
         anomalous: bool [N], the stratum of each image.
     """
 
     false: Float64Array
     true: Float64Array
-    overlap: Float64Array | None
+    overlap: Float64Array
     regions: Float64Array
     anomalous: BoolArray
+
+    def weighted(self, counts: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Return defect-free and anomalous items, float64 [R, B] each, of images weighted by float64 [R, N]."""
+        return counts @ self.false, counts @ self.true
+
+
+@dataclass(frozen=True)
+class _ImageHistograms:
+    """Histograms of images that are one item each, without the N x B numbers that are nearly all 0.
+
+    Attributes:
+        order: int64 [N], the images by score, highest first.
+        starts: int64 [B], where each bin begins in that order.
+        anomalous: bool [N], the stratum of each image.
+    """
+
+    order: Int64Array
+    starts: Int64Array
+    anomalous: BoolArray
+
+    def weighted(self, counts: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """As `_Histograms.weighted`; counts are whole numbers, so that any order of summing gives the same bits."""
+        ranked, labels = counts[:, self.order], self.anomalous[self.order]
+        false, true = (np.add.reduceat(ranked * rows, self.starts, axis=1) for rows in (~labels, labels))
+        return np.asarray(false, np.float64), np.asarray(true, np.float64)
 
 
 def image_intervals(
@@ -214,12 +239,12 @@ def paired_image_intervals(
     }
 
 
-def _image_histograms(scores: Float64Array, labels: BoolArray) -> _Histograms:
+def _image_histograms(scores: Float64Array, labels: BoolArray) -> _ImageHistograms:
     """Return a histogram of each image over the distinct scores, with the one item that an image is."""
-    values, inverse = np.unique(-scores, return_inverse=True)  # negative: bin 0 is the highest score
-    items = np.zeros((len(scores), len(values)))
-    items[np.arange(len(scores)), inverse] = 1.0
-    return _Histograms(items * ~labels[:, None], items * labels[:, None], None, labels.astype(np.float64), labels)
+    order = np.argsort(-scores, kind="stable")  # negative: bin 0 is the highest score
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    return _ImageHistograms(order, starts, labels)
 
 
 def pixel_intervals(
@@ -293,17 +318,16 @@ def _pixel_histograms(
     return _Histograms(false, true, overlap, regions, regions > 0)
 
 
-def _bootstrap(histograms: _Histograms, resamples: int, seed: int) -> dict[str, Float64Array]:
+def _bootstrap(histograms: _Histograms | _ImageHistograms, resamples: int, seed: int) -> dict[str, Float64Array]:
     """Return every figure for every resample: name -> float64 [resamples]."""
     strata = (histograms.anomalous, ~histograms.anomalous)
     parts = [_figures(histograms, counts) for counts in draw_counts(strata, resamples, seed)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64Array]:
+def _figures(histograms: _Histograms | _ImageHistograms, counts: Float64Array) -> dict[str, Float64Array]:
     """Return the figures of weighted images: counts float64 [R, N] -> name -> float64 [R]."""
-    false = (counts @ histograms.false).cumsum(axis=1)
-    true = (counts @ histograms.true).cumsum(axis=1)
+    false, true = (part.cumsum(axis=1) for part in histograms.weighted(counts))
     positives = true[:, -1:]
     # A curve has its points at bin ends. Within a bin the ROC rises on a straight line, as with tied scores
     # (trapezoids); average precision is a step function, sum of (R_n - R_(n-1)) P_n, and F1 = 2 TP / (called + P).
@@ -316,7 +340,7 @@ def _figures(histograms: _Histograms, counts: Float64Array) -> dict[str, Float64
         "ap": np.sum(np.diff(recall, axis=1, prepend=0.0) * precision, axis=1),
         "f1_max": np.max(2 * true / (called + positives), axis=1),
     }
-    if histograms.overlap is not None:
+    if isinstance(histograms, _Histograms):
         # An image drawn twice brings its regions twice, into the overlap and into the number of regions.
         covered = (counts @ histograms.overlap).cumsum(axis=1) / (counts @ histograms.regions)[:, None]
         curve = from_zero(covered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import cv2
@@ -16,6 +16,7 @@ from flawscope.bundle import Manifest, PartShift, Thresholds, mask_on_map, move_
 from flawscope.calibration.evaluation.bundle_scores import fault_of, score_samples
 from flawscope.calibration.evaluation.metrics import stack_masks
 from flawscope.datasets import Sample
+from flawscope.errors import GateError
 from flawscope.imaging.images import prepare_mask, resize
 from flawscope.progress import Progress
 
@@ -57,7 +58,8 @@ class Measured:
         scores: float64 [N]; 0 where an image could not be scored. With zones and thresholds, the largest score minus
             threshold of an image's zones, and by product the score minus the threshold of its product: where thresholds
             differ, scores alone have no common rank.
-        maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored.
+        maps: float32 [N, H, W] at the size of the model's input; 0 where an image could not be scored. They may lie in
+            a file (`numpy.memmap`), of which parts are read as they are needed.
         masks: bool [N, H, W]; all false where there is no pixel truth.
         usable: bool [N], images that were scored.
         has_truth: bool [N], images that were scored and are normal or have a mask with a pixel in it.
@@ -119,6 +121,10 @@ class Measured:
         return common if self.pixel_thresholds is None else self.pixel_thresholds
 
 
+class ShardsMissing(GateError):
+    """Shards of other jobs are not there yet: there are no figures so far."""
+
+
 def measure_images(
     inspector: Inspector,
     samples: Sequence[Sample],
@@ -133,44 +139,107 @@ def measure_images(
         progress: Called after each image.
         products: The thresholds of each category, where images are judged by those of theirs; None for the common ones.
     """
-    # Maps with letterbox show the image alone; all come to one size here, and so do their masks.
-    spec = inspector.manifest.input.stretched
-    is_calibrated = inspector.thresholds is not None
-    # Masks are read first: a broken one stops the evaluation before the long part.
+    truth = read_masks(samples, inspector.manifest)
+    maps = np.zeros((len(samples), *map_size(inspector.manifest)), np.float32)
+    rows = []
+    by_product = products is not None
+    for index, (_, result) in enumerate(score_samples(inspector, samples, "Scoring", progress, by_product=by_product)):
+        row, anomaly_map = row_of(inspector, result, by_product=by_product)
+        rows.append(row)
+        if anomaly_map is not None:
+            maps[index] = anomaly_map
+    return assemble(inspector, samples, truth, rows, maps, products)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the runtime gave for one image, without its map.
+
+    Attributes:
+        outcome: Its decision.
+        rank: The number by which it is ranked; 0 where it could not be scored.
+        shift: How far its part lies off, where that is followed.
+    """
+
+    outcome: Outcome
+    rank: float
+    shift: PartShift | None
+
+
+@dataclass(frozen=True)
+class MaskTruth:
+    """What the masks of some images show at the size of the maps; fields as those of `Measured`."""
+
+    masks: list[BoolArray | None]
+    mask_lost: list[bool]
+    diameters: list[float]
+
+
+def map_size(manifest: Manifest) -> tuple[int, int]:
+    """Return height and width of all maps of a measurement."""
+    # Maps with letterbox show the image alone; all come to one size, and so do their masks.
+    return manifest.input.stretched.size
+
+
+def read_masks(samples: Sequence[Sample], manifest: Manifest) -> MaskTruth:
+    """Read the masks of images: before these are scored, so that a broken one stops the evaluation before that."""
+    spec = manifest.input.stretched
     masks, mask_lost, diameters = [], [], []
     for sample in samples:
         mask = sample.read_mask() if sample.is_anomalous else None
         small = None if mask is None else prepare_mask(mask, spec)
         masks.append(small)
-        diameters.append(math.nan if mask is None else _diameter(mask, inspector.manifest))
+        diameters.append(math.nan if mask is None else _diameter(mask, manifest))
         # A defect of a few pixels can vanish when its mask is resized or cropped; the notes say how many did.
         mask_lost.append(mask is not None and small is not None and bool(mask.any()) and not bool(small.any()))
-    # float64, which all figures are computed in; float32 scores convert without loss, so ties stay ties.
-    scores = np.zeros(len(samples))
-    maps = np.zeros((len(samples), *spec.size), np.float32)
-    usable = np.zeros(len(samples), np.bool_)
-    outcomes = []
-    shifts = []
-    by_product = products is not None
-    for index, (sample, result) in enumerate(
-        score_samples(inspector, samples, "Scoring", progress, by_product=by_product)
-    ):
-        fault = fault_of(result, is_calibrated=is_calibrated)
-        total_ms = result.timings_ms.get("total", 0.0)
-        pixel = None if products is None else products[sample.category].pixel.value
-        shifts.append(result.part_shift)
-        outcomes.append(
-            Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones, pixel)
-        )
-        if fault is None and result.score is not None and result.anomaly_map is not None:
-            scores[index], maps[index], usable[index] = (
-                _rank(result, by_product),
-                _resized(result.anomaly_map, spec.size),
-                True,
-            )
-    inside = _inside(inspector, shifts)
-    stacked = stack_masks(masks, spec.size)
-    has_pixels = stacked.any(axis=(1, 2))
+    return MaskTruth(masks, mask_lost, diameters)
+
+
+def row_of(inspector: Inspector, result: Result, *, by_product: bool) -> tuple[Row, Float32Array | None]:
+    """Return what a result says, and its map at the size of all maps; None where the image could not be scored.
+
+    Args:
+        inspector: The bundle.
+        result: The result.
+        by_product: Whether images are judged by the thresholds of their category.
+    """
+    fault = fault_of(result, is_calibrated=inspector.thresholds is not None)
+    total_ms = result.timings_ms.get("total", 0.0)
+    outcome = Outcome(result.decision, fault, tuple(result.boxes), total_ms, result.notes, result.zones)
+    if fault is not None or result.score is None or result.anomaly_map is None:
+        return Row(outcome, 0.0, result.part_shift), None
+    anomaly_map = _resized(result.anomaly_map, map_size(inspector.manifest))
+    return Row(outcome, _rank(result, by_product), result.part_shift), anomaly_map
+
+
+def assemble(
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    truth: MaskTruth,
+    rows: Sequence[Row],
+    maps: Float32Array,
+    products: Mapping[str, Thresholds] | None,
+) -> Measured:
+    """Return the measurements of images.
+
+    Args:
+        inspector: The bundle.
+        samples: The images.
+        truth: What their masks show.
+        rows: What the runtime gave for each.
+        maps: float32 [N, H, W], 0 where an image could not be scored.
+        products: As in `measure_images`.
+    """
+    usable = np.array([row.outcome.fault is None for row in rows], np.bool_)
+    outcomes = [row.outcome for row in rows]
+    if products is not None:
+        outcomes = [
+            replace(outcome, pixel_threshold=products[sample.category].pixel.value)
+            for outcome, sample in zip(outcomes, samples, strict=True)
+        ]
+    inside = _inside(inspector, [row.shift for row in rows])
+    stacked = stack_masks(truth.masks, map_size(inspector.manifest))
+    has_pixels = np.array([mask is not None and bool(mask.any()) for mask in truth.masks], np.bool_)
     outside = np.zeros(len(stacked), np.bool_)
     if inside is not None:
         # What lies outside of the region is neither a defect that was missed nor a normal pixel.
@@ -182,13 +251,14 @@ def measure_images(
     return Measured(
         samples=tuple(samples),
         outcomes=tuple(outcomes),
-        scores=scores,
+        # float64, which all figures are computed in; float32 scores convert without loss, so ties stay ties.
+        scores=np.array([row.rank for row in rows], np.float64),
         maps=maps,
         masks=stacked,
         usable=usable,
         has_truth=has_truth,
-        mask_lost=np.array(mask_lost, np.bool_),
-        diameters=np.array(diameters, np.float64),
+        mask_lost=np.array(truth.mask_lost, np.bool_),
+        diameters=np.array(truth.diameters, np.float64),
         outside=outside,
         inside=inside,
         pixel_thresholds=_pixel_thresholds(inspector),

@@ -1,15 +1,15 @@
 """Accuracy of scores and anomaly maps: AUROC, average precision, F1 and AU-PRO, exact, with ties handled.
 
-Image figures take one score an image. Pixel figures come from one ranking of all pixels, `rank_pixels`: sorting the
-defect-free pixels once and looking up the few defect pixels among them gives the exact ROC, precision-recall and
-per-region-overlap curves at every distinct threshold, in the memory of one copy of the maps.
+Image figures take one score an image. Pixel figures come from one ranking of all pixels, `rank_pixels`: counting the
+defect-free pixels above the scores of the few defect pixels gives the exact ROC, precision-recall and
+per-region-overlap curves at every distinct threshold, in the memory of the defect pixels and of 16 million others.
 
 A figure that is undefined (one class only) is None, never a substitute such as 0 or 0.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -24,6 +24,8 @@ PRO_LIMIT = 0.3
 """False-positive rate up to which the per-region overlap is integrated, as in the MVTec AD paper."""
 STRICT_PRO_LIMIT = 0.05
 """A stricter limit: maps with fewer false pixels than a line could live with."""
+_PART_PX = 1 << 24
+"""Defect-free pixels that are sorted at once: 64 MiB."""
 
 
 def auroc(scores: Float64Array, labels: BoolArray) -> float | None:
@@ -149,26 +151,54 @@ def rank_pixels(
     chosen = np.flatnonzero(
         np.ones(len(maps), np.bool_) if use is None else check_array(use, "use", (len(maps),), bool)
     )
-    # Allocated once at its size: concatenating parts would hold all defect-free pixels, which are nearly all, twice.
-    free = np.empty(int(sum(np.count_nonzero(counts[i] & ~masks[i]) for i in chosen)), np.float32)
-    filled, regions = 0, 0
+    negatives, regions = 0, 0
     scores: list[Float32Array] = []
     shares: list[Float64Array] = []
     for i in chosen:
         if not np.isfinite(maps[i]).all():
             raise ArgumentError(f"maps: expected finite numbers, got NaN or infinity in map {i}.")
-        good = maps[i][counts[i] & ~masks[i]]
-        free[filled : filled + good.size] = good
-        filled += good.size
+        negatives += int(np.count_nonzero(counts[i] & ~masks[i]))
         if masks[i].any():
             share, count = region_shares(masks[i])
             scores.append(maps[i][masks[i]])
             shares.append(share)
             regions += count
-    if not scores or not free.size:
+    if not scores or not negatives:
         return None
-    free.sort()  # in place; the only sort of all pixels
-    return _ranking(np.concatenate(scores), np.concatenate(shares), free, regions)
+    values, inverse = np.unique(np.concatenate(scores), return_inverse=True)
+    false_above, false_at = (np.zeros(len(values), np.int64) for _ in range(2))
+    for free in _parts_of_free(maps, masks, counts, chosen):
+        false_above += free.size - np.searchsorted(free, values, side="right")
+        false_at += free.size - np.searchsorted(free, values, side="left")
+    overlap = np.bincount(inverse, np.concatenate(shares))[::-1].cumsum() / regions
+    return PixelRanking(
+        values=values[::-1],
+        true_at=np.bincount(inverse)[::-1].cumsum(),
+        overlap_at=np.minimum(overlap, 1.0),  # a sum of many 1/n may end a rounding above 1
+        false_above=false_above[::-1],
+        false_at=false_at[::-1],
+        negatives=negatives,
+        regions=regions,
+    )
+
+
+def _parts_of_free(
+    maps: Float32Array, masks: BoolArray, counts: BoolArray, chosen: Int64Array
+) -> Iterator[Float32Array]:
+    """Yield the defect-free pixels of the chosen images in sorted parts, float32 [P].
+
+    Not in one array: they are nearly all pixels, and maps may lie in a file that is larger than the memory.
+    """
+    waiting: list[Float32Array] = []
+    pixels = 0
+    for i in chosen:
+        waiting.append(maps[i][counts[i] & ~masks[i]])
+        pixels += waiting[-1].size
+        if pixels >= _PART_PX or i == chosen[-1]:
+            part = np.concatenate(waiting)
+            waiting, pixels = [], 0
+            part.sort()
+            yield part
 
 
 def region_shares(mask: BoolArray) -> tuple[Float64Array, int]:
@@ -178,20 +208,6 @@ def region_shares(mask: BoolArray) -> tuple[Float64Array, int]:
     inside = labels[mask]
     # OpenCV counts the background as region 0; no defect pixel has it.
     return 1.0 / np.bincount(inside, minlength=count)[inside], count - 1
-
-
-def _ranking(scores: Float32Array, shares: Float64Array, free: Float32Array, regions: int) -> PixelRanking:
-    values, inverse = np.unique(scores, return_inverse=True)
-    overlap = np.bincount(inverse, shares)[::-1].cumsum() / regions
-    return PixelRanking(
-        values=values[::-1],
-        true_at=np.bincount(inverse)[::-1].cumsum(),
-        overlap_at=np.minimum(overlap, 1.0),  # a sum of many 1/n may end a rounding above 1
-        false_above=(free.size - np.searchsorted(free, values, side="right"))[::-1],
-        false_at=(free.size - np.searchsorted(free, values, side="left"))[::-1],
-        negatives=free.size,
-        regions=regions,
-    )
 
 
 def pixel_auroc(ranking: PixelRanking) -> float:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flawscope.errors import DataError
 from flawscope.open_files import open_regular
 from flawscope.runtime.scale.inputs import Item, decode_item, encode_item
 from flawscope.runtime.scale.plan import ITEMS, OFFSETS, Plan
 from flawscope.runtime.scale.task import Task
+
+_Item = TypeVar("_Item")
 
 _OFFSET = struct.Struct("<Q")
 
@@ -29,7 +31,12 @@ class Written(NamedTuple):
 
 
 def write_items(folder: Path | None, items: Iterable[Item], shard_size: int) -> Written:
-    """Write items in their order, or only count and hash them.
+    """Write items in their order, or only count and hash them; arguments as `write_item_lines`."""
+    return write_item_lines(folder, map(encode_item, items), shard_size)
+
+
+def write_item_lines(folder: Path | None, items: Iterable[bytes], shard_size: int) -> Written:
+    """Write items of any kind, each a line of JSON without its end, or only count and hash them.
 
     Args:
         folder: Where both files go; None for nowhere.
@@ -43,7 +50,7 @@ def write_items(folder: Path | None, items: Iterable[Item], shard_size: int) -> 
         for item in items:
             if count % shard_size == 0:
                 offsets.write(_OFFSET.pack(offset))
-            line = encode_item(item) + b"\n"
+            line = item + b"\n"
             digest.update(line)
             lines.write(line)
             offset += len(line)
@@ -52,12 +59,18 @@ def write_items(folder: Path | None, items: Iterable[Item], shard_size: int) -> 
 
 
 def read_items(out: Path, plan: Plan, task: Task) -> list[Item]:
-    """Return the items of a task.
+    """Return the items of a task; arguments and errors as `read_decoded`."""
+    return read_decoded(out, plan, task, decode_item)
+
+
+def read_decoded(out: Path, plan: Plan, task: Task, decode: Callable[[bytes], _Item]) -> list[_Item]:
+    """Return the items of a task, of any kind.
 
     Args:
         out: Folder of the plan.
         plan: The plan.
         task: The task.
+        decode: Makes an item of its line; raises DataError for another line.
 
     Raises:
         DataError: If they cannot be read, or are not there.
@@ -70,7 +83,7 @@ def read_items(out: Path, plan: Plan, task: Task) -> list[Item]:
             lines.seek(offset)
             for _ in range(task.first - task.shard * plan.shard_size):
                 lines.readline()
-            found = [decode_item(lines.readline()) for _ in range(task.items)]
+            found = [decode(lines.readline()) for _ in range(task.items)]
     except (OSError, struct.error, DataError) as err:
         reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
         raise DataError(

@@ -20,6 +20,9 @@ from flawscope.text import NOT_JSON
 
 WORKS: dict[str, str] = {
     "score": "flawscope.runtime.scale.score_work:ScoreWork",
+    "generate": "flawscope.runtime.scale.generate_work:GenerateWork",
+    "dataset": "flawscope.runtime.scale.dataset_work:DatasetWork",
+    "evaluate": "flawscope.calibration.evaluation.sharded_measuring:EvaluateWork",
 }
 """Kind -> `module:class` of its struct, whose tag (`kind`) it is. Its fields `out` (folder of the plan, absolute) and
 `plan` (digest of the plan) are enough to look at shards and to merge them: all others have defaults."""

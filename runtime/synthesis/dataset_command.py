@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +16,17 @@ from flawscope.datasets.defects.drawn_set import SOURCES, DrawnSource, read_lear
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.output_options import OVERWRITE
-from flawscope.runtime.synthesis.mixed_datasets import DatasetLayout, Labels, write_synth_dataset
-from flawscope.terminal import echo, progress_bars
+from flawscope.progress import Progress
+from flawscope.runtime.scale.shard_options import is_sharded, read_part, shard_options
+from flawscope.runtime.synthesis.mixed_datasets import (
+    DatasetLayout,
+    DatasetPlan,
+    Labels,
+    SynthDatasetRecord,
+    plan_dataset,
+    write_synth_dataset,
+)
+from flawscope.terminal import command_line, echo, progress_bars
 
 
 @click.command()
@@ -52,6 +63,7 @@ from flawscope.terminal import echo, progress_bars
 )
 @OUT
 @OVERWRITE
+@shard_options
 def dataset(
     generated: tuple[Path, ...],
     data: Path,
@@ -62,26 +74,53 @@ def dataset(
     support: Path | None,
     out: Path,
     overwrite: bool,
+    **sharding: Any,
 ) -> None:
     """Make a dataset of the accepted images of GENERATED and of real images.
 
     GENERATED are folders of synth generate, synth paste and synth perlin, one or several. Drawn images are training
     images. Images that defects were learned from are left out of the test split; DIR/dataset.json names them.
+
+    With --on, --workers, --shard-size or --shard it works in shards, by several processes or machines, and can be
+    resumed; the dataset is the same: docs/scale.md. What is not finished lies in DIR.parts.
     """
     take = _parse_takes(takes)
     real = open_dataset(data, category)
+    known = None if support is None else read_support(support)
     with progress_bars() as report:
-        record = write_synth_dataset(
-            generated,
-            real,
-            out,
-            layout=layout,
-            labels=labels,
-            take=take,
-            support=None if support is None else read_support(support),
-            progress=partial(report, "writing images"),
-            overwrite=overwrite,
-        )
+        if is_sharded(out, sharding["on"], sharding["workers"]):
+            written = _write_in_shards(
+                partial(
+                    plan_dataset,
+                    generated,
+                    real,
+                    layout=layout,
+                    labels=labels,
+                    take=take,
+                    support=known,
+                    are_files_checked=False,
+                ),
+                {"layout": layout, "labels": labels, "take": take, "support": known and known.digest},
+                out,
+                sharding,
+                report,
+                overwrite=overwrite,
+            )
+            if written is None:
+                return
+            record = written
+        else:
+            record = write_synth_dataset(
+                generated,
+                real,
+                out,
+                layout=layout,
+                labels=labels,
+                take=take,
+                support=known,
+                progress=partial(report, "writing images"),
+                overwrite=overwrite,
+            )
     # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
     drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
     echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
@@ -97,6 +136,36 @@ def dataset(
             err=True,
         )
     echo(f"overview: {out / SHEET}")
+
+
+def _write_in_shards(
+    make: Callable[[], DatasetPlan],
+    asked: dict[str, Any],
+    out: Path,
+    sharding: dict[str, Any],
+    report: Progress,
+    *,
+    overwrite: bool,
+) -> SynthDatasetRecord | None:
+    # Here and not at the top: one process needs none of it.
+    from flawscope.runtime.scale.dataset_run import write_in_shards
+    from flawscope.runtime.scale.placement import make_placement
+
+    part = read_part(sharding["shard"])
+    return write_in_shards(
+        make,
+        asked,
+        out,
+        make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
+        shard_size=sharding["shard_size"],
+        part=part.pair,
+        is_resumed=sharding["resume"],
+        is_shared=part.is_given,
+        plan_only=sharding["plan_only"],
+        overwrite=overwrite,
+        report=report,
+        command=command_line(),
+    )
 
 
 def _parse_takes(takes: tuple[str, ...]) -> dict[DrawnSource, int]:

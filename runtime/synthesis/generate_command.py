@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
-from flawscope.bundle import PRECISIONS
+from flawscope.bundle import PRECISIONS, Manifest, SynthDefect, SynthHead, trusted_bundle
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
-from flawscope.datasets import open_categories
+from flawscope.datasets import Dataset, open_categories
 from flawscope.datasets.data_options import CATEGORIES, PATH, data_option, split_categories
 from flawscope.datasets.defects.drawing_options import warn_of_test_images
 from flawscope.datasets.defects.set_files import SHEET
@@ -17,6 +19,7 @@ from flawscope.errors import GateError
 from flawscope.files import check_replaceable
 from flawscope.output_options import OVERWRITE
 from flawscope.runtime.backends import BACKENDS
+from flawscope.runtime.scale.shard_options import is_sharded, shard_options
 from flawscope.runtime.synthesis.draw_options import BestBy, GenerateSettings
 from flawscope.runtime.synthesis.generate_options import generate_options
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
@@ -24,7 +27,7 @@ from flawscope.runtime.synthesis.generation import generate_images
 from flawscope.runtime.synthesis.mask_sites import MASKS_PER_IMAGE, MaskSites
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.sites import Site, read_sites
-from flawscope.runtime.synthesis.synthesizer import Synthesizer
+from flawscope.runtime.synthesis.synthesizer import Synthesizer, defect_named, head_of
 from flawscope.terminal import echo, progress_bars
 
 
@@ -76,6 +79,7 @@ from flawscope.terminal import echo, progress_bars
 @click.option("--checkpoint_dir", "--lora_dir", "weights", hidden=True)
 @click.option("--out", "--outdir", "--output", "out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 @OVERWRITE
+@shard_options
 @trusted_keys_option
 def generate(
     settings: GenerateSettings,
@@ -97,6 +101,7 @@ def generate(
     weights: str | None,
     out: Path,
     overwrite: bool,
+    **sharding: Any,
 ) -> None:
     """Draw defects on normal images with a bundle, find their precise masks, and reject images of poor quality.
 
@@ -104,6 +109,9 @@ def generate(
     --data), or on one image (--image, --mask, --defect), whose mask is resized to it. The same seed gives the same
     images. The exit status is 1 if no image of a defect type was accepted; the folder is written
     in that case, too.
+
+    With --on, --workers, --shard-size or --shard it works in shards, by several processes or machines, and can be
+    resumed; the set is the same: docs/scale.md. What is not finished lies in DIR.parts.
     """
     _check_sources((boxes, masks), (data, *categories), (image, mask, text), defects)
     if per_image is not None and masks is None:
@@ -117,26 +125,41 @@ def generate(
         echo("note: --extract_mask: precise masks are always written", err=True)
     if text is not None:
         settings = msgspec.structs.replace(settings, texts="lines")  # it is the text of the one line that --image makes
-    distance = _distance(settings.best_by, lpips, lpips_heads)
+    compared_by = _weights(settings.best_by, lpips, lpips_heads)
+    in_shards = is_sharded(out, sharding["on"], sharding["workers"])
     # Both before the bundle is loaded: a wrong folder or line is then an error at once.
-    check_replaceable(out, MARKER, overwrite=overwrite)
+    if not in_shards:
+        check_replaceable(out, MARKER, overwrite=overwrite)
     dataset = None if data is None else open_categories(data, split_categories(categories))
     sites, lines = ([], {}) if boxes is None or dataset is None else read_sites(boxes, dataset, defects)
     of_masks = None if masks is None or dataset is None else MaskSites(masks, dataset)
-    with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
+
+    def choose_sites(manifest: Manifest, head: SynthHead) -> tuple[Sequence[Site], Mapping[str, str]]:
         if image is not None and mask is not None:
-            sites = [_site_of_image(synthesizer, defects[0], image, mask, text)]
+            return [_site_of_image(defect_named(manifest, head, defects[0]), image, mask, text)], {}
         if of_masks is not None:
-            sites = _sites_of_masks(of_masks, synthesizer, defects, per_image, settings.seed)
-            lines = of_masks.hashes
+            return _sites_of_masks(of_masks, head, defects, per_image, settings.seed), of_masks.hashes
+        return sites, lines
+
+    if in_shards:
+        found = _generate_in_shards(
+            bundle, choose_sites, settings, backend, precision, compared_by, dataset, out, sharding, overwrite=overwrite
+        )
+        if found is not None:
+            _print_record(found, out)
+            _check_accepted(found, out)
+        return
+    distance = None if compared_by is None else MaskedLpips.load(*compared_by)
+    with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
+        chosen, hashes = choose_sites(synthesizer.manifest, synthesizer.head)
         echo(f"backend {synthesizer.backend} ({synthesizer.backend_reason})", err=True)
         record = generate_images(
             synthesizer,
-            sites,
+            chosen,
             out,
             settings,
             dataset=dataset,
-            lines=lines,
+            lines=hashes,
             distance=distance,
             report=report,
             overwrite=overwrite,
@@ -146,9 +169,9 @@ def generate(
 
 
 def _sites_of_masks(
-    masks: MaskSites, synthesizer: Synthesizer, defects: tuple[str, ...], per_image: int | None, seed: int
+    masks: MaskSites, head: SynthHead, defects: tuple[str, ...], per_image: int | None, seed: int
 ) -> list[Site]:
-    learned = [f"{defect.category}/{defect.name}" for defect in synthesizer.defects]
+    learned = [f"{defect.category}/{defect.name}" for defect in head.defects]
     number = MASKS_PER_IMAGE if per_image is None else per_image
     # A bundle that has learned no defect draws any.
     sites, passed_over = masks.choose(learned, lambda key: not learned or key in learned, defects, number, seed)
@@ -157,20 +180,55 @@ def _sites_of_masks(
     return sites
 
 
-def _distance(best_by: BestBy, lpips: Path | None, heads: Path | None) -> MaskedLpips | None:
+def _generate_in_shards(
+    bundle: Path,
+    choose_sites: Callable[[Manifest, SynthHead], tuple[Sequence[Site], Mapping[str, str]]],
+    settings: GenerateSettings,
+    backend: str,
+    precision: str,
+    weights: tuple[Path, Path] | None,
+    dataset: Dataset | None,
+    out: Path,
+    sharding: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> GenerateRecord | None:
+    """Draw in shards; return the record of the set, or None where it is not finished."""
+    # Here and not at the top: one process needs none of it.
+    from flawscope.runtime.scale.generate_console import run_in_shards
+    from flawscope.runtime.scale.generate_plan import Request
+
+    with trusted_bundle(bundle) as opened:
+        head = head_of(opened)
+        sites, lines = choose_sites(opened.manifest, head)
+        request = Request(
+            bundle=bundle,
+            manifest=opened.manifest,
+            head=head,
+            sites=sites,
+            settings=settings,
+            backend=backend,
+            precision=precision,
+            lpips=weights,
+            dataset=dataset,
+            lines=lines,
+        )
+    return run_in_shards(request, out, sharding, overwrite=overwrite)
+
+
+def _weights(best_by: BestBy, lpips: Path | None, heads: Path | None) -> tuple[Path, Path] | None:
     """Return what compares candidates by LPIPS, or None where the filter does."""
     if best_by == "lpips":
         if lpips is None or heads is None:
             raise click.UsageError("Expected --lpips and --lpips-heads with --best-by lpips, got none. Give both.")
-        return MaskedLpips.load(lpips, heads)
+        return lpips, heads
     if lpips is not None or heads is not None:
         raise click.UsageError("Expected --best-by lpips with --lpips and --lpips-heads, got filter. Leave them out.")
     return None
 
 
-def _site_of_image(synthesizer: Synthesizer, name: str, image: Path, mask: Path, text: str | None) -> Site:
+def _site_of_image(defect: SynthDefect, image: Path, mask: Path, text: str | None) -> Site:
     # Only the bundle knows the category that a bare defect name belongs to.
-    defect = synthesizer.find_defect(name)
     return Site(defect.category, defect.name, image, image.name, mask, mask.name, text, is_fitted=True)
 
 

@@ -20,22 +20,26 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from flawscope.bundle import SynthHead
 from flawscope.datasets import Dataset, as_recorded, hash_contents
-from flawscope.datasets.defects.box_sets import shares
-from flawscope.datasets.defects.seeded_choice import check_seed
-from flawscope.datasets.fingerprints import content_hash
-from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable
-from flawscope.imaging.images import read_image
-from flawscope.imaging.masks import read_mask
-from flawscope.runtime.synthesis.candidates import Candidate, is_better, is_kept, score_of
-from flawscope.runtime.synthesis.draw_options import DrawOrder, GenerateSettings, Texts
+from flawscope.resident_memory import peak_kib
+from flawscope.runtime.synthesis.candidates import Candidate
+from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
-from flawscope.runtime.synthesis.set_writer import SetWriter
+from flawscope.runtime.synthesis.record_drawing import (
+    RecordDrawer,
+    SiteChecks,
+    check_distance,
+    check_seeds,
+    sites_of_records,
+)
+from flawscope.runtime.synthesis.set_lines import LineMaker
+from flawscope.runtime.synthesis.set_writer import DrawnBy, SetFacts, SetWriter, Shown
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
 
@@ -78,133 +82,90 @@ def generate_images(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     settings, report = settings or GenerateSettings(), report or (lambda stage, count, total: None)
-    if (distance is not None) != (settings.best_by == "lpips"):
-        got, wanted = ("none", "weights of LPIPS") if distance is None else ("some", "no weights of LPIPS")
-        raise ArgumentError(f"best_by: expected {wanted} with {settings.best_by}, got {got}.")
+    check_distance(settings, is_given=distance is not None)
     check_replaceable(folder, MARKER, overwrite=overwrite)
-    batch = synthesizer.max_batch if settings.batch is None else settings.batch
-    synthesizer.check_batch(batch)
-    tasks = list(enumerate(_sites_of_records(sites, settings)))
-    # Above every seed that the run can use: one out of range must be an error now, not in the last round.
-    check_seed(settings.seed + len(tasks) * settings.rounds * settings.best_of)
-    hashes, fitted = _check_sites(synthesizer, [site for _, site in tasks], settings.texts, report)
-    in_test = 0 if dataset is None else _support_in_test(dataset, synthesizer.head, report)
-    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
-        writer = SetWriter(unfinished, synthesizer, settings, hashes)
+    tasks = list(enumerate(sites_of_records(sites, settings)))
+    drawer = RecordDrawer(synthesizer, settings, len(tasks), distance)
+    check_seeds(settings, len(tasks))
+    checks = _check_sites(synthesizer, [site for _, site in tasks], settings, report)
+    in_test = 0 if dataset is None else support_in_test(dataset, synthesizer.head, report)
+    with (
+        atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished,
+        SetWriter(unfinished) as writer,
+    ):
         started = time.perf_counter()
-        pending, total = tasks, len(tasks) * settings.best_of
-        for turn in range(settings.rounds):
-            rejected: list[tuple[int, Site]] = []
-            for first in range(0, len(pending), batch):
-                chunk = pending[first : first + batch]
-                for candidate in _best_of(synthesizer, chunk, turn, settings, len(tasks), batch, distance, writer):
-                    accepted = is_kept(candidate.drawn.verdict, settings)
-                    writer.add(candidate, accepted=accepted)
-                    if not accepted:
-                        rejected.append((candidate.number, candidate.site))
-                report("drawing", len(writer.lines), total)
-            if not rejected:
-                break
-            pending, total = rejected, total + len(rejected) * settings.best_of
-        # Counted over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
-        asked_for = Counter(site.key for _, site in tasks)
-        weights = {} if distance is None else distance.files
-        resized = sum(site in fitted for _, site in tasks)
-        record = writer.finish(asked_for, time.perf_counter() - started, in_test, lines or {}, weights, resized)
+        _draw_rounds(drawer, tasks, settings, LineMaker(synthesizer, settings), checks.hashes, writer, report)
+        facts = SetFacts(
+            # Over the tasks and not over the drawings: a record that was drawn in three rounds was asked for once.
+            wanted=Counter(site.key for _, site in tasks),
+            seconds=time.perf_counter() - started,
+            peak_kib=peak_kib(),
+            in_test=in_test,
+            lines=lines or {},
+            weights={} if distance is None else distance.files,
+            resized=sum(site in checks.fitted for _, site in tasks),
+        )
+        record = writer.finish(drawn_by(synthesizer, settings), facts)
     return record
 
 
-def _best_of(
-    synthesizer: Synthesizer,
-    chunk: Sequence[tuple[int, Site]],
-    turn: int,
+def _draw_rounds(
+    drawer: RecordDrawer,
+    tasks: Sequence[tuple[int, Site]],
     settings: GenerateSettings,
-    records: int,
-    batch: int,
-    distance: MaskedLpips | None,
+    maker: LineMaker,
+    hashes: Mapping[Path, str],
     writer: SetWriter,
-) -> list[Candidate]:
-    """Draw the candidates of some records at once and return the best of each; the others are written as rejected."""
-    bits = synthesizer.manifest.input.bits
-    # Images are read a batch at a time: those of a whole run would not fit in memory.
-    goods = [read_image(site.good, bits) for _, site in chunk]
-    sources = [(good, site.read_mask(good.shape[:2])) for good, (_, site) in zip(goods, chunk, strict=True)]
-    texts = [_text(synthesizer, site, settings.texts) for _, site in chunk]
-    best: list[Candidate] = []
-    for take in range(settings.best_of):
-        drawing = turn * settings.best_of + take
-        # By the record's number and not by its position in the chunk: neither the batch nor which other records were
-        # rejected may change an image. Drawings of a record are `records` apart, so no seed is used twice.
-        seeds = [settings.seed + drawing * records + number for number, _ in chunk]
-        orders = [
-            DrawOrder(good, mask, site.key, text, seed)
-            for (good, mask), (_, site), text, seed in zip(sources, chunk, texts, seeds, strict=True)
-        ]
-        drawn = synthesizer.draw(orders, settings.options, batch=batch)
-        found = [
-            Candidate(number, site, drawing + 1, good, one, score_of(one, good, settings, distance))
-            for (number, site), (good, _), one in zip(chunk, sources, drawn, strict=True)
-        ]
-        if not best:
-            best = found
-            continue
-        for index, (old, new) in enumerate(zip(best, found, strict=True)):
-            winner, loser = (new, old) if is_better(new, old, settings) else (old, new)
-            best[index] = winner
-            # At once, and not at the end: of large images only two of each record are in memory.
-            writer.add(loser, accepted=False)
-    return best
+    report: Report,
+) -> None:
+    pending, total = tasks, len(tasks) * settings.best_of
+    for turn in range(settings.rounds):
+        rejected: list[tuple[int, Site]] = []
+        for first in range(0, len(pending), drawer.batch):
+            chunk = pending[first : first + drawer.batch]
+            kept: set[int] = set()
+            for candidate, accepted in drawer.draw(chunk, turn):
+                line, files = maker.make(candidate, hashes[candidate.site.good], accepted=accepted)
+                writer.add(line, files, partial(_shown, candidate))
+                if accepted:
+                    kept.add(candidate.number)
+            rejected += [(number, site) for number, site in chunk if number not in kept]
+            report("drawing", writer.written, total)
+        if not rejected:
+            break
+        pending, total = rejected, total + len(rejected) * settings.best_of
 
 
-def _sites_of_records(sites: Sequence[Site], settings: GenerateSettings) -> list[Site]:
-    """Return the site of every record: all of one defect type together, in the order of the lines."""
-    # Dictionaries keep the order of the lines. A record's number, and so its seed, depends on that order.
-    groups: dict[str, dict[str, list[Site]]] = {}
-    for site in sites:
-        groups.setdefault(site.category, {}).setdefault(site.defect, []).append(site)
-    chosen: list[Site] = []
-    for types in groups.values():
-        counts = [settings.per_defect or len(group) for group in types.values()]
-        if settings.number is not None:
-            counts = shares(settings.number, len(types))
-        for group, count in zip(types.values(), counts, strict=True):
-            chosen += [group[index % len(group)] for index in range(count)]
-    return chosen
+def _shown(candidate: Candidate) -> Shown:
+    drawn = candidate.drawn
+    return Shown(candidate.site.good.name, candidate.good, drawn.image, drawn.mask, drawn.region)
 
 
-def _text(synthesizer: Synthesizer, site: Site, texts: Texts) -> str | None:
-    is_learned = synthesizer.find_defect(site.key).vectors is not None
-    return None if texts == "bundle" or (texts == "auto" and is_learned) else site.text
+def drawn_by(synthesizer: Synthesizer, settings: GenerateSettings) -> DrawnBy:
+    """Return what draws, for the record of a set."""
+    return DrawnBy(
+        synthesizer.manifest,
+        synthesizer.head,
+        synthesizer.backend,
+        synthesizer.backend_reason,
+        synthesizer.precision,
+        settings,
+    )
 
 
 def _check_sites(
-    synthesizer: Synthesizer, sites: Sequence[Site], texts: Texts, report: Report
-) -> tuple[dict[Path, str], set[Site]]:
-    """Raise unless every site can be drawn on; return the hashes of the normal images, and sites with resized masks."""
-    fitted: set[Site] = set()
-    support = {image.sha256: f"{image.category}/{image.defect}" for image in synthesizer.head.support}
-    hashes: dict[Path, str] = {}
+    synthesizer: Synthesizer, sites: Sequence[Site], settings: GenerateSettings, report: Report
+) -> SiteChecks:
+    """Raise unless every site can be drawn on."""
+    checks = SiteChecks(synthesizer, settings.texts)
     different = list(dict.fromkeys(sites))  # lines that are used several times are checked once
     for count, site in enumerate(different, 1):
-        if (text := _text(synthesizer, site, texts)) is not None:
-            synthesizer.check_text(site.key, text)
-        if site.good not in hashes:
-            hashes[site.good] = content_hash(site.good)
-        # By content: the same image under another name would be a defect drawn on a defect.
-        if hashes[site.good] in support:
-            raise DataError(
-                f"{site.good}: expected a normal image, got one that the bundle learned "
-                f"{support[hashes[site.good]]} from. Take its line out."
-            )
-        size = read_image(site.good).shape[:2]
-        site.read_mask(size)
-        if site.is_fitted and read_mask(site.mask).shape != size:
-            fitted.add(site)
+        checks.check(site)
         report("checking images", count, len(different))
-    return hashes, fitted
+    return checks
 
 
-def _support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
+def support_in_test(dataset: Dataset, head: SynthHead, report: Report) -> int:
     """Return how many of the support images are in the test split, compared by content."""
     support = {image.sha256 for image in head.support}
     if not support:

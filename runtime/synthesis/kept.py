@@ -1,4 +1,4 @@
-"""Results of a network that are asked for again: kept up to a number of bytes, those unused for longest forgotten."""
+"""Results of a network that are asked for again: kept up to a size and a number, those unused longest forgotten."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class Kept:
 
     Args:
         most_bytes: Bytes of all arrays together.
+        most_arrays: Arrays. Small ones take more memory for what is around them than they hold: a run over many small
+            images would grow for hours until it had so many bytes.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._bytes = most_bytes, 0
+    def __init__(self, most_bytes: int, most_arrays: int = 4096) -> None:
+        self._most, self._most_arrays, self._bytes = most_bytes, most_arrays, 0
         self._arrays: OrderedDict[Hashable, npt.NDArray[Any]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -39,7 +41,7 @@ class Kept:
             self._drop(key)
             self._arrays[key] = array.copy()  # a view would keep the whole batch
             self._bytes += array.nbytes
-        while self._bytes > self._most:
+        while self._bytes > self._most or len(self._arrays) > self._most_arrays:
             self._drop(next(iter(self._arrays)))
 
     def clear(self) -> None:

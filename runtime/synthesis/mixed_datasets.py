@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -49,21 +50,20 @@ from flawscope.datasets.defects.set_files import (
     write_image,
     write_json,
     write_lines,
-    write_mask,
 )
 from flawscope.datasets.defects.set_sheets import COLUMNS, Row, Tile, draw_sheet, small_tile
 from flawscope.datasets.defects.support_set import SupportRecord
 from flawscope.datasets.mask_pairing import ends_like_a_mask
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder, check_replaceable, free_name, sha256_file
-from flawscope.imaging.images import read_encoded, read_image
+from flawscope.imaging.images import read_image
 from flawscope.imaging.masks import read_mask
 from flawscope.progress import CountProgress
+from flawscope.runtime.synthesis.dataset_copies import DrawnCopy, RealCopy
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
 
 MARKER = "dataset.json"
 PROVENANCE = "provenance.jsonl"
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 _BY_IMAGE = "screw"
 """The category whose masks AnoGen draws for each image."""
@@ -153,6 +153,55 @@ class _Drawing(NamedTuple):
     image: str
     mask: str
 
+    def copy(self, labels: Labels) -> DrawnCopy:
+        """Return what is copied, with masks of a kind."""
+        is_precise = labels == "precise"
+        mask, path = (
+            (self.drawn.mask, self.drawn.mask_path) if is_precise else (self.drawn.box_mask, self.drawn.box_mask_path)
+        )
+        assert mask is not None  # its path would have raised
+        return DrawnCopy(
+            image=str(self.drawn.path),
+            image_sha256=self.drawn.image.sha256,
+            mask=str(path),
+            mask_sha256=mask.sha256,
+            image_place=self.image,
+            mask_place=self.mask,
+        )
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """What a dataset is made of; all that is decided before the first file is copied.
+
+    Attributes:
+        record: The content of `dataset.json`.
+    """
+
+    record: SynthDatasetRecord
+    _drawings: list[_Drawing]
+    _taken: list[DrawnLine]
+    _real: list[RealCopy]
+    _folders: list[Path]
+
+    @property
+    def total(self) -> int:
+        """How many images there are."""
+        return len(self._drawings) + len(self._real)
+
+    def copies(self) -> Iterator[DrawnCopy | RealCopy]:
+        """Yield the images with their masks, drawn ones first."""
+        yield from (drawing.copy(self.record.labels) for drawing in self._drawings)
+        yield from self._real
+
+    def finish(self, folder: Path) -> None:
+        """Write the sheet, the origins and the record into a folder that has all images."""
+        labels = self.record.labels
+        tiles = _tiles(folder, self._drawings)
+        write_image(folder / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
+        write_lines(folder / PROVENANCE, _provenance(self._drawings, self._taken, self._folders, labels))
+        write_json(folder / MARKER, self.record)
+
 
 def write_synth_dataset(
     generated: Path | Sequence[Path],
@@ -190,11 +239,48 @@ def write_synth_dataset(
         StorageError: If the system refuses to write; nothing is left behind.
     """
     check_replaceable(folder, MARKER, overwrite=overwrite)
+    plan = plan_dataset(generated, dataset, layout=layout, labels=labels, take=take, support=support)
+    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
+        for written, copy in enumerate(plan.copies(), 1):
+            for place, data in copy.read().items():
+                path = unfinished / place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            if progress:
+                progress(written, plan.total)
+        plan.finish(unfinished)
+    return plan.record
+
+
+def plan_dataset(
+    generated: Path | Sequence[Path],
+    dataset: Dataset,
+    *,
+    layout: DatasetLayout = "mvtec",
+    labels: Labels = "precise",
+    take: Mapping[DrawnSource, int] | None = None,
+    support: SupportRecord | None = None,
+    are_files_checked: bool = True,
+) -> DatasetPlan:
+    """Return what a dataset is made of; arguments and errors as `write_synth_dataset`.
+
+    Args:
+        generated: Folders of drawn images.
+        dataset: The real dataset.
+        layout: How its files are laid out.
+        labels: Kind of the masks.
+        take: Source -> most images of it.
+        support: The support set.
+        are_files_checked: Whether all drawn files are read now; each is in any case when it is copied.
+    """
     folders, take = _folders(generated), dict(take or {})
     names = {category_of(dataset, sample) for sample in dataset.samples}
     learned = [read_learned(one) for one in folders]
     # One category of a joint generation can be taken alone; what was drawn for others is no error.
-    lines = [[line for line in read_drawn_lines(one) if line.drawn.category in names] for one in folders]
+    lines = [
+        [line for line in read_drawn_lines(one, are_files_checked=are_files_checked) if line.drawn.category in names]
+        for one in folders
+    ]
     accepted = [line for of_folder in lines for line in of_folder if line.drawn.accepted]
     if not accepted:
         where, wanted = ", ".join(map(str, folders)), ", ".join(sorted(names))
@@ -210,30 +296,26 @@ def write_synth_dataset(
     copied = real if layout == "mvtec" else []
     counts = Counter(f"{line.drawn.category}/drawn/{line.drawn.defect}" for line in taken)
     counts.update(f"{category_of(dataset, one)}/{one.split}/{defect_of(one)}" for one in copied)
-    with atomic_folder(folder, replace_if=MARKER, overwrite=overwrite) as unfinished:
-        tiles = _write_drawings(unfinished, drawings, labels)
-        for written, sample in enumerate(copied, len(drawings) + 1):
-            # The split stays a placeholder: image and mask go to different folders.
-            folder_of_type = f"{category_of(dataset, sample)}/{{}}/{defect_of(sample)}"
-            _copy_real(unfinished, sample, f"{folder_of_type}/{names_of_real[sample.path]}")
-            if progress:
-                progress(written, len(drawings) + len(copied))
-        write_image(unfinished / SHEET, draw_sheet([Row(f"{key}, {labels} masks", row) for key, row in tiles.items()]))
-        write_lines(unfinished / PROVENANCE, _provenance(drawings, taken, folders, labels))
-        result = SynthDatasetRecord(
-            flawscope=__version__,
-            layout=layout,
-            labels=labels,
-            generated=tuple(
-                _describe(one, [line.drawn for line in of_folder], taken)
-                for one, of_folder in zip(folders, lines, strict=True)
-            ),
-            take=take,
-            pictures=dict(sorted(counts.items())),
-            left_out=left_out,
-        )
-        write_json(unfinished / MARKER, result)
-    return result
+    record = SynthDatasetRecord(
+        flawscope=__version__,
+        layout=layout,
+        labels=labels,
+        generated=tuple(
+            _describe(one, [line.drawn for line in of_folder], taken)
+            for one, of_folder in zip(folders, lines, strict=True)
+        ),
+        take=take,
+        pictures=dict(sorted(counts.items())),
+        left_out=left_out,
+    )
+    copies = [_copy_of(dataset, sample, names_of_real[sample.path]) for sample in copied]
+    return DatasetPlan(record, drawings, taken, copies, folders)
+
+
+def _copy_of(dataset: Dataset, sample: Sample, name: str) -> RealCopy:
+    # The split is of the image alone: image and mask go to different folders.
+    place = f"{category_of(dataset, sample)}/{{}}/{defect_of(sample)}/{name}"
+    return RealCopy.of(sample, f"{place.format(sample.split)}.png", f"{place.format('ground_truth')}_mask.png")
 
 
 def _folders(generated: Path | Sequence[Path]) -> list[Path]:
@@ -398,35 +480,11 @@ def _part_of_name(text: str) -> str:
     return check_name(text, "normal image, box or defect").replace("-", "_")
 
 
-def _write_drawings(folder: Path, drawings: Sequence[_Drawing], labels: Labels) -> dict[str, list[Tile]]:
-    """Copy drawn images and masks, and return the rows of a contact sheet."""
+def _tiles(folder: Path, drawings: Sequence[_Drawing]) -> dict[str, list[Tile]]:
+    """Return the rows of a contact sheet of images that are there."""
     tiles: dict[str, list[Tile]] = {}
     for drawn, image, mask in drawings:
-        # Bytes and not decoded pixels: the reader has compared them with their hashes.
-        for place, source in (
-            (image, drawn.path),
-            (mask, drawn.mask_path if labels == "precise" else drawn.box_mask_path),
-        ):
-            _write(folder / place, read_encoded(source))
         row = tiles.setdefault(f"{drawn.category}: {drawn.defect}, {drawn.source}", [])
         if len(row) < COLUMNS:
             row.append(small_tile(Path(image).name, read_image(folder / image), read_mask(folder / mask)))
     return tiles
-
-
-def _copy_real(folder: Path, sample: Sample, place: str) -> None:
-    """Write a real image as PNG, byte for byte if it is one already, and its mask with the values 0 and 255."""
-    image = read_image(sample.path)  # a PNG file is decoded too: a broken one fails here and not in a later training
-    target = folder / f"{place.format(sample.split)}.png"
-    data = read_encoded(sample.path)
-    if data.startswith(_PNG):  # by content: a suffix may lie
-        _write(target, data)
-    else:
-        write_image(target, image)
-    if (mask := sample.read_mask()) is not None:
-        write_mask(folder / f"{place.format('ground_truth')}_mask.png", mask)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)

@@ -240,23 +240,43 @@ def judge_image(
     return Verdict(tuple(measure.reason for measure in measures if not measure.is_passed), measures, likeness)
 
 
+class RejectTally:
+    """Counts verdicts one by one, in the memory of the counts."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+        self._images = self._rejected = 0
+
+    def add(self, verdict: Verdict) -> None:
+        """Count a verdict."""
+        self._images += 1
+        self._rejected += not verdict.is_accepted
+        for reason in verdict.reasons:
+            self._counts[reason] += 1
+
+    def summary(self) -> RejectSummary:
+        """Return the rates of rejection, over all and by reason.
+
+        Raises:
+            ArgumentError: If there is no verdict: a rate of nothing is not 0.
+        """
+        images, rejected = self._images, self._rejected
+        if images == 0:
+            raise ArgumentError("verdicts: expected at least one, got none. Generate images first.")
+        rates = {reason: count / images for reason, count in self._counts.items()}
+        return RejectSummary(images, images - rejected, rejected, rejected / images, dict(self._counts), rates)
+
+
 def summarise(verdicts: Iterable[Verdict]) -> RejectSummary:
     """Return the rates of rejection, over all and by reason.
 
     Raises:
         ArgumentError: If there is no verdict: a rate of nothing is not 0.
     """
-    counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
-    images = rejected = 0
+    tally = RejectTally()
     for verdict in verdicts:
-        images += 1
-        rejected += not verdict.is_accepted
-        for reason in verdict.reasons:
-            counts[reason] += 1
-    if images == 0:
-        raise ArgumentError("verdicts: expected at least one, got none. Generate images first.")
-    rates = {reason: count / images for reason, count in counts.items()}
-    return RejectSummary(images, images - rejected, rejected, rejected / images, counts, rates)
+        tally.add(verdict)
+    return tally.summary()
 
 
 def seam_step(drawn: UInt8Array, good: UInt8Array, pasted: BoolArray, mask: BoolArray) -> float:

@@ -1,160 +1,219 @@
-"""Writing a folder of drawn images: images and masks as they come, then the lines, the contact sheet and the record."""
+"""Writing a folder of drawn images: images, masks and lines as they come, then the contact sheet and the record.
+
+What is kept in memory are counts and the thumbnails of the sheet, however many images there are.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
+import msgspec
 
 from flawscope.arrays import BoolArray, UInt8Array
+from flawscope.bundle import Manifest, SynthHead
 from flawscope.datasets.defects.drawn_set import LINES, StoredFile
-from flawscope.datasets.defects.set_files import SHEET, write_image, write_json, write_lines, write_mask
+from flawscope.datasets.defects.set_files import SHEET, write_image, write_json
 from flawscope.datasets.defects.set_sheets import COLUMNS, CYAN, MAGENTA, Row, Tile, draw_sheet, small_tile
-from flawscope.files import sha256_file
-from flawscope.resident_memory import peak_kib
-from flawscope.runtime.synthesis.candidates import Candidate
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.generated_set import (
     MARKER,
     DefectCount,
     GeneratedImage,
     GenerateRecord,
-    RecordedOptions,
     RecordedSettings,
-    runs_of,
 )
-from flawscope.runtime.synthesis.quality import Verdict, summarise
-from flawscope.runtime.synthesis.synthesizer import Synthesizer
+from flawscope.runtime.synthesis.quality import RejectTally
+from flawscope.runtime.synthesis.set_lines import Files
+from flawscope.text import encode_json
 from flawscope.versions import package_versions
 
 
+class Shown(NamedTuple):
+    """What the contact sheet shows of an image.
+
+    Attributes:
+        good_name: Name of the normal image.
+        good: The normal image, uint8 [H, W, 3] RGB.
+        image: The drawn image, uint8 [H, W, 3] RGB.
+        mask: Its precise mask, bool [H, W].
+        region: Where it was asked for, bool [H, W].
+    """
+
+    good_name: str
+    good: UInt8Array
+    image: UInt8Array
+    mask: BoolArray
+    region: BoolArray
+
+
+@dataclass(frozen=True)
+class DrawnBy:
+    """What drew a set, for its record.
+
+    Attributes:
+        manifest: Manifest of the bundle.
+        head: Its description of how it draws.
+        backend: Backend that ran the graphs.
+        backend_reason: Why this backend was chosen.
+        precision: Precision of the graphs.
+        settings: Settings of the run.
+    """
+
+    manifest: Manifest
+    head: SynthHead
+    backend: str
+    backend_reason: str
+    precision: str
+    settings: GenerateSettings
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What only the whole run knows of a set, for its record.
+
+    Attributes:
+        wanted: CATEGORY/DEFECT -> accepted images asked for.
+        seconds: Time of all images.
+        peak_kib: Largest resident memory of a process that drew, in KiB; None where the system does not report it.
+        in_test: Support images in the test split.
+        lines: File of lines -> SHA-256.
+        weights: File of weights that candidates were compared with -> SHA-256.
+        resized: Records whose mask was resized to its image.
+    """
+
+    wanted: Mapping[str, int]
+    seconds: float
+    peak_kib: int | None
+    in_test: int
+    lines: Mapping[str, str]
+    weights: Mapping[str, str]
+    resized: int
+
+
 class SetWriter:
-    """Writes images below a temporary folder, and collects what the record and the sheet need."""
+    """Writes a set below a temporary folder. Use it in `with`: it holds the file of lines open.
 
-    def __init__(
-        self, folder: Path, synthesizer: Synthesizer, settings: GenerateSettings, hashes: Mapping[Path, str]
-    ) -> None:
-        self._folder, self._synthesizer, self._settings, self._hashes = folder, synthesizer, settings, hashes
-        # Resolved: a line must redraw its image even if the defaults of a later version differ.
-        self._options = RecordedOptions.of(settings.options.resolved(synthesizer.head))
+    Attributes:
+        written: Images written so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.written = 0
+        self._folder = folder
+        self._lines: BinaryIO = (folder / LINES).open("wb")
+        self._made: set[Path] = set()
         self._tiles: dict[str, dict[str, list[Tile]]] = {}
+        self._tallies: dict[str, RejectTally] = {}
+        self._all = RejectTally()
         self._counts: Counter[tuple[str, bool]] = Counter()
-        self.lines: list[GeneratedImage] = []
 
-    def add(self, candidate: Candidate, *, accepted: bool) -> None:
-        """Write one image with its masks, and keep its line and its thumbnails."""
-        site, drawn, manifest = candidate.site, candidate.drawn, self._synthesizer.manifest
-        # Accepted and rejected images are numbered apart, so that the accepted ones have no gaps.
-        self._counts[site.key, accepted] += 1
-        name = f"{site.defect}/{self._counts[site.key, accepted]:03d}.png"
-        # Whoever looks at a rejected image wants to see its mask as well; under names that no reader of masks takes.
-        images, apart = ("gen_img", "") if accepted else ("rejected", "rejected_")
-        bbox, runs = runs_of(drawn.region)
-        self.lines.append(
-            GeneratedImage(
-                number=candidate.number,
-                round=candidate.round,
-                category=site.category,
-                defect=site.defect,
-                accepted=accepted,
-                image=self._stored(f"{site.category}/{images}/{name}", drawn.image),
-                mask=self._stored(f"{site.category}/{apart}prs_mask/{name}", drawn.mask),
-                box_mask=self._stored(f"{site.category}/{apart}box_mask/{name}", drawn.region),
-                good=site.place,
-                good_sha256=self._hashes[site.good],
-                box=site.box,
-                bbox=bbox,
-                runs=runs,
-                text=drawn.text,
-                seed=drawn.seed,
-                crop=drawn.crop,
-                bundle=manifest.name,
-                digest=manifest.digest,
-                backend=self._synthesizer.backend,
-                precision=self._synthesizer.precision,
-                batch=drawn.batch,
-                options=self._options,
-                verdict=drawn.verdict,
-                score=candidate.score,
-            )
-        )
-        self._show(candidate, name.rpartition("/")[2], accepted)
+    def __enter__(self) -> SetWriter:
+        return self
 
-    def _stored(self, place: str, pixels: UInt8Array | BoolArray) -> StoredFile:
-        path = self._folder / place
-        if pixels.dtype == np.bool_:
-            write_mask(path, pixels.astype(np.bool_, copy=False))  # astype narrows the type for mypy, without a copy
-        else:
-            write_image(path, pixels.astype(np.uint8, copy=False))
-        return StoredFile(place, sha256_file(path))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
 
-    def _show(self, candidate: Candidate, name: str, accepted: bool) -> None:
-        site, drawn, failed = candidate.site, candidate.drawn, candidate.drawn.verdict.reasons
-        rows = self._tiles.setdefault(site.key, {"normal images": [], "drawn": [], "precise masks": [], "rejected": []})
-        if not accepted:
-            if len(rows["rejected"]) < COLUMNS:
-                why = failed[0] if failed else "not the best"
-                rows["rejected"].append(small_tile(why, drawn.image, drawn.region, CYAN))
-        elif len(rows["drawn"]) < COLUMNS:
-            rows["normal images"].append(small_tile(site.good.name, candidate.good, drawn.region, CYAN))
-            # Without the filter, images that it would have rejected are among those that are kept.
-            rows["drawn"].append(small_tile(f"{name}: {failed[0]}" if failed else name, drawn.image))
-            rows["precise masks"].append(small_tile(drawn.text, drawn.image, drawn.mask, MAGENTA))
-
-    def finish(
-        self,
-        wanted: Mapping[str, int],
-        seconds: float,
-        in_test: int,
-        lines: Mapping[str, str],
-        weights: Mapping[str, str],
-        resized: int,
-    ) -> GenerateRecord:
-        """Write the lines, the sheet and the record.
+    def add(self, line: GeneratedImage, files: Files, show: Callable[[], Shown]) -> None:
+        """Write one image with its masks and its line.
 
         Args:
-            wanted: CATEGORY/DEFECT -> accepted images asked for.
-            seconds: Time of all images.
-            in_test: Support images in the test split.
-            lines: File of lines -> SHA-256.
-            weights: File of weights that candidates were compared with -> SHA-256.
-            resized: Records whose mask was resized to its image.
+            line: Its line; where its files lie is decided here.
+            files: Their bytes.
+            show: Returns what the sheet shows of it; called only where there is room on the sheet.
         """
-        verdicts: dict[str, list[Verdict]] = {}
-        kept: Counter[str] = Counter()
-        for line in self.lines:
-            key = f"{line.category}/{line.defect}"
-            verdicts.setdefault(key, []).append(line.verdict)
-            kept[key] += line.accepted
-        counts = {key: DefectCount(wanted[key], kept[key], summarise(of_key)) for key, of_key in verdicts.items()}
-        summary = summarise(line.verdict for line in self.lines)
-        synthesizer = self._synthesizer
+        key = f"{line.category}/{line.defect}"
+        # Accepted and rejected images are numbered apart, so that the accepted ones have no gaps.
+        self._counts[key, line.accepted] += 1
+        name = f"{line.defect}/{self._counts[key, line.accepted]:03d}.png"
+        # Whoever looks at a rejected image wants to see its mask as well; under names that no reader of masks takes.
+        images, apart = ("gen_img", "") if line.accepted else ("rejected", "rejected_")
+        kinds = (images, f"{apart}prs_mask", f"{apart}box_mask")
+        places = [f"{line.category}/{kind}/{name}" for kind in kinds]
+        for place, data in zip(places, files, strict=True):
+            self._write(place, data)
+        assert line.mask is not None
+        assert line.box_mask is not None
+        named = msgspec.structs.replace(
+            line,
+            image=StoredFile(places[0], line.image.sha256),
+            mask=StoredFile(places[1], line.mask.sha256),
+            box_mask=StoredFile(places[2], line.box_mask.sha256),
+        )
+        self._lines.write(encode_json(named) + b"\n")
+        self.written += 1
+        self._all.add(line.verdict)
+        self._tallies.setdefault(key, RejectTally()).add(line.verdict)
+        self._show(named, name.rpartition("/")[2], show)
+
+    def _write(self, place: str, data: bytes) -> None:
+        path = self._folder / place
+        if path.parent not in self._made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(path.parent)
+        path.write_bytes(data)
+
+    def _show(self, line: GeneratedImage, name: str, show: Callable[[], Shown]) -> None:
+        failed = line.verdict.reasons
+        rows = self._tiles.setdefault(
+            f"{line.category}/{line.defect}", {"normal images": [], "drawn": [], "precise masks": [], "rejected": []}
+        )
+        if len(rows["drawn" if line.accepted else "rejected"]) >= COLUMNS:
+            return
+        shown = show()
+        if not line.accepted:
+            rows["rejected"].append(
+                small_tile(failed[0] if failed else "not the best", shown.image, shown.region, CYAN)
+            )
+            return
+        rows["normal images"].append(small_tile(shown.good_name, shown.good, shown.region, CYAN))
+        # Without the filter, images that it would have rejected are among those that are kept.
+        rows["drawn"].append(small_tile(f"{name}: {failed[0]}" if failed else name, shown.image))
+        rows["precise masks"].append(small_tile(line.text, shown.image, shown.mask, MAGENTA))
+
+    def finish(self, by: DrawnBy, facts: SetFacts) -> GenerateRecord:
+        """Write the sheet and the record.
+
+        Args:
+            by: What drew.
+            facts: What the whole run knows.
+        """
+        self._lines.close()
+        accepted = sum(count for (_, is_accepted), count in self._counts.items() if is_accepted)
+        summary = self._all.summary()
         record = GenerateRecord(
             flawscope=package_versions()["flawscope"],
-            bundle=synthesizer.manifest.name,
-            digest=synthesizer.manifest.digest,
-            method=synthesizer.manifest.method,
-            mode=synthesizer.head.mode,
-            licence=synthesizer.head.licence,
-            backend=synthesizer.backend,
-            backend_reason=synthesizer.backend_reason,
-            precision=synthesizer.precision,
-            settings=RecordedSettings.of(self._settings),
-            lines=dict(lines),
+            bundle=by.manifest.name,
+            digest=by.manifest.digest,
+            method=by.manifest.method,
+            mode=by.head.mode,
+            licence=by.head.licence,
+            backend=by.backend,
+            backend_reason=by.backend_reason,
+            precision=by.precision,
+            settings=RecordedSettings.of(by.settings),
+            lines=dict(facts.lines),
             summary=summary,
-            defects=counts,
-            seconds=seconds,
-            seconds_per_picture=seconds / summary.pictures,
-            seconds_per_accepted=seconds / kept.total() if kept.total() else None,
-            peak_memory_kib=peak_kib(),
+            defects={
+                key: DefectCount(facts.wanted[key], self._counts[key, True], tally.summary())
+                for key, tally in self._tallies.items()
+            },
+            seconds=facts.seconds,
+            seconds_per_picture=facts.seconds / summary.pictures,
+            seconds_per_accepted=facts.seconds / accepted if accepted else None,
+            peak_memory_kib=facts.peak_kib,
             versions={**package_versions(), "tokenizers": version("tokenizers")},
-            support=tuple(dict.fromkeys(image.sha256 for image in synthesizer.head.support)),
-            support_in_test=in_test,
-            lpips=dict(weights),
-            resized=resized,
+            support=tuple(dict.fromkeys(image.sha256 for image in by.head.support)),
+            support_in_test=facts.in_test,
+            lpips=dict(facts.weights),
+            resized=facts.resized,
         )
         titled = [
             Row(f"{key.replace('/', ': ')}, {title}", tiles)
@@ -162,7 +221,6 @@ class SetWriter:
             for title, tiles in rows.items()
             if tiles
         ]
-        write_lines(self._folder / LINES, self.lines)
         write_image(self._folder / SHEET, draw_sheet(titled))
         write_json(self._folder / MARKER, record)
         return record

@@ -31,6 +31,7 @@ from flawscope.imaging.crops import Crop, crop_around, cut_image, cut_mask
 from flawscope.imaging.images import decode_image
 from flawscope.imaging.masks import decode_mask
 from flawscope.runtime.backends import Session, choose_backend, open_session, open_together
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.synthesis.draw_options import DrawOptions, DrawOrder, check_order, find_defect
 from flawscope.runtime.synthesis.finishing import finish_drawing
 from flawscope.runtime.synthesis.kept import Kept
@@ -99,19 +100,16 @@ class Synthesizer:
     """
 
     def __init__(
-        self, bundle: Bundle, backend: str = "auto", precision: str = "fp32", *, timeout_s: float | None = None
+        self,
+        bundle: Bundle,
+        backend: str = "auto",
+        precision: str = "fp32",
+        *,
+        timeout_s: float | None = None,
+        cores: Cores = OWN_CHOICE,
     ) -> None:
-        head = bundle.manifest.head
-        # The type as well as the kind: a bundle of another version could say one and hold the other.
-        if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
-            raise BundleError(
-                f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
-                f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
-            )
-        self.bundle, self.head, self.precision = bundle, head, precision
-        # Guidance runs every image twice in one batch, with its text and with the empty one.
-        if bundle.manifest.max_batch < 2:
-            raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
+        head = head_of(bundle)
+        self.bundle, self.head, self.precision, self._cores = bundle, head, precision, cores
         if TOKENIZER not in bundle.manifest.files:
             raise BundleError(f"{bundle.path}: expected {TOKENIZER}, which texts need, got none. Export it again.")
         # The bundle is checked whole before a backend is opened: building engines only to refuse it could take minutes.
@@ -148,6 +146,7 @@ class Synthesizer:
         *,
         timeout_s: float | None = None,
         trusted_keys: Path | str | None = None,
+        cores: Cores = OWN_CHOICE,
     ) -> Synthesizer:
         """Open and verify a bundle and load its graphs.
 
@@ -158,6 +157,7 @@ class Synthesizer:
             timeout_s: Seconds until it must be ready, without the building of engines; 0 for no limit. None takes
                 `FLAWSCOPE_LOAD_TIMEOUT`, or 300.
             trusted_keys: As in `Inspector.load`.
+            cores: Threads of the graphs where they are opened one by one, which is on the CPU.
 
         Raises:
             ArgumentError: If the backend's name is unknown, the bundle lacks the precision, or trusted keys are set and
@@ -170,7 +170,7 @@ class Synthesizer:
         """
         opened = trusted_bundle(bundle, trusted_keys)
         try:
-            return cls(opened, backend, precision, timeout_s=timeout_s)
+            return cls(opened, backend, precision, timeout_s=timeout_s, cores=cores)
         except BaseException:  # Ctrl-C too
             opened.close()
             raise
@@ -205,18 +205,7 @@ class Synthesizer:
         Raises:
             ArgumentError: If the bundle does not draw it.
         """
-        if self.defects:
-            return find_defect(self.defects, name)
-        category, has_category, defect = name.partition("/")
-        if not has_category:
-            category, defect = self.manifest.provenance.category or FREE_CATEGORY, name
-        # The names become folders of the output: without the check `../x` would write outside it.
-        try:
-            check_name(category, "category")
-            check_defect_name(defect, "defect type")
-        except DataError as err:
-            raise ArgumentError(str(err)) from err
-        return SynthDefect(category, defect, (f"a {defect.replace('_', ' ')} defect {{location}}",))
+        return defect_named(self.manifest, self.head, name)
 
     def check_text(self, defect: str, text: str) -> None:
         """Raise ArgumentError if the defect is unknown, or if the text lacks the placeholder of its learned word."""
@@ -295,7 +284,7 @@ class Synthesizer:
                 return
             self._drawing = HostDrawing(self._sessions, self.head.latents, str(self.bundle.path))
             for name in _GRAPHS:
-                self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend)
+                self._sessions[name] = open_session(self.bundle, name, self.precision, self.backend, cores=self._cores)
                 # The graphs of a large generator are gigabytes, and no session is opened a second time.
                 self.bundle.forget()
         except BaseException:
@@ -391,6 +380,37 @@ class Synthesizer:
             Drawn(image, mask, job.mask, verdict, job.text, job.seed, job.crop, seconds, count)
             for job, (image, mask, verdict) in zip(jobs, finished, strict=True)
         ]
+
+
+def head_of(bundle: Bundle) -> SynthHead:
+    """Return how a bundle draws; raises BundleError if it does not, or cannot with guidance."""
+    head = bundle.manifest.head
+    # The type as well as the kind: a bundle of another version could say one and hold the other.
+    if bundle.manifest.kind != "synth" or not isinstance(head, SynthHead):
+        raise BundleError(
+            f"{bundle.path}: expected a bundle that draws defects (kind synth), got one of the method "
+            f"{bundle.manifest.method}, which scores images. Export a run of embedding or inpainting."
+        )
+    # Guidance runs every image twice in one batch, with its text and with the empty one.
+    if bundle.manifest.max_batch < 2:
+        raise BundleError(f"{bundle.path}: expected a largest batch of 2 or more, as guidance takes, got 1.")
+    return head
+
+
+def defect_named(manifest: Manifest, head: SynthHead, name: str) -> SynthDefect:
+    """Return the defect of a bundle with a name, as `Synthesizer.find_defect`, without loading its graphs."""
+    if head.defects:
+        return find_defect(head.defects, name)
+    category, has_category, defect = name.partition("/")
+    if not has_category:
+        category, defect = manifest.provenance.category or FREE_CATEGORY, name
+    # The names become folders of the output: without the check `../x` would write outside it.
+    try:
+        check_name(category, "category")
+        check_defect_name(defect, "defect type")
+    except DataError as err:
+        raise ArgumentError(str(err)) from err
+    return SynthDefect(category, defect, (f"a {defect.replace('_', ' ')} defect {{location}}",))
 
 
 def _manner(head: SynthHead, options: DrawOptions) -> Manner:

@@ -26,6 +26,7 @@ OWN = {
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("runtime/scale/executors/worker_side.py", "decode_work(bytes(order.work)).open"): "opens a work, no file",
     ("runtime/scale/score_work.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
+    ("runtime/scale/generate_shards.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
     ("core/torch_file.py", "zipfile.is_zipfile"): "gets the open file, not its name",
     ("core/bundle/onnx_model.py", "(path.parent / name).read_bytes"): "a graph that this process has just made",
     ("core/scratch.py", "os.open"): "its own scratch and locks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,7 +12,7 @@ import msgspec
 from flawscope.arrays import BoolArray, UInt8Array
 from flawscope.errors import DataError
 from flawscope.imaging.png import encode_mask, encode_png
-from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.open_files import RECORD_BYTES, open_regular, read_regular
 from flawscope.text import NOT_JSON, encode_json
 
 _Struct = TypeVar("_Struct")
@@ -78,13 +79,23 @@ def read_lines(path: Path, kind: type[_Struct], what: str, absent: str) -> Itera
     Raises:
         DataError: If the file cannot be read, or a line is not JSON (also an empty one) or has other keys or types.
     """
-    try:
-        lines = read_regular(path, RECORD_BYTES).splitlines()
-    except OSError as err:
-        raise DataError(f"{path}: expected {absent}, got: {err.strerror or err}. Check the path.") from err
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines_of(path, absent), 1):
         where = f"{path}: line {number}"
         yield where, decode_json(line, kind, where, what)
+
+
+def _lines_of(path: Path, absent: str) -> Iterator[bytes]:
+    """Yield the lines without their ends, one at a time: a set of a million images has gigabytes of them."""
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(RECORD_BYTES + 1):
+                if len(line) > RECORD_BYTES:
+                    raise OSError(
+                        errno.EFBIG, f"it has a line of more than {RECORD_BYTES:,} bytes, the most that is read"
+                    )
+                yield line.rstrip(b"\r\n")
+    except OSError as err:
+        raise DataError(f"{path}: expected {absent}, got: {err.strerror or err}. Check the path.") from err
 
 
 def decode_json(data: bytes | msgspec.Raw, kind: type[_Struct], where: str, what: str) -> _Struct:

@@ -1,0 +1,402 @@
+"""Measuring a bundle on many images in shards: workers score, and write maps into one file that the figures read.
+
+    DIR/plan.json, items.jsonl, shards/     as of `score` in shards: what each worker found, a line an image
+    DIR/maps.npy                            float32 [N, H, W], the map of each image; each worker writes its own rows
+
+The figures themselves are computed once, at the end, from the same numbers as in one process. Maps are then read from
+the file as they are needed, and the system keeps of them what the memory has room for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from flawscope.arrays import Float32Array
+from flawscope.bundle import PartShift, Thresholds
+from flawscope.calibration.evaluation.bundle_scores import load_inspector, score_samples
+from flawscope.calibration.evaluation.measurements import (
+    Measured,
+    Outcome,
+    Row,
+    ShardsMissing,
+    assemble,
+    map_size,
+    read_masks,
+    row_of,
+)
+from flawscope.datasets import Sample
+from flawscope.errors import ArgumentError, BundleError, DataError
+from flawscope.files import check_replaceable, storage_errors
+from flawscope.progress import Progress, no_progress
+from flawscope.runtime.backends.cores import usable_cores
+from flawscope.runtime.backends.table import backend_row
+from flawscope.runtime.inspector import Inspector
+from flawscope.runtime.results import Box, ZoneScore
+from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
+from flawscope.runtime.scale.run_shards import run_shards
+from flawscope.runtime.scale.score_plan import with_threads
+from flawscope.runtime.scale.score_work import fingerprint
+from flawscope.runtime.scale.shards import read_blocks, remove_parts, whole, write_lines
+from flawscope.runtime.scale.task import Done, Task
+from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.work import Account, Worker
+from flawscope.text import NOT_JSON, encode_json
+
+MAPS = "maps.npy"
+COUNTS = ("scored", "fault")
+
+
+class SampleItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image that is scored: its absolute path, and its category in a dataset of all of them."""
+
+    path: str
+    category: str = ""
+
+
+class Scored(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of the file of a shard: what the runtime gave for an image; fields as those of `Outcome` and `Row`."""
+
+    decision: Literal["accept", "reject", "fault"]
+    rank: float
+    total_ms: float
+    fault: str | None = None
+    boxes: tuple[Box, ...] = ()
+    notes: tuple[str, ...] = ()
+    zones: tuple[ZoneScore, ...] = ()
+    shift: PartShift | None = None
+
+    @staticmethod
+    def of(row: Row) -> Scored:
+        """Return a row as it is written."""
+        outcome = row.outcome
+        return Scored(
+            decision=outcome.decision,
+            rank=row.rank,
+            total_ms=outcome.total_ms,
+            fault=outcome.fault,
+            boxes=outcome.boxes,
+            notes=outcome.notes,
+            zones=outcome.zones,
+            shift=row.shift,
+        )
+
+    @property
+    def row(self) -> Row:
+        """What was written as a row."""
+        outcome = Outcome(self.decision, self.fault, self.boxes, self.total_ms, self.notes, self.zones)
+        return Row(outcome, self.rank, self.shift)
+
+
+class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="evaluate"):
+    """The work of one measurement.
+
+    Attributes:
+        out: Folder of the plan, absolute.
+        plan: Digest of the plan.
+        bundle: Path of the bundle, absolute; empty where no worker is opened.
+    """
+
+    out: str
+    plan: str
+    bundle: str = ""
+
+    def open(self) -> Worker:
+        """Load the bundle, and compare it with the plan; see `Work.open`.
+
+        Raises:
+            BundleError: If another bundle lies there, or it decides in another way than planned.
+            FlawscopeError: As `Inspector.load`.
+        """
+        plan = self._plan()
+        asked, fixed = plan.asked, plan.fixed
+        overlay = asked["threshold_overlay"]
+        inspector = load_inspector(
+            Path(self.bundle),
+            fixed["backend"],
+            fixed["path"],
+            asked["precision"],
+            threshold_overlay=Path(overlay) if overlay else None,
+            use_overlay=asked["use_overlay"],
+            product=asked["product"] or None,
+            threads=fixed["threads"],
+        )
+        got = {"digest": inspector.manifest.digest, "thresholds": fingerprint(inspector.in_force)}
+        for name, expected in (("digest", plan.bundle), ("thresholds", fixed["thresholds"])):
+            if got[name] != expected:
+                inspector.close()
+                raise BundleError(
+                    f"{self.bundle}: expected the {name} of the plan, {expected}, got {got[name]}: figures of one set "
+                    "must come from the same. Put it back, or start again in another folder."
+                )
+        return EvaluateWorker(Path(self.out), plan, inspector)
+
+    @property
+    def grain(self) -> int:
+        """Images are scored one by one, as on the line."""
+        return 1
+
+    def whole(self, task: Task) -> Done | None:
+        """As `Work.whole`; the rows of the maps were on the disk before the file said so."""
+        return whole(Path(self.out), self._plan(), task)
+
+    def give_up(self, task: Task, reason: str) -> Done:
+        """Write the line of an image that kills its scorer: a fault, as whatever has no trustworthy answer."""
+        out, plan = Path(self.out), self._plan()
+        (item,) = read_items(out, plan, task)
+        why = f"{item.path}: the scorer died of this image, each time that it was tried: {reason}"
+        done = Done(task, {"scored": 0, "fault": 1})
+        write_lines(out, plan, done, [encode_json(Scored(decision="fault", rank=0.0, total_ms=0.0, fault=why))])
+        return done
+
+    def join(self, shard: Task, parts: Sequence[Done]) -> Done:
+        """Write the file of a shard from those of its parts; see `Work.join`."""
+        out, plan = Path(self.out), self._plan()
+        counts = {name: sum(part.counts.get(name, 0) for part in parts) for name in COUNTS}
+        done = Done(shard, counts, sum(part.seconds for part in parts), took=add_up(part.took for part in parts))
+        tasks = [part.task for part in parts]
+        write_lines(out, plan, done, (encode_json(one) for task in tasks for one in read_scored(out, plan, task)))
+        remove_parts(out, plan, tasks, ("jsonl",))
+        return done
+
+    def merge(self, shards: Sequence[Done], account: Account) -> None:
+        """Nothing: `measure_in_shards` reads the shards."""
+
+    def _plan(self) -> Plan:
+        plan = _plans.get(self.plan)
+        if plan is None:
+            plan = read_plan(Path(self.out))
+            if plan.digest != self.plan:
+                raise DataError(
+                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
+                    "machine? Run the command again with --resume."
+                )
+            _plans[self.plan] = plan
+        return plan
+
+
+_plans: dict[str, Plan] = {}
+
+
+def read_items(out: Path, plan: Plan, task: Task) -> list[SampleItem]:
+    """Return the images of a task; raises DataError if they cannot be read."""
+    return read_decoded(out, plan, task, _decode)
+
+
+def _decode(line: bytes) -> SampleItem:
+    try:
+        return msgspec.json.decode(line, type=SampleItem)
+    except NOT_JSON as err:
+        raise DataError(str(err)) from err
+
+
+def read_scored(out: Path, plan: Plan, task: Task) -> list[Scored]:
+    """Return what was found of a task's images; raises DataError if its file is not whole."""
+    return [msgspec.json.decode(line, type=Scored) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+
+
+class EvaluateWorker:
+    """Scores the tasks of a plan.
+
+    Args:
+        out: Folder of the plan.
+        plan: The plan.
+        inspector: The bundle, made ready; it is closed with the worker.
+    """
+
+    def __init__(self, out: Path, plan: Plan, inspector: Inspector) -> None:
+        self._out, self._plan, self._inspector = out, plan, inspector
+
+    def run(self, task: Task) -> Done:
+        """As `Worker.run`: the maps are on the disk before the file that says that the task is done."""
+        began, watch = time.perf_counter(), Stopwatch()
+        by_product = self._plan.asked["by_product"]
+        # The defect says nothing about scoring.
+        items = read_items(self._out, self._plan, task)
+        samples = [Sample(Path(item.path), "test", "", category=item.category) for item in items]
+        lines, faults = list[bytes](), 0
+        with storage_errors(self._out / MAPS):
+            maps = np.lib.format.open_memmap(self._out / MAPS, mode="r+")
+        results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
+        for index, (sample, result) in enumerate(results, task.first):
+            row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
+            maps[index] = 0.0 if anomaly_map is None else anomaly_map
+            faults += row.outcome.fault is not None
+            lines.append(encode_json(Scored.of(row)))
+            watch.add(str(sample.path), row.outcome.total_ms)
+        maps.flush()
+        counts = {"scored": task.items - faults, "fault": faults}
+        done = Done(task, counts, seconds=time.perf_counter() - began, took=watch.took())
+        write_lines(self._out, self._plan, done, lines)
+        return done
+
+    def close(self) -> None:
+        """Close the bundle."""
+        self._inspector.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """How a measurement is made in shards.
+
+    Attributes:
+        out: Folder of the plan, the shards and the maps.
+        placement: Where, and by how many workers.
+        shard_size: Images of a shard; None for 256.
+        part: Which part of how many, from 0.
+        is_resumed: Whether to go on with the plan that lies there.
+        is_shared: Whether jobs share the plan: the first makes it, and the others take it.
+        asked: What of the request bears on scores and decisions: see `asked_of`.
+        overwrite: Whether an earlier run in shards may be replaced.
+        command: The command line.
+    """
+
+    out: Path
+    placement: Placement
+    shard_size: int | None = None
+    part: tuple[int, int] = (0, 1)
+    is_resumed: bool = False
+    is_shared: bool = False
+    asked: dict[str, Any]
+    overwrite: bool = False
+    command: str = ""
+
+
+def asked_of(
+    precision: str, product: str | None, threshold_overlay: Path | None, *, by_product: bool, use_overlay: bool
+) -> dict[str, Any]:
+    """Return what a plan states of a request; arguments as `evaluate_bundle`. Empty texts stand for none."""
+    return {
+        "precision": precision,
+        "product": product or "",
+        "by_product": by_product,
+        "threshold_overlay": "" if threshold_overlay is None else str(threshold_overlay.absolute()),
+        "use_overlay": use_overlay,
+    }
+
+
+def check_out(sharding: Sharding) -> None:
+    """Check, before a bundle is loaded, that a measurement can be made in its folder.
+
+    Raises:
+        ArgumentError: If something else lies there, or an earlier run that shall neither go on nor be replaced.
+    """
+    out, goes_on = sharding.out, sharding.is_resumed or sharding.is_shared
+    if sharding.overwrite and goes_on:
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+    if goes_on and (out / PLAN).is_file():
+        return
+    if not sharding.overwrite and (out / PLAN).is_file():
+        raise ArgumentError(
+            f"{out}: expected a new folder, got the run of an earlier plan. Go on with it by --resume, choose another "
+            "name, or replace it with --overwrite."
+        )
+    check_replaceable(out, PLAN, overwrite=sharding.overwrite)
+
+
+def measure_in_shards(
+    sharding: Sharding,
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    progress: Progress,
+    products: Mapping[str, Thresholds] | None = None,
+) -> Measured:
+    """Score images in shards, and return what `measure_images` returns; maps lie in a file.
+
+    Args:
+        sharding: How.
+        inspector: The bundle, made ready: its backend and path are those of all workers.
+        samples: The images.
+        progress: Called with the progress.
+        products: As in `measure_images`.
+
+    Raises:
+        ArgumentError: If another plan lies in the folder, or one that shall not go on.
+        ShardsMissing: If shards of other jobs are not there yet.
+        FlawscopeError: As `run_shards`.
+    """
+    check_out(sharding)
+    truth = read_masks(samples, inspector.manifest)
+    out = sharding.out
+    plan = _planned(sharding, inspector, samples)
+    work = EvaluateWork(out=str(out.absolute()), plan=plan.digest, bundle=str(Path(inspector.bundle.path).absolute()))
+    ran = run_shards(
+        out,
+        plan,
+        work,
+        with_threads(sharding.placement, plan),
+        part=sharding.part,
+        show=lambda done, total: progress("Scoring", done, total),
+        command=sharding.command,
+    )
+    if ran.missing:
+        raise ShardsMissing(
+            f"{out}: expected {plan.shards} whole shards for the figures, got {plan.shards - ran.missing}: the others "
+            "are of other jobs. When these are done, run the command without --shard, with --resume."
+        )
+    rows = [scored.row for task in plan.tasks() for scored in read_scored(out, plan, task)]
+    maps: Float32Array = np.lib.format.open_memmap(out / MAPS, mode="r")
+    return assemble(inspector, samples, truth, rows, maps, products)
+
+
+def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]) -> Plan:
+    """Return the plan: the one that lies there, if it is the same and may go on, or a new one."""
+    out = sharding.out
+    shape = (len(samples), *map_size(inspector.manifest))
+
+    def plan_of(where: Path | None) -> Plan:
+        items = (encode_json(SampleItem(str(sample.path.absolute()), sample.category)) for sample in samples)
+        size = sharding.shard_size or DEFAULT_SHARD
+        written = write_item_lines(where, items, size)
+        if where is not None:
+            # Sparse: it takes no room before it is written.
+            np.lib.format.open_memmap(where / MAPS, mode="w+", dtype=np.float32, shape=shape).flush()
+        return Plan(
+            kind="evaluate",
+            bundle=inspector.manifest.digest,
+            asked=sharding.asked,
+            fixed={
+                "backend": inspector.backend,
+                "path": inspector.path,
+                "thresholds": fingerprint(inspector.in_force),
+                "threads": _threads(sharding.placement, inspector.backend),
+            },
+            items=written.items,
+            items_sha256=written.sha256,
+            shard_size=size,
+        )
+
+    if sharding.overwrite or not (out / PLAN).is_file():
+        try:
+            return write_plan(out, plan_of, overwrite=sharding.overwrite)
+        except ArgumentError:
+            # Of jobs that begin together one was first.
+            if not (sharding.is_shared and (out / PLAN).is_file()):
+                raise
+    plan = read_plan(out)
+    check_same(out, plan, plan_of(None))
+    for name in ("backend", "path", "thresholds"):
+        if plan.fixed[name] != (got := plan_of(None).fixed[name]):
+            raise ArgumentError(
+                f"{out}: expected the {name} of its plan, {plan.fixed[name]}, got {got}. Name it, or choose another "
+                "folder."
+            )
+    return plan
+
+
+def _threads(placement: Placement, backend: str) -> int | None:
+    """Return the threads of a worker; None where the backend has no choice."""
+    if "threads" not in backend_row(backend).cores:
+        return None
+    return max(1, usable_cores() // placement.workers) if placement.workers and placement.on == "local" else 1

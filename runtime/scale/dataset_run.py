@@ -1,0 +1,177 @@
+"""`synth dataset` in shards: the plan, the copying, and the dataset that becomes of it, as one process writes it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flawscope.datasets.defects.set_files import read_json
+from flawscope.errors import ArgumentError, GateError
+from flawscope.files import atomic_folder, check_replaceable, locked, storage_errors
+from flawscope.open_files import list_folder
+from flawscope.progress import Progress
+from flawscope.runtime.scale.dataset_work import FILES, DatasetWork, read_copied
+from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan_items import write_item_lines
+from flawscope.runtime.scale.run_shards import run_shards
+from flawscope.runtime.synthesis.mixed_datasets import MARKER, DatasetPlan, SynthDatasetRecord
+from flawscope.terminal import echo
+from flawscope.text import encode_json
+
+
+def parts_of(out: Path) -> Path:
+    """Return the folder in which an unfinished dataset lies."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def write_in_shards(
+    make: Callable[[], DatasetPlan],
+    asked: dict[str, Any],
+    out: Path,
+    placement: Placement,
+    *,
+    shard_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    is_resumed: bool = False,
+    is_shared: bool = False,
+    plan_only: bool = False,
+    overwrite: bool = False,
+    report: Progress,
+    command: str = "",
+) -> SynthDatasetRecord | None:
+    """Write a dataset in shards: the same files as `write_synth_dataset`.
+
+    Args:
+        make: Returns what the dataset is made of; called once the folder proved free.
+        asked: What was asked for, by option: a run that goes on must ask for the same.
+        out: The folder to make; what is not finished lies in `out`.parts beside it.
+        placement: Where, and by how many workers.
+        shard_size: Images of a shard; None for 256.
+        part: Which part of how many, from 0; the others are for others. Whoever does the last shard finishes.
+        is_resumed: Whether to go on with what lies there.
+        is_shared: Whether jobs share the plan: the first makes it, and the others take it.
+        plan_only: Whether only the plan is made.
+        overwrite: Whether an earlier dataset, or an unfinished one, may be replaced.
+        report: Called with the progress.
+        command: The command line, for reports.
+
+    Returns:
+        The content of `dataset.json`; None where shards of other jobs are missing.
+
+    Raises:
+        ArgumentError: If `out` is taken, or another run lies in `out`.parts.
+        DataError: If a drawn file was changed, or as `write_synth_dataset`; what was copied stays.
+        GateError: If every worker died of some images.
+        FlawscopeError: As `run_shards`.
+    """
+    parts = parts_of(out)
+    if overwrite and (is_resumed or is_shared):
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+    if shard_size is not None and shard_size < 1:
+        raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
+    found = read_plan(parts) if (parts / PLAN).is_file() else None
+    may_go_on = found is not None and (is_resumed or is_shared)
+    replaces = found.fixed["replaces"] if found is not None and may_go_on else overwrite
+    if (is_resumed or is_shared) and not replaces and (out / MARKER).is_file():
+        return _finished_before(out, make())
+    check_replaceable(out, MARKER, overwrite=replaces)
+    if found is not None and not may_go_on:
+        if not overwrite:
+            raise ArgumentError(
+                f"{parts}: expected a free name for what is not finished, got an earlier run. Go on with it by "
+                "--resume, or replace it with --overwrite."
+            )
+        _remove(parts)
+    copies = make()
+    with locked(parts):
+        plan = _planned(parts, copies, asked, shard_size or DEFAULT_SHARD, replaces=replaces)
+    if plan_only:
+        echo(
+            f"{parts / PLAN}: {plan.items} images in {plan.shards} shards. Do a part of them with --shard I/N, I from "
+            "0 to N-1.",
+            err=True,
+        )
+        return None
+    work = DatasetWork(out=str(parts.absolute()), plan=plan.digest)
+    ran = run_shards(
+        parts,
+        plan,
+        work,
+        placement,
+        part=part,
+        show=lambda done, total: report("writing images", done, total),
+        command=command,
+    )
+    if ran.missing:
+        echo(
+            f"note: {ran.missing} shards of {plan.shards} are of other jobs and not there yet. The last job finishes; "
+            "or, when all are done, the command without --shard, with --resume.",
+            err=True,
+        )
+        return None
+    return _finish(parts, plan, copies, out)
+
+
+def _finished_before(out: Path, copies: DatasetPlan) -> SynthDatasetRecord:
+    """Say that a dataset is there, if it is the one that is asked for; what it was made of is removed."""
+    record = read_json(out / MARKER, SynthDatasetRecord, "the record of a dataset")
+    if record != copies.record:
+        raise ArgumentError(
+            f"{out}: expected the dataset of this command to go on with, got one of other images or options. Choose "
+            "another name for --out."
+        )
+    echo(f"{out}: finished before", err=True)
+    if (parts_of(out) / PLAN).is_file():
+        _remove(parts_of(out))
+    return record
+
+
+def _planned(parts: Path, copies: DatasetPlan, asked: dict[str, Any], size: int, *, replaces: bool) -> Plan:
+    """Return the plan: the one that lies there, if it is the same, or a new one."""
+
+    def plan_of(where: Path | None) -> Plan:
+        written = write_item_lines(where, (encode_json(copy.absolute()) for copy in copies.copies()), size)
+        return Plan(
+            kind="dataset",
+            asked=asked,
+            fixed={"replaces": replaces, "threads": 1},
+            items=written.items,
+            items_sha256=written.sha256,
+            shard_size=size,
+        )
+
+    if not (parts / PLAN).is_file():
+        return write_plan(parts, plan_of)
+    plan = read_plan(parts)
+    check_same(parts, plan, plan_of(None))
+    return plan
+
+
+def _finish(parts: Path, plan: Plan, copies: DatasetPlan, out: Path) -> SynthDatasetRecord:
+    faults = [copied.fault for task in plan.tasks() for copied in read_copied(parts, plan, task) if copied.fault]
+    if faults:
+        raise GateError(
+            f"{parts}: expected a copy of every image, got none of {len(faults)}, the first {faults[0]}. Take them out "
+            "and start again with --overwrite."
+        )
+    with locked(out), atomic_folder(out, replace_if=MARKER, overwrite=plan.fixed["replaces"]) as unfinished:
+        # Whoever is killed from here on leaves shards without files, which are then no longer whole.
+        for entry in list_folder(parts / FILES):
+            entry.rename(unfinished / entry.name)
+        copies.finish(unfinished)
+    _remove(parts)
+    return copies.record
+
+
+def _remove(parts: Path) -> None:
+    with storage_errors(parts):
+        for name in (FILES, SHARDS):
+            if (parts / name).is_dir():
+                shutil.rmtree(parts / name)
+        shutil.rmtree(parts)

@@ -1,0 +1,263 @@
+"""The plans of `synth generate` in shards: of the first round, and of each that draws again what is not accepted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from flawscope.bundle import Manifest, SynthHead
+from flawscope.datasets import Dataset
+from flawscope.datasets.defects.set_files import read_json
+from flawscope.errors import ArgumentError, DataError
+from flawscope.files import check_replaceable, locked, storage_errors
+from flawscope.open_files import list_folder
+from flawscope.runtime.backends import choose_backend
+from flawscope.runtime.backends.cores import usable_cores
+from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.generate_shards import RecordItem, read_records
+from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan_items import write_item_lines
+from flawscope.runtime.synthesis.draw_options import GenerateSettings
+from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord, RecordedSettings
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
+from flawscope.runtime.synthesis.record_drawing import check_distance, check_seeds, sites_of_records
+from flawscope.runtime.synthesis.sites import Site
+from flawscope.runtime.synthesis.synthesizer import defect_named
+from flawscope.text import encode_json, name_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be drawn.
+
+    Attributes:
+        bundle: Path of the bundle.
+        manifest: Its manifest.
+        head: Its description of how it draws.
+        sites: Where to draw.
+        settings: How many images, and how.
+        backend: Backend, or `auto`.
+        precision: Precision of the graphs.
+        lpips: Two files of weights that candidates are compared with; None without.
+        dataset: Dataset whose test split is searched for support images.
+        lines: File of lines that the sites come from -> SHA-256.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    head: SynthHead
+    sites: Sequence[Site]
+    settings: GenerateSettings
+    backend: str
+    precision: str
+    lpips: tuple[Path, Path] | None
+    dataset: Dataset | None
+    lines: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The first round of a set.
+
+    Attributes:
+        folder: Folder of its plan.
+        plan: The plan.
+        is_new: Whether it was made now.
+    """
+
+    folder: Path
+    plan: Plan
+    is_new: bool
+
+
+def parts_of(out: Path) -> Path:
+    """Return the folder in which the rounds of an unfinished set lie."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def finished_before(request: Request, out: Path) -> GenerateRecord | None:
+    """Return the record of a set that lies there finished, if it is what is asked for; None where none does.
+
+    Rounds that it was made of are removed, where whoever made it was killed before that.
+
+    Raises:
+        ArgumentError: If another set lies there.
+    """
+    if not (out / MARKER).is_file():
+        return None
+    first = parts_of(out) / "round-001"
+    # What lies there is then the earlier set, or the new one whose rounds are still there: written again, it is equal.
+    if (first / PLAN).is_file() and Fixed.of(read_plan(first)).replaces:
+        return None
+    record = read_json(out / MARKER, GenerateRecord, "the record of drawn images")
+    wanted = (request.manifest.digest, request.precision, RecordedSettings.of(request.settings), dict(request.lines))
+    if (record.digest, record.precision, record.settings, record.lines) != wanted:
+        raise ArgumentError(
+            f"{out}: expected the set of this command to go on with, got one of another bundle, lines or options. "
+            "Choose another name for --out."
+        )
+    remove_parts_of(out)
+    return record
+
+
+def remove_parts_of(out: Path) -> None:
+    """Remove the rounds of a set that is finished."""
+    parts = parts_of(out)
+    if (parts / "round-001" / PLAN).is_file():
+        with storage_errors(parts):
+            # The first plan last: without it nobody would know whose folder this is.
+            for folder in sorted(list_folder(parts), reverse=True):
+                shutil.rmtree(folder / SHARDS)
+                shutil.rmtree(folder)
+            parts.rmdir()
+
+
+def plan_generate(
+    request: Request,
+    out: Path,
+    placement: Placement,
+    *,
+    shard_size: int | None = None,
+    is_resumed: bool = False,
+    is_shared: bool = False,
+    overwrite: bool = False,
+) -> Planned:
+    """Make the plan of the first round of a set, or go on with the one that lies there.
+
+    Args:
+        request: What is drawn.
+        out: The folder to make; what is not finished lies in `out`.parts beside it.
+        placement: Where, and by how many workers.
+        shard_size: Records of a shard, rounded down to whole batches; None for 256.
+        is_resumed: Whether to go on with what lies there.
+        is_shared: Whether jobs share the plan: the first makes it, and the others take it.
+        overwrite: Whether an earlier set, or an unfinished one, may be replaced.
+
+    Raises:
+        ArgumentError: If a setting is out of range, `out` is taken, or another run lies in `out`.parts.
+        BackendError: If the backend is not there.
+    """
+    if overwrite and (is_resumed or is_shared):
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+    folder = parts_of(out) / "round-001"
+    may_go_on = (is_resumed or is_shared) and (folder / PLAN).is_file()
+    check_replaceable(out, MARKER, overwrite=Fixed.of(read_plan(folder)).replaces if may_go_on else overwrite)
+    _check_parts(out, may_go_on=is_resumed or is_shared, overwrite=overwrite)
+    batch = _batch_of(request)
+    if shard_size is not None and shard_size < 1:
+        raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
+    size = max((DEFAULT_SHARD if shard_size is None else shard_size) // batch, 1) * batch
+    # Of jobs that begin together one makes the plan; the others find it.
+    with locked(folder):
+        if (folder / PLAN).is_file():
+            plan = read_plan(folder)
+            check_same(folder, plan, _first_plan(None, request, placement, batch, size))
+            return Planned(folder, plan, is_new=False)
+        plan = write_plan(folder, lambda where: _first_plan(where, request, placement, batch, size, replaces=overwrite))
+        return Planned(folder, plan, is_new=True)
+
+
+def _check_parts(out: Path, *, may_go_on: bool, overwrite: bool) -> None:
+    """Refuse what lies where rounds go, or remove it, unless it may go on."""
+    parts = parts_of(out)
+    if not parts.exists() or (may_go_on and (parts / "round-001" / PLAN).is_file()):
+        return
+    if not (parts / "round-001" / PLAN).is_file():
+        # Empty: left by a plan that was refused.
+        if not list_folder(parts):
+            return
+        raise ArgumentError(
+            f"{parts}: expected a free name for what is not finished, got a folder with other files. Choose another "
+            "name for --out."
+        )
+    if not overwrite:
+        raise ArgumentError(
+            f"{parts}: expected a free name for what is not finished, got an earlier run. Go on with it by --resume, "
+            "or replace it with --overwrite."
+        )
+    remove_parts_of(out)
+
+
+def _batch_of(request: Request) -> int:
+    most = request.manifest.max_batch // 2
+    batch = most if request.settings.batch is None else request.settings.batch
+    if not 1 <= batch <= most:
+        raise ArgumentError(f"batch: expected 1 to {most}, half of the bundle's largest batch, got {batch}.")
+    return batch
+
+
+def _first_plan(
+    where: Path | None, request: Request, placement: Placement, batch: int, size: int, *, replaces: bool = False
+) -> Plan:
+    """Return the plan of all records, and write these where that is asked for."""
+    settings = request.settings
+    check_distance(settings, is_given=request.lpips is not None)
+    settings.options.sampling(request.head)  # only to raise, before a worker is started
+    sites = sites_of_records(request.sites, settings)
+    check_seeds(settings, len(sites))
+    for site in dict.fromkeys(request.sites):
+        defect_named(request.manifest, request.head, site.key)
+        for path in (site.good, site.mask):
+            if name_bytes(str(path)) is not None:
+                raise DataError(f"{path}: expected a name in UTF-8 for work in shards, got other bytes. Rename it.")
+    choice = choose_backend(request.backend)
+    workers = placement.workers if placement.on == "local" else None
+    threads = max(1, usable_cores() // workers) if workers else 1
+    lines = (encode_json(RecordItem.of(number, site)) for number, site in enumerate(sites))
+    written = write_item_lines(where, lines, size)
+    return Plan(
+        kind="generate",
+        bundle=request.manifest.digest,
+        asked={
+            "settings": msgspec.to_builtins(settings),
+            "precision": request.precision,
+            "backend": request.backend,
+            "lines": dict(request.lines),
+            "lpips": {} if request.lpips is None else dict(MaskedLpips.load(*request.lpips).files),
+        },
+        fixed=msgspec.to_builtins(Fixed(0, len(sites), batch, choice.name, choice.reason, threads, replaces)),
+        items=written.items,
+        items_sha256=written.sha256,
+        shard_size=size,
+    )
+
+
+def next_plan(folder: Path, before: Path, plan: Plan) -> Plan:
+    """Return the plan of the records of which the round before accepted no drawing."""
+
+    def plan_of(where: Path) -> Plan:
+        fixed = msgspec.structs.replace(Fixed.of(plan), turn=Fixed.of(plan).turn + 1)
+        written = write_item_lines(where, map(encode_json, pending_records(before, plan)), plan.shard_size)
+        return msgspec.structs.replace(
+            plan, fixed=msgspec.to_builtins(fixed), items=written.items, items_sha256=written.sha256
+        )
+
+    with locked(folder):
+        return read_plan(folder) if (folder / PLAN).is_file() else write_plan(folder, plan_of)
+
+
+def pending_records(folder: Path, plan: Plan) -> Iterator[RecordItem]:
+    """Yield the records of a round that have no accepted drawing, in order; the round must be whole."""
+    for task in plan.tasks():
+        for record, judged in zip(read_records(folder, plan, task), read_judged(folder, plan, task), strict=True):
+            if not judged.accepted:
+                yield record
+
+
+def work_of(request: Request, folder: Path, plan: Plan) -> GenerateWork:
+    """Return the work of a round."""
+    weights = request.lpips
+    return GenerateWork(
+        out=str(folder.absolute()),
+        plan=plan.digest,
+        bundle=str(request.bundle.absolute()),
+        lpips=None if weights is None else (str(weights[0].absolute()), str(weights[1].absolute())),
+    )

@@ -1,0 +1,247 @@
+"""The work of `synth generate` in shards: each worker opens the bundle once, and draws records of a round."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flawscope.errors import BundleError, DataError
+from flawscope.resident_memory import peak_kib
+from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
+from flawscope.runtime.backends.table import ROWS
+from flawscope.runtime.scale.generate_shards import (
+    ARCHIVE,
+    ArchiveReader,
+    ArchiveWriter,
+    Cost,
+    Judged,
+    read_records,
+)
+from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.shards import durable_file, place_of, read_blocks, remove_parts, whole, write_lines
+from flawscope.runtime.scale.task import Done, Task
+from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.work import Account, Worker
+from flawscope.runtime.synthesis.draw_options import GenerateSettings
+from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
+from flawscope.runtime.synthesis.record_drawing import RecordDrawer, SiteChecks
+from flawscope.runtime.synthesis.set_lines import LineMaker
+from flawscope.runtime.synthesis.synthesizer import Synthesizer
+
+COUNTS = ("accepted", "rejected", "fault")
+RESIZED = "resized"
+
+
+class Fixed(msgspec.Struct, frozen=True):
+    """What a plan fixes for all workers of a round.
+
+    Attributes:
+        turn: Number of the round, from 0.
+        records: Records of the whole run.
+        batch: Records that are drawn at once.
+        backend: Backend, not `auto`.
+        backend_reason: Why it was chosen.
+        threads: Threads of the graphs of a worker.
+        replaces: Whether the set may take the place of an earlier one.
+    """
+
+    turn: int
+    records: int
+    batch: int
+    backend: str
+    backend_reason: str
+    threads: int
+    replaces: bool = False
+
+    @staticmethod
+    def of(plan: Plan) -> Fixed:
+        """Return what a plan fixes."""
+        return msgspec.convert(plan.fixed, Fixed)
+
+
+def settings_of(plan: Plan) -> GenerateSettings:
+    """Return the settings that a plan asks for."""
+    return msgspec.convert(plan.asked["settings"], GenerateSettings)
+
+
+class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="generate"):
+    """The work of one round.
+
+    Attributes:
+        out: Folder of the round's plan, absolute.
+        plan: Digest of the plan.
+        bundle: Path of the bundle, absolute; empty where no worker is opened.
+        lpips: Weights that candidates are compared with, two files, absolute; None without.
+    """
+
+    out: str
+    plan: str
+    bundle: str = ""
+    lpips: tuple[str, str] | None = None
+
+    def open(self) -> Worker:
+        """Load the bundle, and compare it with the plan; see `Work.open`.
+
+        Raises:
+            DataError: If another plan, or other weights, lie there.
+            BundleError: If another bundle lies there.
+            FlawscopeError: As `Synthesizer.load`.
+        """
+        plan = self._plan()
+        fixed = Fixed.of(plan)
+        distance = None if self.lpips is None else MaskedLpips.load(*map(Path, self.lpips))
+        if (files := {} if distance is None else dict(distance.files)) != plan.asked["lpips"]:
+            raise DataError(
+                f"{self.lpips}: expected the weights of the plan, {plan.asked['lpips']}, got {files}. Put them back, "
+                "or start again with --overwrite."
+            )
+        cores = Cores(threads=fixed.threads) if "threads" in ROWS[fixed.backend].cores else OWN_CHOICE
+        synthesizer = Synthesizer.load(self.bundle, fixed.backend, plan.asked["precision"], cores=cores)
+        if synthesizer.manifest.digest != plan.bundle:
+            got = synthesizer.manifest.digest
+            synthesizer.close()
+            raise BundleError(
+                f"{self.bundle}: expected the bundle of the plan ({plan.bundle[:12]}…), got another one "
+                f"({got[:12]}…): images of one set must come from the same. Put it back, or start again with "
+                "--overwrite."
+            )
+        return GenerateWorker(Path(self.out), plan, synthesizer, distance)
+
+    @property
+    def grain(self) -> int:
+        """Records of a batch."""
+        return Fixed.of(self._plan()).batch
+
+    def whole(self, task: Task) -> Done | None:
+        """As `Work.whole`."""
+        return whole(Path(self.out), self._plan(), task, ARCHIVE)
+
+    def give_up(self, task: Task, reason: str) -> Done:
+        """Write the file of a record that kills whoever draws it, without a drawing; the run cannot be merged."""
+        out, plan = Path(self.out), self._plan()
+        (record,) = read_records(out, plan, task)
+        with durable_file(place_of(out, plan, task, ARCHIVE)) as file:
+            ArchiveWriter(file).finish(Cost(0.0, None))
+            size = file.tell()
+        why = f"{record.place}: every worker died of drawing on it: {reason}"
+        done = _done(task, Counter({"fault": 1}), 0)
+        lines = [msgspec.json.encode(Judged(record.number, None, why))]
+        write_lines(out, plan, done, lines, archive_bytes=size)
+        return done
+
+    def join(self, shard: Task, parts: Sequence[Done]) -> Done:
+        """Write a shard from its parts; see `Work.join`."""
+        out, plan = Path(self.out), self._plan()
+        tasks = [part.task for part in parts]
+        seconds, peaks = 0.0, [0]
+        with durable_file(place_of(out, plan, shard, ARCHIVE)) as file:
+            archive = ArchiveWriter(file)
+            for task in tasks:
+                with ArchiveReader(out, plan, task) as part:
+                    seconds, peaks = seconds + part.cost.seconds, [*peaks, part.cost.peak_kib or 0]
+                    for line, files in part.drawings():
+                        archive.add(line, files)
+            archive.finish(Cost(seconds, max(peaks) or None))
+            size = file.tell()
+        counts = Counter[str]()
+        for part_done in parts:
+            counts.update(part_done.counts)
+        done = msgspec.structs.replace(
+            _done(shard, counts, sum(part.more.get(RESIZED, 0) for part in parts)),
+            seconds=sum(part.seconds for part in parts),
+            took=add_up(part.took for part in parts),
+        )
+        lines = [msgspec.json.encode(judged) for task in tasks for judged in read_judged(out, plan, task)]
+        write_lines(out, plan, done, lines, archive_bytes=size)
+        remove_parts(out, plan, tasks, ("jsonl", ARCHIVE))
+        return done
+
+    def merge(self, shards: Sequence[Done], account: Account) -> None:
+        """Nothing: shards of several rounds become one set, see `flawscope.runtime.scale.generate_run`."""
+
+    def _plan(self) -> Plan:
+        plan = _plans.get(self.plan)
+        if plan is None:
+            plan = read_plan(Path(self.out))
+            if plan.digest != self.plan:
+                raise DataError(
+                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
+                    "machine? Run the command again with --resume."
+                )
+            _plans[self.plan] = plan
+        return plan
+
+
+_plans: dict[str, Plan] = {}
+
+
+def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:
+    """Return what became of each record of a task; raises DataError if its file is not whole."""
+    return [msgspec.json.decode(line, type=Judged) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+
+
+def _done(task: Task, counts: Counter[str], resized: int, **more: Any) -> Done:
+    return Done(task, {name: counts[name] for name in COUNTS}, more={RESIZED: resized}, **more)
+
+
+class GenerateWorker:
+    """Draws the tasks of a plan.
+
+    Args:
+        out: Folder of the plan.
+        plan: The plan.
+        synthesizer: The bundle, made ready; it is closed with the worker.
+        distance: Compares candidates where the settings want that.
+    """
+
+    def __init__(self, out: Path, plan: Plan, synthesizer: Synthesizer, distance: MaskedLpips | None) -> None:
+        self._out, self._plan, self._synthesizer = out, plan, synthesizer
+        self._settings, self._fixed = settings_of(plan), Fixed.of(plan)
+        self._drawer = RecordDrawer(synthesizer, self._settings, self._fixed.records, distance)
+        self._maker = LineMaker(synthesizer, self._settings)
+
+    def run(self, task: Task) -> Done:
+        """As `Worker.run`: all sites of the task are checked before the first is drawn on."""
+        began, watch = time.perf_counter(), Stopwatch()
+        batch, shard = self._fixed.batch, self._plan.task(task.shard)
+        # Whole batches, as of the whole shard: sums of some kernels differ in their last bits between batch sizes, and
+        # a part of a shard must come out as the shard would have.
+        first = task.first - task.first % batch
+        stop = min(-(-task.stop // batch) * batch, shard.stop)
+        records = read_records(self._out, self._plan, Task(task.shard, first, stop))
+        own = {record.number for record in records[task.first - first : task.stop - first]}
+        checks = SiteChecks(self._synthesizer, self._settings.texts)
+        sites = {record.number: record.site for record in records}
+        for number, site in sites.items():
+            if number in own:
+                checks.check(site)
+        kept: set[int] = set()
+        with durable_file(place_of(self._out, self._plan, task, ARCHIVE)) as file:
+            archive = ArchiveWriter(file)
+            numbers = list(sites)
+            for at in range(0, len(numbers), batch):
+                chunk = [(number, sites[number]) for number in numbers[at : at + batch]]
+                for candidate, accepted in self._drawer.draw(chunk, self._fixed.turn):
+                    if candidate.number not in own:
+                        continue
+                    archive.add(*self._maker.make(candidate, checks.hashes[candidate.site.good], accepted=accepted))
+                    watch.add(candidate.site.place, candidate.drawn.seconds * 1000)
+                    if accepted:
+                        kept.add(candidate.number)
+            archive.finish(Cost(time.perf_counter() - began, peak_kib()))
+            size = file.tell()
+        counts = Counter({"accepted": len(kept), "rejected": len(own) - len(kept)})
+        resized = sum(sites[number] in checks.fitted for number in own)
+        done = _done(task, counts, resized, seconds=time.perf_counter() - began, took=watch.took())
+        lines = [msgspec.json.encode(Judged(number, number in kept)) for number in numbers if number in own]
+        write_lines(self._out, self._plan, done, lines, archive_bytes=size)
+        return done
+
+    def close(self) -> None:
+        """Close the bundle."""
+        self._synthesizer.close()

@@ -1,0 +1,97 @@
+"""`evaluate` in shards: the figures of one process to the last bit, whatever the shards are."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import here_executor
+import msgspec
+import numpy as np
+import pytest
+from tiny_bundle import tiny_thresholds, write_tiny_bundle
+from tiny_dataset import CATEGORY
+
+from flawscope.calibration import evaluate_bundle
+from flawscope.calibration.evaluation.measurements import ShardsMissing
+from flawscope.calibration.evaluation.sharded_measuring import Sharding, asked_of, measure_in_shards
+from flawscope.cli import run
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError
+from flawscope.runtime.scale.executors import Placement
+
+HERE = Placement(on="here", workers=2)
+ASKED = asked_of("fp32", None, None, by_product=False, use_overlay=True)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    write_tiny_bundle(tmp_path / "tiny.flaw", thresholds=tiny_thresholds(150.0))
+    return tmp_path / "tiny.flaw"
+
+
+@pytest.fixture
+def evaluate(bundle, tiny_root, tmp_path, monkeypatch):
+    """Return a function that evaluates in shards; with none, in one process."""
+    here_executor.use(monkeypatch)
+    dataset = open_dataset(tiny_root, CATEGORY)
+
+    def evaluated(shard_size=None, out=None, **more):
+        measure = None
+        if shard_size is not None:
+            more = {"out": out or tmp_path / f"out{shard_size}", "shard_size": shard_size, **more}
+            measure = partial(measure_in_shards, Sharding(placement=HERE, asked=ASKED, **more))
+        return evaluate_bundle(bundle, dataset, backend="cpu", command="", resamples=50, measure=measure)
+
+    return evaluated
+
+
+def comparable(figures):
+    """Return figures without what is of the moment."""
+    return msgspec.structs.replace(figures, latency_ms=None, when="")
+
+
+def test_figures_are_those_of_one_process(evaluate):
+    whole = evaluate()
+    for shard_size in (1, 5, 100):
+        sharded = evaluate(shard_size)
+        assert comparable(sharded.figures) == comparable(whole.figures)
+        assert sharded.figures.latency_ms is not None
+        assert isinstance(sharded.measured.maps, np.memmap), "maps are read from their file"
+        assert np.array_equal(sharded.measured.maps, whole.measured.maps)
+
+
+def test_jobs_share_a_plan_and_the_last_has_the_figures(evaluate, tmp_path):
+    out = tmp_path / "jobs"
+    with pytest.raises(ShardsMissing, match=r"expected 3 whole shards for the figures, got 2"):
+        evaluate(5, out, part=(0, 2), is_shared=True)
+    with pytest.raises(ArgumentError, match="Go on with it by --resume"):
+        evaluate(5, out)
+    with pytest.raises(ArgumentError, match="shard_size 5, not 6"):
+        evaluate(6, out, is_resumed=True)
+    last = evaluate(5, out, part=(1, 2), is_shared=True)
+    assert comparable(last.figures) == comparable(evaluate().figures)
+    assert comparable(evaluate(5, out, is_resumed=True).figures) == comparable(last.figures)
+
+
+def test_an_image_that_kills_its_scorer_is_a_fault_and_never_accepted(evaluate, monkeypatch):
+    here_executor.use(monkeypatch, 2)
+    figures = evaluate(4).figures
+    (fault,) = figures.faults
+    assert "the scorer died of this image, each time that it was tried: killed by signal 9" in fault.reason
+    assert figures.confusion.good.fault + figures.confusion.anomalous.fault == 1
+    assert figures.images == 12
+
+
+@pytest.mark.long
+def test_the_command_scores_with_worker_processes(bundle, tiny_root, tmp_path, capsys):
+    command = ["evaluate", str(bundle), "--data", str(tiny_root), "--category", CATEGORY, "--no-record"]
+    sharded = [*command, "--out", str(tmp_path / "out"), "--workers", "2", "--shard-size", "6"]
+    assert run([*sharded, "--shard", "0/2"]) == 0
+    assert "note: " in capsys.readouterr().err
+    assert run([*sharded, "--resume", "--json", str(tmp_path / "sharded.json")]) == 0
+    assert run([*command, "--json", str(tmp_path / "whole.json")]) == 0
+    first, second = (msgspec.json.decode((tmp_path / f"{name}.json").read_bytes()) for name in ("sharded", "whole"))
+    moment = dict.fromkeys(("latency_ms", "when", "command"))
+    assert first | moment == second | moment
+    assert run([*command, "--workers", "2"]) == 2
+    assert "--workers: expected --out DIR beside it" in capsys.readouterr().err

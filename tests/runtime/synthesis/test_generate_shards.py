@@ -1,0 +1,200 @@
+"""`synth generate` in shards: the bytes of one process, whatever the shards are; what was killed goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import here_executor
+import msgspec
+import pytest
+from drawn_folders import record_of
+from file_contents import files_of
+from tiny_dataset import CATEGORY
+
+from flawscope.bundle import SynthHead, open_bundle
+from flawscope.cli import run
+from flawscope.datasets import open_dataset
+from flawscope.errors import ArgumentError, DataError, GateError
+from flawscope.progress import no_progress
+from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.generate_plan import Request, finished_before, plan_generate
+from flawscope.runtime.scale.generate_run import draw_planned
+from flawscope.runtime.synthesis import DrawOptions, GenerateSettings, QualityLimits, generate_images
+from flawscope.runtime.synthesis.set_writer import SetWriter
+
+HERE = Placement(on="here", workers=2)
+SETTINGS = GenerateSettings(
+    number=11, rounds=3, best_of=2, seed=5, batch=3, options=DrawOptions(limits=QualityLimits(full=0.44))
+)
+
+
+@pytest.fixture
+def request_(place, tiny_root, sites):
+    with open_bundle(place / "drawer.flaw") as bundle:
+        manifest = bundle.manifest
+    assert isinstance(manifest.head, SynthHead)
+    return Request(
+        bundle=place / "drawer.flaw",
+        manifest=manifest,
+        head=manifest.head,
+        sites=sites,
+        settings=SETTINGS,
+        backend="cpu",
+        precision="fp32",
+        lpips=None,
+        dataset=open_dataset(tiny_root, CATEGORY),
+        lines={},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(drawer, sites, tiny_root, tmp_path_factory):
+    """The set as one process writes it: three rounds, in each of which something is rejected."""
+    folder = tmp_path_factory.mktemp("whole") / "set"
+    record = generate_images(drawer, sites, folder, SETTINGS, dataset=open_dataset(tiny_root, CATEGORY))
+    lines = [json.loads(line) for line in (folder / "generated.jsonl").read_text().splitlines()]
+    assert {line["round"] for line in lines} == set(range(1, 7)), "some records must be left for every round"
+    assert 0 < record.summary.rejected < record.summary.pictures
+    return folder
+
+
+def check_same(out, whole):
+    """Compare two sets: all bytes, and of the record all that is not of the machine and the time."""
+    got, expected = files_of(out), files_of(whole)
+    assert got.keys() == expected.keys()
+    assert {name for name in got if got[name] != expected[name]} <= {"generate.json"}
+    machine = ("seconds", "seconds_per_picture", "seconds_per_accepted", "peak_memory_kib", "backend_reason")
+    mine, theirs = (json.loads(files["generate.json"]) for files in (got, expected))
+    assert mine.keys() == theirs.keys()
+    assert mine | dict.fromkeys(machine) == theirs | dict.fromkeys(machine)
+
+
+def draw(request, out, shard_size=None, part=(0, 1), **more):
+    planned = plan_generate(request, out, HERE, shard_size=shard_size, is_shared=part != (0, 1), **more)
+    return draw_planned(request, out, HERE, planned, part=part, report=no_progress)
+
+
+@pytest.mark.parametrize("shard_size", [3, 8, None])
+def test_a_set_in_shards_has_the_bytes_of_one_process(request_, whole, tmp_path, monkeypatch, shard_size):
+    here_executor.use(monkeypatch)
+    drawn = draw(request_, tmp_path / "out", shard_size)
+    assert drawn.record == record_of(tmp_path / "out")
+    assert drawn.round == 3
+    check_same(tmp_path / "out", whole)
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_jobs_of_an_array_draw_their_shards_round_by_round_and_the_last_one_writes_the_set(
+    request_, whole, tmp_path, monkeypatch
+):
+    here_executor.use(monkeypatch)
+    out, records = tmp_path / "out", []
+    # The last job of a round goes on to its own part of the next one.
+    for job in (0, 1, 0, 1, 0, 1):
+        if (drawn := draw(request_, out, 3, (job, 2))).record is not None:
+            records.append(drawn.record)
+            break
+        assert drawn.missing > 0
+        assert not out.exists()
+    assert len(records) == 1
+    check_same(out, whole)
+    assert finished_before(request_, out) == records[0]
+
+
+def test_what_was_killed_goes_on_with_the_shards_that_are_whole(request_, whole, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+    draw(request_, out, 3, (0, 2))
+    shards = sorted((tmp_path / "out.parts/round-001/shards").glob("*.zip"))
+    times = [path.stat().st_mtime_ns for path in shards]
+    shards[1].write_bytes(shards[1].read_bytes()[:-5])
+    with pytest.raises(ArgumentError, match="Go on with it by --resume, or replace it with --overwrite"):
+        plan_generate(request_, out, HERE)
+    # The size of shards is part of the plan, as all options are.
+    with pytest.raises(ArgumentError, match="shard_size 3, not 255"):
+        plan_generate(request_, out, HERE, is_resumed=True)
+    other = dataclasses.replace(request_, settings=msgspec.structs.replace(SETTINGS, seed=6))
+    with pytest.raises(ArgumentError, match="expected the plan of this command, got another one: settings"):
+        plan_generate(other, out, HERE, shard_size=3, is_resumed=True)
+    drawn = draw(request_, out, 3, is_resumed=True)
+    assert drawn.skipped == len(shards) - 1, "the one that was cut is drawn again"
+    assert times[0] > 0
+    check_same(out, whole)
+
+
+def test_a_set_whose_writer_was_killed_is_written_again(request_, whole, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SetWriter, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            draw(request_, out)
+    assert not out.exists()
+    assert draw(request_, out, is_resumed=True).skipped == 3
+    check_same(out, whole)
+
+
+def test_an_earlier_set_is_replaced_by_one_that_goes_on_after_a_kill(request_, whole, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+    settings = msgspec.structs.replace(SETTINGS, number=2)
+    draw(dataclasses.replace(request_, settings=settings), out)
+    with pytest.raises(ArgumentError, match="expected a new name, got an earlier output"):
+        plan_generate(request_, out, HERE)
+    plan_generate(request_, out, HERE, overwrite=True)
+    assert finished_before(request_, out) is None
+    assert draw(request_, out, is_resumed=True).record is not None
+    check_same(out, whole)
+    with pytest.raises(ArgumentError, match="expected the set of this command to go on with"):
+        finished_before(dataclasses.replace(request_, settings=settings), out)
+
+
+def test_records_that_kill_every_worker_are_named_and_no_set_is_written(request_, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch, 7)
+    out = tmp_path / "out"
+    with pytest.raises(GateError, match=r"got none of 1, the first train/good/.*every worker died of drawing on it"):
+        draw(request_, out, 6)
+    assert not out.exists()
+    (shard,) = (tmp_path / "out.parts/round-001/shards").glob("shard-00001.jsonl")
+    lines = [json.loads(line) for line in shard.read_text().splitlines()[:-1]]
+    assert [line["accepted"] is None for line in lines] == [False, True, False, False, False]
+    assert not list(shard.parent.glob("shard-00001.*-*")), "parts are removed"
+
+
+def test_another_archive_than_was_drawn_is_refused(request_, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+    draw(request_, out, 3, (0, 2))
+    (shard,) = (tmp_path / "out.parts/round-001/shards").glob("shard-00002.zip")
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard-00002.zip: expected .* Remove the file and run .* --resume"):
+        draw(request_, out, 3, is_resumed=True)
+    assert not out.exists()
+    shard.unlink()
+    assert draw(request_, out, 3, is_resumed=True).record is not None
+
+
+@pytest.mark.long
+def test_the_command_draws_with_worker_processes(arguments, whole, place, tmp_path, capsys):
+    options = ["--num", "11", "--keep-trying", "3", "--best-of", "2", "--seed", "5", "--batch", "3", "--backend", "cpu"]
+    sharding = ["--workers", "2", "--shard-size", "6"]
+    command = [*arguments, *options, "--limit", "full=0.44", *sharding, "--out", str(tmp_path / "out")]
+    assert run([*command, "--plan-only"]) == 0
+    assert "round-001: 11 records in 2 shards" in capsys.readouterr().err
+    assert run(command) == 2
+    assert "Go on with it by --resume" in capsys.readouterr().err
+    assert run([*command, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "images of 2 defect types" in out
+    assert "shards: " in err
+    got, expected = files_of(tmp_path / "out"), files_of(whole)
+    assert {name for name in expected if got[name] != expected[name]} == {"generate.json"}
+    assert run([*command, "--resume"]) == 0
+    assert f"{tmp_path / 'out'}: finished before" in capsys.readouterr().err
