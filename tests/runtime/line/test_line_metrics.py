@@ -21,7 +21,8 @@ from flawscope.runtime.line.journal.journal import Journal  # noqa: E402
 from flawscope.runtime.line.metrics import LineMetrics  # noqa: E402
 from flawscope.runtime.line.outputs.output import Signal  # noqa: E402
 from flawscope.runtime.line.parts import PartRecord, ViewRecord  # noqa: E402
-from flawscope.runtime.line.status import ImagesStatus  # noqa: E402
+from flawscope.runtime.line.rollout.rollout_status import RolloutStatus  # noqa: E402
+from flawscope.runtime.line.status import ImagesStatus, LineStatus, ViewStatus  # noqa: E402
 
 WAIT_S = 20.0
 
@@ -176,3 +177,30 @@ def test_what_became_of_images(line: FakeLine, metrics: LineMetrics) -> None:
     counted = {result: sample(metrics, "images_total", result=result) for result in ("stored", "left_out", "lost")}
     assert counted == {"stored": 7, "left_out": 1, "lost": 2}
     assert sample(metrics, "images_total", result="deleted") == 30
+
+
+def test_bundles_and_releases_are_those_of_the_status(line: FakeLine, metrics: LineMetrics) -> None:
+    def rollout(view: str, state: str) -> RolloutStatus:
+        return RolloutStatus("top", view, "stable", "sha256:1", "ab", state, "", "", 7.5)
+
+    whole = line.status
+    views = (ViewStatus("left", "part", "ab" * 32, 4.0, 0), ViewStatus("empty", "", "", None, 0))
+    states = {"left": "done", "right": "waiting", "top": "rolled_back", "low": "refused"}
+
+    def status() -> LineStatus:
+        found = whole()
+        stations = tuple(msgspec.structs.replace(one, views=views, generation=9) for one in found.stations)
+        rollouts = tuple(rollout(view, state) for view, state in states.items())
+        return msgspec.structs.replace(found, stations=stations, rollouts=rollouts)
+
+    line.status = status  # type: ignore[method-assign]
+    assert sample(metrics, "generation", station="top") == 9
+    assert sample(metrics, "bundle", station="top", view="left", bundle="ab" * 32) == 1
+    assert sum(name == "flawscope_bundle" for name, _ in samples(metrics)) == 1
+    for name, found in (("failed", {"top", "low"}), ("pending", {"right"})):
+        on = {view for view in states if sample(metrics, f"rollout_{name}", station="top", view=view)}
+        assert on == found
+    assert sample(metrics, "rollout_source_age_seconds", station="top", view="left") == 7.5
+    # From zero on: an alarm on the first one sees a change.
+    for result in ("done", "failed", "rolled_back"):
+        assert sample(metrics, "swaps_total", station="top", result=result) == 0
