@@ -126,8 +126,8 @@ def score(
     check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--pictures": pictures})
     for folder in (maps, pictures):
         check_apart(inputs, folder)
-    for folder in inputs.masks:
-        echo(f"note: {folder}: masks of a dataset, passed over. Name it to score what is in it.", err=True)
+    for passed in inputs.masks:
+        echo(f"note: {passed}: masks of a dataset, passed over. Name it to score what is in it.", err=True)
     with Inspector.load(bundle, use_overlay=not no_overlay, **loading) as inspector:
         inspector.check_batch(batch)
         if pictures is not None:
