@@ -214,8 +214,9 @@ class _Listing:
 
 def _no_image(text: str) -> ArgumentError:
     if is_url(text) or has_magic(text):
-        hint = "Check it; what begins with a text is TEXT**, and a URL without an ending is in a list (@FILE)."
-        return ArgumentError(f"{shown(text)}: expected images there, got none. {hint}")
+        hint = "Check it. `**` stands for any number of folders, or is the rest of a name"
+        single = "; an object without the ending of an image goes into a list (@FILE)" if is_url(text) else ""
+        return ArgumentError(f"{shown(text)}: expected images there, got none. {hint}{single}.")
     if text.endswith(tuple(ARCHIVES)):
         endings = ", ".join(sorted(EXTENSIONS))
         return ArgumentError(f"{text}: expected images in it, got none. They are known by their endings ({endings}).")
