@@ -32,7 +32,8 @@ def sum_gradients(parameters: Sequence[nn.Parameter], here: Ranks) -> None:
             parameter.grad = torch.zeros_like(parameter)
     for bucket in _buckets([parameter.grad for parameter in used if parameter.grad is not None]):
         flat = here.sum_tensor(torch.cat([gradient.reshape(-1) for gradient in bucket]))
-        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, summed in zip(bucket, parts, strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 

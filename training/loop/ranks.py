@@ -146,9 +146,9 @@ class Ranks:
             raise ArgumentError(f"indices: expected one for each of {len(rows)} rows, got {len(indices)}.")
         if self.world == 1:
             return rows[np.argsort(indices, kind="stable")]
-        counts = np.zeros(self.world)
-        counts[self.rank] = len(rows)
-        counts = self.sum(counts).astype(np.int64)
+        of_each = np.zeros(self.world)
+        of_each[self.rank] = len(rows)
+        counts = self.sum(of_each).astype(np.int64)
         width = int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize
         # As bytes: gloo has no transport for every type of number.
         own = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(len(rows), width)

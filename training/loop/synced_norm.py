@@ -43,12 +43,12 @@ def synced_batch_norms(network: nn.Module, sharing: BatchSharing) -> Iterator[No
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
         # On the instance: its class, parameters, buffers and names in the state stay what they are.
-        norm.forward = functools.partial(_forward, norm, sharing)
+        vars(norm)["forward"] = functools.partial(_forward, norm, sharing)
     try:
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            del vars(norm)["forward"]
 
 
 def _forward(norm: Any, sharing: BatchSharing, images: Tensor) -> Tensor:
