@@ -60,14 +60,20 @@ def read_address(text: str, what: str = "server") -> Address:
     if host is None or port is None or parts.scheme not in _SCHEMES or "@" in parts.netloc or parts.query:
         raise ArgumentError(
             f"{what}: expected the address of a server, {', '.join(_SCHEMES)}, as in "
-            f"grpc://HOST:8001 or http://HOST:8000/MODEL, got {text!r}."
+            f"grpc://HOST:8001 or http://HOST:8000/MODEL, got {_shown(text)!r}."
         )
     model = parts.path.removeprefix("/")
     if "/" in model or parts.fragment:
-        raise ArgumentError(f"{what}: expected one name behind the port, that of the model, got {text!r}.")
+        raise ArgumentError(f"{what}: expected one name behind the port, that of the model, got {_shown(text)!r}.")
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     protocol, is_secure = _SCHEMES[parts.scheme]
     return Address(protocol, place, is_secure, model)
+
+
+def _shown(text: str) -> str:
+    """Return a text without the password that somebody wrote into it."""
+    before, at, rest = text.rpartition("@")
+    return f"{before.partition('://')[0]}://***@{rest}" if at else text
 
 
 def address_from_environment() -> Address:

@@ -49,7 +49,7 @@ def publish_command(bundle: Path, place: str, tags: tuple[str, ...], **registry:
     the same release. A tag that another release has goes over to this one; all releases stay.
     """
     tags = tuple(checked_tag(tag) for tag in tags)
-    with _opened(place, registry) as opened:
+    with _opened(place, registry, "--to") as opened:
         digest = publish(bundle, opened, tags)
         echo(f"{opened.name}: {', '.join(tags)}: {digest}")
 
@@ -86,9 +86,9 @@ def list_command(place: str, as_json: bool, **registry: Any) -> int:
 
 
 @contextlib.contextmanager
-def _opened(place: str, registry: dict[str, Any]) -> Iterator[Place]:
+def _opened(place: str, registry: dict[str, Any], what: str = "PLACE") -> Iterator[Place]:
     given = {name: value for name, value in registry.items() if value}
-    options = options_of(place)
+    options = options_of(place, what)
     if isinstance(options, RegistryReleases):
         for name in ("password", "token"):
             _check(given.get(name), Secret, f"--{name}", "env:VARIABLE or file:PATH, never the secret itself")

@@ -16,7 +16,7 @@ from typing import IO, Literal
 import msgspec
 
 from flawscope.errors import ArgumentError, FlawscopeError, StorageError
-from flawscope.files import atomic_file, locked, sha256_file, storage_errors, write_bytes
+from flawscope.files import atomic_file, is_litter, locked, sha256_file, storage_errors, write_bytes
 from flawscope.open_files import list_folder, open_regular, read_regular
 from flawscope.runtime.line.rollout.place import check_manifest, is_digest
 from flawscope.runtime.line.rollout.release import (
@@ -30,6 +30,7 @@ from flawscope.runtime.line.rollout.release import (
     digest_of,
 )
 from flawscope.runtime.line.rollout.table import FolderReleases
+from flawscope.scratch import is_scratch
 from flawscope.text import NOT_JSON, encode_json
 
 LAYOUT, INDEX = "oci-layout", "index.json"
@@ -127,7 +128,7 @@ class Layout:
             return
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            taken = next(iter(list_folder(self._folder)), None)
+            taken = next((entry for entry in list_folder(self._folder) if not _is_nothing(entry.name)), None)
         if taken is not None:
             raise ArgumentError(
                 f"{self._folder}: expected a folder of releases or an empty one, got one with {taken.name}. Name "
@@ -181,3 +182,8 @@ class Layout:
                 raise
             said = f"{err.filename}: {err.strerror}" if isinstance(err, OSError) and err.strerror else str(err)
             raise SourceAway(f"{self.name}: could not be read: {said}. Is the folder there, and mounted?") from err
+
+
+def _is_nothing(name: str) -> bool:
+    """Return whether an entry of a folder is of another publisher or of a system, and no release."""
+    return name == LAYOUT or is_scratch(name) or is_litter(name) or name == "lost+found"

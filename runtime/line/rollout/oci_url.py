@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from flawscope.errors import ArgumentError
 from flawscope.runtime.line.rollout.table import PLAIN, SECURE
+from flawscope.runtime.line.secrets import without_secrets
 from flawscope.text import printable
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -33,7 +34,7 @@ def check_url(url: str, *, has_secret: bool) -> None:
     if not is_good or _NAME.fullmatch(repository) is None:
         raise ArgumentError(
             "registry: expected an address such as oci://HOST:PORT/factory/top, the name in small letters and without "
-            f"a tag, got {printable(url)!r}. Mend it."
+            f"a tag, got {_shown(url)!r}. Mend it."
         )
     if is_plain and has_secret and not is_this_machine(parts.hostname or ""):
         raise ArgumentError(
@@ -48,3 +49,9 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _shown(url: str) -> str:
+    """Return an address without the password that somebody wrote into it."""
+    before, at, _ = url.rpartition("@")
+    return printable(without_secrets(url, before.partition("://")[2]) if at else url)

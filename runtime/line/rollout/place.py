@@ -79,9 +79,26 @@ def open_place(options: ReleaseOptions) -> Place:
     return place
 
 
-def options_of(place: str) -> ReleaseOptions:
-    """Return the options of a place as a command names it: `oci://HOST:PORT/NAME`, or a folder."""
-    return RegistryReleases(url=place) if place.startswith((SECURE, PLAIN)) else FolderReleases(path=Path(place))
+def options_of(place: str, what: str = "PLACE") -> ReleaseOptions:
+    """Return the options of a place as a command names it: `oci://HOST:PORT/NAME`, or a folder.
+
+    Args:
+        place: The place.
+        what: What it is called in messages.
+
+    Raises:
+        ArgumentError: If it is another kind of address, which would pass for a folder, or none at all.
+    """
+    if place.startswith((SECURE, PLAIN)):
+        return RegistryReleases(url=place)
+    scheme, separator, _ = place.partition("://")
+    if separator or not place:
+        # Not the rest: a password may stand in it.
+        got = f"{printable(scheme)[:40]}://" if separator else "nothing"
+        raise ArgumentError(
+            f"{what}: expected oci://HOST:PORT/NAME (oci+http:// without TLS) or a folder, got {got}. Mend it."
+        )
+    return FolderReleases(path=Path(place))
 
 
 def checked_tag(tag: str) -> str:

@@ -56,6 +56,7 @@ class Registry:
             )
         self._requests = Requests(self._base, self.name, options.ca, options.hosts, options.timeout_s)
         self._authorization = ""
+        self._secrets: set[str] = set()
 
     def manifest(self, reference: str) -> bytes:
         """Return the bytes of a manifest; see `Place`."""
@@ -203,13 +204,17 @@ class Registry:
 
     def _basic(self) -> str:
         password = "" if self._options.password is None else self._secret(self._options.password)
-        return f"Basic {base64.b64encode(f'{self._options.user}:{password}'.encode()).decode()}"
+        coded = base64.b64encode(f"{self._options.user}:{password}".encode()).decode()
+        self._secrets.add(coded)
+        return f"Basic {coded}"
 
     def _secret(self, place: str) -> str:
         try:
-            return read_secret(place)
+            secret = read_secret(place)
         except ArgumentError as err:  # it may be written while the line runs
             raise SourceAway(f"{self.name}: {err}") from None
+        self._secrets.add(secret)
+        return secret
 
     def _check(self, answer: Answer, status: int) -> None:
         """Raise unless an answer has a status."""
@@ -221,10 +226,11 @@ class Registry:
             )
         said = ""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            said = printable(answer.body(_SMALL_BYTES)[:300].decode("utf-8", "replace"))
-        known = [self._authorization.partition(" ")[2]]
+            said = answer.body(_SMALL_BYTES).decode("utf-8", "replace")
+        # It may send back what it was sent. Before the text is cut: a part of a secret is not found any more.
+        said = without_secrets(said, self._authorization.partition(" ")[2], *self._secrets)
         raise SourceAway(
-            without_secrets(f"{self.name}: expected status {status}, got {answer.status} {said}".rstrip(), *known)
+            f"{self.name}: expected status {status}, got {answer.status} {printable(said[:300])}".rstrip()
             + ". Look at the registry."
         )
 

@@ -86,6 +86,11 @@ def test_a_password_from_a_file(tmp_path: Path, maker: Maker, registry: OciRegis
         (["publish", "part.flaw", "--to", "releases", "--user", "u"], "--user: expected a registry"),
         (["publish", "part.flaw", "--to", "oci://h/a", "--token", "secret"], "--token: expected env:VARIABLE"),
         (["publish", "part.flaw", "--to", "oci://h/a", "--host", "a/b"], "--host: expected the name"),
+        (["publish", "part.flaw", "--to", "https://h/a"], "--to: expected oci://"),
+        (["publish", "part.flaw", "--to", "OCI://h/a"], "--to: expected oci://"),
+        (["list", "docker://h/a"], "PLACE: expected oci://"),
+        (["publish", "part.flaw", "--to", "oci://u:secret@h/a"], "expected an address"),
+        (["publish", "part.flaw", "--to", "https://u:secret@h/a"], "--to: expected oci://"),
         (["publish", "bare.flaw", "--to", "releases"], "expected a signed bundle"),
         (["publish", "none.flaw", "--to", "releases"], "none.flaw: expected a bundle"),
         (["tag", "releases", "v1", "stable"], "could not be read"),
@@ -107,3 +112,4 @@ def test_a_mistake_is_one_line(
     assert words in said
     assert len(said.strip().splitlines()) == 1
     assert "secret" not in said.replace("never the secret itself", "")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"part.flaw", "bare.flaw", "maker", "maker.pub"}

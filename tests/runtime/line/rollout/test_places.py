@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import threading
@@ -21,7 +22,7 @@ from swapped_lines import write_bundle_at
 from flawscope.bundle import find_trusted_keys
 from flawscope.bundle.ed25519 import write_keys
 from flawscope.errors import ArgumentError, BundleError, FlawscopeError
-from flawscope.runtime.line.rollout import http_requests, release
+from flawscope.runtime.line.rollout import http_requests, layout, release
 from flawscope.runtime.line.rollout.layout import Layout
 from flawscope.runtime.line.rollout.place import Place, open_place, options_of, read_blob
 from flawscope.runtime.line.rollout.publishing import give_tag, list_releases, publish
@@ -107,6 +108,23 @@ def test_an_unsigned_bundle_is_not_published(place: Place, maker: Maker) -> None
     write_bundle_at(maker.folder / "bare.flaw", 120.0)
     with pytest.raises(BundleError, match="expected a signed bundle"):
         publish(maker.folder / "bare.flaw", place, ("stable",))
+
+
+@pytest.mark.parametrize("litter", [".flawscope-0011223344556677.tmp", ".DS_Store", "oci-layout", "lost+found"])
+def test_a_folder_that_another_publisher_begins_is_none_of_something_else(
+    litter: str, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker.bundle("part", 120.0)
+    (tmp_path / "releases").mkdir()
+    real = layout.list_folder
+
+    def listed(folder: Path) -> list[Path]:  # it comes between the look at the file and the look at the folder
+        (folder / litter).write_text('{"imageLayoutVersion": "1.0.0"}')
+        return real(folder)
+
+    monkeypatch.setattr(layout, "list_folder", listed)
+    maker.publish("part", tmp_path / "releases")
+    assert Layout(FolderReleases(path=tmp_path / "releases")).tags() == ["stable"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, maker: Maker) -> None:
@@ -298,6 +316,35 @@ class TestWhoAsks:
             with pytest.raises(SourceAway, match="sends to http://localhost"):
                 opened(registry, user="line", password=secret).tags()
             assert not elsewhere.requests
+
+    @pytest.mark.parametrize("is_long", [False, True])
+    @pytest.mark.parametrize("kind", ["token", "password", "token server"])
+    def test_what_is_sent_back_is_not_shown(
+        self, kind: str, is_long: bool, registry: OciRegistry, monkeypatch: pytest.MonkeyPatch, secret: str
+    ) -> None:
+        monkeypatch.setenv("TOP", "geheim-geheim-geheim")
+        basic = base64.b64encode(b"line:geheim-geheim-geheim").decode()
+        options = {"token": "env:TOP"} if kind == "token" else {"user": "line", "password": "env:TOP"}
+        if kind == "token server":
+            registry.token, path = "its-token", "/token"
+        else:
+            registry.token, registry.password = (None, "x") if kind == "password" else ("x", None)
+            path = "/manifests/"
+        place = opened(registry, **options)
+        asked = (
+            []
+            if kind == "token server"
+            else [(path, status(401, b"", WWW_Authenticate="Bearer" if kind == "token" else "Basic"))]
+        )
+        said = b"x" * 290 if is_long else b""
+        registry.bad += [
+            *asked,
+            (path, status(500, said + (b"" if kind == "token" else basic.encode()) + b" geheim-geheim-geheim")),
+        ]
+        with pytest.raises(SourceAway, match="got 500") as caught:
+            place.manifest("stable")
+        for word in ("geheim", basic[:8]):
+            assert word not in str(caught.value)
 
     def test_a_secret_that_is_not_there(self, registry: OciRegistry) -> None:
         registry.password = "pw-1"
