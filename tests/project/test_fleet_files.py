@@ -290,11 +290,19 @@ class TestCompose:
             source, target, *mode = volume.split(":")
             assert Path(target).is_absolute()
             if source.startswith("."):
-                assert mode == ["ro"]
-                own = source in ("./bundles", "./keys", "./models")
+                assert mode == ([] if source == "./releases" else ["ro"])
+                own = source in ("./bundles", "./keys", "./models", "./releases")
                 assert own or (FLEET / source).exists(), "bundles, keys and models are put there by the user"
             else:
                 assert source in COMPOSE["volumes"]
+
+    def test_its_folders_belong_to_whom_they_must(self) -> None:
+        """A line refuses keys of other users than root and its own, and a registry writes as its own user."""
+        head = (FLEET / "compose.yaml").read_text().partition("\nname:")[0]
+        assert re.search(r"sudo install -D --mode=0644 \S+ deploy/fleet/keys/maker\.pub", head)
+        user, _, group = COMPOSE["services"]["registry"]["user"].partition(":")
+        assert f"sudo install -d --owner={user} --group={group} deploy/fleet/releases" in head
+        assert "./releases:/var/lib/registry" in COMPOSE["services"]["registry"]["volumes"]
 
     def test_nothing_listens_to_other_machines(self) -> None:
         services = COMPOSE["services"]
@@ -359,6 +367,11 @@ class TestKubernetes:
         volumes |= {claim["metadata"]["name"] for claim in _kind(kind)["spec"].get("volumeClaimTemplates", ())}
         assert mounts == volumes
 
+    def test_private_files_of_a_line_stay_private(self) -> None:
+        """By default each mount gives the group all files: a line refuses a private key with the mode 0660."""
+        context = _kind("StatefulSet")["spec"]["template"]["spec"]["securityContext"]
+        assert context["fsGroupChangePolicy"] == "OnRootMismatch"
+
     def test_labels_meet(self) -> None:
         for kind in ("Deployment", "StatefulSet"):
             spec = _kind(kind)["spec"]
@@ -391,8 +404,11 @@ class TestKubernetes:
         (container,) = _kind("StatefulSet")["spec"]["template"]["spec"]["containers"]
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert config.trusted_keys is not None
-        for path in (config.line.state, config.trusted_keys.parent, config.stations[0].views[0].bundle.parent):
+        # The folder of a volume of keys has the mode 0777, and the line refuses keys there.
+        for path in (config.line.state, config.trusted_keys, config.stations[0].views[0].bundle.parent):
             assert str(path) in mounts
+        (keys,) = (mount for mount in container["volumeMounts"] if mount["name"] == "keys")
+        assert keys["subPath"] == config.trusted_keys.name
         assert config.http is not None
         assert config.http.listen in str(container["livenessProbe"]["exec"]["command"])
 

@@ -39,6 +39,8 @@ ACTOR = "rollout"
 _JITTER = 0.1
 _WAITS_S = 30.0
 """Longest time between two looks while a release waits for its time."""
+_CLOCK_WAS_SET_S = 60.0
+"""Difference of the two clocks by which the one of the day was set, and not only drawn to the right time."""
 _MOST_BEGUN = 2
 """Swaps to one bundle that may end with the process: then the bundle is what ends it."""
 
@@ -84,6 +86,8 @@ class ViewRollout:
         self._problem = ""
         self._next_ns = 0
         self._answered_ns = services.clock.mono_ns()
+        # When this process saw the release first; None for one that was known at the start.
+        self._seen_ns: int | None = None
         # Of releases that are refused before anything is pulled; a start asks again, as keys may have come.
         self._refused: dict[str, str] = {}
         self._config: tuple[str, bytes] = ("", b"")
@@ -168,6 +172,7 @@ class ViewRollout:
         release = read_release(data)
         now_s = self._services.clock.utc_ns() / 1e9
         if digest != self._kept.release:
+            self._seen_ns = self._services.clock.mono_ns()
             self._keep(self._kept.of_another(digest, now_s))
             self._tell("rollout_seen", f"the tag {self._options.tag} names another release", new=digest)
         manifest = self._checked(release)
@@ -234,8 +239,15 @@ class ViewRollout:
         lot = int.from_bytes(hashlib.sha256(f"{digest} {self._who}".encode()).digest()[:8], "big") / 2**64
         if lot < self._options.first:
             return 0.0
-        # A clock that was set back must not make it wait longer.
-        return max(0.0, min(self._options.wait_s, self._kept.seen_s + self._options.wait_s - now_s))
+        waited_s = now_s - self._kept.seen_s
+        if self._seen_ns is not None:
+            # A clock that is set, as after each start of a machine without a battery, must not end the wait.
+            since_s = (self._services.clock.mono_ns() - self._seen_ns) / 1e9
+            if abs(since_s - waited_s) > _CLOCK_WAS_SET_S:
+                self._keep(msgspec.structs.replace(self._kept, seen_s=now_s - since_s))
+            waited_s = since_s
+        # One that was set back must not make it wait longer.
+        return max(0.0, min(self._options.wait_s, self._options.wait_s - waited_s))
 
     def _pull(self, release: Release, manifest: Manifest) -> None:
         """Have the bundle in the store; it is pulled unless it is there and whole."""

@@ -28,6 +28,7 @@ from flawscope import __version__, cli
 from flawscope.bundle import sign_bundle
 from flawscope.bundle.ed25519 import read_private_key, write_keys
 from flawscope.errors import ArgumentError, StorageError
+from flawscope.runtime.line.clock import SystemClock
 from flawscope.runtime.line.config_file import ReadConfig, read_config
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.line_command import _show
@@ -468,6 +469,29 @@ class TestTurns:
         with running(tmp_path, read=read) as line:
             until(line, "done")
             assert in_force(line) == digest
+
+    def test_a_clock_that_is_set_does_not_end_the_wait(self, tmp_path: Path, maker: Maker) -> None:
+        """A machine whose clock has no battery sees the release in another year, before its clock is right."""
+
+        class SetClock(SystemClock):
+            ahead_ns = 0
+
+            def utc_ns(self) -> int:
+                return super().utc_ns() + self.ahead_ns
+
+        clock = SetClock()
+        maker.bundle("new", 100.0)
+        maker.publish("new", tmp_path / "releases")
+        line = Line(following(maker, first=0.0, wait_s=3600.0), [].append, clock)
+        line.start()
+        try:
+            wait_until(lambda: "others are first" in rollout_of(line).detail)
+            seen_s = read_kept(kept_file(tmp_path / "state", "top", "cam0")).seen_s
+            clock.ahead_ns = 10**9 * 86400 * 365
+            wait_until(lambda: read_kept(kept_file(tmp_path / "state", "top", "cam0")).seen_s > seen_s + 86400 * 364)
+            assert rollout_of(line).state == "waiting", "nor does it end with the next start"
+        finally:
+            line.stop()
 
     def test_the_way_back_waits_for_nothing(
         self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
