@@ -395,7 +395,9 @@ class TestKubernetes:
         assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
         (container,) = _kind("Deployment")["spec"]["template"]["spec"]["containers"]
         ages = [arg for arg in container["args"] if arg.startswith("--grpc-max-connection-age=")]
-        assert ages == ["--grpc-max-connection-age=60000"], "clients that keep their connections stay on the old servers"
+        assert ages == ["--grpc-max-connection-age=60000"], (
+            "clients that keep their connections stay on the old servers"
+        )
         query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'model="m"').replace("<<.GroupBy>>", "instance")
         check_names(query, OTHERS)
         assert "nv_inference_queue_duration_us" in query

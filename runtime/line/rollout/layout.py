@@ -18,6 +18,7 @@ import msgspec
 from flawscope.errors import ArgumentError, FlawscopeError, StorageError
 from flawscope.files import atomic_file, is_litter, locked, sha256_file, storage_errors, write_bytes
 from flawscope.open_files import list_folder, open_regular, read_regular
+from flawscope.ranges import Count
 from flawscope.runtime.line.rollout.place import check_manifest, is_digest
 from flawscope.runtime.line.rollout.release import (
     ARTIFACT_TYPE,
@@ -44,10 +45,19 @@ class _Layout(msgspec.Struct, frozen=True, rename="camel"):
     image_layout_version: str
 
 
+class _Row(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    # Of another program perhaps: its digest is looked at where the row is used.
+    media_type: str
+    digest: str
+    size: Count
+    artifact_type: str = ""
+    annotations: dict[str, str] = {}
+
+
 class _Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     schema_version: Literal[2]
     media_type: str = ""
-    manifests: tuple[Descriptor, ...] = ()
+    manifests: tuple[_Row, ...] = ()
     annotations: dict[str, str] = {}
 
 
@@ -99,7 +109,7 @@ class Layout:
     def put_manifest(self, tag: str, data: bytes) -> None:
         """Store a manifest, and give it a tag; see `Place`."""
         self._begin()
-        described = Descriptor(
+        described = _Row(
             media_type=MANIFEST_TYPE,
             digest=digest_of(data),
             size=len(data),

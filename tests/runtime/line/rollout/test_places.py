@@ -36,6 +36,8 @@ from flawscope.runtime.line.rollout.release import (
 )
 from flawscope.runtime.line.rollout.table import FolderReleases, RegistryReleases
 
+REF_NAME = "org.opencontainers.image.ref.name"
+
 
 @pytest.fixture
 def maker(tmp_path: Path) -> Maker:
@@ -108,6 +110,23 @@ def test_an_unsigned_bundle_is_not_published(place: Place, maker: Maker) -> None
     write_bundle_at(maker.folder / "bare.flaw", 120.0)
     with pytest.raises(BundleError, match="expected a signed bundle"):
         publish(maker.folder / "bare.flaw", place, ("stable",))
+
+
+@pytest.mark.parametrize("digest", [f"sha512:{'0' * 128}", "sha256:../../../../etc/passwd", "x"])
+def test_a_row_of_something_else_in_the_index_hides_no_release(digest: str, tmp_path: Path, maker: Maker) -> None:
+    """Other programs write to such a folder as well, and may name their blobs by other hashes."""
+    maker.bundle("part", 120.0)
+    maker.publish("part", tmp_path / "releases")
+    path = tmp_path / "releases" / "index.json"
+    index = json.loads(path.read_text())
+    index["manifests"].append(index["manifests"][0] | {"digest": digest, "annotations": {REF_NAME: "other"}})
+    path.write_text(json.dumps(index))
+    place = Layout(FolderReleases(path=tmp_path / "releases"))
+    assert [(row["tag"], bool(row["problem"])) for row in list_releases(place)] == [("other", True), ("stable", False)]
+    with pytest.raises(ReleaseRefused, match="expected a digest"):
+        place.manifest("other")
+    maker.publish("part", tmp_path / "releases", "other")
+    assert not any(row["problem"] for row in list_releases(place))
 
 
 @pytest.mark.parametrize("litter", [".flawscope-0011223344556677.tmp", ".DS_Store", "oci-layout", "lost+found"])
