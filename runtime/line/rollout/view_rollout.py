@@ -13,6 +13,7 @@ import msgspec
 from flawscope import __version__
 from flawscope.bundle import Manifest, find_trusted_keys
 from flawscope.errors import ArgumentError, FlawscopeError, StorageError
+from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.rollout.kept import FINAL, Failed, Kept, State, kept_file, read_kept, write_kept
@@ -49,6 +50,12 @@ _SURROUNDINGS = ("staged", "flip")
 """Steps of a swap that fail for what is around the bundle, such as a disk that is full."""
 
 
+def _surroundings(backend: str) -> tuple[str, ...]:
+    """Return the steps that fail for what is around the bundle: a server may not have its model yet."""
+    row = ROWS.get(backend)
+    return (*_SURROUNDINGS, "warm") if row is not None and row.concurrent else _SURROUNDINGS
+
+
 class ViewRollout:
     """Follows the tag of one view. All but `status` is called by one thread.
 
@@ -79,6 +86,7 @@ class ViewRollout:
         self._who, self._timezone = f"{line}/{station.name}/{view.name}", timezone
         self._station, self._view, self._place = station.name, view, place
         self._services, self._swaps, self._is_stopped = services, swaps, is_stopped
+        self._surroundings = _surroundings(view.backend)
         self._label = f"station {station.name} view {view.name}"
         self._path: Path = kept_file(services.state, station.name, view.name)
         self._kept = Kept()
@@ -307,7 +315,11 @@ class ViewRollout:
             self._fail("rolled_back", run.reason, run.digest)
         elif self._kept.state == "swapping" and run.state == "done":
             self._end("done", run.step_of("flip").detail)
-        elif self._kept.state == "swapping" and run.failed_step in _SURROUNDINGS and not run.is_given_up.is_set():
+        elif (
+            self._kept.state == "swapping"
+            and run.failed_step in _surroundings(self._view.backend)
+            and not run.is_given_up.is_set()
+        ):
             self._keep(msgspec.structs.replace(self._kept, begun=self._kept.begun - 1))
             self._wait(f"is tried again; {run.failed_step}: {run.reason}")
             self._has_problem("rollout_stuck", f"{run.failed_step}: {run.reason}")

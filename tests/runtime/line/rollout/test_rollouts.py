@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -27,7 +28,7 @@ from tiny_bundle import write_tiny_bundle
 from flawscope import __version__, cli
 from flawscope.bundle import sign_bundle
 from flawscope.bundle.ed25519 import read_private_key, write_keys
-from flawscope.errors import ArgumentError, StorageError
+from flawscope.errors import ArgumentError, BackendError, StorageError
 from flawscope.runtime.line.clock import SystemClock
 from flawscope.runtime.line.config_file import ReadConfig, read_config
 from flawscope.runtime.line.line import Line
@@ -37,6 +38,8 @@ from flawscope.runtime.line.rollout.kept import Failed, Kept, kept_file, read_ke
 from flawscope.runtime.line.rollout.rollout_status import RolloutStatus
 from flawscope.runtime.line.swap import memory, station_bundles
 from flawscope.runtime.line.swap.active import Active
+from flawscope.runtime.line.swap.run import Step
+from flawscope.runtime.line.swap.steps import SwapSteps
 from flawscope.runtime.line.swap.store import BundleStore
 from flawscope.runtime.line.swap.time_of_day import is_between
 
@@ -59,7 +62,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_rollout, "_WAITS_S", 0.02)
 
 
-def following(maker: Maker, source: dict[str, Any] | None = None, **options: Any) -> ReadConfig:
+def following(
+    maker: Maker, source: dict[str, Any] | None = None, *, backend: str | None = None, **options: Any
+) -> ReadConfig:
     """Return the configuration of a line that follows a folder; it looks at once, and then very often."""
     read = follower(maker, source or {"kind": "folder", "path": "releases"}, **options)
     (station,) = read.config.stations
@@ -67,6 +72,8 @@ def following(maker: Maker, source: dict[str, Any] | None = None, **options: Any
     assert view.rollout is not None
     # Below what a configuration may say.
     view = msgspec.structs.replace(view, rollout=msgspec.structs.replace(view.rollout, every_s=0.02))
+    if backend is not None:
+        view = msgspec.structs.replace(view, backend=backend)
     stations = (msgspec.structs.replace(station, views=(view,)),)
     config = msgspec.structs.replace(read.config, stations=stations, http=None)
     return ReadConfig(config, read.path, read.sha256)
@@ -425,6 +432,28 @@ class TestRoom:
             until(line, "done")
             assert in_force(line) == digest
             wait_until(lambda: not rollout_of(line).problem)
+
+    def test_a_server_that_has_not_the_model_yet_is_no_failure_of_the_release(
+        self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digest = maker.bundle("new", 100.0)
+        load, is_away = SwapSteps._warm, threading.Event()
+
+        def warm(steps: SwapSteps, step: Step) -> Any:
+            if is_away.is_set():
+                raise BackendError("the server has no such model")
+            return load(steps, step)
+
+        # As the row of a server.
+        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], concurrent=True))
+        monkeypatch.setattr(SwapSteps, "_warm", warm)
+        with running(tmp_path, read=following(maker, backend="cpu")) as line:
+            is_away.set()
+            maker.publish("new", tmp_path / "releases")
+            until_problem(line, "warm: the server has no such model")
+            is_away.clear()
+            until(line, "done")
+            assert in_force(line) == digest
 
 
 class TestTurns:
