@@ -39,7 +39,7 @@ from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, ZoneScore
-from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
@@ -48,7 +48,7 @@ from flawscope.runtime.scale.score_work import fingerprint
 from flawscope.runtime.scale.shards import read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
-from flawscope.runtime.scale.work import Account, Worker
+from flawscope.runtime.scale.work import Account, Worker, encode_work
 from flawscope.text import NOT_JSON, encode_json
 
 MAPS = "maps.npy"
@@ -303,6 +303,8 @@ def check_out(sharding: Sharding) -> None:
             "name, or replace it with --overwrite."
         )
     check_replaceable(out, PLAN, overwrite=sharding.overwrite)
+    # Made, and not started: it refuses a placement that cannot be before anything is written.
+    make_executor(encode_work(EvaluateWork(out=str(out), plan="")), sharding.placement)
 
 
 def measure_in_shards(
@@ -355,9 +357,8 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
     out = sharding.out
     shape = (len(samples), *map_size(inspector.manifest))
 
-    def plan_of(where: Path | None) -> Plan:
+    def plan_of(where: Path | None, size: int = sharding.shard_size or DEFAULT_SHARD) -> Plan:
         items = (encode_json(SampleItem(str(sample.path.absolute()), sample.category)) for sample in samples)
-        size = sharding.shard_size or DEFAULT_SHARD
         written = write_item_lines(where, items, size)
         if where is not None:
             # Sparse: it takes no room before it is written.
@@ -385,9 +386,10 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
             if not (sharding.is_shared and (out / PLAN).is_file()):
                 raise
     plan = read_plan(out)
-    check_same(out, plan, plan_of(None))
+    wanted = plan_of(None, sharding.shard_size or plan.shard_size)
+    check_same(out, plan, wanted)
     for name in ("backend", "path", "thresholds"):
-        if plan.fixed[name] != (got := plan_of(None).fixed[name]):
+        if plan.fixed[name] != (got := wanted.fixed[name]):
             raise ArgumentError(
                 f"{out}: expected the {name} of its plan, {plan.fixed[name]}, got {got}. Name it, or choose another "
                 "folder."
