@@ -243,7 +243,8 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
         overwrite: Whether an earlier output may be replaced.
 
     Raises:
-        ArgumentError: Unless `path` is a name in UTF-8 and free, an empty folder, or one with `marker` that may be replaced.
+        ArgumentError: Unless `path` is a name in UTF-8 and free, an empty folder, or one with `marker` that may be
+            replaced.
         StorageError: If the system would refuse to write there.
     """
     # Records name it, and libraries below (onnx, for one) take no other paths.
