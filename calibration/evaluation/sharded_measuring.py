@@ -9,6 +9,7 @@ the file as they are needed, and the system keeps of them what the memory has ro
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -223,16 +224,14 @@ class EvaluateWorker:
         items = read_items(self._out, self._plan, task)
         samples = [Sample(Path(item.path), "test", "", category=item.category) for item in items]
         lines, faults = list[bytes](), 0
-        with storage_errors(self._out / MAPS):
-            maps = np.lib.format.open_memmap(self._out / MAPS, mode="r+")
         results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
-        for index, (sample, result) in enumerate(results, task.first):
-            row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
-            maps[index] = 0.0 if anomaly_map is None else anomaly_map
-            faults += row.outcome.fault is not None
-            lines.append(encode_json(Scored.of(row)))
-            watch.add(str(sample.path), row.outcome.total_ms)
-        maps.flush()
+        with _MapsWriter(self._out / MAPS) as maps:
+            for index, (sample, result) in enumerate(results, task.first):
+                row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
+                maps.write(index, anomaly_map)
+                faults += row.outcome.fault is not None
+                lines.append(encode_json(Scored.of(row)))
+                watch.add(str(sample.path), row.outcome.total_ms)
         counts = {"scored": task.items - faults, "fault": faults}
         done = Done(task, counts, seconds=time.perf_counter() - began, took=watch.took())
         write_lines(self._out, self._plan, done, lines)
@@ -241,6 +240,40 @@ class EvaluateWorker:
     def close(self) -> None:
         """Close the bundle."""
         self._inspector.close()
+
+
+class _MapsWriter:
+    """Writes rows of the file of maps; leaving it without an error, they are on the disk.
+
+    By system calls and not by a memory map: where the disk is full, a map kills the process with SIGBUS, and its image
+    would pass for one that kills its scorer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _MapsWriter:
+        with storage_errors(self._path):
+            maps = np.lib.format.open_memmap(self._path, mode="r")
+            self._shape, self._first = maps.shape[1:], maps.offset
+            self._file = self._path.open("r+b", buffering=0)
+        return self
+
+    def write(self, index: int, anomaly_map: Float32Array | None) -> None:
+        """Write a row; zeros where there is no map."""
+        row = np.zeros(self._shape, np.float32)
+        if anomaly_map is not None:
+            row[...] = anomaly_map
+        data, at = memoryview(row).cast("B"), self._first + index * row.nbytes
+        with storage_errors(self._path):
+            while data:
+                written = os.pwrite(self._file.fileno(), data, at)
+                data, at = data[written:], at + written
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        with storage_errors(self._path), self._file:
+            if kind is None:
+                os.fsync(self._file.fileno())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,9 +380,17 @@ def measure_in_shards(
             f"{out}: expected {plan.shards} whole shards for the figures, got {plan.shards - ran.missing}: the others "
             "are of other jobs. When these are done, run the command without --shard, with --resume."
         )
-    rows = [scored.row for task in plan.tasks() for scored in read_scored(out, plan, task)]
+    scored = (one for task in plan.tasks() for one in read_scored(out, plan, task))
+    rows = [_as_named(one, sample.path).row for one, sample in zip(scored, samples, strict=True)]
     maps: Float32Array = np.lib.format.open_memmap(out / MAPS, mode="r")
     return assemble(inspector, samples, truth, rows, maps, products)
+
+
+def _as_named(scored: Scored, path: Path) -> Scored:
+    """Return what was found of an image, the path in its fault as it was named: workers have absolute ones."""
+    if scored.fault is None:
+        return scored
+    return msgspec.structs.replace(scored, fault=scored.fault.replace(str(path.absolute()), str(path)))
 
 
 def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]) -> Plan:

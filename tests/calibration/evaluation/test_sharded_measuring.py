@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from functools import partial
+from pathlib import Path
 
 import here_executor
 import msgspec
@@ -16,7 +20,7 @@ from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.calibration.evaluation.sharded_measuring import Sharding, asked_of, measure_in_shards
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, StorageError
 from flawscope.runtime.scale.executors import Placement
 
 HERE = Placement(on="here", workers=2)
@@ -73,6 +77,30 @@ def test_jobs_share_a_plan_and_the_last_has_the_figures(evaluate, tmp_path):
     assert comparable(last.figures) == comparable(evaluate().figures)
     size_of_the_plan = evaluate(None, out, is_resumed=True)
     assert comparable(size_of_the_plan.figures) == comparable(last.figures)
+
+
+def test_faults_are_told_as_in_one_process(bundle, tiny_root, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    shutil.copytree(tiny_root, tmp_path / "parts")
+    monkeypatch.chdir(tmp_path)
+    Path("parts", CATEGORY, "test/good/000.png").write_bytes(b"")
+    dataset = open_dataset(Path("parts"), CATEGORY)
+    sharding = Sharding(out=tmp_path / "out", placement=HERE, asked=ASKED)
+    whole, sharded = (
+        evaluate_bundle(bundle, dataset, backend="cpu", command="", resamples=50, measure=measure).figures
+        for measure in (None, partial(measure_in_shards, sharding))
+    )
+    assert len(whole.faults) == 1
+    assert comparable(sharded) == comparable(whole)
+
+
+def test_a_full_disk_is_no_fault_of_an_image(evaluate, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"maps\.npy: could not be written: the disk is full"):
+        evaluate(5)
 
 
 def test_a_placement_that_cannot_be_leaves_no_plan_behind(evaluate, tmp_path):
