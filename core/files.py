@@ -243,12 +243,19 @@ def check_replaceable(path: Path, marker: str | None, *, overwrite: bool = False
         overwrite: Whether an earlier output may be replaced.
 
     Raises:
-        ArgumentError: Unless `path` is UTF-8 and free, an empty folder, or one with `marker` that may be replaced.
+        ArgumentError: Unless `path` is a name in UTF-8 and free, an empty folder, or one with `marker` that may be
+            replaced.
         StorageError: If the system would refuse to write there.
     """
     # Records name it, and libraries below (onnx, for one) take no other paths.
     if name_bytes(str(path)) is not None:
         raise ArgumentError(f"{path}: expected a folder name in UTF-8, got other bytes. Choose another name.")
+    # A finished folder is renamed to it, from beside it: neither can be.
+    if path.name in ("", ".."):
+        raise ArgumentError(
+            f"{path}: expected the name of a folder to make, got one that every system has. Name a new folder, such "
+            f"as {path / 'out'}."
+        )
     _check_writable(path)
     check_outside_bundles(path)
     # A link to nothing is somebody's too.
@@ -360,7 +367,7 @@ def _check_writable(path: Path, *, is_folder: bool = False) -> None:
     """Raise StorageError if nothing can be made at `path`, or in it: what took hours could not be written."""
     with storage_errors(path):
         place = path.absolute()
-        parent = next(place for place in (*([place] if is_folder else []), *place.parents) if place.exists())
+        parent = next(place for place in (*([place] if is_folder else []), *place.parents, place) if place.exists())
         if not parent.is_dir():  # an executable file passes for a folder that may be written
             raise NotADirectoryError(errno.ENOTDIR, f"{parent} is a file")
         if not os.access(parent, os.W_OK | os.X_OK):

@@ -47,7 +47,7 @@ class Unfinished(NamedTuple):
 
 def workspace_of(run: Path) -> Path:
     """Return the folder in which the training of a run works."""
-    return run.with_name(f"{run.name}{_SUFFIX}")
+    return run.parent / f"{run.name}{_SUFFIX}"  # `with_name` takes no `.`, which is refused with a message elsewhere
 
 
 def find_unfinished(path: Path) -> Unfinished | None:

@@ -16,12 +16,12 @@ from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.calibration.evaluation.evaluate import Evaluation, Measure, evaluate_bundle, record_accuracy
 from flawscope.calibration.evaluation.evaluation_outputs import check_report, why_not_recorded
 from flawscope.calibration.evaluation.evaluation_text import all_faults, print_figures
-from flawscope.calibration.evaluation.measurements import ShardsMissing
+from flawscope.calibration.evaluation.measurements import Measured, ShardsMissing
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError
 from flawscope.files import check_new_file, write_bytes
 from flawscope.output_options import OVERWRITE
-from flawscope.runtime.scale.shard_options import is_sharded, read_part, shard_options
+from flawscope.runtime.scale.shard_options import is_sharded, read_part, saying_how_to_go_on, shard_options
 from flawscope.terminal import command_line, echo, progress_bars
 from flawscope.text import encode_json
 
@@ -179,6 +179,7 @@ def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any
     # Here and not at the top: one process needs none of it.
     from flawscope.calibration.evaluation.sharded_measuring import Sharding, check_out, measure_in_shards
     from flawscope.runtime.scale.placement import make_placement
+    from flawscope.runtime.scale.plan import PLAN
 
     if sharding["plan_only"]:
         raise ArgumentError(
@@ -199,7 +200,13 @@ def _measure_in_shards(out: Path, sharding: dict[str, Any], asked: dict[str, Any
         command=command_line(),
     )
     check_out(how)
-    return partial(measure_in_shards, how)
+    measure = partial(measure_in_shards, how)
+
+    def measured(*args: Any, **kwargs: Any) -> Measured:
+        with saying_how_to_go_on(out / PLAN, lambda: f"what is whole stays in {out}", keeps_overwrite=True):
+            return measure(*args, **kwargs)
+
+    return measured
 
 
 def _check_comparable(

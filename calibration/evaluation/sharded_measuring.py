@@ -9,6 +9,7 @@ the file as they are needed, and the system keeps of them what the memory has ro
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, ZoneScore
-from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
@@ -48,7 +49,7 @@ from flawscope.runtime.scale.score_work import fingerprint
 from flawscope.runtime.scale.shards import read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
-from flawscope.runtime.scale.work import Account, Worker
+from flawscope.runtime.scale.work import Account, Worker, encode_work
 from flawscope.text import NOT_JSON, encode_json
 
 MAPS = "maps.npy"
@@ -223,16 +224,14 @@ class EvaluateWorker:
         items = read_items(self._out, self._plan, task)
         samples = [Sample(Path(item.path), "test", "", category=item.category) for item in items]
         lines, faults = list[bytes](), 0
-        with storage_errors(self._out / MAPS):
-            maps = np.lib.format.open_memmap(self._out / MAPS, mode="r+")
         results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
-        for index, (sample, result) in enumerate(results, task.first):
-            row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
-            maps[index] = 0.0 if anomaly_map is None else anomaly_map
-            faults += row.outcome.fault is not None
-            lines.append(encode_json(Scored.of(row)))
-            watch.add(str(sample.path), row.outcome.total_ms)
-        maps.flush()
+        with _MapsWriter(self._out / MAPS) as maps:
+            for index, (sample, result) in enumerate(results, task.first):
+                row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
+                maps.write(index, anomaly_map)
+                faults += row.outcome.fault is not None
+                lines.append(encode_json(Scored.of(row)))
+                watch.add(str(sample.path), row.outcome.total_ms)
         counts = {"scored": task.items - faults, "fault": faults}
         done = Done(task, counts, seconds=time.perf_counter() - began, took=watch.took())
         write_lines(self._out, self._plan, done, lines)
@@ -241,6 +240,40 @@ class EvaluateWorker:
     def close(self) -> None:
         """Close the bundle."""
         self._inspector.close()
+
+
+class _MapsWriter:
+    """Writes rows of the file of maps; leaving it without an error, they are on the disk.
+
+    By system calls and not by a memory map: where the disk is full, a map kills the process with SIGBUS, and its image
+    would pass for one that kills its scorer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _MapsWriter:
+        with storage_errors(self._path):
+            maps = np.lib.format.open_memmap(self._path, mode="r")
+            self._shape, self._first = maps.shape[1:], maps.offset
+            self._file = self._path.open("r+b", buffering=0)
+        return self
+
+    def write(self, index: int, anomaly_map: Float32Array | None) -> None:
+        """Write a row; zeros where there is no map."""
+        row = np.zeros(self._shape, np.float32)
+        if anomaly_map is not None:
+            row[...] = anomaly_map
+        data, at = memoryview(row).cast("B"), self._first + index * row.nbytes
+        with storage_errors(self._path):
+            while data:
+                written = os.pwrite(self._file.fileno(), data, at)
+                data, at = data[written:], at + written
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        with storage_errors(self._path), self._file:
+            if kind is None:
+                os.fsync(self._file.fileno())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +336,8 @@ def check_out(sharding: Sharding) -> None:
             "name, or replace it with --overwrite."
         )
     check_replaceable(out, PLAN, overwrite=sharding.overwrite)
+    # Made, and not started: it refuses a placement that cannot be before anything is written.
+    make_executor(encode_work(EvaluateWork(out=str(out), plan="")), sharding.placement)
 
 
 def measure_in_shards(
@@ -345,9 +380,17 @@ def measure_in_shards(
             f"{out}: expected {plan.shards} whole shards for the figures, got {plan.shards - ran.missing}: the others "
             "are of other jobs. When these are done, run the command without --shard, with --resume."
         )
-    rows = [scored.row for task in plan.tasks() for scored in read_scored(out, plan, task)]
+    scored = (one for task in plan.tasks() for one in read_scored(out, plan, task))
+    rows = [_as_named(one, sample.path).row for one, sample in zip(scored, samples, strict=True)]
     maps: Float32Array = np.lib.format.open_memmap(out / MAPS, mode="r")
     return assemble(inspector, samples, truth, rows, maps, products)
+
+
+def _as_named(scored: Scored, path: Path) -> Scored:
+    """Return what was found of an image, the path in its fault as it was named: workers have absolute ones."""
+    if scored.fault is None:
+        return scored
+    return msgspec.structs.replace(scored, fault=scored.fault.replace(str(path.absolute()), str(path)))
 
 
 def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]) -> Plan:
@@ -355,9 +398,8 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
     out = sharding.out
     shape = (len(samples), *map_size(inspector.manifest))
 
-    def plan_of(where: Path | None) -> Plan:
+    def plan_of(where: Path | None, size: int = sharding.shard_size or DEFAULT_SHARD) -> Plan:
         items = (encode_json(SampleItem(str(sample.path.absolute()), sample.category)) for sample in samples)
-        size = sharding.shard_size or DEFAULT_SHARD
         written = write_item_lines(where, items, size)
         if where is not None:
             # Sparse: it takes no room before it is written.
@@ -385,9 +427,10 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
             if not (sharding.is_shared and (out / PLAN).is_file()):
                 raise
     plan = read_plan(out)
-    check_same(out, plan, plan_of(None))
+    wanted = plan_of(None, sharding.shard_size or plan.shard_size)
+    check_same(out, plan, wanted)
     for name in ("backend", "path", "thresholds"):
-        if plan.fixed[name] != (got := plan_of(None).fixed[name]):
+        if plan.fixed[name] != (got := wanted.fixed[name]):
             raise ArgumentError(
                 f"{out}: expected the {name} of its plan, {plan.fixed[name]}, got {got}. Name it, or choose another "
                 "folder."

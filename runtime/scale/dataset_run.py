@@ -13,10 +13,11 @@ from flawscope.files import atomic_folder, check_replaceable, locked, storage_er
 from flawscope.open_files import list_folder
 from flawscope.progress import Progress
 from flawscope.runtime.scale.dataset_work import FILES, DatasetWork, read_copied
-from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
+from flawscope.runtime.scale.work import encode_work
 from flawscope.runtime.synthesis.mixed_datasets import MARKER, DatasetPlan, SynthDatasetRecord
 from flawscope.terminal import echo
 from flawscope.text import encode_json
@@ -24,7 +25,7 @@ from flawscope.text import encode_json
 
 def parts_of(out: Path) -> Path:
     """Return the folder in which an unfinished dataset lies."""
-    return out.with_name(f"{out.name}.parts")
+    return out.parent / f"{out.name}.parts"
 
 
 def write_in_shards(
@@ -75,22 +76,24 @@ def write_in_shards(
         )
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
-    found = read_plan(parts) if (parts / PLAN).is_file() else None
-    may_go_on = found is not None and (is_resumed or is_shared)
-    replaces = found.fixed["replaces"] if found is not None and may_go_on else overwrite
+    has_plan = (parts / PLAN).is_file()
+    found = read_plan(parts) if has_plan and (is_resumed or is_shared) else None
+    replaces = overwrite if found is None else found.fixed["replaces"]
     if (is_resumed or is_shared) and not replaces and (out / MARKER).is_file():
         return _finished_before(out, make())
     check_replaceable(out, MARKER, overwrite=replaces)
-    if found is not None and not may_go_on:
+    if has_plan and found is None:
         if not overwrite:
             raise ArgumentError(
                 f"{parts}: expected a free name for what is not finished, got an earlier run. Go on with it by "
                 "--resume, or replace it with --overwrite."
             )
         _remove(parts)
+    # Made, and not started: it refuses a placement that cannot be before anything is written.
+    make_executor(encode_work(DatasetWork(out=str(parts.absolute()), plan="")), placement)
     copies = make()
     with locked(parts):
-        plan = _planned(parts, copies, asked, shard_size or DEFAULT_SHARD, replaces=replaces)
+        plan = _planned(parts, copies, asked, shard_size, replaces=replaces)
     if plan_only:
         echo(
             f"{parts / PLAN}: {plan.items} images in {plan.shards} shards. Do a part of them with --shard I/N, I from "
@@ -132,10 +135,12 @@ def _finished_before(out: Path, copies: DatasetPlan) -> SynthDatasetRecord:
     return record
 
 
-def _planned(parts: Path, copies: DatasetPlan, asked: dict[str, Any], size: int, *, replaces: bool) -> Plan:
+def _planned(
+    parts: Path, copies: DatasetPlan, asked: dict[str, Any], shard_size: int | None, *, replaces: bool
+) -> Plan:
     """Return the plan: the one that lies there, if it is the same, or a new one."""
 
-    def plan_of(where: Path | None) -> Plan:
+    def plan_of(where: Path | None, size: int) -> Plan:
         written = write_item_lines(where, (encode_json(copy.absolute()) for copy in copies.copies()), size)
         return Plan(
             kind="dataset",
@@ -147,9 +152,9 @@ def _planned(parts: Path, copies: DatasetPlan, asked: dict[str, Any], size: int,
         )
 
     if not (parts / PLAN).is_file():
-        return write_plan(parts, plan_of)
+        return write_plan(parts, lambda where: plan_of(where, shard_size or DEFAULT_SHARD))
     plan = read_plan(parts)
-    check_same(parts, plan, plan_of(None))
+    check_same(parts, plan, plan_of(None, shard_size or plan.shard_size))
     return plan
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flawscope.runtime.scale.generate_plan import Request, finished_before, parts_of, plan_generate
 from flawscope.runtime.scale.generate_run import Drawn, draw_planned
 from flawscope.runtime.scale.placement import make_placement
-from flawscope.runtime.scale.shard_options import read_part
+from flawscope.runtime.scale.plan import PLAN
+from flawscope.runtime.scale.shard_options import read_part, saying_how_to_go_on
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
 from flawscope.terminal import command_line, echo, progress_bars
 
@@ -50,21 +49,11 @@ def run_in_shards(request: Request, out: Path, sharding: dict[str, Any], *, over
             err=True,
         )
         return None
-    with _saying_how_to_go_on(out), progress_bars() as show:
+    stays = f"what is whole stays in {parts_of(out)}"
+    with saying_how_to_go_on(planned.folder / PLAN, lambda: stays), progress_bars() as show:
         drawn = draw_planned(request, out, placement, planned, part=part.pair, report=show, command=command_line())
     _say(drawn, out)
     return drawn.record
-
-
-@contextlib.contextmanager
-def _saying_how_to_go_on(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        command = command_line()
-        again = command if "--resume" in command.split() else f"{command} --resume"
-        echo(f"note: what is whole stays in {parts_of(out)}. Go on with: {again}", err=True)
-        raise
 
 
 def _say(drawn: Drawn, out: Path) -> None:

@@ -17,11 +17,12 @@ from flawscope.files import check_replaceable, locked, storage_errors
 from flawscope.open_files import list_folder
 from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.backends.cores import usable_cores
-from flawscope.runtime.scale.executors import Placement
+from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.generate_shards import RecordItem, read_records
 from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged
 from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import write_item_lines
+from flawscope.runtime.scale.work import encode_work
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord, RecordedSettings
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
@@ -77,7 +78,7 @@ class Planned:
 
 def parts_of(out: Path) -> Path:
     """Return the folder in which the rounds of an unfinished set lie."""
-    return out.with_name(f"{out.name}.parts")
+    return out.parent / f"{out.name}.parts"
 
 
 def finished_before(request: Request, out: Path) -> GenerateRecord | None:
@@ -112,7 +113,8 @@ def remove_parts_of(out: Path) -> None:
         with storage_errors(parts):
             # The first plan last: without it nobody would know whose folder this is.
             for folder in sorted(list_folder(parts), reverse=True):
-                shutil.rmtree(folder / SHARDS)
+                if (folder / SHARDS).is_dir():  # else whoever removed them was killed, or nobody ever drew
+                    shutil.rmtree(folder / SHARDS)
                 shutil.rmtree(folder)
             parts.rmdir()
 
@@ -155,10 +157,13 @@ def plan_generate(
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
     size = max((DEFAULT_SHARD if shard_size is None else shard_size) // batch, 1) * batch
+    # Made, and not started: it refuses a placement that cannot be before anything is written.
+    make_executor(encode_work(work_of(request, folder)), placement)
     # Of jobs that begin together one makes the plan; the others find it.
     with locked(folder):
         if (folder / PLAN).is_file():
             plan = read_plan(folder)
+            size = plan.shard_size if shard_size is None else size
             check_same(folder, plan, _first_plan(None, request, placement, batch, size))
             return Planned(folder, plan, is_new=False)
         plan = write_plan(folder, lambda where: _first_plan(where, request, placement, batch, size, replaces=overwrite))
@@ -252,12 +257,12 @@ def pending_records(folder: Path, plan: Plan) -> Iterator[RecordItem]:
                 yield record
 
 
-def work_of(request: Request, folder: Path, plan: Plan) -> GenerateWork:
-    """Return the work of a round."""
+def work_of(request: Request, folder: Path, plan: Plan | None = None) -> GenerateWork:
+    """Return the work of a round; without its plan one that nobody can do."""
     weights = request.lpips
     return GenerateWork(
         out=str(folder.absolute()),
-        plan=plan.digest,
+        plan="" if plan is None else plan.digest,
         bundle=str(request.bundle.absolute()),
         lpips=None if weights is None else (str(weights[0].absolute()), str(weights[1].absolute())),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ import click
 
 from flawscope.errors import ArgumentError
 from flawscope.given_options import is_given
+from flawscope.terminal import command_line, echo
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -79,6 +82,25 @@ def read_part(text: str | None) -> Part:
             f"jobs begin at 0, as with sbatch --array=0-{max(count - 1, 0)}."
         )
     return Part(index, count, is_given=True)
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(plan: Path, words: Callable[[], str], *, keeps_overwrite: bool = False) -> Iterator[None]:
+    """Say what is whole, and the command that goes on, where the block is interrupted (Ctrl-C, SIGTERM).
+
+    Args:
+        plan: File of the plan; without it nothing was begun, and nothing is said.
+        words: Says what is whole, and where.
+        keeps_overwrite: Whether `--overwrite` may stand beside `--resume`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if plan.is_file():
+            dropped = {"--resume"} if keeps_overwrite else {"--resume", "--overwrite"}
+            kept = [word for word in shlex.split(command_line()) if word not in dropped]
+            echo(f"note: {words()}. Go on with: {shlex.join([*kept, '--resume'])}", err=True)
+        raise
 
 
 def is_sharded(out: Path | None, on: str, workers: int | None) -> bool:

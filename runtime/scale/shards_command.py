@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from flawscope.runtime.scale.run_shards import Ran, merge
 from flawscope.runtime.scale.score_api import run_planned
 from flawscope.runtime.scale.score_plan import SCORE, ScoreRequest, plan_score
 from flawscope.runtime.scale.score_report import ShardedReport, read_report
-from flawscope.runtime.scale.shard_options import Part
+from flawscope.runtime.scale.shard_options import Part, saying_how_to_go_on
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.score_files import RESULTS
 from flawscope.runtime.score_summary import DECISIONS
@@ -39,7 +39,7 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
     if not planned.is_new and not part.is_given and (report := read_report(out)) is not None:
         echo(f"{out}: finished before, all {_counted(plan.shards, 'shard')} are whole and merged", err=True)
         return _end(report, fail_on_reject)
-    with saying_how_to_go_on(out, plan), progress_bars() as show:
+    with saying_how_to_go_on(out / PLAN, partial(_whole, out, plan)), progress_bars() as show:
         ran = run_planned(request, planned, show, part=part.pair, command=command_line())
     _say(ran)
     if not ran.missing and (report := read_report(out)) is not None:
@@ -53,19 +53,9 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
     return _status(ran.count("fault"), ran.count("reject"), ran.count("maps_missing"), fail_on_reject)
 
 
-@contextlib.contextmanager
-def saying_how_to_go_on(out: Path, plan: Plan) -> Iterator[None]:
-    """Say what is whole, and the command that goes on, where the block is interrupted (Ctrl-C, SIGTERM)."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
-        command = command_line()
-        again = command if "--resume" in command.split() else f"{command} --resume"
-        echo(
-            f"note: {whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}. Go on with: {again}", err=True
-        )
-        raise
+def _whole(out: Path, plan: Plan) -> str:
+    whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
+    return f"{whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}"
 
 
 def _say(ran: Ran) -> None:

@@ -17,7 +17,7 @@ from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.output_options import OVERWRITE
 from flawscope.progress import Progress
-from flawscope.runtime.scale.shard_options import is_sharded, read_part, shard_options
+from flawscope.runtime.scale.shard_options import is_sharded, read_part, saying_how_to_go_on, shard_options
 from flawscope.runtime.synthesis.mixed_datasets import (
     DatasetLayout,
     DatasetPlan,
@@ -148,24 +148,26 @@ def _write_in_shards(
     overwrite: bool,
 ) -> SynthDatasetRecord | None:
     # Here and not at the top: one process needs none of it.
-    from flawscope.runtime.scale.dataset_run import write_in_shards
+    from flawscope.runtime.scale.dataset_run import parts_of, write_in_shards
     from flawscope.runtime.scale.placement import make_placement
+    from flawscope.runtime.scale.plan import PLAN
 
-    part = read_part(sharding["shard"])
-    return write_in_shards(
-        make,
-        asked,
-        out,
-        make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
-        shard_size=sharding["shard_size"],
-        part=part.pair,
-        is_resumed=sharding["resume"],
-        is_shared=part.is_given,
-        plan_only=sharding["plan_only"],
-        overwrite=overwrite,
-        report=report,
-        command=command_line(),
-    )
+    part, parts = read_part(sharding["shard"]), parts_of(out)
+    with saying_how_to_go_on(parts / PLAN, lambda: f"what is whole stays in {parts}"):
+        return write_in_shards(
+            make,
+            asked,
+            out,
+            make_placement(sharding["on"], sharding["workers"], sharding["gpus_per_worker"]),
+            shard_size=sharding["shard_size"],
+            part=part.pair,
+            is_resumed=sharding["resume"],
+            is_shared=part.is_given,
+            plan_only=sharding["plan_only"],
+            overwrite=overwrite,
+            report=report,
+            command=command_line(),
+        )
 
 
 def _parse_takes(takes: tuple[str, ...]) -> dict[DrawnSource, int]:

@@ -39,6 +39,17 @@ def test_text_of_strangers_is_written_and_their_folder_names_are_not(tmp_path):
         check_replaceable(tmp_path / os.fsdecode(b"\xff.flaw"), None)
 
 
+@pytest.mark.parametrize("name", [".", "/", "..", "made/.."])
+def test_what_no_folder_can_be_renamed_to_is_refused_before_the_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="expected the name of a folder to make"), atomic_folder(Path(name)):
+        pytest.fail("nothing may be made")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ArgumentError, match="expected a file name, got a folder"):
+        check_new_file(Path("/"))
+    check_new_files(Path("/"), overwrite=True)
+
+
 # --- hashes
 
 

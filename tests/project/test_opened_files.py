@@ -26,6 +26,7 @@ OWN = {
     ("core/torch_file.py", "zipfile.ZipFile"): "gets the open file, not its name",
     ("runtime/scale/executors/worker_side.py", "decode_work(bytes(order.work)).open"): "opens a work, no file",
     ("runtime/scale/score_work.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
+    ("calibration/evaluation/sharded_measuring.py", "self._path.open"): "writes rows of its own file, made by it",
     ("runtime/scale/generate_shards.py", "zipfile.ZipFile"): "gets the open file, not its name; archives of its own",
     ("core/torch_file.py", "zipfile.is_zipfile"): "gets the open file, not its name",
     ("core/bundle/onnx_model.py", "(path.parent / name).read_bytes"): "a graph that this process has just made",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from functools import partial
+from pathlib import Path
 
 import here_executor
 import msgspec
@@ -16,7 +20,7 @@ from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.calibration.evaluation.sharded_measuring import Sharding, asked_of, measure_in_shards
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, StorageError
 from flawscope.runtime.scale.executors import Placement
 
 HERE = Placement(on="here", workers=2)
@@ -37,9 +41,10 @@ def evaluate(bundle, tiny_root, tmp_path, monkeypatch):
 
     def evaluated(shard_size=None, out=None, **more):
         measure = None
-        if shard_size is not None:
-            more = {"out": out or tmp_path / f"out{shard_size}", "shard_size": shard_size, **more}
-            measure = partial(measure_in_shards, Sharding(placement=HERE, asked=ASKED, **more))
+        if shard_size is not None or out is not None:
+            out = out or tmp_path / f"out{shard_size}"
+            more = {"out": out, "shard_size": shard_size, "placement": HERE, **more}
+            measure = partial(measure_in_shards, Sharding(asked=ASKED, **more))
         return evaluate_bundle(bundle, dataset, backend="cpu", command="", resamples=50, measure=measure)
 
     return evaluated
@@ -70,7 +75,39 @@ def test_jobs_share_a_plan_and_the_last_has_the_figures(evaluate, tmp_path):
         evaluate(6, out, is_resumed=True)
     last = evaluate(5, out, part=(1, 2), is_shared=True)
     assert comparable(last.figures) == comparable(evaluate().figures)
-    assert comparable(evaluate(5, out, is_resumed=True).figures) == comparable(last.figures)
+    size_of_the_plan = evaluate(None, out, is_resumed=True)
+    assert comparable(size_of_the_plan.figures) == comparable(last.figures)
+
+
+def test_faults_are_told_as_in_one_process(bundle, tiny_root, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    shutil.copytree(tiny_root, tmp_path / "parts")
+    monkeypatch.chdir(tmp_path)
+    Path("parts", CATEGORY, "test/good/000.png").write_bytes(b"")
+    dataset = open_dataset(Path("parts"), CATEGORY)
+    sharding = Sharding(out=tmp_path / "out", placement=HERE, asked=ASKED)
+    whole, sharded = (
+        evaluate_bundle(bundle, dataset, backend="cpu", command="", resamples=50, measure=measure).figures
+        for measure in (None, partial(measure_in_shards, sharding))
+    )
+    assert len(whole.faults) == 1
+    assert comparable(sharded) == comparable(whole)
+
+
+def test_a_full_disk_is_no_fault_of_an_image(evaluate, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"maps\.npy: could not be written: the disk is full"):
+        evaluate(5)
+
+
+def test_a_placement_that_cannot_be_leaves_no_plan_behind(evaluate, tmp_path):
+    much = Placement(on="local", workers=1, gpus_per_worker=1000.0)
+    with pytest.raises(ArgumentError, match="--gpus-per-worker: expected GPUs for 1 workers"):
+        evaluate(5, tmp_path / "out", placement=much)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_that_kills_its_scorer_is_a_fault_and_never_accepted(evaluate, monkeypatch):

@@ -57,7 +57,7 @@ def test_jobs_of_an_array_write_their_shards_and_the_last_one_finishes(write, dr
     lost = next((tmp_path / "made.parts/files").rglob("*.png"))
     lost.unlink()
     assert write(part=(0, 2), is_shared=True) is None
-    record = write(is_resumed=True)
+    record = write(is_resumed=True, shard_size=None)  # that of the plan
     assert record == write_synth_dataset(drawn, dataset, tmp_path / "whole")
     assert files_of(tmp_path / "made") == files_of(tmp_path / "whole")
 
@@ -76,6 +76,25 @@ def test_another_plan_is_refused_and_an_earlier_dataset_replaced_if_that_is_aske
     assert write(is_resumed=True) == record, "it was finished before"
     with pytest.raises(ArgumentError, match="expected the dataset of this command to go on with"):
         write(layout="anogen", is_resumed=True)
+
+
+def test_a_request_that_cannot_be_leaves_no_plan_behind(drawn, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make = partial(plan_dataset, drawn, dataset)
+    with pytest.raises(ArgumentError, match="expected the name of a folder to make"):
+        write_in_shards(make, {}, Path(), HERE, report=no_progress)
+    much = Placement(on="local", workers=1, gpus_per_worker=1000.0)
+    with pytest.raises(ArgumentError, match="--gpus-per-worker: expected GPUs for 1 workers"):
+        write_in_shards(make, {}, Path("made"), much, report=no_progress)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_cannot_be_read_is_replaced_where_that_is_asked_for(write, tmp_path):
+    (tmp_path / "made.parts").mkdir()
+    (tmp_path / "made.parts/plan.json").write_text("{")
+    with pytest.raises(DataError, match="expected a plan of this version of flawscope"):
+        write(is_resumed=True)
+    assert write(overwrite=True) is not None
 
 
 def test_a_drawn_file_that_was_changed_ends_the_run_and_nothing_is_written(drawn, dataset, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import here_executor
 import msgspec
@@ -20,6 +21,7 @@ from flawscope.progress import no_progress
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.generate_plan import Request, finished_before, plan_generate
 from flawscope.runtime.scale.generate_run import draw_planned
+from flawscope.runtime.scale.plan import SHARDS
 from flawscope.runtime.synthesis import DrawOptions, GenerateSettings, QualityLimits, generate_images
 from flawscope.runtime.synthesis.set_writer import SetWriter
 
@@ -111,13 +113,13 @@ def test_what_was_killed_goes_on_with_the_shards_that_are_whole(request_, whole,
     shards[1].write_bytes(shards[1].read_bytes()[:-5])
     with pytest.raises(ArgumentError, match="Go on with it by --resume, or replace it with --overwrite"):
         plan_generate(request_, out, HERE)
-    # The size of shards is part of the plan, as all options are.
-    with pytest.raises(ArgumentError, match="shard_size 3, not 255"):
-        plan_generate(request_, out, HERE, is_resumed=True)
+    # The size of shards is part of the plan, as all options are; one that is not stated is that of the plan.
+    with pytest.raises(ArgumentError, match="shard_size 3, not 6"):
+        plan_generate(request_, out, HERE, shard_size=6, is_resumed=True)
     other = dataclasses.replace(request_, settings=msgspec.structs.replace(SETTINGS, seed=6))
     with pytest.raises(ArgumentError, match="expected the plan of this command, got another one: settings"):
         plan_generate(other, out, HERE, shard_size=3, is_resumed=True)
-    drawn = draw(request_, out, 3, is_resumed=True)
+    drawn = draw(request_, out, is_resumed=True)
     assert drawn.skipped == len(shards) - 1, "the one that was cut is drawn again"
     assert times[0] > 0
     check_same(out, whole)
@@ -136,6 +138,23 @@ def test_a_set_whose_writer_was_killed_is_written_again(request_, whole, tmp_pat
             draw(request_, out)
     assert not out.exists()
     assert draw(request_, out, is_resumed=True).skipped == 3
+    check_same(out, whole)
+
+
+def test_a_request_that_cannot_be_leaves_no_plan_behind(request_, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match="expected the name of a folder to make"):
+        plan_generate(request_, Path(), HERE)
+    with pytest.raises(ArgumentError, match="--gpus-per-worker: expected GPUs for 1 workers"):
+        plan_generate(request_, Path("out"), Placement(on="local", workers=1, gpus_per_worker=1000.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounds_whose_removal_was_killed_are_replaced(request_, whole, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+    (plan_generate(request_, out, HERE).folder / SHARDS).rmdir()
+    draw(request_, out, overwrite=True)
     check_same(out, whole)
 
 
