@@ -13,7 +13,7 @@ from flawscope.files import locked, storage_errors
 from flawscope.progress import CountProgress
 from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, read_plan
+from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_still_there, read_plan
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.work import Account, Work, encode_work, work_of
@@ -127,6 +127,7 @@ def _merge_if_whole(out: Path, plan: Plan, work: Work, known: Outcome, account: 
         return absent
     # Two jobs may end at once.
     with locked(out / REPORT):
+        check_still_there(out, plan)
         for task in others:
             if (done := work.whole(task)) is not None:
                 known.add(done)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from flawscope.errors import FlawscopeError
 from flawscope.files import sha256_file
 from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge
@@ -55,10 +56,10 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
 
 @contextlib.contextmanager
 def saying_how_to_go_on(out: Path, plan: Plan) -> Iterator[None]:
-    """Say what is whole, and the command that goes on, where the block is interrupted (Ctrl-C, SIGTERM)."""
+    """Say what is whole, and the command that goes on, where the block ends early: by Ctrl-C, SIGTERM or an error."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, FlawscopeError):
         whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
         command = command_line()
         again = command if "--resume" in command.split() else f"{command} --resume"

@@ -20,9 +20,11 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
+from flawscope.errors import DataError, StorageError
 from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
 from flawscope.runtime.scale.plan import read_plan
+from flawscope.runtime.scale.score_work import ScoreWork, ScoreWorker
 from flawscope.runtime.scale.task import Task
 
 
@@ -440,6 +442,68 @@ class TestJobs:
         capsys.readouterr()
         assert score("parts", "--out", "mine", "--workers", 2, "--overwrite") == 2
         assert Path("mine/notes.txt").read_text() == "mine"
+
+    def test_a_worker_of_a_run_that_was_replaced_writes_nothing_into_the_new_one(self, tried: list[Task]) -> None:
+        in_shards("--shard-maps")
+        plan = read_plan(Path("out"))
+        worker = ScoreWork(str(Path("out").absolute()), plan.digest, str(Path("t.flaw").absolute())).open()
+        assert in_shards("--shard-maps", "--strict", "--overwrite") == 1
+        before = {name: data for name, data in files_of(Path("out")).items() if not name.endswith("times.json")}
+        with pytest.raises(DataError, match="folder of its own"):
+            worker.run(plan.task(2))
+        worker.close()
+        after = files_of(Path("out"))
+        assert {name: data for name, data in after.items() if not name.endswith("times.json")} == before
+
+    def test_shards_of_another_plan_are_done_again_and_never_merged(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        expected = results()
+        shard = Path("out/shards/shard-00002.jsonl")
+        write_tiny_bundle(Path("other.flaw"), thresholds=tiny_thresholds(90.0), min_area_px=1)
+        shutil.move("t.flaw", "first.flaw")
+        shutil.move("other.flaw", "t.flaw")
+        score("parts", "--out", "other", "--on", "threads", "--shard-size", 4)
+        shutil.move("t.flaw", "other.flaw")
+        shutil.move("first.flaw", "t.flaw")
+        shutil.copy(Path("other/shards") / shard.name, shard)
+        Path("out/report.json").unlink()
+        capsys.readouterr()
+        assert cli.run(["merge", "out"]) == 2
+        assert "1 missing or not whole" in error(capsys)
+        tried.clear()
+        assert in_shards("--resume") == 1
+        assert [task.shard for task in tried] == [2]
+        assert results() == expected
+
+    def test_a_shard_that_a_second_driver_joined_first_is_taken_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        use_threads(monkeypatch, kills=lambda task: task.first <= 6 < task.stop)
+        real = ScoreWork.join
+
+        def twice(work: ScoreWork, shard: Task, parts: Any) -> Any:
+            real(work, shard, parts)
+            return real(work, shard, parts)
+
+        monkeypatch.setattr(ScoreWork, "join", twice)
+        assert in_shards() == 1
+        assert (report()["given_up"], report()["fault"]) == ([6], 2)
+
+    def test_an_error_says_what_is_whole_and_how_to_go_on(
+        self, tried: list[Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        real = ScoreWorker.run
+
+        def full(worker: ScoreWorker, task: Task) -> Any:
+            if task.shard == 2:
+                raise StorageError("out: could not be written: the disk is full.")
+            return real(worker, task)
+
+        monkeypatch.setattr(ScoreWorker, "run", full)
+        assert in_shards("--workers", 1) == 2
+        told = capsys.readouterr().err
+        assert "note: 2 of 6 shards whole" in told
+        assert "--resume" in told
 
 
 def test_the_python_function_gives_the_report_and_goes_on(tried: list[Task]) -> None:
