@@ -11,6 +11,7 @@ from flawscope.runtime.scale.generate_plan import Request, finished_before, part
 from flawscope.runtime.scale.generate_run import Drawn, draw_planned
 from flawscope.runtime.scale.placement import make_placement
 from flawscope.runtime.scale.shard_options import read_part
+from flawscope.runtime.scale.shards_command import command_to_go_on
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
 from flawscope.terminal import command_line, echo, progress_bars
 
@@ -61,9 +62,7 @@ def _saying_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        command = command_line()
-        again = command if "--resume" in command.split() else f"{command} --resume"
-        echo(f"note: what is whole stays in {parts_of(out)}. Go on with: {again}", err=True)
+        echo(f"note: what is whole stays in {parts_of(out)}. Go on with: {command_to_go_on()}", err=True)
         raise
 
 

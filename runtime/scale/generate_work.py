@@ -23,7 +23,7 @@ from flawscope.runtime.scale.generate_shards import (
     read_records,
 )
 from flawscope.runtime.scale.plan import Plan, read_plan
-from flawscope.runtime.scale.shards import place_of, read_blocks, remove_parts, task_file, whole, write_lines
+from flawscope.runtime.scale.shards import read_blocks, remove_parts, task_file, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker

@@ -14,6 +14,7 @@ from flawscope.progress import CountProgress
 from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_still_there, read_plan
+from flawscope.runtime.scale.plan_items import check_items
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.work import Account, Work, encode_work, work_of
@@ -77,6 +78,8 @@ def run_shards(
     items, known = sum(task.items for task in todo), sum(done.task.items for done in before.done.values())
     outcome, names = Outcome(), list[str]()
     if todo:
+        if plan.items_sha256:
+            check_items(out, plan)
         # No worker without a shard: each would load the bundle for nothing.
         seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS)
         with make_executor(encode_work(work), seen) as executor:

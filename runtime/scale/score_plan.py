@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from flawscope import __version__
 from flawscope.bundle import Bundle, InForce, thresholds_in_force, trusted_bundle
 from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable, locked
@@ -207,6 +208,8 @@ def _found(request: ScoreRequest) -> Planned:
             "name, or replace it with --overwrite."
         )
     plan = read_plan(out)
+    # Kind and version first: a plan of another has other options.
+    check_same(out, plan, msgspec.structs.replace(plan, kind=SCORE, flawscope=__version__, asked={}))
     with trusted_bundle(request.bundle) as bundle:
         digest = bundle.manifest.digest
         # Of another bundle nobody asks for them: that is said first.

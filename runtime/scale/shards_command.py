@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from flawscope.errors import FlawscopeError
+from flawscope.errors import DataError, FlawscopeError
 from flawscope.files import sha256_file
-from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, read_plan
+from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge
 from flawscope.runtime.scale.score_api import run_planned
 from flawscope.runtime.scale.score_plan import SCORE, ScoreRequest, plan_score
@@ -60,13 +61,22 @@ def saying_how_to_go_on(out: Path, plan: Plan) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, FlawscopeError):
-        whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
-        command = command_line()
-        again = command if "--resume" in command.split() else f"{command} --resume"
-        echo(
-            f"note: {whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}. Go on with: {again}", err=True
-        )
+        # Not where another run has replaced it: there is nothing to go on with.
+        with contextlib.suppress(DataError):
+            check_still_there(out, plan)
+            whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
+            echo(
+                f"note: {whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}. Go on with: "
+                f"{command_to_go_on()}",
+                err=True,
+            )
         raise
+
+
+def command_to_go_on() -> str:
+    """Return the running command with --resume, and without --overwrite, which is refused beside it."""
+    words = [word for word in shlex.split(command_line()) if word not in ("--overwrite", "--resume")]
+    return shlex.join([*words, "--resume"])
 
 
 def _say(ran: Ran) -> None:

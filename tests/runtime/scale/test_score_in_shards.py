@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from flawscope.bundle import Limits, ThresholdLimits
 from flawscope.errors import DataError, StorageError
 from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
-from flawscope.runtime.scale.plan import read_plan
+from flawscope.runtime.scale.plan import Plan, read_plan, write_plan
 from flawscope.runtime.scale.score_work import ScoreWork, ScoreWorker
 from flawscope.runtime.scale.task import Task
 
@@ -222,6 +223,35 @@ class TestPlan:
         assert results() == results("one")
         assert report()["options"]["batch"] == 2
         assert Path("out/shards/shard-00000.maps.zip").is_file()
+
+    @pytest.mark.parametrize("name", ["items.jsonl", "items.offsets"])
+    def test_a_list_that_was_changed_or_damaged_is_refused(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        in_shards("--plan-only")
+        data = Path("out", name).read_bytes()
+        if name == "items.jsonl":
+            Path("out", name).write_bytes(b"".join(reversed(data.splitlines(keepends=True))))
+        else:
+            Path("out", name).write_bytes(data[:8] + data[16:24] + data[16:])
+        capsys.readouterr()
+        assert score("--out", "out", "--on", "threads", "--resume") == 2
+        assert "by their SHA-256" in error(capsys)
+        Path("out", name).unlink()
+        assert score("--out", "out", "--on", "threads", "--resume") == 2
+        assert "could not be read" in error(capsys)
+        assert not tried
+
+    def test_a_run_of_another_kind_or_version_is_refused(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_plan(Path("out"), lambda folder: Plan(kind="evaluate", asked={}, items=1))
+        write_plan(Path("old"), lambda folder: Plan(kind="score", flawscope="0.0.1", asked={}, items=1))
+        capsys.readouterr()
+        assert in_shards("--resume") == 2
+        assert "kind 'evaluate', not 'score'" in error(capsys)
+        assert score("parts", "--out", "old", "--on", "threads", "--resume") == 2
+        assert "flawscope '0.0.1'" in error(capsys)
 
     def test_a_finished_run_says_so_and_scores_nothing(
         self, tried: list[Task], capsys: pytest.CaptureFixture[str]
@@ -500,10 +530,11 @@ class TestJobs:
             return real(worker, task)
 
         monkeypatch.setattr(ScoreWorker, "run", full)
-        assert in_shards("--workers", 1) == 2
+        monkeypatch.setattr(sys, "argv", ["flawscope", "score", "--out", "out", "--overwrite"])
+        assert in_shards("--workers", 1, "--overwrite") == 2
         told = capsys.readouterr().err
         assert "note: 2 of 6 shards whole" in told
-        assert "--resume" in told
+        assert "Go on with: flawscope score --out out --resume\n" in told  # beside it --overwrite is refused
 
 
 def test_the_python_function_gives_the_report_and_goes_on(tried: list[Task]) -> None:
