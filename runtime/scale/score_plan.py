@@ -184,7 +184,7 @@ def _shard_size(request: ScoreRequest, batch: int) -> int:
     if size is None:
         return max(DEFAULT_SHARD // batch, 1) * batch
     # Batches of a shard would otherwise be others than those of a single process, which may round in another way.
-    if not isinstance(size, int) or size < 1 or size % batch:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % batch:
         raise ArgumentError(f"shard_size: expected a multiple of the batch, {batch}, got {size!r}. Choose another.")
     return size
 

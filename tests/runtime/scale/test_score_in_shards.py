@@ -21,12 +21,13 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
-from flawscope.errors import DataError, StorageError
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
 from flawscope.runtime.scale.plan import Plan, read_plan, write_plan
 from flawscope.runtime.scale.score_work import ScoreWork, ScoreWorker
 from flawscope.runtime.scale.task import Task
+from flawscope.scale import score as score_many
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +224,13 @@ class TestPlan:
         assert results() == results("one")
         assert report()["options"]["batch"] == 2
         assert Path("out/shards/shard-00000.maps.zip").is_file()
+
+    def test_results_that_are_gone_are_joined_again(self, tried: list[Task]) -> None:
+        in_shards()
+        expected, done = results(), len(tried)
+        Path("out/results.jsonl").unlink()
+        assert in_shards("--resume") == 1
+        assert (results(), len(tried)) == (expected, done)
 
     @pytest.mark.parametrize("name", ["items.jsonl", "items.offsets"])
     def test_a_list_that_was_changed_or_damaged_is_refused(
@@ -538,14 +546,23 @@ class TestJobs:
 
 
 def test_the_python_function_gives_the_report_and_goes_on(tried: list[Task]) -> None:
-    from flawscope.errors import ArgumentError
-    from flawscope.scale import score as score_many
-
     first = score_many("t.flaw", "parts", out="out", on="threads", workers=2, shard_size=4, backend="cpu")
     assert (first.images, first.fault, first.conservation.shards) == (22, 1, 6)
     with pytest.raises(ArgumentError, match="resume"):
         score_many("t.flaw", "parts", out="out", on="threads", backend="cpu")
     assert score_many("t.flaw", ["parts"], out="out", on="threads", backend="cpu", resume=True) == first
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"images": None}, {"images": 5}, {"images": b"parts"}, {"images": [5]}, {"on": None}, {"shard_size": True}],
+    ids=str,
+)
+def test_the_python_function_refuses_what_is_of_no_such_kind(tried: list[Task], wrong: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"images": "parts", "on": "threads", **wrong}
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))}: expected"):
+        score_many("t.flaw", out="out", backend="cpu", **arguments)
+    assert not Path("out").exists()
 
 
 def test_the_executor_of_the_tests_is_in_no_product() -> None:
