@@ -109,7 +109,7 @@ def score(
     return report
 
 
-def _named(images: Path | str | Sequence[Path | str]) -> list[str | Path]:
+def _named(images: object) -> list[str | Path]:
     named = [images] if isinstance(images, str | Path) else list(images) if isinstance(images, Iterable) else None
     if named is None or not all(isinstance(name, str | Path) for name in named):
         raise ArgumentError(

@@ -97,7 +97,7 @@ EXECUTORS: dict[str, Row] = {
 """Name -> row."""
 
 
-def executor_of(on: str) -> str:
+def executor_of(on: object) -> str:
     """Return the name of the executor that `--on` means.
 
     Raises:
