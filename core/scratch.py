@@ -9,6 +9,9 @@ Names begin with a dot, which hides them from dataset readers:
 - `.flawscope-XXXXXXXX.tmp`: a file or folder that is being written, or that has just been replaced;
 - `.flawscope-XXXXXXXX.old`: a folder around an output that stepped aside while another takes its place;
 - `.flawscope-XXXXXXXX.lock`: held while an output is read and changed.
+
+The first two end in `-MACHINE`, before their suffix: some shared disks (BeeGFS, Lustre and NFS as they may be mounted)
+give locks that other machines do not see. What another machine has touched within a day is no leftover.
 """
 
 from __future__ import annotations
@@ -17,17 +20,25 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 _PREFIX = ".flawscope-"
 _UNFINISHED, _ASIDE, _LOCK = ".tmp", ".old", ".lock"
+_MACHINE = re.compile(r"-([0-9a-f]{8})\.[a-z]+")
+_ELSEWHERE_S = 86400.0
+"""Seconds for which scratch of another machine is left alone after it was last changed."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 # Whoever the names belong to: a link is never followed, and opening a pipe must not wait for its other end.
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -48,7 +59,7 @@ def _held(parent: Path, *, is_folder: bool, suffix: str, keeps: bool = False) ->
     """Yield a new file or folder that this process holds the lock of; it is removed afterwards, unless `keeps`."""
     while True:
         # The name before the file: a signal that ends the command may come at any moment from then on.
-        path = parent / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
+        path = parent / f"{_PREFIX}{secrets.token_hex(8)}-{_machine()}{suffix}"
         is_removed = True
         try:
             try:
@@ -70,6 +81,25 @@ def _held(parent: Path, *, is_folder: bool, suffix: str, keeps: bool = False) ->
         finally:
             if is_removed:
                 _remove(path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Return eight hexadecimal digits that all processes of this machine share, in whatever container."""
+    # Not the name of the host: containers of one machine have their own, and share its locks.
+    try:
+        boot = _BOOT_ID.read_text()
+    except OSError:
+        boot = platform.node()
+    return hashlib.sha256(boot.encode()).hexdigest()[:8]
+
+
+def _is_in_use_elsewhere(path: Path) -> bool:
+    """Return whether another machine made a scratch, and has changed it of late: its lock may not show here."""
+    found = _MACHINE.search(path.name)
+    if found is None or found[1] == _machine():
+        return False
+    return time.time() - path.lstat().st_mtime < _ELSEWHERE_S
 
 
 def _make(path: Path, *, is_folder: bool) -> None:
@@ -139,6 +169,8 @@ def remove_leftovers(parent: Path) -> None:
             names = [entry.name for entry in entries if is_scratch(entry.name)]
         for path in (parent / name for name in names):
             with contextlib.suppress(OSError), _abandoned(path):
+                if _is_in_use_elsewhere(path):
+                    continue
                 if path.suffix == _ASIDE:
                     _put_back(path)
                 _remove(path)

@@ -41,7 +41,7 @@ from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, ZoneScore
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, check_still_there, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
 from flawscope.runtime.scale.score_plan import with_threads
@@ -226,6 +226,8 @@ class EvaluateWorker:
         lines, faults = list[bytes](), 0
         results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
         with _MapsWriter(self._out / MAPS) as maps:
+            # Behind the opening: maps of a run that has replaced this one are not written into.
+            check_still_there(self._out, self._plan)
             for index, (sample, result) in enumerate(results, task.first):
                 row, anomaly_map = row_of(self._inspector, result, by_product=by_product)
                 maps.write(index, anomaly_map)

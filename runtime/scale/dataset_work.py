@@ -16,7 +16,7 @@ import msgspec
 
 from flawscope.errors import DataError
 from flawscope.files import storage_errors
-from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan import Plan, check_still_there, read_plan
 from flawscope.runtime.scale.plan_items import read_decoded
 from flawscope.runtime.scale.shards import durable_file, read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
@@ -150,6 +150,7 @@ class DatasetWorker:
         """As `Worker.run`: all files are on the disk before the line that says so."""
         began, watch = time.perf_counter(), Stopwatch()
         folder, lines = self._out / FILES, list[bytes]()
+        check_still_there(self._out, self._plan)
         with storage_errors(folder):
             for copy in read_copies(self._out, self._plan, task):
                 at = time.perf_counter()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from flawscope.errors import FlawscopeError
+from flawscope.errors import DataError, FlawscopeError
 from flawscope.progress import CountProgress
 from flawscope.runtime.scale.executors import Executor
 from flawscope.runtime.scale.task import Died, Done, Failed, Task
@@ -171,11 +171,20 @@ class Driver:
             shard.done[done.task] = done
             if shard.is_done:
                 parts = [shard.done[part] for part in shard.parts]
-                self.outcome.add(self._work.join(shard.whole, parts))
+                self.outcome.add(self._joined(shard.whole, parts))
                 del self._cut[done.task.shard]
         self._tries.pop(done.task, None)
         self._items += done.task.items
         self._show(self._items, self._of)
+
+    def _joined(self, whole: Task, parts: list[Done]) -> Done:
+        """Join a shard; a second driver of the same part may have done so before, and removed the parts."""
+        try:
+            return self._work.join(whole, parts)
+        except DataError:
+            if (done := self._work.whole(whole)) is None:
+                raise
+            return done
 
 
 def halves(task: Task, grain: int) -> list[Task]:

@@ -23,7 +23,7 @@ from flawscope.runtime.scale.generate_shards import (
     read_records,
 )
 from flawscope.runtime.scale.plan import Plan, read_plan
-from flawscope.runtime.scale.shards import durable_file, place_of, read_blocks, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import read_blocks, remove_parts, task_file, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
 from flawscope.runtime.scale.work import Account, Worker
@@ -125,7 +125,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Write the file of a record that kills whoever draws it, without a drawing; the run cannot be merged."""
         out, plan = Path(self.out), self._plan()
         (record,) = read_records(out, plan, task)
-        with durable_file(place_of(out, plan, task, ARCHIVE)) as file:
+        with task_file(out, plan, task, ARCHIVE) as file:
             ArchiveWriter(file).finish(Cost(0.0, None))
             size = file.tell()
         why = f"{record.place}: every worker died of drawing on it: {reason}"
@@ -139,7 +139,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         out, plan = Path(self.out), self._plan()
         tasks = [part.task for part in parts]
         seconds, peaks = 0.0, [0]
-        with durable_file(place_of(out, plan, shard, ARCHIVE)) as file:
+        with task_file(out, plan, shard, ARCHIVE) as file:
             archive = ArchiveWriter(file)
             for task in tasks:
                 with ArchiveReader(out, plan, task) as part:
@@ -221,7 +221,7 @@ class GenerateWorker:
             if number in own:
                 checks.check(site)
         kept: set[int] = set()
-        with durable_file(place_of(self._out, self._plan, task, ARCHIVE)) as file:
+        with task_file(self._out, self._plan, task, ARCHIVE) as file:
             archive = ArchiveWriter(file)
             numbers = list(sites)
             for at in range(0, len(numbers), batch):

@@ -5,6 +5,7 @@ A plan is made once and never changed: whoever works on it later, on this machin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ DEFAULT_SHARD = 256
 """Items of a shard: a minute of work or so, which is what a killed worker loses at most."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """The file `plan.json`.
 
     Attributes:
@@ -72,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         index, count = part
         return (self.task(shard) for shard in range(index, self.shards, count))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the plan: workers compare it, so that none works on another plan under the same name."""
         return hashlib.sha256(encode_json(self, order="deterministic")).hexdigest()
@@ -117,6 +118,19 @@ def read_plan(out: Path) -> Plan:
             f"{out / PLAN}: expected a plan of this version of flawscope, got what it cannot read: {err}. Use the "
             "version that made it, or start again in another folder."
         ) from err
+
+
+def check_still_there(out: Path, plan: Plan) -> None:
+    """Raise DataError unless a plan still lies in its folder: another run may have replaced it in the middle of work.
+
+    Raises:
+        DataError: If another one lies there, or none.
+    """
+    if read_plan(out).digest != plan.digest:
+        raise DataError(
+            f"{out}: expected the plan of this run, got another one: the folder was replaced since, or is not the same "
+            "on every machine. Give each run a folder of its own, and run the command again."
+        )
 
 
 def check_same(out: Path, plan: Plan, wanted: Plan) -> None:

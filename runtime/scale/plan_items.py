@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from flawscope.errors import DataError
 from flawscope.open_files import open_regular
 from flawscope.runtime.scale.inputs import Item, decode_item, encode_item
@@ -21,6 +23,8 @@ from flawscope.runtime.scale.task import Task
 _Item = TypeVar("_Item")
 
 _OFFSET = struct.Struct("<Q")
+_BLOCK = 1 << 20
+_NEW_PLAN = "Put it back, or make the plan again in another folder."
 
 
 class Written(NamedTuple):
@@ -58,6 +62,33 @@ def write_item_lines(folder: Path | None, items: Iterable[bytes], shard_size: in
     return Written(count, digest.hexdigest())
 
 
+def check_items(out: Path, plan: Plan) -> None:
+    """Check that the items of a plan are as they were written: workers trust them, and each reads a few alone.
+
+    Raises:
+        DataError: If they cannot be read, or were changed or damaged since.
+    """
+    digest, starts, count, size = hashlib.sha256(), [np.zeros(min(plan.items, 1), np.int64)], 0, 0
+    try:
+        with open_regular(out / ITEMS) as lines:
+            while block := lines.read(_BLOCK):
+                digest.update(block)
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+                numbers = np.arange(count + 1, count + len(ends) + 1)
+                is_start = (numbers % plan.shard_size == 0) & (numbers < plan.items)
+                starts.append(size + ends[is_start] + 1)
+                count, size = count + len(ends), size + len(block)
+        with open_regular(out / OFFSETS) as offsets:
+            are_equal = offsets.read() == np.concatenate(starts).astype("<u8").tobytes()
+    except OSError as err:
+        raise DataError(f"{out / ITEMS}: could not be read: {err.strerror or err}. {_NEW_PLAN}") from err
+    if digest.hexdigest() != plan.items_sha256 or not are_equal:
+        raise DataError(
+            f"{out / ITEMS}: expected the {plan.items} items of the plan, by their SHA-256, got others: the file or "
+            f"{OFFSETS} was changed since. {_NEW_PLAN}"
+        )
+
+
 def read_items(out: Path, plan: Plan, task: Task) -> list[Item]:
     """Return the items of a task; arguments and errors as `read_decoded`."""
     return read_decoded(out, plan, task, decode_item)
@@ -87,7 +118,7 @@ def read_decoded(out: Path, plan: Plan, task: Task, decode: Callable[[bytes], _I
     except (OSError, struct.error, DataError) as err:
         reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
         raise DataError(
-            f"{out / ITEMS}: expected items {task.first} to {task.stop - 1} of the plan, got: {reason}. Make the plan "
-            "again in another folder."
+            f"{out / ITEMS}: expected items {task.first} to {task.stop - 1} of the plan, got: {reason.rstrip('.')}. "
+            f"{_NEW_PLAN}"
         ) from err
     return found

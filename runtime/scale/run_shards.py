@@ -13,7 +13,8 @@ from flawscope.files import locked, storage_errors
 from flawscope.progress import CountProgress
 from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, read_plan
+from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_still_there, read_plan
+from flawscope.runtime.scale.plan_items import check_items
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.work import Account, Work, encode_work, work_of
@@ -77,6 +78,8 @@ def run_shards(
     items, known = sum(task.items for task in todo), sum(done.task.items for done in before.done.values())
     outcome, names = Outcome(), list[str]()
     if todo:
+        if plan.items_sha256:
+            check_items(out, plan)
         # No worker without a shard: each would load the bundle for nothing.
         seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS)
         with make_executor(encode_work(work), seen) as executor:
@@ -127,6 +130,7 @@ def _merge_if_whole(out: Path, plan: Plan, work: Work, known: Outcome, account: 
         return absent
     # Two jobs may end at once.
     with locked(out / REPORT):
+        check_still_there(out, plan)
         for task in others:
             if (done := work.whole(task)) is not None:
                 known.add(done)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flawscope.errors import ArgumentError
 from flawscope.path_kinds import path_of
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.scale.placement import make_placement
@@ -77,7 +78,7 @@ def score(
         StorageError: If something cannot be written.
         FlawscopeError: If no worker can be started, or workers die of everything.
     """
-    named = [images] if isinstance(images, str | Path) else list(images)
+    named = _named(images)
     overlay = None if threshold_overlay is None else path_of(threshold_overlay, "threshold_overlay")
     request = ScoreRequest(
         bundle=path_of(bundle, "bundle"),
@@ -106,6 +107,15 @@ def score(
     report = read_report(request.out)
     assert report is not None
     return report
+
+
+def _named(images: object) -> list[str | Path]:
+    named = [images] if isinstance(images, str | Path) else list(images) if isinstance(images, Iterable) else None
+    if named is None or not all(isinstance(name, str | Path) for name in named):
+        raise ArgumentError(
+            f"images: expected a path, pattern or URL, or several of them, got {images!r:.100}. Name images."
+        )
+    return named
 
 
 def run_planned(

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from flawscope import __version__
 from flawscope.bundle import Bundle, InForce, thresholds_in_force, trusted_bundle
 from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable, locked
@@ -183,7 +184,7 @@ def _shard_size(request: ScoreRequest, batch: int) -> int:
     if size is None:
         return max(DEFAULT_SHARD // batch, 1) * batch
     # Batches of a shard would otherwise be others than those of a single process, which may round in another way.
-    if not isinstance(size, int) or size < 1 or size % batch:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % batch:
         raise ArgumentError(f"shard_size: expected a multiple of the batch, {batch}, got {size!r}. Choose another.")
     return size
 
@@ -207,6 +208,8 @@ def _found(request: ScoreRequest) -> Planned:
             "name, or replace it with --overwrite."
         )
     plan = read_plan(out)
+    # Kind and version first: a plan of another has other options.
+    check_same(out, plan, msgspec.structs.replace(plan, kind=SCORE, flawscope=__version__, asked={}))
     with trusted_bundle(request.bundle) as bundle:
         digest = bundle.manifest.digest
         # Of another bundle nobody asks for them: that is said first.

@@ -175,11 +175,13 @@ def _options(plan: Plan) -> dict[str, Any]:
 
 
 def read_report(out: Path) -> ShardedReport | None:
-    """Return the report of a run that is finished; None where it is not.
+    """Return the report of a run that is finished; None where it is not, or its results are gone.
 
     Raises:
         DataError: If it cannot be read.
     """
+    if not (out / RESULTS).is_file():
+        return None
     try:
         return msgspec.json.decode(read_regular(out / REPORT, RECORD_BYTES), type=ShardedReport)
     except FileNotFoundError:

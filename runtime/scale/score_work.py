@@ -26,11 +26,11 @@ from flawscope.runtime.scale.inputs.results import Scored, results_of
 from flawscope.runtime.scale.plan import Plan, read_plan
 from flawscope.runtime.scale.plan_items import read_items
 from flawscope.runtime.scale.shards import (
-    durable_file,
     place_of,
     read_blocks,
     remove_parts,
     split_lines,
+    task_file,
     whole,
     write_lines,
 )
@@ -229,9 +229,8 @@ def _archive(out: Path, plan: Plan, task: Task) -> Iterator[_Archive]:
     if not plan.asked["maps"]:
         yield _Archive(None)
         return
-    place = place_of(out, plan, task, MAPS)
     raw: BinaryIO
-    with durable_file(place) as raw:
+    with task_file(out, plan, task, MAPS) as raw:
         with zipfile.ZipFile(raw, "w") as file:
             archive = _Archive(file)
             yield archive

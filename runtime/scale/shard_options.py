@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, DataError, FlawscopeError
 from flawscope.given_options import is_given
 from flawscope.terminal import command_line, echo
 
@@ -86,20 +86,22 @@ def read_part(text: str | None) -> Part:
 
 @contextlib.contextmanager
 def saying_how_to_go_on(plan: Path, words: Callable[[], str], *, keeps_overwrite: bool = False) -> Iterator[None]:
-    """Say what is whole, and the command that goes on, where the block is interrupted (Ctrl-C, SIGTERM).
+    """Say what is whole, and the command that goes on, where the block ends early: Ctrl-C, SIGTERM or an error.
 
     Args:
         plan: File of the plan; without it nothing was begun, and nothing is said.
-        words: Says what is whole, and where.
+        words: Says what is whole, and where; raises DataError where there is nothing to go on with.
         keeps_overwrite: Whether `--overwrite` may stand beside `--resume`.
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        if plan.is_file():
-            dropped = {"--resume"} if keeps_overwrite else {"--resume", "--overwrite"}
-            kept = [word for word in shlex.split(command_line()) if word not in dropped]
-            echo(f"note: {words()}. Go on with: {shlex.join([*kept, '--resume'])}", err=True)
+    except (KeyboardInterrupt, SystemExit, FlawscopeError):
+        with contextlib.suppress(DataError):
+            if plan.is_file():
+                said = words()
+                dropped = {"--resume"} if keeps_overwrite else {"--resume", "--overwrite"}
+                kept = [word for word in shlex.split(command_line()) if word not in dropped]
+                echo(f"note: {said}. Go on with: {shlex.join([*kept, '--resume'])}", err=True)
         raise
 
 

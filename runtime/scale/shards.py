@@ -18,7 +18,7 @@ import msgspec
 from flawscope.errors import DataError
 from flawscope.files import storage_errors
 from flawscope.open_files import open_regular
-from flawscope.runtime.scale.plan import SHARDS, Plan
+from flawscope.runtime.scale.plan import SHARDS, Plan, check_still_there
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.scratch import scratch_file, sync
 from flawscope.text import NOT_JSON
@@ -33,6 +33,7 @@ class Trailer(msgspec.Struct, frozen=True):
     """The last line of the file of a task.
 
     Attributes:
+        plan: Digest of the plan: what a worker of a run before leaves behind in the folder is never taken for this one.
         shard: Number of the shard.
         items: Lines before it.
         counts: As in `Done`.
@@ -41,6 +42,7 @@ class Trailer(msgspec.Struct, frozen=True):
         archive_bytes: Size of the archive beside it; None without one.
     """
 
+    plan: str
     shard: int
     items: int
     counts: dict[str, int]
@@ -76,6 +78,19 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
         sync(path.parent)
 
 
+@contextlib.contextmanager
+def task_file(out: Path, plan: Plan, task: Task, ending: str = "jsonl") -> Iterator[BinaryIO]:
+    """Yield a file of a task for writing, as `durable_file`; it gets its name only where the plan is still that one.
+
+    Raises:
+        DataError: If another plan lies there by now.
+        StorageError: If the system refuses to write.
+    """
+    with durable_file(place_of(out, plan, task, ending)) as file:
+        yield file
+        check_still_there(out, plan)
+
+
 def write_lines(out: Path, plan: Plan, done: Done, lines: Iterable[bytes], *, archive_bytes: int | None = None) -> None:
     """Write the file of a task, with its times beside it.
 
@@ -87,6 +102,7 @@ def write_lines(out: Path, plan: Plan, done: Done, lines: Iterable[bytes], *, ar
         archive_bytes: Size of the archive of the task, which must have its name already.
 
     Raises:
+        DataError: If another plan lies there by now.
         StorageError: If it cannot be written.
     """
     # Before the file that says that the task is done; no file has to wait for the disk for the sake of times.
@@ -95,13 +111,15 @@ def write_lines(out: Path, plan: Plan, done: Done, lines: Iterable[bytes], *, ar
         temporary.write_bytes(msgspec.json.encode(done))
         temporary.replace(times)
     digest, count = hashlib.sha256(), 0
-    with durable_file(place_of(out, plan, done.task)) as file:
+    with task_file(out, plan, done.task) as file:
         for line in lines:
             row = line + b"\n"
             digest.update(row)
             file.write(row)
             count += 1
-        trailer = Trailer(done.task.shard, count, done.counts, done.more, digest.hexdigest(), archive_bytes)
+        trailer = Trailer(
+            plan.digest, done.task.shard, count, done.counts, done.more, digest.hexdigest(), archive_bytes
+        )
         file.write(msgspec.json.encode(trailer) + b"\n")
 
 
@@ -118,7 +136,9 @@ def whole(out: Path, plan: Plan, task: Task, archive: str | None = None) -> Done
     try:
         with open_regular(path) as file:
             trailer, size = _read_trailer(file)
-            if trailer.shard != task.shard or trailer.items != task.items or sum(trailer.counts.values()) != task.items:
+            if (trailer.plan, trailer.shard) != (plan.digest, task.shard):
+                return None
+            if trailer.items != task.items or sum(trailer.counts.values()) != task.items:
                 return None
             file.seek(0)
             digest, left, lines = hashlib.sha256(), size, 0
@@ -176,6 +196,8 @@ def read_blocks(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
     except (OSError, *NOT_JSON) as err:
         reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
         raise DataError(f"{path}: expected the whole file of a shard, got: {reason}. {_AGAIN}") from err
+    if trailer.plan != plan.digest:
+        raise DataError(f"{path}: expected lines of the plan in {out}, got those of another one. {_AGAIN}")
     if digest.hexdigest() != trailer.sha256 or lines != task.items or trailer.items != task.items or left:
         raise DataError(f"{path}: expected {task.items} lines with the hash of its last line, got others. {_AGAIN}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flawscope.files import sha256_file
-from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, read_plan
+from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge
 from flawscope.runtime.scale.score_api import run_planned
 from flawscope.runtime.scale.score_plan import SCORE, ScoreRequest, plan_score
@@ -54,6 +54,8 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
 
 
 def _whole(out: Path, plan: Plan) -> str:
+    # Not where another run has replaced it: there is nothing to go on with.
+    check_still_there(out, plan)
     whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
     return f"{whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}"
 

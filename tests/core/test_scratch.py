@@ -120,6 +120,22 @@ def test_what_belongs_to_another_user_stays(tmp_path, monkeypatch):
     assert names(tmp_path) == [".flawscope-abcdefgh.tmp"]
 
 
+def test_what_another_machine_is_writing_stays_though_its_lock_does_not_show_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch, "_machine", lambda: "0123abcd")
+    with scratch.scratch_file(tmp_path) as live, scratch.scratch_folder(tmp_path) as folder:
+        monkeypatch.setattr(scratch, "_machine", lambda: "4567abcd")
+        monkeypatch.setattr(scratch, "_try_lock", lambda descriptor: True)
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([live.name, folder.name])
+        # Nobody has written into it for two days: whoever made it is dead.
+        os.utime(live, (0, live.stat().st_mtime - 2 * 86400))
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [folder.name]
+        monkeypatch.setattr(scratch, "_machine", lambda: "0123abcd")
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == []
+
+
 def test_where_nothing_can_be_locked_nothing_is_taken_for_a_leftover(tmp_path, monkeypatch):
     (tmp_path / ".flawscope-abcdefgh.tmp").write_bytes(b"x")
 

@@ -34,6 +34,7 @@ OWN = {
     ("core/scratch.py", "os.scandir"): "leftovers; what may not be looked at stays where it is, on purpose",
     ("core/scratch.py", "aside.iterdir"): "its own scratch",
     ("core/scratch.py", "path.parent.glob"): "leftovers; what may not be looked at stays where it is, on purpose",
+    ("core/scratch.py", "_BOOT_ID.read_text"): "the system's own table",
     ("core/versions.py", "Path('/proc/cpuinfo').read_text"): "the system's own table",
     ("core/resident_memory.py", "STATUS.read_text"): "the system's own table",
     ("runtime/line/http/routes/page.py", "FOLDER.iterdir"): "the page, which is part of the package",

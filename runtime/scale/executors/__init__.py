@@ -97,12 +97,14 @@ EXECUTORS: dict[str, Row] = {
 """Name -> row."""
 
 
-def executor_of(on: str) -> str:
+def executor_of(on: object) -> str:
     """Return the name of the executor that `--on` means.
 
     Raises:
         ArgumentError: If there is none.
     """
+    if not isinstance(on, str):
+        raise ArgumentError(f"on: expected the name of an executor or an address, got {on!r}.")
     for name, row in EXECUTORS.items():
         if on == name or (row.address and re.fullmatch(row.address, on)):
             return name

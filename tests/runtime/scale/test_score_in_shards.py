@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -20,10 +21,13 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.runtime.scale import shards
 from flawscope.runtime.scale.executors import EXECUTORS
-from flawscope.runtime.scale.plan import read_plan
+from flawscope.runtime.scale.plan import Plan, read_plan, write_plan
+from flawscope.runtime.scale.score_work import ScoreWork, ScoreWorker
 from flawscope.runtime.scale.task import Task
+from flawscope.scale import score as score_many
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +224,42 @@ class TestPlan:
         assert results() == results("one")
         assert report()["options"]["batch"] == 2
         assert Path("out/shards/shard-00000.maps.zip").is_file()
+
+    def test_results_that_are_gone_are_joined_again(self, tried: list[Task]) -> None:
+        in_shards()
+        expected, done = results(), len(tried)
+        Path("out/results.jsonl").unlink()
+        assert in_shards("--resume") == 1
+        assert (results(), len(tried)) == (expected, done)
+
+    @pytest.mark.parametrize("name", ["items.jsonl", "items.offsets"])
+    def test_a_list_that_was_changed_or_damaged_is_refused(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        in_shards("--plan-only")
+        data = Path("out", name).read_bytes()
+        if name == "items.jsonl":
+            Path("out", name).write_bytes(b"".join(reversed(data.splitlines(keepends=True))))
+        else:
+            Path("out", name).write_bytes(data[:8] + data[16:24] + data[16:])
+        capsys.readouterr()
+        assert score("--out", "out", "--on", "threads", "--resume") == 2
+        assert "by their SHA-256" in error(capsys)
+        Path("out", name).unlink()
+        assert score("--out", "out", "--on", "threads", "--resume") == 2
+        assert "could not be read" in error(capsys)
+        assert not tried
+
+    def test_a_run_of_another_kind_or_version_is_refused(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_plan(Path("out"), lambda folder: Plan(kind="evaluate", asked={}, items=1))
+        write_plan(Path("old"), lambda folder: Plan(kind="score", flawscope="0.0.1", asked={}, items=1))
+        capsys.readouterr()
+        assert in_shards("--resume") == 2
+        assert "kind 'evaluate', not 'score'" in error(capsys)
+        assert score("parts", "--out", "old", "--on", "threads", "--resume") == 2
+        assert "flawscope '0.0.1'" in error(capsys)
 
     def test_a_finished_run_says_so_and_scores_nothing(
         self, tried: list[Task], capsys: pytest.CaptureFixture[str]
@@ -441,16 +481,88 @@ class TestJobs:
         assert score("parts", "--out", "mine", "--workers", 2, "--overwrite") == 2
         assert Path("mine/notes.txt").read_text() == "mine"
 
+    def test_a_worker_of_a_run_that_was_replaced_writes_nothing_into_the_new_one(self, tried: list[Task]) -> None:
+        in_shards("--shard-maps")
+        plan = read_plan(Path("out"))
+        worker = ScoreWork(str(Path("out").absolute()), plan.digest, str(Path("t.flaw").absolute())).open()
+        assert in_shards("--shard-maps", "--strict", "--overwrite") == 1
+        before = {name: data for name, data in files_of(Path("out")).items() if not name.endswith("times.json")}
+        with pytest.raises(DataError, match="folder of its own"):
+            worker.run(plan.task(2))
+        worker.close()
+        after = files_of(Path("out"))
+        assert {name: data for name, data in after.items() if not name.endswith("times.json")} == before
+
+    def test_shards_of_another_plan_are_done_again_and_never_merged(
+        self, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        in_shards()
+        expected = results()
+        shard = Path("out/shards/shard-00002.jsonl")
+        write_tiny_bundle(Path("other.flaw"), thresholds=tiny_thresholds(90.0), min_area_px=1)
+        shutil.move("t.flaw", "first.flaw")
+        shutil.move("other.flaw", "t.flaw")
+        score("parts", "--out", "other", "--on", "threads", "--shard-size", 4)
+        shutil.move("t.flaw", "other.flaw")
+        shutil.move("first.flaw", "t.flaw")
+        shutil.copy(Path("other/shards") / shard.name, shard)
+        Path("out/report.json").unlink()
+        capsys.readouterr()
+        assert cli.run(["merge", "out"]) == 2
+        assert "1 missing or not whole" in error(capsys)
+        tried.clear()
+        assert in_shards("--resume") == 1
+        assert [task.shard for task in tried] == [2]
+        assert results() == expected
+
+    def test_a_shard_that_a_second_driver_joined_first_is_taken_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        use_threads(monkeypatch, kills=lambda task: task.first <= 6 < task.stop)
+        real = ScoreWork.join
+
+        def twice(work: ScoreWork, shard: Task, parts: Any) -> Any:
+            real(work, shard, parts)
+            return real(work, shard, parts)
+
+        monkeypatch.setattr(ScoreWork, "join", twice)
+        assert in_shards() == 1
+        assert (report()["given_up"], report()["fault"]) == ([6], 2)
+
+    def test_an_error_says_what_is_whole_and_how_to_go_on(
+        self, tried: list[Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        real = ScoreWorker.run
+
+        def full(worker: ScoreWorker, task: Task) -> Any:
+            if task.shard == 2:
+                raise StorageError("out: could not be written: the disk is full.")
+            return real(worker, task)
+
+        monkeypatch.setattr(ScoreWorker, "run", full)
+        monkeypatch.setattr(sys, "argv", ["flawscope", "score", "--out", "out", "--overwrite"])
+        assert in_shards("--workers", 1, "--overwrite") == 2
+        told = capsys.readouterr().err
+        assert "note: 2 of 6 shards whole" in told
+        assert "Go on with: flawscope score --out out --resume\n" in told  # beside it --overwrite is refused
+
 
 def test_the_python_function_gives_the_report_and_goes_on(tried: list[Task]) -> None:
-    from flawscope.errors import ArgumentError
-    from flawscope.scale import score as score_many
-
     first = score_many("t.flaw", "parts", out="out", on="threads", workers=2, shard_size=4, backend="cpu")
     assert (first.images, first.fault, first.conservation.shards) == (22, 1, 6)
     with pytest.raises(ArgumentError, match="resume"):
         score_many("t.flaw", "parts", out="out", on="threads", backend="cpu")
     assert score_many("t.flaw", ["parts"], out="out", on="threads", backend="cpu", resume=True) == first
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"images": None}, {"images": 5}, {"images": b"parts"}, {"images": [5]}, {"on": None}, {"shard_size": True}],
+    ids=str,
+)
+def test_the_python_function_refuses_what_is_of_no_such_kind(tried: list[Task], wrong: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"images": "parts", "on": "threads", **wrong}
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))}: expected"):
+        score_many("t.flaw", out="out", backend="cpu", **arguments)
+    assert not Path("out").exists()
 
 
 def test_the_executor_of_the_tests_is_in_no_product() -> None:
