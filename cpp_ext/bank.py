@@ -64,6 +64,7 @@ class Bank:
         _check_options(rows, storage, screen)
         threads = check_threads(threads)
         self.storage: Storage = storage
+        self._rows: Float32Array | None
         if native.HAVE_NATIVE:
             rows = as_native(rows, "bank")
             self._take(native.MODULE.Bank(rows, storage, keep_rows, _number(screen), threads))
@@ -80,7 +81,7 @@ class Bank:
         self._keeps_rows: bool = keep_rows or storage == "float32"
         # As with native kernels the caller's array is used where it lies; `stored` is that array too for float32.
         self._stored = stored
-        self._rows: Float32Array | None = rows if self._keeps_rows else None
+        self._rows = rows if self._keeps_rows else None
 
     def _take(self, packed: Any) -> None:
         self._packed = packed

@@ -17,8 +17,7 @@ from flawscope.cpp_ext.window import place_starts
 from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
-from flawscope.runtime.scorers.shared_banks import shared_bank
+from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, packed_bank, smoother
 from flawscope.runtime.scorers.timed import Mark, no_mark
 
 _NORM_TOLERANCE = 1e-3
@@ -138,7 +137,7 @@ def bank_search(head: PatchcoreHead, tensors: Tensors, number: int) -> BankSearc
         # Neighbours that re-weight a score are those in the whole bank: `PatchcoreFinish` packs it again if it must.
         windows = WindowBank(rows, tensors[place_names(head.banks)[number]], head.grid, head.window)
         return BankSearch(windows.shape[1], windows.nearest, None)
-    bank = shared_bank(rows)
+    bank = packed_bank(rows)
     return BankSearch(bank.shape[1], bank.nearest, bank)
 
 
@@ -203,7 +202,7 @@ class PatchcoreFinish:
         # A packed copy of the bank in host memory, which a device's search does not need: only the re-weighting `seed`
         # searches here.
         needs_search = head.reweight == "seed" and self._neighbors > 1
-        self._bank = shared_bank(tensors["bank"]) if bank is None and needs_search else bank
+        self._bank = packed_bank(tensors["bank"]) if bank is None and needs_search else bank
 
     def __call__(
         self, distances: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]

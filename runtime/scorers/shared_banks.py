@@ -1,6 +1,6 @@
 """Packed banks that processes of one machine have in common: the first one packs and writes a file, and all map it.
 
-The pages of the file lie in memory once, whoever maps them. Without a folder set, every process packs for itself.
+The pages of the file lie in memory once, whoever maps them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,10 @@ from flawscope.files import atomic_file, locked, storage_errors
 from flawscope.open_files import open_regular
 
 _log = logging.getLogger(__name__)
-# Of the process and not of a thread: a bundle is loaded in a thread of its own.
-_folder: Path | None = None
 
 
-def share_banks(folder: Path | None) -> None:
-    """Keep the banks that this process packs from now on in a folder, in common with other processes.
-
-    Args:
-        folder: A private folder of this machine, which lives as long as the processes do; None shares nothing.
-    """
-    global _folder
-    _folder = folder
-
-
-def shared_bank(rows: Float32Array) -> Bank:
-    """Return the bank of some rows, from the folder of `share_banks` where there is one.
+def shared_bank(rows: Float32Array, folder: Path) -> Bank:
+    """Return the bank of some rows, mapped from a file that all processes have in common.
 
     A file that is damaged or of something else is never searched: it is written anew. Where that cannot be, or there
     are no native kernels, the bank is this process's own. Its results are the same in any case. Whoever keeps `rows`
@@ -42,16 +30,17 @@ def shared_bank(rows: Float32Array) -> Bank:
 
     Args:
         rows: float32 [M, D], finite; see `Bank`.
+        folder: A private folder of this machine, which lives as long as the processes do.
 
     Raises:
         ArgumentError: As `Bank`.
     """
-    if _folder is None or not HAVE_NATIVE:
+    if not HAVE_NATIVE:
         return Bank(rows)
     rows = np.ascontiguousarray(rows)
     # By what is in it: the members of an ensemble have banks of one shape.
     digest = hashlib.sha256(rows.data).hexdigest()[:32]
-    path = _folder / f"{digest}-{simd_level()}.bank"
+    path = folder / f"{digest}-{simd_level()}.bank"
     try:
         return _mapped_or_none(path, rows) or _written(path, rows)
     except (DataError, StorageError) as err:

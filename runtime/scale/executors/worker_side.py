@@ -52,7 +52,7 @@ class WorkerSide:
             WORKS.setdefault(kind, place)
         if order.shared:
             # Lazy: works that have no bank import nothing of scorers.
-            from flawscope.runtime.scorers.shared_banks import share_banks
+            from flawscope.runtime.scorers.bank_scorer import share_banks
 
             share_banks(Path(order.shared))
         self._worker = decode_work(bytes(order.work)).open()

@@ -16,7 +16,7 @@ import pytest
 from flawscope.bundle import PatchcoreHead
 from flawscope.cpp_ext import HAVE_NATIVE, Bank, native
 from flawscope.runtime.scorers import patchcore_scorer
-from flawscope.runtime.scorers.shared_banks import share_banks, shared_bank
+from flawscope.runtime.scorers.bank_scorer import packed_bank, share_banks
 
 pytestmark = pytest.mark.skipif(not HAVE_NATIVE, reason=f"no native kernels: {native.MISSING_BECAUSE}")
 
@@ -53,10 +53,10 @@ def assert_searches(bank: Bank, rows: npt.NDArray[np.float32]) -> None:
 
 def test_the_second_maps_what_the_first_has_written(folder: Path) -> None:
     rows = rows_of()
-    first = shared_bank(rows)
+    first = packed_bank(rows)
     before = the_file(folder).stat()
     assert stat.S_IMODE(before.st_mode) == 0o600
-    second = shared_bank(rows.copy())
+    second = packed_bank(rows.copy())
     after = the_file(folder).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     for bank in (first, second):
@@ -67,7 +67,7 @@ def test_the_second_maps_what_the_first_has_written(folder: Path) -> None:
 def test_without_a_folder_nothing_is_written(folder: Path) -> None:
     share_banks(None)
     rows = rows_of()
-    bank = shared_bank(rows)
+    bank = packed_bank(rows)
     assert bank.rows is rows
     assert list(folder.iterdir()) == []
 
@@ -79,7 +79,7 @@ def test_other_rows_of_one_shape_and_other_levels_have_files_of_their_own(folder
         for name in levels:
             native.MODULE.set_simd_level(name)
             for seed in (0, 1):
-                assert_searches(shared_bank(rows_of(seed=seed)), rows_of(seed=seed))
+                assert_searches(packed_bank(rows_of(seed=seed)), rows_of(seed=seed))
     finally:
         native.MODULE.set_simd_level(level)
     assert len(list(folder.iterdir())) == 2 * len(levels)
@@ -107,13 +107,13 @@ def test_what_is_damaged_or_foreign_is_never_searched_but_written_anew(
     folder: Path, harm: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = rows_of()
-    shared_bank(rows)
+    packed_bank(rows)
     path = the_file(folder)
     good = path.read_bytes()
     path.unlink()  # the first bank still maps the file: it must not change under it
     path.write_bytes(harm(good))
     with caplog.at_level(logging.WARNING):
-        bank = shared_bank(rows)
+        bank = packed_bank(rows)
     assert "packed anew" in caplog.text
     assert is_mapped(bank)
     assert_searches(bank, rows)
@@ -122,11 +122,11 @@ def test_what_is_damaged_or_foreign_is_never_searched_but_written_anew(
 
 def test_a_pipe_in_its_place_is_not_waited_for(folder: Path) -> None:
     rows = rows_of()
-    shared_bank(rows)
+    packed_bank(rows)
     path = the_file(folder)
     path.unlink()
     os.mkfifo(path)
-    assert_searches(shared_bank(rows), rows)
+    assert_searches(packed_bank(rows), rows)
     assert path.is_file()
 
 
@@ -136,7 +136,7 @@ def test_where_nothing_can_be_written_the_bank_is_its_own_and_a_line_says_so(
     folder.rmdir()
     folder.write_bytes(b"")
     rows = rows_of()
-    bank = shared_bank(rows)
+    bank = packed_bank(rows)
     assert "takes more memory" in caplog.text
     assert not is_mapped(bank)
     assert_searches(bank, rows)
@@ -147,7 +147,7 @@ def test_one_that_changes_while_it_is_written_is_not_believed(
 ) -> None:
     monkeypatch.setattr(Bank, "to_block", lambda bank: np.zeros(8192, np.uint8))
     rows = rows_of()
-    bank = shared_bank(rows)
+    bank = packed_bank(rows)
     assert "that was just written" in caplog.text
     assert not is_mapped(bank)
     assert_searches(bank, rows)
