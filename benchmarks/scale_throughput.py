@@ -36,8 +36,9 @@ from flawscope.runtime.scale.shards import read_blocks
 from flawscope.runtime.scale.work import encode_work
 from flawscope.versions import package_versions
 
-KINDS = ("threads", "processes", "ray")
-"""One process with all threads; as many processes with one thread each; the same as Ray workers."""
+KINDS = ("threads", "processes", "ray", "apart")
+"""One process with all threads; as many processes with one thread each; the same as Ray workers; and the processes with
+a memory bank of its own in each."""
 
 
 @dataclass
@@ -92,7 +93,7 @@ def opened(kind: str, folder: Path, options: argparse.Namespace, stack: contextl
     cores = options.workers
     workers, threads = (1, cores) if kind == "threads" else (cores, 1)
     on = "ray" if kind == "ray" else "local"
-    placement = Placement(on=on, workers=workers, threads=threads)
+    placement = Placement(on=on, workers=workers, threads=threads, shares=kind != "apart")
     request = ScoreRequest(
         bundle=options.bundle,
         images=options.files,
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("images", type=Path, help="folder of images")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="the first is compared with")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS[:3]), help="the first is compared with")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="workers, or threads of the one")
     parser.add_argument("--number", type=int, default=128, help="images")
     parser.add_argument("--shard-size", type=int, default=16)

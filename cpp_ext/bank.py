@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array, Int64Array, check_array
+from flawscope.arrays import Float32Array, Int64Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
 from flawscope.cpp_ext.checks import as_native, check_count, check_threads
 from flawscope.errors import ArgumentError
@@ -16,6 +16,7 @@ from flawscope.errors import ArgumentError
 Storage = Literal["float32", "float16", "int8"]
 
 _MAX_INT8_CHANNELS = 65_536  # 32-bit sums of products of 8-bit integers: 255 · 127 · 65,536 < 2³¹
+_LINE = 64  # bytes at whose multiples a block begins, as its parts do
 MAX_NEIGHBOURS = 64
 """Largest k, and largest number of candidates to re-rank; the same number is compiled into the kernels."""
 
@@ -44,7 +45,7 @@ class Bank:
         shape: (M, D).
         storage: The storage of the rows.
         error_bound: Largest distance (not squared) between a row and its stored form.
-        nbytes: Bytes held by the bank in addition to `rows`.
+        nbytes: Bytes held by the bank in addition to `rows`; those of `from_block` lie in the block.
 
     Raises:
         ArgumentError: If shape, dtype or an option does not fit, or a row is NaN, infinite, or too large for the
@@ -60,40 +61,89 @@ class Bank:
         screen: bool | None = None,
         threads: int = 0,
     ) -> None:
-        if storage not in get_args(Storage):
-            raise ArgumentError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}.")
-        if screen and storage != "float32":
-            raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
+        _check_options(rows, storage, screen)
         threads = check_threads(threads)
-        self.storage = storage
-        # `screen=None` is decided in the kernels, which leave the screen out for so many channels.
-        narrow = storage == "int8" or bool(screen)
-        if narrow and getattr(rows, "ndim", 0) == 2 and rows.shape[1] > _MAX_INT8_CHANNELS:
-            raise ArgumentError(
-                f"bank: expected at most {_MAX_INT8_CHANNELS} channels for 8-bit sums, got {rows.shape[1]}."
-            )
+        self.storage: Storage = storage
+        self._rows: Float32Array | None
         if native.HAVE_NATIVE:
-            # -1 stands for None: the processor is detected in C++.
-            self._packed: Any = native.MODULE.Bank(
-                as_native(rows, "bank"), storage, keep_rows, -1 if screen is None else int(screen), threads
-            )
-            self.shape: tuple[int, int] = (self._packed.rows, self._packed.channels)
-            self.error_bound: float = self._packed.error_bound
-            self.nbytes: int = self._packed.nbytes
-            self._keeps_rows: bool = self._packed.keeps_rows
+            rows = as_native(rows, "bank")
+            self._take(native.MODULE.Bank(rows, storage, keep_rows, _number(screen), threads))
+            self._rows = rows if self._keeps_rows else None
             return
-        self._packed = None
+        self._packed: Any = None
         check_array(rows, "bank", ("M", "D"), np.float32)
         reference.check_norms(rows, "bank")
         stored = reference.stored_rows(rows, storage)
-        self.shape = (len(rows), rows.shape[1])
+        self.shape: tuple[int, int] = (len(rows), rows.shape[1])
         # float64: in float32 the squares of differences below 2⁻⁷⁵ underflow to 0, and a bound must not be too small.
-        self.error_bound = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
-        self.nbytes = 0 if storage == "float32" else stored.nbytes
-        self._keeps_rows = keep_rows or storage == "float32"
+        self.error_bound: float = math.sqrt(((rows.astype(np.float64) - stored) ** 2).sum(axis=1).max())
+        self.nbytes: int = 0 if storage == "float32" else stored.nbytes
+        self._keeps_rows: bool = keep_rows or storage == "float32"
         # As with native kernels the caller's array is used where it lies; `stored` is that array too for float32.
         self._stored = stored
         self._rows = rows if self._keeps_rows else None
+
+    def _take(self, packed: Any) -> None:
+        self._packed = packed
+        self.shape = (packed.rows, packed.channels)
+        self.error_bound, self.nbytes, self._keeps_rows = packed.error_bound, packed.nbytes, packed.keeps_rows
+
+    @classmethod
+    def from_block(
+        cls, block: UInt8Array, rows: Float32Array, storage: Storage = "float32", *, screen: bool | None = None
+    ) -> Bank:
+        """Return the bank that lies in a block of `to_block`, which is used where it lies: nothing is packed or copied.
+
+        All of the block is read once, and it is whole and of this bank or refused. Where it is a read-only map of a
+        file, processes that map it have one bank in common.
+
+        Args:
+            block: uint8 [N], at a multiple of 64 bytes in memory. It is kept alive and must not be changed afterwards,
+                nor the file be cut off.
+            rows: float32 [M, D], what the bank is expected to be of; they are compared with those in the block and not
+                kept.
+            storage: As the bank's own, and so is the next one.
+            screen: See `Bank`.
+
+        Raises:
+            ArgumentError: If the block is damaged, cut off, of another version of the kernels, another SIMD level,
+                other rows, or other options; or there are no native kernels.
+        """
+        _check_options(rows, storage, screen)
+        _check_native()
+        check_array(block, "block", ("N",), np.uint8)
+        if not block.flags.c_contiguous or block.ctypes.data % _LINE:
+            raise ArgumentError(
+                f"block: expected bytes without gaps that begin at a multiple of {_LINE} bytes, got others. Map the "
+                "file, or copy it."
+            )
+        bank = cls.__new__(cls)
+        bank.storage = storage
+        bank._take(native.MODULE.Bank.of_block(block, as_native(rows, "bank"), storage, _number(screen)))
+        first, count = native.MODULE.BLOCK_ROWS, math.prod(bank.shape)
+        bank._rows = block[first : first + 4 * count].view(np.float32).reshape(bank.shape)
+        return bank
+
+    def to_block(self) -> UInt8Array:
+        """Return rows and packed form as one block, uint8 [N], that `from_block` takes; equal banks give equal blocks.
+
+        It holds for the version of the kernels, the SIMD level and the byte order of this process alone: it is shared
+        between processes that run now, and kept for no later ones.
+
+        Raises:
+            ArgumentError: If the bank keeps no rows, or there are no native kernels.
+        """
+        _check_native()
+        if not self._keeps_rows:
+            raise ArgumentError("block: expected a bank with its float32 rows, got one made with keep_rows=False.")
+        block = np.empty(self._packed.block_bytes, np.uint8)
+        self._packed.write_block(block)
+        return block
+
+    @property
+    def rows(self) -> Float32Array | None:
+        """The rows that it keeps, float32 [M, D], where they lie; None with `keep_rows=False`."""
+        return self._rows
 
     @property
     def unproved_share(self) -> float:
@@ -172,6 +222,29 @@ def nearest(
     distances, indices = _outputs(queries, k)
     native.MODULE.nearest_rows(queries, rows, k, threads, distances, indices)
     return distances, indices
+
+
+def _check_options(rows: Any, storage: str, screen: bool | None) -> None:
+    """Raise ArgumentError unless a bank can have such a storage and screen."""
+    if storage not in get_args(Storage):
+        raise ArgumentError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}.")
+    if screen and storage != "float32":
+        raise ArgumentError(f"screen: expected a float32 bank, got {storage}, which is searched as it is stored.")
+    # `screen=None` is decided in the kernels, which leave the screen out for so many channels.
+    narrow = storage == "int8" or bool(screen)
+    if narrow and getattr(rows, "ndim", 0) == 2 and rows.shape[1] > _MAX_INT8_CHANNELS:
+        raise ArgumentError(
+            f"bank: expected at most {_MAX_INT8_CHANNELS} channels for 8-bit sums, got {rows.shape[1]}."
+        )
+
+
+def _check_native() -> None:
+    if not native.HAVE_NATIVE:
+        raise ArgumentError(f"block: expected native kernels, which alone pack banks: {native.MISSING_BECAUSE}.")
+
+
+def _number(screen: bool | None) -> int:
+    return -1 if screen is None else int(screen)  # -1: the processor is detected in C++
 
 
 def _outputs(queries: Any, k: int) -> tuple[Float32Array, Int64Array]:

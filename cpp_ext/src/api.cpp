@@ -6,6 +6,7 @@
 
 #include "../cuda/status.h"
 #include "bank.h"
+#include "block.h"
 #include "flawscope/patch_distance.h"
 #include "kcenter.h"
 #include "mahalanobis.h"
@@ -31,6 +32,13 @@ constexpr int64_t kMaxElements = INT64_C(1) << 48;  // with padding and candidat
 constexpr int kMaxNeighbours = 64;
 
 bool sizes_ok(int64_t rows, int64_t columns) { return rows > 0 && columns > 0 && columns <= kMaxElements / rows; }
+
+bool bank_ok(const float* rows, int64_t m, int64_t d, int storage, int screen) {
+    return rows != nullptr && sizes_ok(m, d) && m <= kMaxRows && storage >= FLAWSCOPE_STORE_FLOAT32 &&
+           storage <= FLAWSCOPE_STORE_INT8 && (storage != FLAWSCOPE_STORE_INT8 || d <= flawscope::kMaxInt8Channels) &&
+           screen >= -1 && screen <= 1 &&
+           (screen != 1 || (storage == FLAWSCOPE_STORE_FLOAT32 && d <= flawscope::kMaxInt8Channels));
+}
 
 bool gaussians_ok(int64_t p, int64_t d) {
     // In this order: p · d cannot overflow once sizes_ok(p, d) has said yes.
@@ -63,6 +71,8 @@ const char* flawscope_status_text(int status) {
         case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
         case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
         case FLAWSCOPE_OTHER_DEVICE: return "an array is on another device than the current one, or on none";
+        case FLAWSCOPE_OTHER_BLOCK: return "a block is of another version, SIMD level or storage, or of other rows";
+        case FLAWSCOPE_DAMAGED_BLOCK: return "a block is none of a bank, is cut off, or was changed";
         default: return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "unknown status";
     }
 }
@@ -87,10 +97,7 @@ const char* flawscope_simd_level_at(int i) {
 int flawscope_bank_create(const float* rows, int64_t m, int64_t d, int storage, int keep_rows,
                           int screen, int threads, flawscope_bank** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
-    if (kernels == nullptr || rows == nullptr || out == nullptr || !sizes_ok(m, d) || m > kMaxRows || threads < 0 ||
-        storage < FLAWSCOPE_STORE_FLOAT32 || storage > FLAWSCOPE_STORE_INT8 ||
-        (storage == FLAWSCOPE_STORE_INT8 && d > flawscope::kMaxInt8Channels) || screen < -1 || screen > 1 ||
-        (screen == 1 && (storage != FLAWSCOPE_STORE_FLOAT32 || d > flawscope::kMaxInt8Channels))) {
+    if (kernels == nullptr || out == nullptr || threads < 0 || !bank_ok(rows, m, d, storage, screen)) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
     return guarded([&] {
@@ -109,6 +116,41 @@ double flawscope_bank_unproved_share(const flawscope_bank* bank) {
     return !bank->bank.has_screen ? -1.0 : seen == 0 ? 0.0 : double(bank->bank.unproved) / double(seen);
 }
 const char* flawscope_bank_simd_level(const flawscope_bank* bank) { return bank->bank.kernels.name; }
+
+static_assert(flawscope::kBlockRows == FLAWSCOPE_BLOCK_ROWS, "one layout");
+
+int64_t flawscope_bank_block_bytes(const flawscope_bank* bank) { return flawscope::block_bytes(bank->bank); }
+
+int flawscope_bank_write_block(const flawscope_bank* bank, void* block, int64_t bytes) {
+    if (bank == nullptr || block == nullptr || bank->bank.rows == nullptr ||
+        bytes != flawscope::block_bytes(bank->bank)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    flawscope::write_block(bank->bank, static_cast<char*>(block));
+    return FLAWSCOPE_OK;
+}
+
+int flawscope_bank_open_block(const void* block, int64_t bytes, const float* rows, int64_t m, int64_t d, int storage,
+                              int screen, flawscope_bank** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || block == nullptr || reinterpret_cast<uintptr_t>(block) % 64 != 0 || bytes < 0 ||
+        out == nullptr || !bank_ok(rows, m, d, storage, screen)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        const char* from = static_cast<const char*>(block);
+        flawscope::BlockHeader header;
+        if (!flawscope::read_header(from, bytes, &header)) return FLAWSCOPE_DAMAGED_BLOCK;
+        if (!flawscope::is_block_of(header, *kernels, m, d, static_cast<flawscope::Storage>(storage),
+                                    static_cast<flawscope::Screen>(screen))) {
+            return FLAWSCOPE_OTHER_BLOCK;
+        }
+        if (flawscope::block_checksum(header, from) != header.checksum) return FLAWSCOPE_DAMAGED_BLOCK;
+        if (!flawscope::has_rows(header, from, rows)) return FLAWSCOPE_OTHER_BLOCK;
+        *out = new flawscope_bank{flawscope::Bank(*kernels, header, from)};
+        return FLAWSCOPE_OK;
+    });
+}
 
 int flawscope_nearest(const flawscope_bank* bank, const void* queries, int dtype, int64_t n, int k,
                       int rerank, int threads, float* squared, int64_t* rows) {

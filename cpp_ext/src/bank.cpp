@@ -12,19 +12,38 @@
 
 namespace flawscope {
 
-Panels::Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels)
+Panels::Panels(const Kernels& kernels, Storage storage, int64_t d)
     : storage(storage),
       d(d),
       depth(storage == Storage::kInt8 ? byte_depth(kernels, d) : d),
       panel_bytes(kernels.panel * (storage == Storage::kFloat32   ? 4 * depth
                                    : storage == Storage::kFloat16 ? 2 * depth
-                                                                  : 4 * depth)),
-      data(panels * panel_bytes),
-      norms(panels * kernels.panel) {
+                                                                  : 4 * depth)) {}
+
+Panels::Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels) : Panels(kernels, storage, d) {
+    data = Buffer<char>(panels * panel_bytes);
+    norms = Buffer<float>(panels * kernels.panel);
     if (storage == Storage::kInt8) {
         factors = Buffer<float>(panels * kernels.panel);
         sums = Buffer<int32_t>(panels * kernels.panel);
     }
+}
+
+Panels::Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels, const char* block)
+    : Panels(kernels, storage, d) {
+    const std::array<int64_t, 4> bytes = parts(kernels, storage, d, panels);
+    data = Buffer<char>::view(block, panels * panel_bytes);
+    norms = Buffer<float>::view(block += bytes[0], panels * kernels.panel);
+    if (storage == Storage::kInt8) {
+        factors = Buffer<float>::view(block += bytes[1], panels * kernels.panel);
+        sums = Buffer<int32_t>::view(block += bytes[2], panels * kernels.panel);
+    }
+}
+
+std::array<int64_t, 4> Panels::parts(const Kernels& kernels, Storage storage, int64_t d, int64_t panels) {
+    const auto lines = [](int64_t bytes) { return divide_up(bytes, 64) * 64; };
+    const int64_t each = lines(4 * panels * kernels.panel), narrow = storage == Storage::kInt8 ? each : 0;
+    return {lines(panels * Panels(kernels, storage, d).panel_bytes), each, narrow, narrow};
 }
 
 namespace {
@@ -145,6 +164,13 @@ double Bank::pack(Panels& into, const float* source, int threads) const {
     return largest;
 }
 
+bool takes_screen(const Kernels& kernels, Storage storage, int64_t m, int64_t d, Screen wanted) {
+    // Below a few panels the epilogue and the proof cost more than the products save.
+    const bool worthwhile = kernels.byte_speed > 1 && m >= 8 * kernels.panel && d >= 32;
+    return storage == Storage::kFloat32 && d <= kMaxInt8Channels &&
+           (wanted == Screen::kOn || (wanted == Screen::kAuto && worthwhile));
+}
+
 Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Storage storage, bool keep_rows,
            Screen wanted, int threads)
     : kernels(kernels),
@@ -153,10 +179,7 @@ Bank::Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Stor
       rows(keep_rows || storage == Storage::kFloat32 ? rows : nullptr),
       panels(kernels, storage, d, divide_up(m, kernels.panel)) {
     error_bound = pack(panels, rows, threads);
-    // Below a few panels the epilogue and the proof cost more than the products save.
-    const bool worthwhile = kernels.byte_speed > 1 && m >= 8 * kernels.panel && d >= 32;
-    has_screen = storage == Storage::kFloat32 && d <= kMaxInt8Channels &&
-                 (wanted == Screen::kOn || (wanted == Screen::kAuto && worthwhile));
+    has_screen = takes_screen(kernels, storage, m, d, wanted);
     if (has_screen) {
         screen = Panels(kernels, Storage::kInt8, d, divide_up(m, kernels.panel));
         screen_error = pack(screen, rows, threads);

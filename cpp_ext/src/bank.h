@@ -1,6 +1,7 @@
 // Bank rows packed for search.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -26,6 +27,11 @@ struct Panels {
 
     Panels() = default;
     Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels);
+    // Panels that were packed before and lie in a block; see block.h.
+    Panels(const Kernels& kernels, Storage storage, int64_t d, int64_t panels, const char* block);
+
+    // Bytes of `data`, `norms`, `factors` and `sums` in a block, each filled up to whole cache lines.
+    static std::array<int64_t, 4> parts(const Kernels& kernels, Storage storage, int64_t d, int64_t panels);
 
     // Pack `count` rows as the panel number `panel`; returns the largest distance of a row to what is stored of it,
     // or NaN where a row has no finite squared norm.
@@ -36,14 +42,24 @@ struct Panels {
 
     // What is stored of a row, as float32 [d].
     void unpack(const Kernels& kernels, int64_t row, float* out) const;
+
+private:
+    Panels(const Kernels& kernels, Storage storage, int64_t d);
 };
 
 enum class Screen : int { kAuto = -1, kOff = 0, kOn = 1 };
+
+// Whether a bank gets a screen.
+bool takes_screen(const Kernels& kernels, Storage storage, int64_t m, int64_t d, Screen wanted);
+
+struct BlockHeader;
 
 class Bank {
 public:
     Bank(const Kernels& kernels, const float* rows, int64_t m, int64_t d, Storage storage, bool keep_rows,
          Screen screen, int threads);
+    // A bank that lies packed in a block, which was checked and must outlive it; see block.h.
+    Bank(const Kernels& kernels, const BlockHeader& header, const char* block);
 
     const Kernels& kernels;
     const int64_t m, d;

@@ -105,14 +105,18 @@ void raise_for(int status, const std::string& what) {
     raise_status(status, what, flawscope_status_text(status));
 }
 
-// A bank that keeps the array it was made of alive: the rows are read where they lie.
+flawscope_storage storage_of(const std::string& name) {
+    return name == "float32"   ? FLAWSCOPE_STORE_FLOAT32
+           : name == "float16" ? FLAWSCOPE_STORE_FLOAT16
+                               : FLAWSCOPE_STORE_INT8;
+}
+
+// A bank that keeps the array it was made of alive: the rows, or the block, are read where they lie.
 class Bank {
 public:
     Bank(Array rows, const std::string& storage, bool keep_rows, int screen, int threads) : storage_(storage) {
         check(rows, "bank", {-1, -1}, "MD");
-        const flawscope_storage kind = storage == "float32"   ? FLAWSCOPE_STORE_FLOAT32
-                                       : storage == "float16" ? FLAWSCOPE_STORE_FLOAT16
-                                                              : FLAWSCOPE_STORE_INT8;
+        const flawscope_storage kind = storage_of(storage);
         rows_ = static_cast<int64_t>(rows.shape(0));
         channels_ = static_cast<int64_t>(rows.shape(1));
         kept_ = keep_rows || kind == FLAWSCOPE_STORE_FLOAT32;
@@ -132,6 +136,45 @@ public:
         bank_.reset(made);
         if (kept_) source_ = rows;
     }
+
+    // `block` was checked in Python: uint8, aligned, and small enough for what it says.
+    static Bank of_block(nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig> block, Array rows,
+                         const std::string& storage, int screen) {
+        check(rows, "bank", {-1, -1}, "MD");
+        Bank self;
+        self.storage_ = storage;
+        self.rows_ = static_cast<int64_t>(rows.shape(0));
+        self.channels_ = static_cast<int64_t>(rows.shape(1));
+        self.kept_ = true;
+        flawscope_bank* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_bank_open_block(block.data(), static_cast<int64_t>(block.size()),
+                                               static_cast<const float*>(rows.data()), self.rows_, self.channels_,
+                                               storage_of(storage), screen, &made);
+        }
+        if (status == FLAWSCOPE_OTHER_BLOCK || status == FLAWSCOPE_DAMAGED_BLOCK) {
+            throw ArgumentError("block: expected one that a bank of these rows wrote with this version and level " +
+                                std::string(flawscope_simd_level()) + ", got another: " +
+                                flawscope_status_text(status) + ". Pack the rows again.");
+        }
+        raise_for(status, "block");
+        self.bank_.reset(made);
+        self.source_ = Array(block);
+        return self;
+    }
+
+    void write_block(nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig> block) const {
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_bank_write_block(bank_.get(), block.data(), static_cast<int64_t>(block.size()));
+        }
+        raise_for(status, "block");
+    }
+
+    int64_t block_bytes() const { return flawscope_bank_block_bytes(bank_.get()); }
 
     void nearest(Array queries, int k, int rerank, int threads, nb::ndarray<float, nb::c_contig> squared,
                  nb::ndarray<int64_t, nb::c_contig> rows) const {
@@ -159,6 +202,8 @@ public:
     bool keeps_rows() const { return kept_; }
 
 private:
+    Bank() = default;
+
     struct Destroy {
         void operator()(flawscope_bank* bank) const { flawscope_bank_destroy(bank); }
     };
@@ -382,6 +427,7 @@ void bind_cpu(nb::module_& m) {
         raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
         return name;
     });
+    m.attr("BLOCK_ROWS") = FLAWSCOPE_BLOCK_ROWS;
     m.def("set_simd_level", [](const std::string& name) {
         raise_for(flawscope_set_simd_level(name.c_str()), "level " + name);
     }, "name"_a);
@@ -393,6 +439,9 @@ void bind_cpu(nb::module_& m) {
     nb::class_<Bank>(m, "Bank")
         .def(nb::init<Array, const std::string&, bool, int, int>(), "rows"_a, "storage"_a, "keep_rows"_a, "screen"_a,
              "threads"_a)
+        .def_static("of_block", &Bank::of_block, "block"_a, "rows"_a, "storage"_a, "screen"_a)
+        .def("write_block", &Bank::write_block, "block"_a)
+        .def_prop_ro("block_bytes", &Bank::block_bytes)
         .def("nearest", &Bank::nearest, "queries"_a, "k"_a, "rerank"_a, "threads"_a, "squared"_a, "rows"_a)
         .def_prop_ro("rows", &Bank::rows)
         .def_prop_ro("channels", &Bank::channels)

@@ -25,7 +25,17 @@ public:
         if (count < 0 || static_cast<uint64_t>(count) > (SIZE_MAX - kMargin) / sizeof(T)) throw std::bad_alloc();
         data_ = static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T), &bytes_));
     }
-    ~Buffer() { release(data_, bytes_); }
+    // Memory of somebody else, who keeps it for as long as the buffer is used and alone may write to it.
+    static Buffer view(const void* data, int64_t count) {
+        Buffer buffer;
+        buffer.data_ = static_cast<T*>(const_cast<void*>(data));
+        buffer.bytes_ = static_cast<size_t>(count) * sizeof(T);
+        buffer.is_view_ = true;
+        return buffer;
+    }
+    ~Buffer() {
+        if (!is_view_) release(data_, bytes_);
+    }
     Buffer(Buffer&& other) noexcept { swap(other); }
     Buffer& operator=(Buffer&& other) noexcept {
         swap(other);
@@ -46,10 +56,12 @@ private:
     void swap(Buffer& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(bytes_, other.bytes_);
+        std::swap(is_view_, other.is_view_);
     }
 
     T* data_ = nullptr;
     size_t bytes_ = 0;
+    bool is_view_ = false;
 };
 
 }  // namespace flawscope

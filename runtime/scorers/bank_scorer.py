@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, Bundle, Head, Manifest
-from flawscope.cpp_ext import HAVE_NATIVE, implementation, separable_maps
+from flawscope.cpp_ext import HAVE_NATIVE, Bank, implementation, separable_maps
 from flawscope.cpp_ext.checks import default_threads
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
@@ -25,6 +26,37 @@ from flawscope.runtime.scorers.timed import Mark, no_mark
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """The bank's arrays by name."""
+
+
+# Of the process and not of a thread: a bundle is loaded in a thread of its own.
+_shared: Path | None = None
+
+
+def share_banks(folder: Path | None) -> None:
+    """Have the banks that this process packs from now on in common with other processes of this machine.
+
+    Args:
+        folder: A private folder, which lives as long as the processes do; None, as from the beginning, shares nothing.
+    """
+    global _shared
+    _shared = folder
+
+
+def packed_bank(rows: Float32Array) -> Bank:
+    """Return the bank of some rows; where banks are shared (`share_banks`), `Bank.rows` are not `rows` themselves.
+
+    Args:
+        rows: float32 [M, D], finite; see `Bank`.
+
+    Raises:
+        ArgumentError: As `Bank`.
+    """
+    if _shared is None:
+        return Bank(rows)
+    # Lazy: one process by itself, which most are, starts without it.
+    from flawscope.runtime.scorers.shared_banks import shared_bank
+
+    return shared_bank(rows, _shared)
 
 
 class NativeHead(Protocol):

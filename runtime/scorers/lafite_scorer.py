@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, only_output
 from flawscope.bundle import Bundle, LafiteHead
-from flawscope.cpp_ext import Bank, implementation, separable_maps
+from flawscope.cpp_ext import implementation, separable_maps
 from flawscope.cpp_ext.checks import default_threads
 from flawscope.diffusion.feature_editing import row_weights
 from flawscope.diffusion.schedule import noises_needed, plan_steps, reconstruct
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices, window_matrix
 from flawscope.runtime.backends import Session, open_together
-from flawscope.runtime.scorers.bank_scorer import Tensors, need
+from flawscope.runtime.scorers.bank_scorer import Tensors, need, packed_bank
 from flawscope.runtime.scorers.graph_scorer import share_of_scale
 from flawscope.runtime.scorers.scorer import Part, Reconstructor, ScorerOptions, check_graph_path
 
@@ -31,7 +31,9 @@ class FeatureEditor:
     """
 
     def __init__(self, rows: Float32Array, head: LafiteHead) -> None:
-        self._rows, self._bank, self._head = rows, Bank(rows), head
+        self._bank, self._head = packed_bank(rows), head
+        # Those of the bank: where it is shared they lie there, and the others are let go of.
+        self._rows = rows if self._bank.rows is None else self._bank.rows
         self._count = min(head.neighbors, len(rows))
 
     @property

@@ -17,7 +17,7 @@ from flawscope.cpp_ext.window import place_starts
 from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
+from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, packed_bank, smoother
 from flawscope.runtime.scorers.timed import Mark, no_mark
 
 _NORM_TOLERANCE = 1e-3
@@ -71,6 +71,9 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
     """Return the head as a function on patches; see `BankMethod.head`."""
     searches = [bank_search(head, tensors, number) for number in range(head.banks)]
     channels = sum(search.channels for search in searches)
+    # Rows of a shared bank lie there; those that were read are let go of.
+    wholes = zip(bank_names(head.banks), (search.whole for search in searches), strict=True)
+    tensors = {**tensors, **{name: bank.rows for name, bank in wholes if bank is not None and bank.rows is not None}}
     finish = PatchcoreFinish(head, tensors, size, searches[0].whole if head.banks == 1 else None)
 
     def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
@@ -134,7 +137,7 @@ def bank_search(head: PatchcoreHead, tensors: Tensors, number: int) -> BankSearc
         # Neighbours that re-weight a score are those in the whole bank: `PatchcoreFinish` packs it again if it must.
         windows = WindowBank(rows, tensors[place_names(head.banks)[number]], head.grid, head.window)
         return BankSearch(windows.shape[1], windows.nearest, None)
-    bank = Bank(rows)
+    bank = packed_bank(rows)
     return BankSearch(bank.shape[1], bank.nearest, bank)
 
 
@@ -199,7 +202,7 @@ class PatchcoreFinish:
         # A packed copy of the bank in host memory, which a device's search does not need: only the re-weighting `seed`
         # searches here.
         needs_search = head.reweight == "seed" and self._neighbors > 1
-        self._bank = Bank(tensors["bank"]) if bank is None and needs_search else bank
+        self._bank = packed_bank(tensors["bank"]) if bank is None and needs_search else bank
 
     def __call__(
         self, distances: Float32Array, rows: Int64Array, patch_at: Callable[[int], Float32Array]

@@ -54,6 +54,7 @@ OWN = {
         "os.scandir",
     ): "each second, and a folder that cannot be listed is a lost source",
     ("runtime/line/sources/ring.py", "mmap.mmap"): "memory without a file",
+    ("runtime/scorers/shared_banks.py", "mmap.mmap"): "an open file that `open_regular` has looked at",
     ("runtime/line/station/open_parts.py", "os.open"): "its own file, made anew",
     ("runtime/line/station/open_parts.py", "path.open"): "its own file, after `open_regular` has looked at it",
     ("runtime/line/station/open_parts.py", "mmap.mmap"): "its own file, after `open_regular` has looked at it",

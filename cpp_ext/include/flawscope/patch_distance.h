@@ -31,6 +31,8 @@ typedef enum flawscope_status {
     FLAWSCOPE_NOT_FINITE = 4, /* a bank row, mean, factor or k-centre feature is NaN, infinite or overflows */
     FLAWSCOPE_NO_CUDA = 5,    /* this library was built without CUDA */
     FLAWSCOPE_OTHER_DEVICE = 6, /* an array is not on the current CUDA device */
+    FLAWSCOPE_OTHER_BLOCK = 7,  /* of another version, SIMD level or storage, or of other rows */
+    FLAWSCOPE_DAMAGED_BLOCK = 8, /* no block of a bank, shorter than it says, or changed since it was written */
     FLAWSCOPE_CUDA = 1000     /* plus the cudaError_t that was returned */
 } flawscope_status;
 
@@ -91,6 +93,23 @@ FLAWSCOPE_API double flawscope_bank_unproved_share(const flawscope_bank* bank);
 
 /* SIMD level that the bank was packed for. */
 FLAWSCOPE_API const char* flawscope_bank_simd_level(const flawscope_bank* bank);
+
+/* A bank as one block of memory, its rows with it, which many processes may map: it is packed once and lies there once.
+ *
+ * The block holds for this version of the library, the SIMD level of the bank and processors of this byte order; header,
+ * rows and panels follow each other, each at a multiple of 64 bytes. Write `bytes` of it, what
+ * flawscope_bank_block_bytes says. Banks that keep no rows have none: 0 bytes, and FLAWSCOPE_BAD_ARGUMENT. */
+FLAWSCOPE_API int64_t flawscope_bank_block_bytes(const flawscope_bank* bank);
+FLAWSCOPE_API int flawscope_bank_write_block(const flawscope_bank* bank, void* block, int64_t bytes);
+
+/* A bank from a block, which is not copied and must outlive it; nothing is written to it. `block` lies at a multiple of
+ * 64 bytes. The other arguments are those that flawscope_bank_create would make the same bank of: `rows` is compared
+ * with the rows of the block and not kept. All of the block is read and its checksum compared: where it is not whole
+ * (FLAWSCOPE_DAMAGED_BLOCK) or not that bank (FLAWSCOPE_OTHER_BLOCK), nothing is made. */
+FLAWSCOPE_API int flawscope_bank_open_block(const void* block, int64_t bytes, const float* rows, int64_t m, int64_t d,
+                                            int storage, int screen, flawscope_bank** out);
+/* Where in a block its rows begin, float32 [m, d]. */
+#define FLAWSCOPE_BLOCK_ROWS 4096
 
 /* ---- Nearest neighbours --------------------------------------------------------------------------------------- */
 

@@ -28,6 +28,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         threads: Threads of a worker, which its graph and kernels use: the plan fixes them, so that all workers compute
             the same; an executor counts its cores by them.
         most: Most workers that have something to do, whatever `workers` says; None for any number.
+        shares: Whether workers of one machine have packed memory banks in common, where the executor can tell that they
+            are on one.
         folder: A folder of the run that all workers must see under this name; None if that need not be checked.
     """
 
@@ -36,6 +38,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     gpus_per_worker: float = 0.0
     threads: int = 1
     most: int | None = None
+    shares: bool = True
     folder: Path | None = None
 
     def count(self, room: int) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from multiprocessing.connection import wait as wait_for
 
-from flawscope.errors import ArgumentError, BackendError
+from flawscope.errors import ArgumentError, BackendError, StorageError
+from flawscope.files import temporary_folder
 from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.executors.messages import FromWorker, encode_order
 from flawscope.runtime.scale.executors.patience import Patience
 from flawscope.runtime.scale.executors.seats import Gone, Seat, SeatedExecutor
 from flawscope.runtime.scale.executors.worker_process import WorkerProcess
+from flawscope.user_folders import cache_folder
+
+_log = logging.getLogger(__name__)
 
 _GRACE_S = 10.0
 """Seconds between the end of a pipe and that of its process, which may write down why."""
@@ -38,7 +44,8 @@ class LocalExecutor(SeatedExecutor[WorkerProcess]):
         count = placement.count(default_workers(placement))
         if count < 1:
             raise ArgumentError(f"--workers: expected at least 1, got {count}.")
-        self._order = encode_order(work)
+        self._work, self._order = work, b""
+        self._shares, self._shared = placement.shares and count > 1, contextlib.ExitStack()
         threads = {"OMP_NUM_THREADS": str(placement.threads)}
         self._variables = [threads | gpus for gpus in gpu_variables(count, placement.gpus_per_worker)]
 
@@ -49,6 +56,21 @@ class LocalExecutor(SeatedExecutor[WorkerProcess]):
 
     def _count(self) -> int:
         return len(self._variables)
+
+    def _connect(self) -> None:
+        """Make the folder that the workers have in common; it goes with the last of them."""
+        shared = ""
+        if self._shares:
+            base = cache_folder()
+            place = None if base is None else base / "flawscope" / "shared"
+            try:
+                shared = str(self._shared.enter_context(temporary_folder(place)).absolute())
+            except StorageError as err:
+                _log.warning("%s Each worker has its own memory bank, which takes more memory.", err)
+        self._order = encode_order(self._work, shared=shared)
+
+    def _disconnect(self) -> None:
+        self._shared.close()
 
     def _started(self, number: int) -> WorkerProcess:
         try:

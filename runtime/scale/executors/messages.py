@@ -31,12 +31,14 @@ class Order(msgspec.Struct, frozen=True):
         version: The driver's version of flawscope.
         marker: A file that the driver has written, which a worker on another machine must see under the same name;
             None where there is no other machine.
+        shared: A private folder of this machine, absolute, for what its workers have in common; empty for none.
     """
 
     work: msgspec.Raw
     works: dict[str, str]
     version: str
     marker: Marker | None = None
+    shared: str = ""
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -101,6 +103,6 @@ def decode_answer(data: bytes) -> FromWorker:
     return _decoder.decode(data)
 
 
-def encode_order(work: bytes, marker: Marker | None = None) -> bytes:
+def encode_order(work: bytes, marker: Marker | None = None, shared: str = "") -> bytes:
     """Return the order for a work, what `encode_work` wrote."""
-    return msgspec.json.encode(Order(msgspec.Raw(work), dict(WORKS), __version__, marker))
+    return msgspec.json.encode(Order(msgspec.Raw(work), dict(WORKS), __version__, marker, shared))

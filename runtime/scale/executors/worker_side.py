@@ -50,6 +50,11 @@ class WorkerSide:
             _check_marker(order.marker)
         for kind, place in order.works.items():
             WORKS.setdefault(kind, place)
+        if order.shared:
+            # Lazy: works that have no bank import nothing of scorers.
+            from flawscope.runtime.scorers.bank_scorer import share_banks
+
+            share_banks(Path(order.shared))
         self._worker = decode_work(bytes(order.work)).open()
         return Opened(os.getpid(), socket.gethostname())
 
