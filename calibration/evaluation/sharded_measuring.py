@@ -40,7 +40,7 @@ from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, ZoneScore
 from flawscope.runtime.scale.executors import Placement
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, known_plan, read_plan, write_plan
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
 from flawscope.runtime.scale.score_plan import with_threads
@@ -171,19 +171,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: `measure_in_shards` reads the shards."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_items(out: Path, plan: Plan, task: Task) -> list[SampleItem]:

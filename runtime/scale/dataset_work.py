@@ -16,7 +16,7 @@ import msgspec
 
 from flawscope.errors import DataError
 from flawscope.files import storage_errors
-from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.plan_items import read_decoded
 from flawscope.runtime.scale.shards import durable_file, read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
@@ -103,19 +103,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         """Nothing: the files are where they belong, see `flawscope.runtime.scale.dataset_run`."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_copies(out: Path, plan: Plan, task: Task) -> list[Copy]:

@@ -22,7 +22,7 @@ from flawscope.runtime.scale.generate_shards import (
     Judged,
     read_records,
 )
-from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.shards import durable_file, place_of, read_blocks, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Stopwatch, add_up
@@ -165,19 +165,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: shards of several rounds become one set, see `flawscope.runtime.scale.generate_run`."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:

@@ -23,7 +23,7 @@ from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
 from flawscope.runtime.scale.inputs import Item, Reader
 from flawscope.runtime.scale.inputs.results import Scored, results_of
-from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.plan_items import read_items
 from flawscope.runtime.scale.shards import (
     durable_file,
@@ -135,19 +135,9 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         merge_shards(Path(self.out), self._plan(), shards, account)
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
+        return known_plan(Path(self.out), self.plan)
 
 
-_plans: dict[str, Plan] = {}
 _MORE = ("near_threshold", "noted", "maps_missing")
 
 
