@@ -140,6 +140,15 @@ def known_plan(out: Path, digest: str) -> Plan:
     return plan
 
 
+def check_overwrite(overwrite: bool, *, goes_on: bool) -> None:
+    """Raise ArgumentError where a run shall replace an earlier one and go on with it, too."""
+    if overwrite and goes_on:
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+
+
 def check_same(out: Path, plan: Plan, wanted: Plan) -> None:
     """Raise ArgumentError unless a plan is the one that is wanted now, item by item.
 
