@@ -90,6 +90,7 @@ def assert_equal(served: list[Result], local: list[Result]) -> None:
 # --- the same results
 
 
+@pytest.mark.long  # waits for bundles that are trained
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("method", ["patchcore", "padim"])
 def test_results_are_those_of_a_local_inspector_to_the_last_bit(bundles, tiny_root, tmp_path, method, protocol):

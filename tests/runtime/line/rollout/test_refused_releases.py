@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_looks")
 class TestRefused:
     """What is not signed, not whole or does not fit leaves the old bundle and says why; the next look asks no more."""
 
+    @pytest.mark.long
     def test_hostile_releases_leave_the_old_bundle_and_a_good_one_comes_after_them(
         self, tmp_path: Path, maker: Maker, registry: OciRegistry
     ) -> None:
