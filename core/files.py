@@ -93,7 +93,7 @@ def atomic_file(
             yield temporary
             # Scratch has the mode 0600, which a service of another user could not read.
             if not private:
-                _follow_umask(temporary)
+                follow_umask(temporary)
             if durable:
                 sync(temporary)
             temporary.replace(path)
@@ -112,7 +112,7 @@ def _clear(folder: Path, *, again: bool) -> None:
         remove_leftovers(folder)
 
 
-def _follow_umask(path: Path) -> None:
+def follow_umask(path: Path) -> None:
     """Give a temporary file or folder, which only its owner may read, the permissions of an ordinary one."""
     # The umask can be read only by setting it.
     umask = os.umask(0)
@@ -174,7 +174,7 @@ def atomic_folder(
                 if private:
                     entry.chmod(0o700 if entry.is_dir() else 0o600)
                 else:
-                    _follow_umask(entry)
+                    follow_umask(entry)
                 if durable:
                     sync(entry)
             # Again: another command may have written there meanwhile.

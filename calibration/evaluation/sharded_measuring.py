@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,24 +34,33 @@ from flawscope.calibration.evaluation.measurements import (
     row_of,
 )
 from flawscope.datasets import Sample
-from flawscope.errors import ArgumentError, BundleError, DataError
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.progress import Progress, no_progress
-from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Box, ZoneScore
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, Plan, check_same, check_still_there, read_plan, write_plan
+from flawscope.runtime.scale.placement import threads_of_worker
+from flawscope.runtime.scale.plan import (
+    DEFAULT_SHARD,
+    PLAN,
+    Plan,
+    check_overwrite,
+    check_same,
+    check_still_there,
+    known_plan,
+    read_plan,
+    write_plan,
+)
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
-from flawscope.runtime.scale.score_plan import with_threads
 from flawscope.runtime.scale.score_work import fingerprint
 from flawscope.runtime.scale.shards import read_blocks, remove_parts, whole, write_lines
-from flawscope.runtime.scale.task import Done, Task
-from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.task import Done, Task, joined
+from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker, encode_work
-from flawscope.text import NOT_JSON, encode_json
+from flawscope.text import encode_json
 
 MAPS = "maps.npy"
 COUNTS = ("scored", "fault")
@@ -161,9 +171,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts; see `Work.join`."""
         out, plan = Path(self.out), self._plan()
-        counts = {name: sum(part.counts.get(name, 0) for part in parts) for name in COUNTS}
-        done = Done(shard, counts, sum(part.seconds for part in parts), took=add_up(part.took for part in parts))
-        tasks = [part.task for part in parts]
+        tasks, done = [part.task for part in parts], joined(shard, parts)
         write_lines(out, plan, done, (encode_json(one) for task in tasks for one in read_scored(out, plan, task)))
         remove_parts(out, plan, tasks, ("jsonl",))
         return done
@@ -172,31 +180,12 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: `measure_in_shards` reads the shards."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_items(out: Path, plan: Plan, task: Task) -> list[SampleItem]:
     """Return the images of a task; raises DataError if they cannot be read."""
-    return read_decoded(out, plan, task, _decode)
-
-
-def _decode(line: bytes) -> SampleItem:
-    try:
-        return msgspec.json.decode(line, type=SampleItem)
-    except NOT_JSON as err:
-        raise DataError(str(err)) from err
+    return read_decoded(out, plan, task, partial(msgspec.json.decode, type=SampleItem))
 
 
 def read_scored(out: Path, plan: Plan, task: Task) -> list[Scored]:
@@ -257,7 +246,8 @@ class _MapsWriter:
     def __enter__(self) -> _MapsWriter:
         with storage_errors(self._path):
             maps = np.lib.format.open_memmap(self._path, mode="r")
-            self._shape, self._first = maps.shape[1:], maps.offset
+            self._shape: tuple[int, ...] = maps.shape[1:]
+            self._first = maps.offset
             self._file = self._path.open("r+b", buffering=0)
         return self
 
@@ -325,11 +315,7 @@ def check_out(sharding: Sharding) -> None:
         ArgumentError: If something else lies there, or an earlier run that shall neither go on nor be replaced.
     """
     out, goes_on = sharding.out, sharding.is_resumed or sharding.is_shared
-    if sharding.overwrite and goes_on:
-        raise ArgumentError(
-            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
-            "Leave --overwrite out, or --resume and --shard."
-        )
+    check_overwrite(sharding.overwrite, goes_on=goes_on)
     if goes_on and (out / PLAN).is_file():
         return
     if not sharding.overwrite and (out / PLAN).is_file():
@@ -372,7 +358,7 @@ def measure_in_shards(
         out,
         plan,
         work,
-        with_threads(sharding.placement, plan),
+        sharding.placement,
         part=sharding.part,
         show=lambda done, total: progress("Scoring", done, total),
         command=sharding.command,
@@ -432,10 +418,10 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
     wanted = plan_of(None, sharding.shard_size or plan.shard_size)
     check_same(out, plan, wanted)
     for name in ("backend", "path", "thresholds"):
-        if plan.fixed[name] != (got := wanted.fixed[name]):
+        if plan.fixed[name] != wanted.fixed[name]:
             raise ArgumentError(
-                f"{out}: expected the {name} of its plan, {plan.fixed[name]}, got {got}. Name it, or choose another "
-                "folder."
+                f"{out}: expected the {name} of its plan, {plan.fixed[name]}, got {wanted.fixed[name]}. Name it, or "
+                "choose another folder."
             )
     return plan
 
@@ -444,4 +430,4 @@ def _threads(placement: Placement, backend: str) -> int | None:
     """Return the threads of a worker; None where the backend has no choice."""
     if "threads" not in backend_row(backend).cores:
         return None
-    return max(1, usable_cores() // placement.workers) if placement.workers and placement.on == "local" else 1
+    return threads_of_worker(placement)

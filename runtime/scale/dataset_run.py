@@ -14,7 +14,16 @@ from flawscope.open_files import list_folder
 from flawscope.progress import Progress
 from flawscope.runtime.scale.dataset_work import FILES, DatasetWork, read_copied
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.plan import (
+    DEFAULT_SHARD,
+    PLAN,
+    SHARDS,
+    Plan,
+    check_overwrite,
+    check_same,
+    read_plan,
+    write_plan,
+)
 from flawscope.runtime.scale.plan_items import write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
 from flawscope.runtime.scale.work import encode_work
@@ -69,11 +78,7 @@ def write_in_shards(
         FlawscopeError: As `run_shards`.
     """
     parts = parts_of(out)
-    if overwrite and (is_resumed or is_shared):
-        raise ArgumentError(
-            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
-            "Leave --overwrite out, or --resume and --shard."
-        )
+    check_overwrite(overwrite, goes_on=is_resumed or is_shared)
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
     has_plan = (parts / PLAN).is_file()

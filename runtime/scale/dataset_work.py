@@ -7,23 +7,20 @@ DIR.parts/files/        the images and masks; in the end they become DIR, with i
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
-from flawscope.errors import DataError
 from flawscope.files import storage_errors
-from flawscope.runtime.scale.plan import Plan, check_still_there, read_plan
+from flawscope.runtime.scale.plan import Plan, check_still_there, known_plan
 from flawscope.runtime.scale.plan_items import read_decoded
 from flawscope.runtime.scale.shards import durable_file, read_blocks, remove_parts, whole, write_lines
-from flawscope.runtime.scale.task import Done, Task
-from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.task import Done, Task, joined
+from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.synthesis.dataset_copies import DrawnCopy, RealCopy
-from flawscope.text import NOT_JSON
 
 FILES = "files"
 COUNTS = ("images", "fault")
@@ -89,11 +86,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts; see `Work.join`."""
         out, plan = Path(self.out), self._plan()
-        counts = Counter(dict.fromkeys(COUNTS, 0))
-        for part in parts:
-            counts.update(part.counts)
-        done = Done(shard, dict(counts), sum(part.seconds for part in parts), took=add_up(part.took for part in parts))
-        tasks = [part.task for part in parts]
+        tasks, done = [part.task for part in parts], joined(shard, parts)
         lines = (msgspec.json.encode(copied) for task in tasks for copied in read_copied(out, plan, task))
         write_lines(out, plan, done, lines)
         remove_parts(out, plan, tasks, ("jsonl",))
@@ -103,31 +96,12 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         """Nothing: the files are where they belong, see `flawscope.runtime.scale.dataset_run`."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_copies(out: Path, plan: Plan, task: Task) -> list[Copy]:
     """Return what a task copies; raises DataError if it cannot be read."""
-    return read_decoded(out, plan, task, _decode)
-
-
-def _decode(line: bytes) -> Copy:
-    try:
-        return cast(Copy, msgspec.json.decode(line, type=Copy))
-    except NOT_JSON as err:
-        raise DataError(str(err)) from err
+    return read_decoded(out, plan, task, partial(msgspec.json.decode, type=Copy))
 
 
 def read_copied(out: Path, plan: Plan, task: Task) -> list[Copied]:

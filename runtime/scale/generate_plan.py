@@ -16,11 +16,20 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, locked, storage_errors
 from flawscope.open_files import list_folder
 from flawscope.runtime.backends import choose_backend
-from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.generate_shards import RecordItem, read_records
 from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, PLAN, SHARDS, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.placement import threads_of_worker
+from flawscope.runtime.scale.plan import (
+    DEFAULT_SHARD,
+    PLAN,
+    SHARDS,
+    Plan,
+    check_overwrite,
+    check_same,
+    read_plan,
+    write_plan,
+)
 from flawscope.runtime.scale.plan_items import write_item_lines
 from flawscope.runtime.scale.work import encode_work
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
@@ -144,11 +153,7 @@ def plan_generate(
         ArgumentError: If a setting is out of range, `out` is taken, or another run lies in `out`.parts.
         BackendError: If the backend is not there.
     """
-    if overwrite and (is_resumed or is_shared):
-        raise ArgumentError(
-            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
-            "Leave --overwrite out, or --resume and --shard."
-        )
+    check_overwrite(overwrite, goes_on=is_resumed or is_shared)
     folder = parts_of(out) / "round-001"
     may_go_on = (is_resumed or is_shared) and (folder / PLAN).is_file()
     check_replaceable(out, MARKER, overwrite=Fixed.of(read_plan(folder)).replaces if may_go_on else overwrite)
@@ -214,8 +219,7 @@ def _first_plan(
             if name_bytes(str(path)) is not None:
                 raise DataError(f"{path}: expected a name in UTF-8 for work in shards, got other bytes. Rename it.")
     choice = choose_backend(request.backend)
-    workers = placement.workers if placement.on == "local" else None
-    threads = max(1, usable_cores() // workers) if workers else 1
+    threads = threads_of_worker(placement)
     lines = (encode_json(RecordItem.of(number, site)) for number, site in enumerate(sites))
     written = write_item_lines(where, lines, size)
     return Plan(

@@ -22,7 +22,6 @@ from flawscope.runtime.scale.generate_plan import Planned, Request, finished_bef
 from flawscope.runtime.scale.generate_work import Fixed, read_judged
 from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.run_shards import Ran, run_shards
-from flawscope.runtime.scale.score_plan import with_threads
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
 
 
@@ -96,7 +95,7 @@ def _draw_rounds(
     skipped = deaths = 0
     while True:
         folder, plan = plans[-1]
-        ran = _run(folder, plan, request, with_threads(placement, plan), part, report, command)
+        ran = _run(folder, plan, request, placement, part, report, command)
         skipped, deaths = skipped + ran.skipped, deaths + len(ran.outcome.deaths)
         if not ran.missing:
             _check_faults(folder, plan)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -93,14 +94,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 def read_records(folder: Path, plan: Plan, task: Task) -> list[RecordItem]:
     """Return the records of a task; raises DataError if they cannot be read."""
-    return read_decoded(folder, plan, task, _decode)
-
-
-def _decode(line: bytes) -> RecordItem:
-    try:
-        return msgspec.json.decode(line, type=RecordItem)
-    except NOT_JSON as err:
-        raise DataError(str(err)) from err
+    return read_decoded(folder, plan, task, partial(msgspec.json.decode, type=RecordItem))
 
 
 class ArchiveWriter:

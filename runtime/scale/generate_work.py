@@ -22,10 +22,16 @@ from flawscope.runtime.scale.generate_shards import (
     Judged,
     read_records,
 )
-from flawscope.runtime.scale.plan import Plan, read_plan
-from flawscope.runtime.scale.shards import read_blocks, remove_parts, task_file, whole, write_lines
-from flawscope.runtime.scale.task import Done, Task
-from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.plan import Plan, known_plan
+from flawscope.runtime.scale.shards import (
+    read_blocks,
+    remove_parts,
+    task_file,
+    whole,
+    write_lines,
+)
+from flawscope.runtime.scale.task import Done, Task, joined
+from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
@@ -148,14 +154,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
                         archive.add(line, files)
             archive.finish(Cost(seconds, max(peaks) or None))
             size = file.tell()
-        counts = Counter[str]()
-        for part_done in parts:
-            counts.update(part_done.counts)
-        done = msgspec.structs.replace(
-            _done(shard, counts, sum(part.more.get(RESIZED, 0) for part in parts)),
-            seconds=sum(part.seconds for part in parts),
-            took=add_up(part.took for part in parts),
-        )
+        done = joined(shard, parts)
         lines = [msgspec.json.encode(judged) for task in tasks for judged in read_judged(out, plan, task)]
         write_lines(out, plan, done, lines, archive_bytes=size)
         remove_parts(out, plan, tasks, ("jsonl", ARCHIVE))
@@ -165,19 +164,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: shards of several rounds become one set, see `flawscope.runtime.scale.generate_run`."""
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
-
-
-_plans: dict[str, Plan] = {}
+        return known_plan(Path(self.out), self.plan)
 
 
 def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:

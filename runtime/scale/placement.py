@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from flawscope.errors import ArgumentError
+from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.scale.executors import Placement, executor_of
 
 MOST_WORKERS = 4096
 """Of one driver; more is a slip of the keyboard, and would start that many processes. Job arrays have no limit."""
+
+
+def threads_of_worker(placement: Placement) -> int:
+    """Return the threads that each worker has: its share of this machine, where it is said how many share that."""
+    if not placement.workers or placement.on != "local":
+        return 1
+    return max(1, usable_cores() // placement.workers)
 
 
 def make_placement(on: str, workers: int | None, gpus_per_worker: float) -> Placement:

@@ -133,6 +133,36 @@ def check_still_there(out: Path, plan: Plan) -> None:
         )
 
 
+_known: dict[str, Plan] = {}
+
+
+def known_plan(out: Path, digest: str) -> Plan:
+    """Return the plan of a folder by its digest; it is read once in a process.
+
+    Raises:
+        DataError: As `read_plan`, or if another plan lies there.
+    """
+    plan = _known.get(digest)
+    if plan is None:
+        plan = read_plan(out)
+        if plan.digest != digest:
+            raise DataError(
+                f"{out}: expected the plan of this run, got another one. Is it the same folder on every machine? Run "
+                "the command again with --resume."
+            )
+        _known[digest] = plan
+    return plan
+
+
+def check_overwrite(overwrite: bool, *, goes_on: bool) -> None:
+    """Raise ArgumentError where a run shall replace an earlier one and go on with it, too."""
+    if overwrite and goes_on:
+        raise ArgumentError(
+            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
+            "Leave --overwrite out, or --resume and --shard."
+        )
+
+
 def check_same(out: Path, plan: Plan, wanted: Plan) -> None:
     """Raise ArgumentError unless a plan is the one that is wanted now, item by item.
 

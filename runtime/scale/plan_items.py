@@ -19,6 +19,7 @@ from flawscope.open_files import open_regular
 from flawscope.runtime.scale.inputs import Item, decode_item, encode_item
 from flawscope.runtime.scale.plan import ITEMS, OFFSETS, Plan
 from flawscope.runtime.scale.task import Task
+from flawscope.text import NOT_JSON
 
 _Item = TypeVar("_Item")
 
@@ -101,7 +102,7 @@ def read_decoded(out: Path, plan: Plan, task: Task, decode: Callable[[bytes], _I
         out: Folder of the plan.
         plan: The plan.
         task: The task.
-        decode: Makes an item of its line; raises DataError for another line.
+        decode: Makes an item of its line; raises DataError, or as msgspec does, for another line.
 
     Raises:
         DataError: If they cannot be read, or are not there.
@@ -115,7 +116,7 @@ def read_decoded(out: Path, plan: Plan, task: Task, decode: Callable[[bytes], _I
             for _ in range(task.first - task.shard * plan.shard_size):
                 lines.readline()
             found = [decode(lines.readline()) for _ in range(task.items)]
-    except (OSError, struct.error, DataError) as err:
+    except (OSError, struct.error, DataError, *NOT_JSON) as err:
         reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
         raise DataError(
             f"{out / ITEMS}: expected items {task.first} to {task.stop - 1} of the plan, got: {reason.rstrip('.')}. "

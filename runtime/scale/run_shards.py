@@ -81,7 +81,8 @@ def run_shards(
         if plan.items_sha256:
             check_items(out, plan)
         # No worker without a shard: each would load the bundle for nothing.
-        seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS)
+        threads = plan.fixed["threads"] or 1  # by which executors count cores
+        seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS, threads=threads)
         with make_executor(encode_work(work), seen) as executor:
             driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
             outcome = driver.run(todo, items)

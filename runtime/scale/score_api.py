@@ -10,7 +10,7 @@ from flawscope.path_kinds import path_of
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.scale.placement import make_placement
 from flawscope.runtime.scale.run_shards import Ran, run_shards
-from flawscope.runtime.scale.score_plan import Planned, ScoreRequest, plan_score, with_threads
+from flawscope.runtime.scale.score_plan import Planned, ScoreRequest, plan_score
 from flawscope.runtime.scale.score_report import ShardedReport, read_report
 
 
@@ -131,7 +131,7 @@ def run_planned(
         request.out,
         planned.plan,
         planned.work,
-        with_threads(request.placement, planned.plan),
+        request.placement,
         part=part,
         show=lambda done, total: progress("images", done, total),
         command=command,

@@ -15,14 +15,25 @@ from flawscope import __version__
 from flawscope.bundle import Bundle, InForce, thresholds_in_force, trusted_bundle
 from flawscope.errors import ArgumentError
 from flawscope.files import check_replaceable, locked
-from flawscope.runtime.backends.cores import Cores, usable_cores
+from flawscope.runtime.backends.cores import Cores
 from flawscope.runtime.backends.table import backend_problem, backend_row, check_cores
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.judge import Judge
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.inputs import Found, Item, Reader, list_items
 from flawscope.runtime.scale.inputs.hashes import hashed
-from flawscope.runtime.scale.plan import DEFAULT_SHARD, ITEMS, PLAN, REPORT, Plan, check_same, read_plan, write_plan
+from flawscope.runtime.scale.placement import threads_of_worker
+from flawscope.runtime.scale.plan import (
+    DEFAULT_SHARD,
+    ITEMS,
+    PLAN,
+    REPORT,
+    Plan,
+    check_overwrite,
+    check_same,
+    read_plan,
+    write_plan,
+)
 from flawscope.runtime.scale.plan_items import Written, write_items
 from flawscope.runtime.scale.score_work import ScoreWork, fingerprint
 from flawscope.runtime.scale.work import encode_work
@@ -135,11 +146,7 @@ def plan_score(request: ScoreRequest) -> Planned:
         DataError: If the plan that lies there cannot be read.
         StorageError: If the folder cannot be written.
     """
-    if request.overwrite and (request.is_resumed or request.is_shared):
-        raise ArgumentError(
-            "overwrite: expected a run of its own, got one that goes on or is shared: it would replace what was done. "
-            "Leave --overwrite out, or --resume and --shard."
-        )
+    check_overwrite(request.overwrite, goes_on=request.is_resumed or request.is_shared)
     if _has_plan(request):
         return _found(request)
     shard_size = _shard_size(request, request.batch)
@@ -332,13 +339,7 @@ def _of_machine(request: ScoreRequest, backend: str) -> dict[str, Any]:
     """Return backend, threads of a worker, and the folder that images are named from."""
     threads = request.threads
     if threads is None and "threads" in backend_row(backend).cores:
-        workers = request.placement.workers
-        threads = max(1, usable_cores() // workers) if workers and request.placement.on == "local" else 1
+        threads = threads_of_worker(request.placement)
     if request.placement.on == "local":
         check_cores(backend, Cores(threads, request.streams))
     return {"backend": backend, "threads": threads, "folder": storable(str(Path.cwd()))}
-
-
-def with_threads(placement: Placement, plan: Plan) -> Placement:
-    """Return a placement with the threads of a plan, by which executors count cores."""
-    return msgspec.structs.replace(placement, threads=plan.fixed["threads"] or 1)

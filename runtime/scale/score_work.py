@@ -23,7 +23,7 @@ from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.results import Result
 from flawscope.runtime.scale.inputs import Item, Reader
 from flawscope.runtime.scale.inputs.results import Scored, results_of
-from flawscope.runtime.scale.plan import Plan, read_plan
+from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.plan_items import read_items
 from flawscope.runtime.scale.shards import (
     place_of,
@@ -34,8 +34,8 @@ from flawscope.runtime.scale.shards import (
     whole,
     write_lines,
 )
-from flawscope.runtime.scale.task import Done, Task
-from flawscope.runtime.scale.times import Stopwatch, add_up
+from flawscope.runtime.scale.task import Done, Task, joined
+from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.score_files import result_line
 from flawscope.runtime.score_summary import DECISIONS, NEAR
@@ -116,8 +116,7 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write a shard from its parts; see `Work.join`."""
         out, plan = Path(self.out), self._plan()
-        tasks = [done.task for done in parts]
-        done = _added(shard, parts)
+        tasks, done = [part.task for part in parts], joined(shard, parts)
         with _archive(out, plan, shard) as archive:
             for task in tasks if archive.file is not None else []:
                 with open_regular(place_of(out, plan, task, MAPS)) as raw, zipfile.ZipFile(raw) as part:
@@ -135,28 +134,10 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         merge_shards(Path(self.out), self._plan(), shards, account)
 
     def _plan(self) -> Plan:
-        plan = _plans.get(self.plan)
-        if plan is None:
-            plan = read_plan(Path(self.out))
-            if plan.digest != self.plan:
-                raise DataError(
-                    f"{self.out}: expected the plan of this run, got another one. Is it the same folder on every "
-                    "machine? Run the command again with --resume."
-                )
-            _plans[self.plan] = plan
-        return plan
+        return known_plan(Path(self.out), self.plan)
 
 
-_plans: dict[str, Plan] = {}
 _MORE = ("near_threshold", "noted", "maps_missing")
-
-
-def _added(task: Task, parts: Sequence[Done]) -> Done:
-    counts, more = Counter[str](), Counter[str]()
-    for part in parts:
-        counts.update(part.counts)
-        more.update(part.more)
-    return Done(task, dict(counts), sum(part.seconds for part in parts), dict(more), add_up(p.took for p in parts))
 
 
 def _loading(plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from flawscope.errors import DataError
-from flawscope.files import storage_errors
+from flawscope.files import follow_umask, storage_errors
 from flawscope.open_files import open_regular
 from flawscope.runtime.scale.plan import SHARDS, Plan, check_still_there
 from flawscope.runtime.scale.task import Done, Task
@@ -26,7 +26,6 @@ from flawscope.text import NOT_JSON
 _TAIL_BYTES = 1 << 14
 """Room for a trailer, which is a line of counts, behind the last line end before it."""
 _BLOCK = 1 << 20
-_MODE = 0o666
 
 
 class Trailer(msgspec.Struct, frozen=True):
@@ -71,9 +70,7 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(_MODE & ~umask)
+        follow_umask(temporary)
         temporary.replace(path)
         sync(path.parent)
 

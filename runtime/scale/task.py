@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 
-from flawscope.runtime.scale.times import Took
+from flawscope.runtime.scale.times import Took, add_up
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -42,6 +45,16 @@ class Done(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     more: dict[str, int] = {}
     took: Took = Took()
+
+
+def joined(shard: Task, parts: Sequence[Done]) -> Done:
+    """Return a shard as done, by what came of its parts."""
+    counts, more = Counter[str](), Counter[str]()
+    for part in parts:
+        counts.update(part.counts)
+        more.update(part.more)
+    seconds = sum(part.seconds for part in parts)
+    return Done(shard, dict(counts), seconds, dict(more), add_up(part.took for part in parts))
 
 
 class Died(msgspec.Struct, frozen=True):

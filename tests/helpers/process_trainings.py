@@ -7,9 +7,6 @@ leaves OUT/NAME; FOLDER holds what `prepare` wrote.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -226,35 +223,6 @@ def run_trainings(folder: Path, out: Path, names: Sequence[str]) -> None:
             weights = folder / "weights.safetensors" if settings.get("backbone") == "mobilenetv2_035" else None
             train_detector(config, dataset, out / name, weights=weights, drawn_check=False)
     leave()
-
-
-def run_processes(command: Sequence[str], count: int, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command of Python as several processes that know of each other; one that is left at the end is killed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in {name for _, name in socket.if_nameindex()} else {}
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        done = []
-        for process in started:
-            out, err = process.communicate(timeout=timeout)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-        return done
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":

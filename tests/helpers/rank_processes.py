@@ -1,4 +1,4 @@
-"""Several processes that fit together over gloo, without the launcher."""
+"""Several processes that train together over gloo, without the launcher."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 
-def run_in_processes(script: Path, arguments: list[str], world: int = 2) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script in so many processes that meet on this machine; return how each ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def run_processes(command: Sequence[str], count: int, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command of Python as several processes that know of each other; one that is left at the end is killed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in {name for _, name in socket.if_nameindex()} else {}
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, *command],
+            env={**os.environ, **shared, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for rank in range(count)
     ]
-    ended = []
     try:
+        done = []
         for process in started:
-            out, err = process.communicate(timeout=120)
-            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+            out, err = process.communicate(timeout=timeout)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        return done
     finally:
         for process in started:
             process.kill()
-    return ended
+            process.wait()

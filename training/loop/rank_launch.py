@@ -22,8 +22,8 @@ from flawscope.training.loop.rank_environment import FOLLOWED, LAUNCHER, TERMINA
 
 _LOOK_EVERY_S = 0.2
 _TO_END_S = 15
-_LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher")
 """How long processes that were asked to end have for it."""
+_LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
 class RankFailed(RunError):

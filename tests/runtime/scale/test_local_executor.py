@@ -72,6 +72,7 @@ def test_every_task_comes_back_once_and_workers_are_closed(tmp_path: Path) -> No
         assert (tmp_path / f"closed-{pid}").exists()
 
 
+@pytest.mark.long
 def test_a_death_is_told_with_its_reason_and_the_worker_replaced(tmp_path: Path) -> None:
     harm = {"0": "kill", "1": "crash", "2": "exit", "3": "lose"}
     with local(tmp_path, harm=harm) as executor:
@@ -148,6 +149,7 @@ with LocalExecutor(encode_work(work), Placement(workers=3)) as executor:
 """
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path)],

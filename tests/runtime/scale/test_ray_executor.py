@@ -94,7 +94,7 @@ def test_one_that_never_opens_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_one_that_hangs_is_killed_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in(monkeypatch)
-    with on_ray(tmp_path, Patience(0.2, 0.0), workers=1, seconds=1.0) as executor:
+    with on_ray(tmp_path, Patience(0.2, 0.0), workers=1, seconds=5.0) as executor:
         executor.submit(Task(0, 0, 1))
         assert executor.wait() == [Died(Task(0, 0, 1), "its time was over before its answer was there")]
 

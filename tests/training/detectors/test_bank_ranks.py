@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patchcore_fits import patchcore_config
-from rank_processes import run_in_processes
+from rank_processes import run_processes
 from thread_ranks import in_ranks
 from tiny_dataset import CATEGORY, training_images
 
@@ -112,9 +112,9 @@ def test_moments_are_those_of_all_patches_whatever_a_rank_has(world: int, sizes:
             np.testing.assert_allclose(factor @ factor.T @ covariance, np.eye(2), atol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_over_gloo_have_the_fit_of_one(tiny_root: Path, tmp_path: Path) -> None:
-    ended = run_in_processes(Path(rank_fits.__file__), [str(tiny_root), str(tmp_path)])
+    ended = run_processes([rank_fits.__file__, str(tiny_root), str(tmp_path)], 2)
     assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
     alone = rank_fits.fit_all(tiny_root, tmp_path, Ranks())
     first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from process_trainings import TRAININGS, prepare, run_processes
+from process_trainings import TRAININGS, prepare
+from rank_processes import run_processes
 from safetensors.numpy import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.serial]

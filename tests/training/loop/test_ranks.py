@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from process_trainings import run_processes, train_line
+from process_trainings import train_line
+from rank_processes import run_processes
 
 from flawscope.errors import ArgumentError
 from flawscope.training.loop.rank_environment import RankEnvironment, read_rank_environment
@@ -133,10 +134,10 @@ trained = train_line(folder / str(here.rank), resume=True)
 
 # --- one that dies
 print("agreed", flush=True)
-here.barrier()
-if here.rank == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
 try:
+    here.barrier()  # which rank 0 may still be in when rank 1 ends
+    if here.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     here.sum(1.0)
 except module.PeerLost as err:
     print(err, flush=True)

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("cryptography", reason="needs cryptography (extra `sign`)")
 
-from oci_registry import OciRegistry, oci_registry
+from oci_registry import OciRegistry
 from released_bundles import Maker
 from swapped_lines import write_bundle_at
 
 from flawscope import cli
 from flawscope.bundle.ed25519 import write_keys
-
-
-@pytest.fixture
-def registry() -> Iterator[OciRegistry]:
-    with oci_registry() as server:
-        yield server
 
 
 @pytest.fixture

@@ -39,17 +39,6 @@ from flawscope.runtime.line.rollout.table import FolderReleases, RegistryRelease
 REF_NAME = "org.opencontainers.image.ref.name"
 
 
-@pytest.fixture
-def maker(tmp_path: Path) -> Maker:
-    return Maker(tmp_path)
-
-
-@pytest.fixture
-def registry() -> Iterator[OciRegistry]:
-    with oci_registry() as server:
-        yield server
-
-
 def opened(server: OciRegistry, **options: Any) -> Registry:
     return Registry(RegistryReleases(url=server.place, timeout_s=5.0, **options))
 
@@ -284,7 +273,7 @@ class TestHostileRegistry:
     ) -> None:
         monkeypatch.setattr(http_requests, "_LEAST_BYTES_A_S", 1 << 40)
         registry.bad.append(("manifests", dripping))
-        place = Registry(RegistryReleases(url=registry.place, timeout_s=0.3))
+        place = Registry(RegistryReleases(url=registry.place, timeout_s=1.0))
         with pytest.raises(SourceAway, match="it was not done within"):
             place.manifest("stable")
 
