@@ -180,7 +180,13 @@ def plan_score(request: ScoreRequest) -> Planned:
                 shard_size=shard_size,
             )
 
-        plan = write_plan(request.out, make, overwrite=request.overwrite)
+        try:
+            plan = write_plan(request.out, make, overwrite=request.overwrite)
+        except ArgumentError:
+            # A job on another machine was first, whose lock does not show here on some shared disks.
+            if not (request.is_shared and _has_plan(request)):
+                raise
+            return _found(request)
     return Planned(plan, _work(request, plan), is_new=True)
 
 

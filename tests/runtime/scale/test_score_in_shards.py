@@ -22,7 +22,7 @@ from tiny_bundle import tiny_thresholds, write_tiny_bundle
 from flawscope import cli
 from flawscope.bundle import Limits, ThresholdLimits
 from flawscope.errors import ArgumentError, DataError, StorageError
-from flawscope.runtime.scale import shards
+from flawscope.runtime.scale import score_plan, shards
 from flawscope.runtime.scale.executors import EXECUTORS
 from flawscope.runtime.scale.plan import Plan, read_plan, write_plan
 from flawscope.runtime.scale.score_work import ScoreWork, ScoreWorker
@@ -437,6 +437,20 @@ class TestJobs:
         in_shards("--shard", "1/3")
         assert results() == results("one")
         assert sorted(task.shard for task in tried) == list(range(6))
+
+    def test_jobs_whose_locks_do_not_show_on_other_machines_share_the_plan_too(
+        self, tried: list[Task], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = score_plan.list_items
+
+        def others_are_first(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(score_plan, "list_items", real)
+            assert in_shards("--plan-only") == 0
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(score_plan, "list_items", others_are_first)
+        assert in_shards("--shard", "0/1") == 1
+        assert report()["images"] == 22
 
     def test_merge_joins_what_is_whole_and_names_what_is_missing(
         self, tried: list[Task], capsys: pytest.CaptureFixture[str]
