@@ -233,6 +233,16 @@ class EvaluateWorker:
         self._inspector.close()
 
 
+def _open_maps(path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
+    """Return the file of maps, to be read; raises DataError if it is not what the plan made."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as err:  # ValueError: cut, or no array
+        raise DataError(
+            f"{path}: expected the maps of this run, got what cannot be read: {err}. Start again with --overwrite."
+        ) from err
+
+
 class _MapsWriter:
     """Writes rows of the file of maps; leaving it without an error, they are on the disk.
 
@@ -244,10 +254,9 @@ class _MapsWriter:
         self._path = path
 
     def __enter__(self) -> _MapsWriter:
+        maps = _open_maps(self._path)
+        self._shape, self._first = maps.shape[1:], maps.offset
         with storage_errors(self._path):
-            maps = np.lib.format.open_memmap(self._path, mode="r")
-            self._shape: tuple[int, ...] = maps.shape[1:]
-            self._first = maps.offset
             self._file = self._path.open("r+b", buffering=0)
         return self
 
@@ -256,7 +265,7 @@ class _MapsWriter:
         row = np.zeros(self._shape, np.float32)
         if anomaly_map is not None:
             row[...] = anomaly_map
-        data, at = memoryview(row).cast("B"), self._first + index * row.nbytes
+        data, at = memoryview(row.tobytes()), self._first + index * row.nbytes
         with storage_errors(self._path):
             while data:
                 written = os.pwrite(self._file.fileno(), data, at)
@@ -370,8 +379,7 @@ def measure_in_shards(
         )
     scored = (one for task in plan.tasks() for one in read_scored(out, plan, task))
     rows = [_as_named(one, sample.path).row for one, sample in zip(scored, samples, strict=True)]
-    maps: Float32Array = np.lib.format.open_memmap(out / MAPS, mode="r")
-    return assemble(inspector, samples, truth, rows, maps, products)
+    return assemble(inspector, samples, truth, rows, _open_maps(out / MAPS), products)
 
 
 def _as_named(scored: Scored, path: Path) -> Scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -20,7 +21,7 @@ from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.calibration.evaluation.sharded_measuring import Sharding, asked_of, measure_in_shards
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, StorageError
+from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.runtime.scale.executors import Placement
 
 HERE = Placement(on="here", workers=2)
@@ -101,6 +102,18 @@ def test_a_full_disk_is_no_fault_of_an_image(evaluate, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(StorageError, match=r"maps\.npy: could not be written: the disk is full"):
         evaluate(5)
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: os.truncate(path, 2000), lambda path: os.truncate(path, 0)]
+)
+@pytest.mark.parametrize("part", [(0, 2), (0, 1)])
+def test_maps_that_were_damaged_are_told(evaluate, tmp_path, part, damage):
+    with contextlib.suppress(ShardsMissing):
+        evaluate(5, tmp_path / "out", part=part)
+    damage(tmp_path / "out/maps.npy")
+    with pytest.raises(DataError, match=r"maps\.npy: expected the maps of this run"):
+        evaluate(5, tmp_path / "out", is_resumed=True)
 
 
 def test_a_placement_that_cannot_be_leaves_no_plan_behind(evaluate, tmp_path):
