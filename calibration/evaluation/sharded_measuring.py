@@ -34,7 +34,7 @@ from flawscope.calibration.evaluation.measurements import (
     row_of,
 )
 from flawscope.datasets import Sample
-from flawscope.errors import ArgumentError, BundleError
+from flawscope.errors import ArgumentError, BundleError, DataError
 from flawscope.files import check_replaceable, storage_errors
 from flawscope.progress import Progress, no_progress
 from flawscope.runtime.backends.table import backend_row
