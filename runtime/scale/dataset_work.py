@@ -21,6 +21,7 @@ from flawscope.runtime.scale.task import Done, Task, joined
 from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.synthesis.dataset_copies import DrawnCopy, RealCopy
+from flawscope.text import encode_json
 
 FILES = "files"
 COUNTS = ("images", "fault")
@@ -80,14 +81,14 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         (copy,) = read_copies(out, plan, task)
         done = Done(task, {"images": 0, "fault": 1})
         fault = f"{copy.image}: every worker died of copying it: {reason}"
-        write_lines(out, plan, done, [msgspec.json.encode(Copied({}, fault))])
+        write_lines(out, plan, done, [encode_json(Copied({}, fault))])
         return done
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts; see `Work.join`."""
         out, plan = Path(self.out), self._plan()
         tasks, done = [part.task for part in parts], joined(shard, parts)
-        lines = (msgspec.json.encode(copied) for task in tasks for copied in read_copied(out, plan, task))
+        lines = (encode_json(copied) for task in tasks for copied in read_copied(out, plan, task))
         write_lines(out, plan, done, lines)
         remove_parts(out, plan, tasks, ("jsonl",))
         return done
@@ -131,7 +132,7 @@ class DatasetWorker:
                 files = copy.read()
                 for place, data in files.items():
                     _write(folder / place, data)
-                lines.append(msgspec.json.encode(Copied({place: len(data) for place, data in files.items()})))
+                lines.append(encode_json(Copied({place: len(data) for place, data in files.items()})))
                 watch.add(copy.image_place, (time.perf_counter() - at) * 1000)
         done = Done(task, {"images": task.items, "fault": 0}, seconds=time.perf_counter() - began, took=watch.took())
         write_lines(self._out, self._plan, done, lines)

@@ -115,7 +115,7 @@ class ArchiveWriter:
         """Write the lines and the end of the archive."""
         self._put(_LINES, b"".join(line + b"\n" for line in self._lines))
         # The comment is no member: what is in the archive is the same whoever made it, whenever.
-        self._zip.comment = msgspec.json.encode(cost)
+        self._zip.comment = encode_json(cost)
         self._zip.close()
 
     def _put(self, name: str, data: bytes) -> None:

@@ -38,6 +38,7 @@ from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.record_drawing import RecordDrawer, SiteChecks
 from flawscope.runtime.synthesis.set_lines import LineMaker
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
+from flawscope.text import encode_json
 
 COUNTS = ("accepted", "rejected", "fault")
 RESIZED = "resized"
@@ -136,7 +137,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
             size = file.tell()
         why = f"{record.place}: every worker died of drawing on it: {reason}"
         done = _done(task, Counter({"fault": 1}), 0)
-        lines = [msgspec.json.encode(Judged(record.number, None, why))]
+        lines = [encode_json(Judged(record.number, None, why))]
         write_lines(out, plan, done, lines, archive_bytes=size)
         return done
 
@@ -155,7 +156,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
             archive.finish(Cost(seconds, max(peaks) or None))
             size = file.tell()
         done = joined(shard, parts)
-        lines = [msgspec.json.encode(judged) for task in tasks for judged in read_judged(out, plan, task)]
+        lines = [encode_json(judged) for task in tasks for judged in read_judged(out, plan, task)]
         write_lines(out, plan, done, lines, archive_bytes=size)
         remove_parts(out, plan, tasks, ("jsonl", ARCHIVE))
         return done
@@ -225,7 +226,7 @@ class GenerateWorker:
         counts = Counter({"accepted": len(kept), "rejected": len(own) - len(kept)})
         resized = sum(sites[number] in checks.fitted for number in own)
         done = _done(task, counts, resized, seconds=time.perf_counter() - began, took=watch.took())
-        lines = [msgspec.json.encode(Judged(number, number in kept)) for number in numbers if number in own]
+        lines = [encode_json(Judged(number, number in kept)) for number in numbers if number in own]
         write_lines(self._out, self._plan, done, lines, archive_bytes=size)
         return done
 

@@ -21,7 +21,7 @@ from flawscope.open_files import open_regular
 from flawscope.runtime.scale.plan import SHARDS, Plan, check_still_there
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.scratch import scratch_file, sync
-from flawscope.text import NOT_JSON
+from flawscope.text import NOT_JSON, encode_json
 
 _TAIL_BYTES = 1 << 14
 """Room for a trailer, which is a line of counts, behind the last line end before it."""
@@ -105,7 +105,7 @@ def write_lines(out: Path, plan: Plan, done: Done, lines: Iterable[bytes], *, ar
     # Before the file that says that the task is done; no file has to wait for the disk for the sake of times.
     times = place_of(out, plan, done.task, "times.json")
     with storage_errors(times), scratch_file(times.parent) as temporary:
-        temporary.write_bytes(msgspec.json.encode(done))
+        temporary.write_bytes(encode_json(done))
         temporary.replace(times)
     digest, count = hashlib.sha256(), 0
     with task_file(out, plan, done.task) as file:
@@ -117,7 +117,7 @@ def write_lines(out: Path, plan: Plan, done: Done, lines: Iterable[bytes], *, ar
         trailer = Trailer(
             plan.digest, done.task.shard, count, done.counts, done.more, digest.hexdigest(), archive_bytes
         )
-        file.write(msgspec.json.encode(trailer) + b"\n")
+        file.write(encode_json(trailer) + b"\n")
 
 
 def whole(out: Path, plan: Plan, task: Task, archive: str | None = None) -> Done | None:

@@ -16,7 +16,7 @@ from flawscope.errors import ArgumentError, DataError
 from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.task import Died, Done, Task
 from flawscope.runtime.scale.times import Took
-from flawscope.text import NOT_JSON
+from flawscope.text import NOT_JSON, encode_json
 
 WORKS: dict[str, str] = {
     "score": "flawscope.runtime.scale.score_work:ScoreWork",
@@ -111,7 +111,7 @@ class Work(Protocol):
 
 def encode_work(work: Work) -> bytes:
     """Return a work as JSON with its kind."""
-    return msgspec.json.encode(work)
+    return encode_json(work)
 
 
 def decode_work(data: bytes) -> Work:

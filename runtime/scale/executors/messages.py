@@ -8,6 +8,7 @@ from flawscope import __version__, errors
 from flawscope.errors import BackendError, FlawscopeError
 from flawscope.runtime.scale.task import Done
 from flawscope.runtime.scale.work import WORKS
+from flawscope.text import encode_json
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -105,4 +106,4 @@ def decode_answer(data: bytes) -> FromWorker:
 
 def encode_order(work: bytes, marker: Marker | None = None, shared: str = "") -> bytes:
     """Return the order for a work, what `encode_work` wrote."""
-    return msgspec.json.encode(Order(msgspec.Raw(work), dict(WORKS), __version__, marker, shared))
+    return encode_json(Order(msgspec.Raw(work), dict(WORKS), __version__, marker, shared))

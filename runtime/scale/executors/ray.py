@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from flawscope.errors import ArgumentError, BackendError
 from flawscope.files import storage_errors
 from flawscope.runtime.backends.cores import usable_cores
@@ -26,6 +24,7 @@ from flawscope.runtime.scale.executors.ray_cluster import connected, import_ray,
 from flawscope.runtime.scale.executors.seats import Gone, Seat, SeatedExecutor
 from flawscope.runtime.scale.task import Task
 from flawscope.scratch import scratch_file
+from flawscope.text import NOT_JSON, encode_json
 
 _NO_NODE_S = 120.0
 """Seconds that are waited for a node where none is left."""
@@ -60,7 +59,7 @@ class RayWorker:
 
     def start(self, task: Task) -> None:
         """Give it a task."""
-        self.pending = self._actor.run.remote(msgspec.json.encode(task))
+        self.pending = self._actor.run.remote(encode_json(task))
 
     def answer(self) -> FromWorker | Gone:
         """Return what it said, which is there, or why it is gone."""
@@ -68,7 +67,7 @@ class RayWorker:
             said = decode_answer(self._ray.get(self.pending))
         except self._ray.exceptions.RayActorError as err:
             return Gone(reason_of(err))
-        except (self._ray.exceptions.RayError, RuntimeError, msgspec.DecodeError) as err:
+        except (self._ray.exceptions.RayError, RuntimeError, *NOT_JSON) as err:
             # Not the end of a process: the node cannot run it at all.
             raise BackendError(
                 f"{self.name}: expected a node with this version of flawscope in the environment of its Ray, got: "

@@ -18,11 +18,9 @@ from collections.abc import Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-import msgspec
-
 from flawscope.runtime.scale.executors.messages import FromWorker, decode_answer
 from flawscope.runtime.scale.task import Task
-from flawscope.text import printable
+from flawscope.text import encode_json, printable
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +96,7 @@ class WorkerProcess:
 
     def start(self, task: Task) -> None:
         """Give it a task; where it has ended already, `answer` tells."""
-        self._send(msgspec.json.encode(task))
+        self._send(encode_json(task))
 
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionError):

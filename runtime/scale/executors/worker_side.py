@@ -16,6 +16,7 @@ from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.scale.executors.messages import Answer, FromWorker, Leaving, Marker, Opened, Order, Refusal
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.scale.work import WORKS, Worker, decode_work
+from flawscope.text import encode_json
 
 GOES_WITH_PROCESS = (DeviceLost, MemoryError)
 """What a new process may mend: the process ends with it, and the executor starts another."""
@@ -88,7 +89,7 @@ class WorkerSide:
             answer = Refusal(
                 "BackendError", f"worker: unexpected {type(err).__name__}: {err}. Go on with --resume, or report it."
             )
-        return msgspec.json.encode(answer)
+        return encode_json(answer)
 
 
 def _check_marker(marker: Marker) -> None:

@@ -133,6 +133,7 @@ RUN_A_BUNDLE = {
     ("export-triton",),
     ("explain",),
     ("synth", "generate"),
+    ("fleet", "publish"),  # runs none, but gives it to lines that do
 }
 # They show, copy, sign or change a bundle, or send it to a line, which has its own keys, and run none.
 OTHERS = {

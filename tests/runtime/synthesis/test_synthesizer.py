@@ -477,10 +477,10 @@ def test_a_backend_left_to_choice_falls_back_and_says_so(blend, monkeypatch):
 
     real = module.open_session
 
-    def only_the_cpu(bundle, graph, precision, backend):
+    def only_the_cpu(bundle, graph, precision, backend, **options):
         if backend != "cpu":
             raise BackendError("backend cuda: no device.")
-        return real(bundle, graph, precision, backend)
+        return real(bundle, graph, precision, backend, **options)
 
     monkeypatch.setattr(module, "choose_backend", lambda name: Choice("cuda", "auto: offered"))
     monkeypatch.setattr(module, "open_session", only_the_cpu)

@@ -22,7 +22,7 @@ from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.imaging.images import read_image
 from flawscope.progress import no_progress
 from flawscope.runs import RECORD
-from flawscope.training.detectors import patchcore
+from flawscope.training.detectors import patch_selection
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import check_recorded, train_detector
 from flawscope.training.features.patch_extraction import iterate_patches
@@ -191,7 +191,7 @@ def test_a_full_disk_while_patches_are_written_is_a_storage_error(
     def full(*_: object, **__: object) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(patchcore.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(patch_selection.tempfile, "TemporaryFile", full)
     config = from_flat(PatchcoreConfig, {"resize": (64, 64), "stages": (1,)})
     with pytest.raises(StorageError, match=r"run: could not be written: the disk is full"):
         train_detector(config, open_dataset(tiny_root), tmp_path / "run")
