@@ -81,7 +81,9 @@ def drawers(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> Iterat
         yield write_drawers(tmp_path_factory.mktemp("drawers"), tiny_root)
 
 
-@pytest.mark.parametrize("method", DRAWING)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name == "base" else name for name in DRAWING]
+)
 def test_drawn_images_are_those_of_the_cpu(drawers: dict[str, Path], tmp_path: Path, method: str) -> None:
     export_synthesis(drawers[method], tmp_path / "drawer.flaw", max_batch=4)
     orders = []

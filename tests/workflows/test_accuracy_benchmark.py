@@ -317,7 +317,7 @@ def test_the_interval_of_a_mean_holds_it_and_is_no_wider_than_theirs(values, hal
 # ---- For real --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_cell_is_measured_by_the_command_that_it_names(tmp_path, capsys):
     root = write_tiny_dataset(tmp_path / "tiny")
     out = tmp_path / "out"

@@ -247,6 +247,7 @@ def test_every_network_builds_as_an_engine(bundle: Path, graph: str) -> None:
     assert len(built.plan) > 1000
 
 
+@pytest.mark.slow  # test_labelled_detectors.py does so with the other methods
 def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy.flaw"))
     data = ["--data", str(tiny_root), "--category", CATEGORY]
