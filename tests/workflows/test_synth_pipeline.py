@@ -74,6 +74,7 @@ def test_a_support_set_becomes_a_bundle_and_drawings_with_their_sheet(
     assert record["summary"]["pictures"] == len(DEFECTS)
 
 
+@pytest.mark.slow  # the other generators go the same way
 def test_a_base_redraws_normal_material_at_masks(
     tmp_path: Path, tiny_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

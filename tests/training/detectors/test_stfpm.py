@@ -257,7 +257,8 @@ def command(root: Path, weights: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "flawscope", "train", "stfpm", *data, *settings, "--out", str(out), *options]
 
 
-@pytest.mark.parametrize("moment", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_segmenter.py and test_ddad.py kill theirs in the same loop
+@pytest.mark.parametrize("moment", [0.1, 0.6])
 def test_a_training_that_was_killed_ends_as_if_it_had_not_been(
     tiny_root: Path, weights: Path, tmp_path: Path, moment: float
 ) -> None:
