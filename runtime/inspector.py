@@ -17,10 +17,11 @@ from typing import Any, overload
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle, InForce, Manifest, Thresholds, thresholds_in_force, trusted_bundle
+from flawscope.bundle.opening import made_ready
 from flawscope.bundle.threshold_overlay import thresholds_set
 from flawscope.diffusion.reconstruction import Reconstructed
 from flawscope.diffusion.schedule import Sampling
-from flawscope.errors import ArgumentError, BundleError, FlawscopeError
+from flawscope.errors import ArgumentError, BundleError
 from flawscope.runtime.backends import Cores, OpenSession, check_cores, open_session
 from flawscope.runtime.backends.choice import Choice, choose_for_bundle
 from flawscope.runtime.frame import Frame, as_seen
@@ -166,7 +167,7 @@ class Inspector:
             LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
         """
         opened = trusted_bundle(bundle, trusted_keys)
-        try:
+        with made_ready(opened):
             return cls(
                 opened,
                 backend,
@@ -181,14 +182,6 @@ class Inspector:
                 streams=streams,
                 open_session=open_session,
             )
-        except BaseException as err:
-            opened.close()
-            if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
-                raise
-            # A bundle can be whole and still hold numbers that nobody foresaw.
-            raise BundleError(
-                f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
-            ) from err
 
     @property
     def in_force(self) -> InForce:

@@ -56,7 +56,7 @@ from flawscope.runtime.scale.plan import (
 from flawscope.runtime.scale.plan_items import read_decoded, write_item_lines
 from flawscope.runtime.scale.run_shards import run_shards
 from flawscope.runtime.scale.score_work import fingerprint
-from flawscope.runtime.scale.shards import read_blocks, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import read_results, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task, joined
 from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker, encode_work
@@ -190,7 +190,7 @@ def read_items(out: Path, plan: Plan, task: Task) -> list[SampleItem]:
 
 def read_scored(out: Path, plan: Plan, task: Task) -> list[Scored]:
     """Return what was found of a task's images; raises DataError if its file is not whole."""
-    return [msgspec.json.decode(line, type=Scored) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+    return read_results(out, plan, task, Scored)
 
 
 class EvaluateWorker:

@@ -34,7 +34,7 @@ from flawscope.bundle.stored_files import FolderFiles, MemberFiles, StoredFiles,
 from flawscope.bundle.trust import check_trusted
 from flawscope.bundle.trusted_keys import TrustedKeys, find_trusted_keys
 from flawscope.bundle.upkeep import in_use
-from flawscope.errors import ArgumentError, BundleError
+from flawscope.errors import ArgumentError, BundleError, FlawscopeError
 from flawscope.files import is_litter, storage_errors, temporary_folder
 from flawscope.path_kinds import UNFINISHED, kind_of_path
 from flawscope.scratch import recover
@@ -330,6 +330,24 @@ def trusted_bundle(bundle: Bundle | Path | str, trusted_keys: Path | str | None 
         bundle.close()
         raise
     return bundle
+
+
+@contextlib.contextmanager
+def made_ready(bundle: Bundle) -> Iterator[None]:
+    """Make a bundle ready in the block; one for which that fails is closed.
+
+    Raises:
+        BundleError: If something fails that nobody foresaw: a bundle can be whole and still hold such numbers.
+    """
+    try:
+        yield
+    except BaseException as err:
+        bundle.close()
+        if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
+            raise
+        raise BundleError(
+            f"{bundle.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
+        ) from err
 
 
 def check_bundle_trusted(bundle: Bundle, trusted: TrustedKeys | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawscope.bundle import Bundle, trusted_bundle
-from flawscope.errors import BundleError, FlawscopeError
+from flawscope.bundle.opening import made_ready
 from flawscope.runtime.backends.choice import Choice
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.session import MakeDeviceHead
@@ -67,7 +67,7 @@ def connect(
         return open_on(address, limit_s, opened, graph, precision)
 
     opened = trusted_bundle(bundle, trusted_keys)
-    try:
+    with made_ready(opened):
         return Inspector(
             opened,
             "triton",
@@ -81,10 +81,3 @@ def connect(
             open_session=open_session,
             choice=Choice("triton", f"served by {address}"),
         )
-    except BaseException as err:
-        opened.close()
-        if isinstance(err, FlawscopeError) or not isinstance(err, Exception):
-            raise
-        raise BundleError(
-            f"{opened.path}: could not be made ready: unexpected {type(err).__name__}: {err}. Export it again."
-        ) from err

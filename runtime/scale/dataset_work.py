@@ -16,7 +16,7 @@ import msgspec
 from flawscope.files import storage_errors
 from flawscope.runtime.scale.plan import Plan, check_still_there, known_plan
 from flawscope.runtime.scale.plan_items import read_decoded
-from flawscope.runtime.scale.shards import durable_file, read_blocks, remove_parts, whole, write_lines
+from flawscope.runtime.scale.shards import durable_file, read_results, remove_parts, whole, write_lines
 from flawscope.runtime.scale.task import Done, Task, joined
 from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
@@ -107,7 +107,7 @@ def read_copies(out: Path, plan: Plan, task: Task) -> list[Copy]:
 
 def read_copied(out: Path, plan: Plan, task: Task) -> list[Copied]:
     """Return what a task has copied; raises DataError if its file is not whole."""
-    return [msgspec.json.decode(line, type=Copied) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+    return read_results(out, plan, task, Copied)
 
 
 class DatasetWorker:

@@ -24,7 +24,7 @@ from flawscope.runtime.scale.generate_shards import (
 )
 from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.shards import (
-    read_blocks,
+    read_results,
     remove_parts,
     task_file,
     whole,
@@ -170,7 +170,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
 def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:
     """Return what became of each record of a task; raises DataError if its file is not whole."""
-    return [msgspec.json.decode(line, type=Judged) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+    return read_results(out, plan, task, Judged)
 
 
 def _done(task: Task, counts: Counter[str], resized: int, **more: Any) -> Done:

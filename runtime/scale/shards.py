@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from flawscope.runtime.scale.task import Done, Task
 from flawscope.scratch import scratch_file, sync
 from flawscope.text import NOT_JSON, encode_json
 
+_Result = TypeVar("_Result", bound=msgspec.Struct)
 _TAIL_BYTES = 1 << 14
 """Room for a trailer, which is a line of counts, behind the last line end before it."""
 _BLOCK = 1 << 20
@@ -197,6 +198,15 @@ def read_blocks(out: Path, plan: Plan, task: Task) -> Iterator[bytes]:
         raise DataError(f"{path}: expected lines of the plan in {out}, got those of another one. {_AGAIN}")
     if digest.hexdigest() != trailer.sha256 or lines != task.items or trailer.items != task.items or left:
         raise DataError(f"{path}: expected {task.items} lines with the hash of its last line, got others. {_AGAIN}")
+
+
+def read_results(out: Path, plan: Plan, task: Task, kind: type[_Result]) -> list[_Result]:
+    """Return the lines of a task as structs of a kind.
+
+    Raises:
+        DataError: As `read_blocks`.
+    """
+    return [msgspec.json.decode(line, type=kind) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
