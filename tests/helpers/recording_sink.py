@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from flawscope.runtime.line.sources.source import Frame
@@ -56,17 +55,17 @@ class RecordingSink:
 
     def wait(self, holds: Callable[[RecordingSink], bool], timeout_s: float = 60.0) -> None:
         """Wait until something holds; fail if it does not within the time, which is far above what it takes."""
-        until = time.monotonic() + timeout_s
+        assert self.comes(holds, timeout_s), (
+            self.words,
+            len(self.frames),
+            [f.detail for f in self.frames if f.detail],
+            self.left_out,
+        )
+
+    def comes(self, holds: Callable[[RecordingSink], bool], timeout_s: float) -> bool:
+        """Wait until something holds, and return whether it did within the time."""
         with self._changed:
-            while not holds(self):
-                left = until - time.monotonic()
-                assert left > 0, (
-                    self.words,
-                    len(self.frames),
-                    [f.detail for f in self.frames if f.detail],
-                    self.left_out,
-                )
-                self._changed.wait(min(left, 0.5))
+            return self._changed.wait_for(lambda: holds(self), timeout_s)
 
     @property
     def downs(self) -> list[str]:

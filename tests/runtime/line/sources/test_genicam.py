@@ -48,10 +48,10 @@ def shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
     return source.grab(timeout_s)
 
 
-def whole_shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame | None:
-    """Trigger images until one comes of which no packet is missing: a busy machine may drop some."""
+def whole_shot(source: GenicamGrabber, timeout_s: float = _WAIT_S) -> Frame:
+    """Trigger images until one comes of which, and before which, no packet is missing: a busy machine may drop some."""
     end = time.monotonic() + 30.0
-    while (frame := shot(source, timeout_s)) is not None and frame.problem == "incomplete_image":
+    while (frame := shot(source, timeout_s)) is None or frame.problem == "incomplete_image" or frame.lost:
         assert time.monotonic() < end
     return frame
 

@@ -48,17 +48,24 @@ def started(tmp_path: Path) -> Iterator[Start]:
 
 
 def shot(source: ChildSource, sink: RecordingSink) -> Frame:
-    """Trigger an image and return it."""
+    """Trigger an image and return it.
+
+    On a busy machine all packets of an image may be lost, or a trigger be dropped because it waited for too long. Then
+    no image comes, as none comes to a line, and another is asked for; that none is missing otherwise is tested by
+    `test_every_trigger_has_its_image_in_order`, which has the machine for itself.
+    """
     count = len(sink.frames)
-    source.trigger(count + 1)
-    sink.wait(lambda sink: len(sink.frames) > count)
-    return sink.frames[-1]
+    for seq in range(1, 16):
+        source.trigger(seq)
+        if sink.comes(lambda sink: len(sink.frames) > count, 4.0):
+            return sink.frames[-1]
+    raise AssertionError((sink.words, count, sink.left_out))
 
 
 def whole_shot(source: ChildSource, sink: RecordingSink) -> Frame:
-    """Trigger images until one comes of which no packet is missing: a busy machine may drop some."""
+    """Trigger images until one comes of which, and before which, no packet is missing: a busy machine may drop some."""
     end = time.monotonic() + 30.0
-    while (frame := shot(source, sink)).problem == "incomplete_image":
+    while (frame := shot(source, sink)).problem == "incomplete_image" or frame.lost:
         assert time.monotonic() < end
     return frame
 
@@ -70,23 +77,35 @@ def check_whole(frame: Frame) -> None:
     assert np.unique(frame.image).tolist() == [value_of(frame.frame_id or 0)]
 
 
+def check_numbers(frames: list[Frame]) -> None:
+    """Check that each image has the number after the last one's, but for those that are missing or have none."""
+    last, unknown = None, 0
+    for frame in frames:
+        if frame.frame_id is None:
+            unknown += 1
+            continue
+        if last is not None:
+            assert frame.frame_id == last + 1 + unknown + frame.lost
+        last, unknown = frame.frame_id, 0
+
+
 def test_each_trigger_has_its_image_and_a_killed_camera_comes_back(started: Start) -> None:
     with fake_camera() as camera:
         source, sink = started()
         for _ in range(50):
-            if (frame := shot(source, sink)).problem != "incomplete_image":
+            if (frame := shot(source, sink)).problem != "incomplete_image" and not frame.lost:
                 check_whole(frame)
         assert any(frame.problem == "" for frame in sink.frames)
-        numbers = [frame.frame_id for frame in sink.frames]
-        assert numbers == list(range(numbers[0] or 0, (numbers[0] or 0) + 50))
+        check_numbers(sink.frames)
         camera.kill()
         sink.wait(lambda sink: len(sink.words) > 1)
         assert "no answer" in sink.words[1]
+        count = len(sink.frames)
         # Nobody asks in vain twice: what is asked now has no image, and the next one is not taken for it.
         source.trigger(99)
         camera.start()
         sink.wait(lambda sink: sink.words[-1] == "up")
-        assert len(sink.frames) == 50
+        assert len(sink.frames) == count
         check_whole(whole_shot(source, sink))
 
 
