@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from flawscope.errors import ArgumentError
+from flawscope.parent_process import end_with_parent
 
 LAUNCHER = "FLAWSCOPE_LAUNCHER"
 """Environment variable with the process number of `flawscope train --processes`, in the processes that it started."""
@@ -17,7 +17,8 @@ FOLLOWED = 75
 """Exit status of a process that ended because another one had ended."""
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of one that was told to end."""
-_PR_SET_PDEATHSIG = 1
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable of what torchrun, and `accelerate launch` by it, started."""
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -78,11 +79,30 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return LAUNCHER in environment
 
 
-def die_with_launcher() -> None:
-    """Let the system kill this process when `flawscope train --processes` that started it dies, however it dies."""
-    if not is_launched() or not sys.platform.startswith("linux"):
+def die_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Let the system kill this process when the launcher that started it dies, however it dies.
+
+    The launcher is `flawscope train --processes`, torchrun or `accelerate launch`; a process that none of them started,
+    as under `srun` or by hand, lives on when its shell ends, as it may be meant to.
+    """
+    if is_launched(environment):
+        is_there = end_with_parent(int(environment[LAUNCHER]))
+    elif _TORCHRUN in environment:
+        is_there = end_with_parent() and not _is_orphan()
+    else:
         return
-    # The system sends it when the thread that made this process ends: that is the launcher's main thread.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if str(os.getppid()) != os.environ[LAUNCHER]:  # it died before
+    if not is_there:
         os._exit(FOLLOWED)
+
+
+def _is_orphan() -> bool:
+    """Return whether the launcher had died before anybody looked: torchrun says nowhere which process it is."""
+    if os.getppid() != 1:
+        return False
+    try:
+        # In a container torchrun may itself be the first process, of this user, and is then a Python.
+        return "python" not in Path("/proc/1/exe").readlink().name.lower()
+    except PermissionError:
+        return True
+    except OSError:  # a system without /proc
+        return False

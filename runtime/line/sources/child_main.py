@@ -7,7 +7,6 @@ Whatever a library of cameras does in here (hang, leak, crash) takes this proces
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import importlib
 import os
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from flawscope.errors import FlawscopeError
+from flawscope.parent_process import end_with_parent
 from flawscope.runtime.line.sources.child_messages import (
     MESSAGE_BYTES,
     TEXT_LENGTH,
@@ -45,8 +45,6 @@ from flawscope.runtime.line.sources.grabber import Grabber, SourceLost, SourcePl
 from flawscope.runtime.line.sources.ring import Ring
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.text import encode_json
-
-_PR_SET_PDEATHSIG = 1
 
 BEAT_S = 0.25
 """Seconds between two signs of life."""
@@ -203,8 +201,8 @@ def _made(order: Order) -> Grabber:
 
 def _live_with_the_line(line: socket.socket) -> None:
     """Die when the line dies, and not before it: signals to the whole group of processes are for the line alone."""
-    # The system sends it when the thread that made this process ends; that one waits for this process.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Of the thread that made this process; that one waits for it.
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # It may have died before; then its end of the socket is closed.

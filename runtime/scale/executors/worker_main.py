@@ -5,7 +5,6 @@ It is started by `worker_process`, speaks over one pipe, and imports what its wo
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -13,9 +12,8 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
+from flawscope.parent_process import end_with_parent
 from flawscope.runtime.scale.executors.worker_side import WorkerSide
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(pipe: int, driver: int) -> None:
@@ -53,11 +51,9 @@ def main(pipe: int, driver: int) -> None:
 
 def _live_with(driver: int) -> None:
     """Die when the driver dies, also of SIGKILL and in the middle of a task; a terminal's signals are for it alone."""
-    if sys.platform == "linux":
-        # The system sends it when the thread that made this process ends: see `LocalExecutor`.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Of the thread that made this process: see `LocalExecutor`.
+    is_there = end_with_parent(driver)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # It may have died before; then this process has another parent by now.
-    if os.getppid() != driver:
+    if not is_there:
         os._exit(0)

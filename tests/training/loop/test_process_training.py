@@ -164,6 +164,29 @@ def test_torchrun_does_the_same(prepared: Path, whole: Path, tmp_path: Path) -> 
     assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds processes by /proc")
+def test_a_killed_torchrun_leaves_no_process_behind(prepared: Path, tmp_path: Path) -> None:
+    _, _, *flawscope = command(prepared, tmp_path / "run", "--set", "epochs=100000")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    with (tmp_path / "said").open("wb") as said:
+        launcher = subprocess.Popen(
+            [sys.executable, *torchrun, *flawscope], env=environment(), stdout=said, stderr=said
+        )
+    found: dict[int, int] = {}
+    try:
+        checkpoints = tmp_path / "run.training" / "checkpoints"
+        wait_for(lambda: launcher.poll() is not None or list(checkpoints.glob("epoch_*")))
+        found = ranks_of(launcher.pid)
+        assert sorted(found) == [0, 1], (tmp_path / "said").read_text()
+        launcher.kill()
+        wait_for(lambda: not any(map(is_alive, found.values())), 60)
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for process in filter(is_alive, found.values()):
+            os.kill(process, signal.SIGKILL)
+
+
 def test_an_error_of_all_processes_is_said_once(prepared: Path, tmp_path: Path) -> None:
     # Only torch can tell: no check before the start finds it.
     wrong = command(prepared, tmp_path / "run", "--processes", "2", "--set", "learning_rate=1e30")
