@@ -8,7 +8,7 @@ end the run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -75,11 +75,20 @@ class Driver:
         work: What is done.
         executor: What it is done by, started.
         show: Called with (items done, items in all).
+        outcome: Where what it does is noted; None for a new one.
+        note: Called when that has changed, with whether it was a death.
     """
 
-    def __init__(self, work: Work, executor: Executor, show: CountProgress) -> None:
-        self.outcome = Outcome()
-        self._work, self._executor, self._show = work, executor, show
+    def __init__(
+        self,
+        work: Work,
+        executor: Executor,
+        show: CountProgress,
+        outcome: Outcome | None = None,
+        note: Callable[[bool], None] = lambda is_death: None,
+    ) -> None:
+        self.outcome = Outcome() if outcome is None else outcome
+        self._work, self._executor, self._show, self._note = work, executor, show, note
         self._tries: dict[Task, int] = {}
         self._cut: dict[int, _Shard] = {}
         self._again: deque[Task] = deque()
@@ -133,6 +142,7 @@ class Driver:
                 self._give_up(self._suspects.popleft())
             return
         self.outcome.deaths.append(answer)
+        self._note(True)
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= MOST_DEATHS:
             raise FlawscopeError(
@@ -161,6 +171,8 @@ class Driver:
 
     def _give_up(self, died: Died) -> None:
         self.outcome.given_up.append(died.task.first)
+        # Before the line of the item: whoever goes on finds that, and asks no more.
+        self._note(True)
         self._finish(self._work.give_up(died.task, died.reason))
 
     def _finish(self, done: Done) -> None:
@@ -174,6 +186,7 @@ class Driver:
                 self.outcome.add(self._joined(shard.whole, parts))
                 del self._cut[done.task.shard]
         self._tries.pop(done.task, None)
+        self._note(False)
         self._items += done.task.items
         self._show(self._items, self._of)
 

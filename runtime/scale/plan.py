@@ -21,6 +21,8 @@ from flawscope.runtime.scale.task import Task
 from flawscope.text import NOT_JSON, encode_json
 
 PLAN, ITEMS, OFFSETS, SHARDS, REPORT = "plan.json", "items.jsonl", "items.offsets", "shards", "report.json"
+RUNS = "runs"
+"""Folder of what each run left of itself."""
 DEFAULT_SHARD = 256
 """Items of a shard: a minute of work or so, which is what a killed worker loses at most."""
 
@@ -91,7 +93,7 @@ def write_plan(out: Path, make: Callable[[Path], Plan], *, overwrite: bool = Fal
         ArgumentError: If something else lies there, or an earlier run that may not be replaced.
         StorageError: If it cannot be written.
     """
-    own = (PLAN, ITEMS, OFFSETS, SHARDS, REPORT, "results.jsonl")
+    own = (PLAN, ITEMS, OFFSETS, SHARDS, RUNS, REPORT, "results.jsonl")
     marker = PLAN if (out / PLAN).is_file() else REPORT  # the latter: of a run that had no plan
     with atomic_folder(out, replace_if=marker, overwrite=overwrite, own=own, durable=True) as folder:
         plan = make(folder)

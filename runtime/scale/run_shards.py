@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_still_there, read_plan
 from flawscope.runtime.scale.plan_items import check_items
+from flawscope.runtime.scale.run_records import Recorder, RunRecord, WorkerDeath, read_records
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.work import Account, Work, encode_work, work_of
@@ -66,7 +66,6 @@ def run_shards(
     Raises:
         FlawscopeError: As `Driver.run`, `make_executor` and `Work.merge`. What is whole stays.
     """
-    began = time.perf_counter()
     with storage_errors(out):
         remove_leftovers(out / SHARDS)
     before, todo = Outcome(), list[Task]()
@@ -76,33 +75,44 @@ def run_shards(
         else:
             before.add(done)
     items, known = sum(task.items for task in todo), sum(done.task.items for done in before.done.values())
-    outcome, names = Outcome(), list[str]()
+    outcome = Outcome()
     if todo:
         if plan.items_sha256:
             check_items(out, plan)
         # No worker without a shard: each would load the bundle for nothing.
         threads = plan.fixed["threads"] or 1  # by which executors count cores
         seen = msgspec.structs.replace(placement, most=len(todo), folder=out / SHARDS, threads=threads)
+        recorder = Recorder(out, plan, placement.on, command)
         with make_executor(encode_work(work), seen) as executor:
-            driver = Driver(work, executor, lambda done, total: show(known + done, known + total))
-            outcome = driver.run(todo, items)
-            names = executor.workers
-    account = Account(
-        on=placement.on,
-        workers=names,
-        skipped=len(before.done),
-        deaths=outcome.deaths,
-        given_up=sorted(outcome.given_up),
-        items=items,
-        seconds=time.perf_counter() - began,
-        command=command,
-    )
+
+            def so_far() -> RunRecord:
+                return _noted(recorder.record, outcome, executor.workers)
+
+            def note(is_death: bool) -> None:
+                recorder.note(so_far, at_once=is_death)
+
+            with recorder.running(so_far):
+                Driver(work, executor, lambda done, total: show(known + done, known + total), outcome, note).run(
+                    todo, items
+                )
+    account = Account(on=placement.on, skipped=len(before.done), command=command)
     mine = Outcome(before.done | outcome.done)
     for each in (before, outcome):
         mine.took.add(each.took.took())
     own = [mine.done[number] for number in sorted(mine.done)]
     missing = _merge_if_whole(out, plan, work, mine, account)
     return Ran(own, len(before.done), outcome, missing)
+
+
+def _noted(record: RunRecord, outcome: Outcome, workers: list[str]) -> RunRecord:
+    return msgspec.structs.replace(
+        record,
+        workers=list(workers),
+        shards=len(outcome.done),
+        items=sum(done.task.items for done in outcome.done.values()),
+        deaths=[WorkerDeath.of(died) for died in outcome.deaths],
+        given_up=sorted(outcome.given_up),
+    )
 
 
 def merge(out: Path, *, command: str = "") -> Plan:
@@ -136,6 +146,6 @@ def _merge_if_whole(out: Path, plan: Plan, work: Work, known: Outcome, account: 
             if (done := work.whole(task)) is not None:
                 known.add(done)
         if len(known.done) == plan.shards:
-            account = msgspec.structs.replace(account, took=known.took.took())
+            account = msgspec.structs.replace(account, took=known.took.took(), runs=read_records(out, plan))
             work.merge([known.done[number] for number in range(plan.shards)], account)
     return plan.shards - len(known.done)

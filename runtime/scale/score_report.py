@@ -15,7 +15,8 @@ from flawscope.errors import DataError
 from flawscope.files import write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular
 from flawscope.runtime.scale.plan import REPORT, Plan
-from flawscope.runtime.scale.shards import durable_file, read_blocks
+from flawscope.runtime.scale.run_records import RunRecord, WorkerDeath, busy_seconds
+from flawscope.runtime.scale.shards import durable_file, read_blocks, read_results
 from flawscope.runtime.scale.task import Done
 from flawscope.runtime.scale.work import Account
 from flawscope.runtime.score_files import RESULTS
@@ -39,29 +40,22 @@ class Conservation(msgspec.Struct, frozen=True):
     results_sha256: str
 
 
-class WorkerDeath(msgspec.Struct, frozen=True):
-    """A worker that died: its shard and images (lines of `items.jsonl`, from 0, `first <= n < stop`), and how."""
-
-    shard: int
-    first: int
-    stop: int
-    reason: str
-
-
 class ShardedReport(ScoreReport, frozen=True, kw_only=True):
     """The file `report.json` of `score` in shards: that of `score`, and how it was done.
 
-    Percentiles are of a histogram, exact to 1.1 %. `seconds`, `images_per_second`, `workers`, `shards_skipped`,
-    `deaths` and `given_up` are of the run that wrote the report; where jobs shared the work, each had its own.
+    Percentiles are of a histogram, exact to 1.1 %. `seconds`, `images_per_second`, `workers`, `deaths` and `given_up`
+    are of all runs over the plan: jobs that shared it, and those that were ended before they were done.
 
     Attributes:
         ms_p99: 99 of 100 images took this many milliseconds at most.
-        on: Where the work was placed; `merge` where it was only merged.
+        on: Where the run that wrote the report placed its work; `merge` where it was only merged.
         workers: Names of the workers.
-        images_per_second: Images of this run by its time; null where it scored none.
-        shards_skipped: Shards that were whole before.
+        images_per_second: Images that were scored by `seconds`, in which at least one run was at work; null where no
+            run left a record.
+        shards_skipped: Shards that were whole before the run that wrote the report.
         deaths: Workers that died; each shard was tried again, or cut until the image was found.
         given_up: Numbers of the images that killed every worker: faults.
+        runs: Each run, in the order in which they began.
         noted: Images that are unlike all that the bundle learned from; `notes` of their lines say in what.
         maps_missing: Images that were decided on, and of which no heat map could be drawn.
         conservation: The account.
@@ -75,6 +69,7 @@ class ShardedReport(ScoreReport, frozen=True, kw_only=True):
     shards_skipped: int
     deaths: list[WorkerDeath]
     given_up: list[int]
+    runs: list[RunRecord]
     noted: int
     maps_missing: int
     conservation: Conservation
@@ -109,16 +104,41 @@ def merge_shards(out: Path, plan: Plan, shards: Sequence[Done], account: Account
             f"{out}: expected {plan.items} images with one decision each, got {lines} lines and {counts}. Remove the "
             "folder shards and run it again with --resume."
         )
-    report = _report(plan, shards, counts, account, Conservation(plan.items, lines, len(shards), digest.hexdigest()))
+    given_up = _given_up(out, plan, account)
+    conservation = Conservation(plan.items, lines, len(shards), digest.hexdigest())
+    report = _report(plan, shards, counts, account, given_up, conservation)
     data = msgspec.json.format(encode_json(report), indent=1) + b"\n"
     write_bytes(out / REPORT, data, durable=True)
     return report
 
 
+class _Decided(msgspec.Struct):
+    decision: str
+
+
+def _given_up(out: Path, plan: Plan, account: Account) -> list[int]:
+    """Return the images that were given up by any run, without those that were decided on later."""
+    by_shard: dict[int, list[int]] = {}
+    for number in sorted({number for run in account.runs for number in run.given_up if 0 <= number < plan.items}):
+        by_shard.setdefault(number // plan.shard_size, []).append(number)
+    given_up = list[int]()
+    for shard, numbers in by_shard.items():
+        task = plan.task(shard)
+        lines = read_results(out, plan, task, _Decided)
+        given_up += [number for number in numbers if lines[number - task.first].decision == "fault"]
+    return given_up
+
+
 def _report(
-    plan: Plan, shards: Sequence[Done], counts: dict[str, int], account: Account, conservation: Conservation
+    plan: Plan,
+    shards: Sequence[Done],
+    counts: dict[str, int],
+    account: Account,
+    given_up: list[int],
+    conservation: Conservation,
 ) -> ShardedReport:
-    took, fixed, asked = account.took, plan.fixed, plan.asked
+    took, runs, fixed, asked = account.took, account.runs, plan.fixed, plan.asked
+    seconds = busy_seconds(runs)
     return ShardedReport(
         images=plan.items,
         accept=counts["accept"],
@@ -128,7 +148,7 @@ def _report(
         ms_median=took.percentile(0.5),
         ms_mean=took.mean_ms,
         slowest=Slowest(took.slowest, took.slowest_ms) if took.slowest else None,
-        seconds=account.seconds,
+        seconds=seconds,
         bundle=fixed["name"],
         digest=plan.bundle,
         method=fixed["method"],
@@ -146,11 +166,12 @@ def _report(
         flawscope=__version__,
         ms_p99=took.percentile(0.99),
         on=account.on,
-        workers=account.workers,
-        images_per_second=account.items / account.seconds if account.items and account.seconds else None,
+        workers=list(dict.fromkeys(name for run in runs for name in run.workers)),
+        images_per_second=sum(run.items for run in runs) / seconds if seconds else None,
         shards_skipped=account.skipped,
-        deaths=[WorkerDeath(d.task.shard, d.task.first, d.task.stop, d.reason) for d in account.deaths],
-        given_up=account.given_up,
+        deaths=[death for run in runs for death in run.deaths],
+        given_up=given_up,
+        runs=runs,
         noted=_more(shards, "noted"),
         maps_missing=_more(shards, "maps_missing"),
         conservation=conservation,

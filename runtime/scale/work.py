@@ -14,7 +14,8 @@ import msgspec
 
 from flawscope.errors import ArgumentError, DataError
 from flawscope.runtime.scale.plan import Plan
-from flawscope.runtime.scale.task import Died, Done, Task
+from flawscope.runtime.scale.run_records import RunRecord
+from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Took
 from flawscope.text import NOT_JSON, encode_json
 
@@ -33,25 +34,17 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         on: Where it ran.
-        workers: Names of the workers.
         skipped: Shards that were whole before.
-        deaths: Tasks whose worker died, with the reason; each was tried again, cut, or given up.
-        given_up: Numbers of the items of which every worker died.
-        items: Items that were done by it, without those of shards that were whole before.
-        seconds: Time of this run, without the plan.
         command: The command line; empty from Python.
         took: Times of the items of all shards.
+        runs: What all runs over the plan took and met, this one included, in the order in which they began.
     """
 
     on: str
-    workers: list[str] = []
     skipped: int = 0
-    deaths: list[Died] = []
-    given_up: list[int] = []
-    items: int = 0
-    seconds: float = 0.0
     command: str = ""
     took: Took = Took()
+    runs: list[RunRecord] = []
 
 
 class Worker(Protocol):

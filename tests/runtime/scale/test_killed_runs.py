@@ -117,6 +117,9 @@ def test_a_driver_that_is_killed_leaves_what_is_whole_and_no_worker(number: sign
     report = json.loads(Path("out/report.json").read_bytes())
     assert report["shards_skipped"] == kept
     assert report["images"] == IMAGES
+    first, second = report["runs"]
+    assert (first["ended"], second["ended"]) == ("" if number == signal.SIGKILL else first["ended"] or None, "done")
+    assert second["shards"] == IMAGES // 2 - kept
     assert not [path for path in Path("out/shards").iterdir() if path.name.startswith(".")]
     check_same_as_one_process()
 
