@@ -148,7 +148,7 @@ def score(
                 "strict": loading["strict"],
                 "masks_passed_over": [str(path) for path in inputs.masks],
             }
-            records.finish(summary.report(inspector, options, command_line()))
+            records.finish(summary.report(inspector, options, shown(command_line())))
     # A program that reads lines needs none; whoever looks at a terminal does.
     if not as_json or sys.stderr.isatty():
         for line in summary.lines():

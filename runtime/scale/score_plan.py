@@ -22,6 +22,7 @@ from flawscope.runtime.judge import Judge
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.inputs import Found, Item, Reader, list_items
 from flawscope.runtime.scale.inputs.hashes import hashed
+from flawscope.runtime.scale.inputs.urls import shown
 from flawscope.runtime.scale.placement import threads_of_worker
 from flawscope.runtime.scale.plan import (
     DEFAULT_SHARD,
@@ -100,7 +101,7 @@ class ScoreRequest:
         """Return what of it a plan states. None leaves open what the plan says."""
         overlay = self.threshold_overlay
         return {
-            "images": [storable(str(name)) for name in self.images] or None,
+            "images": [storable(shown(str(name))) for name in self.images] or None,
             **_stated(self.listing),
             "backend": self.backend,
             "path": self.path,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from flawscope.files import sha256_file
+from flawscope.runtime.scale.inputs.urls import shown
 from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge
 from flawscope.runtime.scale.score_api import run_planned
@@ -40,7 +41,7 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
         echo(f"{out}: finished before, all {_counted(plan.shards, 'shard')} are whole and merged", err=True)
         return _end(report, fail_on_reject)
     with saying_how_to_go_on(out / PLAN, partial(_whole, out, plan)), progress_bars() as show:
-        ran = run_planned(request, planned, show, part=part.pair, command=command_line())
+        ran = run_planned(request, planned, show, part=part.pair, command=shown(command_line()))
     _say(ran)
     if not ran.missing and (report := read_report(out)) is not None:
         echo(f"{out / RESULTS}: {_counted(plan.items, 'image')} of {_counted(plan.shards, 'shard')}, merged", err=True)
@@ -115,7 +116,7 @@ def merge_folder(folder: Path) -> int:
     if (report := _merged(folder)) is not None:
         echo(f"{folder}: merged before, and as it was then", err=True)
         return _end(report, fail_on_reject=False)
-    plan = merge(folder, command=command_line())
+    plan = merge(folder, command=shown(command_line()))
     echo(f"{folder}: {_counted(plan.items, 'item')} of {_counted(plan.shards, 'shard')}, merged", err=True)
     report = read_report(folder) if plan.kind == SCORE else None
     return 0 if report is None else _end(report, fail_on_reject=False)

@@ -134,8 +134,11 @@ class Walk:
                     yield f"{below}/"
                 elif not is_folder and (self._pattern is None or self._pattern.matches(below)):
                     yield below
-        except (OSError, DataError) as err:
+        except DataError as err:
             yield Item(str(path), "", fault=str(err))
+        except OSError as err:
+            fault = f"{path}: expected a folder that can be listed, got: {err.strerror or err}. Check its permissions."
+            yield Item(str(path), "", fault=fault)
 
     def _kept(self, entry: os.DirEntry[str]) -> str | None:
         """Return name and kind of an entry that counts, with a character between them that is in no name."""

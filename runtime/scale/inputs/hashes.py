@@ -9,30 +9,35 @@ from pathlib import Path
 
 import msgspec
 
-from flawscope.errors import FlawscopeError, ImageError
+from flawscope.errors import ImageError
 from flawscope.imaging.images import read_encoded
 from flawscope.runtime.image_sources import Source as Image
 from flawscope.runtime.reading_ahead import load_ahead
+from flawscope.runtime.results import fault_reason
 from flawscope.runtime.scale.inputs.items import Item
 
 _AHEAD = 16
+_THREADS = 8
+"""An object store answers each after some hundredths of a second."""
 
 
 def hashed(items: Iterable[Item], read: Callable[[Item], Image]) -> Iterator[Item]:
-    """Yield items with the SHA-256 of their images; those that cannot be read have none, and become faults later.
+    """Yield items with the SHA-256 of their images; those that cannot be read are faults.
+
+    They stay faults when they can be read later: nothing could tell whether they are those that were listed.
 
     Args:
         items: The items.
-        read: Reads one: `Reader.read`.
+        read: Reads one: `Reader.read`; several threads call it.
     """
 
     def with_hash(item: Item) -> Item:
         try:
             return msgspec.structs.replace(item, sha256=_sha256(_bytes(read(item))))
-        except FlawscopeError:
-            return item
+        except Exception as err:
+            return msgspec.structs.replace(item, fault=fault_reason(err, f"{item.name}: "))
 
-    with contextlib.closing(load_ahead(items, with_hash, _AHEAD)) as found:
+    with contextlib.closing(load_ahead(items, with_hash, _AHEAD, _THREADS)) as found:
         yield from found
 
 

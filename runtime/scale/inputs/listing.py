@@ -20,7 +20,7 @@ from flawscope.runtime.scale.inputs.places import safe_place
 from flawscope.runtime.scale.inputs.table import ARCHIVES, SOURCES, Lister
 from flawscope.runtime.scale.inputs.tables import beside
 from flawscope.runtime.scale.inputs.taken import each_once, own_places
-from flawscope.runtime.scale.inputs.urls import is_url, local_path, scheme_of, shown
+from flawscope.runtime.scale.inputs.urls import WEB, is_url, local_path, scheme_of, shown, without_query
 
 _ENDINGS = EXTENSIONS | ARCHIVES.keys()
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -57,6 +57,8 @@ def list_items(named: Sequence[str | Path], *, column: str | None = None, found:
         yield item
     if is_empty:  # nothing but links that go round
         raise _no_image(str(named[0]) if named else ".")
+    if column is not None and "parquet" not in listing.sources:
+        raise ArgumentError(f"column: expected a table that has {column}, got none among what is named. Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def _ways(name: str | Path) -> Iterator[_Way]:
         if (path := local_path(text)) is None:
             yield _way_of_url(text)
             return
+        if not path:
+            raise ArgumentError(f"{text}: expected the path of an image or folder behind it, got none. Name one.")
         text = path
     if is_folder(Path(text)):
         yield _Way("folder", str(Path(text)))
@@ -103,8 +107,8 @@ def _ways(name: str | Path) -> Iterator[_Way]:
 
 def _way_of_url(url: str) -> _Way:
     _check_plain(url)
-    ending = ending_of(url.rpartition("/")[2])
-    if scheme_of(url) not in ("http", "https"):  # `?` is no pattern there, and nothing lists
+    ending = ending_of(_last_part(url))
+    if scheme_of(url) not in WEB:
         if has_magic(url):
             return _Way("remote", url)
         if not ending or url.endswith("/") or ending not in _ENDINGS:
@@ -118,6 +122,7 @@ class _Listing:
     found: Found
     has_several: bool = False
     tops: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)  # of the archives that were met
 
     def some(self, way: _Way) -> Iterator[Item]:
         """Yield the items of one thing that was named; none is an error, if it is more than an image."""
@@ -134,7 +139,7 @@ class _Listing:
     def of_object(self, url: str) -> Iterator[Item]:
         from flawscope.runtime.scale.inputs.remote import named_object
 
-        yield named_object(url, safe_place(url.rpartition("/")[2]))
+        yield named_object(url, safe_place(_last_part(url)))
 
     def of_folder(self, path: str) -> Iterator[Item]:
         # `..` and `.` have no name of their own.
@@ -165,7 +170,8 @@ class _Listing:
                 yield item
 
     def of_archive(self, name: str) -> Iterator[Item]:
-        return self._in_archive(name, safe_place(name.rpartition("/")[2]), ending_of(name))
+        base = _last_part(name)
+        return self._in_archive(name, safe_place(base), ending_of(base))
 
     def _found_archive(self, name: str, place: str, ending: str) -> Iterator[Item]:
         """As `_in_archive`, but a fault where it cannot be read: nobody named it, and the others can be."""
@@ -177,32 +183,47 @@ class _Listing:
             yield Item(shown(name), "", fault=str(err))
 
     def _in_archive(self, name: str, place: str, ending: str) -> Iterator[Item]:
-        module, _, function = SOURCES[ARCHIVES[ending]].lister.partition(":")
+        source = ARCHIVES[ending]
+        self.sources.add(source)
+        module, _, function = SOURCES[source].lister.partition(":")
         lister: Lister = getattr(importlib.import_module(module), function)
         for entry in lister(name, free_name(place, self.tops), self.column):
             if isinstance(entry, Item):
                 yield entry
             else:
-                yield from self._line(beside(name, entry))
+                yield from self._line(beside(name, entry), inside=source)
 
     def of_list(self, name: str) -> Iterator[Item]:
         for line in read_lines(name):
             yield from self._line(line)
 
-    def _line(self, text: str) -> Iterator[Item]:
-        """Yield the image, or the images in the folder or archive, that a line of a list or a row of a table names."""
-        if is_url(text) and (path := local_path(text)) is not None:
-            text = path
-        ending = ending_of(text[text.rfind("/") + 1 :])
-        if ending in ARCHIVES:
-            yield from self._found_archive(text, safe_place(text.partition("://")[2] or text), ending)
+    def _line(self, line: str, inside: str = "") -> Iterator[Item]:
+        """Yield the image, or the images in the folder or archive, that a line of a list or a row of a table names.
+
+        Args:
+            line: The line.
+            inside: Row of `SOURCES` of the table; empty for a list.
+        """
+        text = local_path(line) if is_url(line) else line
+        text = line if text is None else text
+        place, ending = safe_place(without_query(text).partition("://")[2] or text), ending_of(_last_part(text))
+        if not text:
+            yield Item(line, "", fault=f"{line}: expected a path behind it, got none.")
+        elif inside and ARCHIVES.get(ending) == inside:
+            # It may name the table that names it.
+            fault = (
+                f"{shown(text)}: expected an image, a folder or a tar archive in a row, got a table. Name it itself."
+            )
+            yield Item(shown(text), "", fault=fault)
+        elif ending in ARCHIVES:
+            yield from self._found_archive(text, place, ending)
         elif is_url(text):
             from flawscope.runtime.scale.inputs.remote import named_object
 
-            yield named_object(text, safe_place(shown(text).partition("://")[2]))
+            yield named_object(text, place)
         else:
             # Of a list, images of many folders have one name: the place is the whole path.
-            item = named_file(Path(text), safe_place(text))
+            item = named_file(Path(text), place)
             if item.size >= 0 and ending not in EXTENSIONS and is_folder(Path(text)):
                 yield from Walk(Path(text), safe_place(f"{text}/"), self.found)
             else:
@@ -210,6 +231,10 @@ class _Listing:
 
     def _top(self, name: str) -> str:
         return free_name(name, self.tops) if self.has_several else ""
+
+
+def _last_part(name: str) -> str:
+    return without_query(name).rpartition("/")[2]
 
 
 def _no_image(text: str) -> ArgumentError:

@@ -54,6 +54,8 @@ def read_lines(name: str) -> Iterator[str]:
 
 def _opened(name: str, shown: str, stack: contextlib.ExitStack) -> BinaryIO:
     if name == STANDARD_INPUT:
+        if sys.stdin is None:  # whoever started the program closed it
+            raise ArgumentError(f"{shown}: expected a list of images, got: it is closed. Name the list as @FILE.")
         return sys.stdin.buffer
     try:
         return stack.enter_context(open_regular(Path(name)))

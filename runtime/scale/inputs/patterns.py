@@ -28,7 +28,7 @@ class Pattern:
         literal: The text before the first special character, which all that it matches begins with.
 
     Raises:
-        ArgumentError: If it is none, as with a `[` that no `]` ends.
+        ArgumentError: If it is none, as with letters from z to a. A `[` that no `]` ends is that letter.
     """
 
     def __init__(self, text: str) -> None:

@@ -10,6 +10,8 @@ from flawscope.text import printable
 
 _LONGEST = 180
 """Bytes of one part: with a number and an ending it fits the 255 of file systems."""
+_LONGEST_PLACE = 2048
+"""Bytes of all: below a folder it fits the 4096 of paths."""
 _SPLIT = re.compile(r"[/\\]+")
 
 
@@ -25,7 +27,10 @@ def safe_place(*names: str) -> str:
     *folders, last = names
     parts = [part for name in (*folders, without_ending(last)) for part in _SPLIT.split(name)]
     kept = [_safe(part) for part in parts if part.strip(". ")]
-    return "/".join(kept) or "image"
+    place = "/".join(kept) or "image"
+    if len(place) <= _LONGEST_PLACE // 4 or len(data := place.encode()) <= _LONGEST_PLACE:
+        return place
+    return f"{kept[0]}/{blake2b(data, digest_size=12).hexdigest()}/{kept[-1]}"
 
 
 def _safe(part: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from flawscope.errors import ArgumentError, DataError, ImageError, MissingExtra
+from flawscope.errors import ArgumentError, DataError, FlawscopeError, ImageError, MissingExtra
 from flawscope.files import is_litter
 from flawscope.imaging.images import EXTENSIONS, most_encoded_bytes
 from flawscope.runtime.scale.inputs.files import MASK_FOLDERS, check_size, ending_of
@@ -25,7 +25,6 @@ Answer = TypeVar("Answer")
 _PAUSES_S = (0.2, 1.0)
 """Before each new try of what failed; the library of S3 makes tries of its own besides."""
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, NotImplementedError)
-_WITHOUT_LISTING = frozenset({"http", "https", "data"})
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
 _ADVICE = "Check the name and who may read it."
 # As the libraries call them; their modules may not be imported here.
@@ -110,9 +109,6 @@ def list_remote(url: str, top: str, found: Found, endings: frozenset[str] = EXTE
         ArgumentError: If it cannot be listed.
     """
     pattern = Pattern(url)
-    if scheme_of(url) in _WITHOUT_LISTING:
-        yield named_object(url, _place(top, url.rpartition("/")[2]))
-        return
     system, path = system_of(url)
     if pattern.parts:
         root, begin = Pattern(path).root, Pattern(path).literal
@@ -276,11 +272,16 @@ def size_of_remote(url: str) -> int:
     """
     try:
         system, path = system_of(url)
-        return int(tried(lambda: system.info(path))["size"])
+        size = _size(tried(lambda: system.info(path)))
     except (ArgumentError, MissingExtra):
         raise
     except Exception as err:
         raise DataError(_refused(url, err, "an object that is there")) from err
+    if size < 0:
+        raise DataError(
+            f"{shown(url)}: expected an archive whose size is told, got none. Copy it here, and name the file."
+        )
+    return size
 
 
 @contextlib.contextmanager
@@ -288,7 +289,7 @@ def open_remote(url: str) -> Iterator[tuple[IO[bytes], int]]:
     """Yield an object, open to be read and with `seek`, and its size in bytes.
 
     Raises:
-        DataError: If it cannot be opened.
+        DataError: If it cannot be opened, or its file system fails while it is read.
     """
     size = size_of_remote(url)
     system, path = system_of(url)
@@ -296,5 +297,10 @@ def open_remote(url: str) -> Iterator[tuple[IO[bytes], int]]:
         file = tried(lambda: system.open(path, "rb"))
     except Exception as err:
         raise DataError(_refused(url, err, "an object that can be read")) from err
-    with file:
-        yield file, size
+    try:
+        with file:
+            yield file, size
+    except FlawscopeError:
+        raise
+    except Exception as err:  # libraries raise what they like; a GeneratorExit is of whoever listens no more
+        raise DataError(_refused(url, err, "an object that can be read")) from err

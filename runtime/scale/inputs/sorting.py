@@ -8,7 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import IO
+
+from flawscope.files import storage_errors
 
 AT_ONCE = 200_000
 """Names that are sorted in memory; of more, sorted parts lie in files that have no name."""
@@ -22,7 +25,7 @@ def sorted_names(names: Iterable[str], at_once: int = AT_ONCE) -> Iterator[str]:
         at_once: How many are sorted in memory.
 
     Raises:
-        OSError: If the disk of temporary files is full.
+        StorageError: If the disk of temporary files (`TMPDIR`) is full.
     """
     source = iter(names)
     part = sorted(islice(source, at_once))
@@ -32,9 +35,11 @@ def sorted_names(names: Iterable[str], at_once: int = AT_ONCE) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         parts = []
         while part:
-            file = stack.enter_context(tempfile.TemporaryFile())
-            # No name has a slash: it marks the line ends that are inside of names.
-            file.writelines(os.fsencode(name.replace("\n", "/")) + b"\n" for name in part)
+            with storage_errors(Path(tempfile.gettempdir())):
+                file = stack.enter_context(tempfile.TemporaryFile())
+                # No name has a slash: it marks the line ends that are inside of names.
+                file.writelines(os.fsencode(name.replace("\n", "/")) + b"\n" for name in part)
+                file.flush()
             parts.append(_names_of(file))
             part = sorted(islice(source, at_once))
         yield from heapq.merge(*parts)

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from flawscope.errors import ArgumentError, DataError, FlawscopeError, ImageError, MissingExtra
 from flawscope.imaging.images import most_encoded_bytes
@@ -18,6 +18,10 @@ _ROWS = 16
 """Images of a table that are in memory together."""
 _KEPT = 8
 """Groups of them that are kept: threads that read ahead ask for rows a little out of order."""
+_KEPT_BYTES = 64 << 20
+"""Bytes of these groups; the last two are kept, whatever they have."""
+_TRIES = 3
+"""How often a row that cannot be read is tried: networks come back, damage stays, and a try reads all rows before."""
 _OPEN = 4
 """Tables that are kept open."""
 _PATHS_AT_ONCE = 4096
@@ -90,6 +94,10 @@ def _readable(called: str, name: str) -> Iterator[None]:
 def _column_of(called: str, schema: Any, asked: str | None) -> tuple[str, bool]:
     """Return the column of images, and whether it has their bytes."""
     kinds = {field.name: kind for field in schema if (kind := _kind_of(field.type)) is not None}
+    if twice := [name for name in kinds if schema.names.count(name) > 1]:
+        raise ArgumentError(
+            f"{called}: expected names of columns that are there once, got {twice[0]} twice. Rename one in the table."
+        )
     there = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
     if asked is not None:
         if asked not in kinds:
@@ -123,14 +131,37 @@ def _kind_of(kind: Any) -> bool | None:
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_struct(kind):  # as of the library `datasets`: bytes, and where they came from
-        return True if any(field.name == "bytes" and _kind_of(field.type) for field in kind) else None
-    if types.is_binary(kind) or types.is_large_binary(kind) or _is(types, "is_binary_view", kind):
+        return True if any(field.name == "bytes" and _is_binary(field.type) for field in kind) else None
+    if _is_binary(kind):
         return True
     return False if types.is_string(kind) or types.is_large_string(kind) or _is(types, "is_string_view", kind) else None
 
 
+def _is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or _is(types, "is_binary_view", kind))
+
+
 def _is(types: Any, test: str, kind: Any) -> bool:
     return hasattr(types, test) and bool(getattr(types, test)(kind))  # views are newer
+
+
+class _Rows(NamedTuple):
+    """Rows that were read: their group, the number of the first in it, and what is in them, with its bytes."""
+
+    group: int
+    first: int
+    values: list[Any]
+    size: int
+
+
+class _Failure(NamedTuple):
+    """What failed in a group: from which row on, how often, and why."""
+
+    first: int
+    times: int
+    reason: str
 
 
 class _OpenTable:
@@ -140,9 +171,10 @@ class _OpenTable:
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._column = column
-        self._recent: deque[tuple[int, int, list[Any]]] = deque(maxlen=_KEPT)
+        self._recent: deque[_Rows] = deque(maxlen=_KEPT)
         self._batches: Iterator[Any] = iter(())
         self._group, self._next = -1, 0
+        self._failed: dict[int, _Failure] = {}
         with contextlib.ExitStack() as stack:
             file, now = stack.enter_context(opened(name))
             check_archive_size(image, shown(name), now, size)
@@ -150,22 +182,43 @@ class _OpenTable:
             self._stack = stack.pop_all()
 
     def value(self, group: int, row: int) -> Any:
-        """Return what is in a row of a group."""
+        """Return what is in a row of a group.
+
+        Raises:
+            Exception: What pyarrow raises; of a group that failed often, the same again for the rows behind.
+        """
         with self._lock:
-            for of, first, rows in self._recent:
-                if of == group and first <= row < first + len(rows):
-                    return rows[row - first]
-            if group != self._group or row < self._next:
-                self._batches = self._table.iter_batches(_ROWS, row_groups=[group], columns=[self._column])
-                self._group, self._next = group, 0
-            while True:
-                rows = next(self._batches).column(0)
-                first = self._next
-                self._next += len(rows)
-                if row < self._next:  # those before stay as they are: making Python's bytes of them is the larger part
-                    values = rows.to_pylist()
-                    self._recent.append((group, first, values))
-                    return values[row - first]
+            for rows in self._recent:
+                if rows.group == group and rows.first <= row < rows.first + len(rows.values):
+                    return rows.values[row - rows.first]
+            failed = self._failed.get(group, _Failure(0, 0, ""))
+            if failed.times >= _TRIES and row >= failed.first:
+                raise OSError(failed.reason)
+            try:
+                value = self._read_on(group, row)
+            except Exception as err:
+                self._failed[group] = _Failure(self._next, failed.times + 1, str(err))
+                self._group = -1  # an error ends the batches
+                raise
+            if row >= failed.first:
+                self._failed.pop(group, None)
+            return value
+
+    def _read_on(self, group: int, row: int) -> Any:
+        if group != self._group or row < self._next:
+            self._batches = self._table.iter_batches(_ROWS, row_groups=[group], columns=[self._column])
+            self._group, self._next = group, 0
+        while True:
+            batch = next(self._batches)
+            column = batch.column(self._column)  # by its name: a.b may also be the part b of a column a
+            first = self._next
+            self._next += len(column)
+            if row < self._next:  # those before stay as they are: making Python's bytes of them is the larger part
+                rows = _Rows(group, first, column.to_pylist(), column.nbytes)
+                self._recent.append(rows)
+                while len(self._recent) > 2 and sum(kept.size for kept in self._recent) > _KEPT_BYTES:
+                    self._recent.popleft()
+                return rows.values[row - first]
 
     def close(self) -> None:
         """Close the table."""

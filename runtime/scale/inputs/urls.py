@@ -10,6 +10,9 @@ _SECRET = re.compile(
     r"([?&;][^=&;]*(?:sig|token|key|secret|credential|passw|pwd|auth|policy)[^=&;]*=)[^&;#\s'\"]*", re.IGNORECASE
 )
 
+WEB = ("http", "https")
+"""Schemes where nothing lists, and `?` is no pattern."""
+
 
 def is_url(text: str) -> bool:
     """Return whether a text names something by a URL, and not by a path."""
@@ -24,6 +27,11 @@ def scheme_of(url: str) -> str:
 def local_path(url: str) -> str | None:
     """Return the path of a `file://` URL, None of any other."""
     return url.partition("://")[2] if scheme_of(url) in ("file", "local") else None
+
+
+def without_query(url: str) -> str:
+    """Return a URL of the web without what asks and signs (`?...`); others, where `?` may be in a name, as they are."""
+    return re.split("[?#]", url, maxsplit=1)[0] if is_url(url) and scheme_of(url) in WEB else url
 
 
 def shown(url: str) -> str:

@@ -97,3 +97,18 @@ def test_a_file_that_is_called_like_a_list_is_an_image(tmp_path: Path, monkeypat
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(FlawscopeError, match="expected the name of an image or folder, got an empty one"):
         names("")
+
+
+def test_standard_input_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ArgumentError, match="standard input: expected a list of images, got: it is closed"):
+        names("-")
+
+
+def test_a_file_url_without_a_path_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ArgumentError, match="file://: expected the path of an image or folder"):
+        names("file://")
+    (item,) = list_items([written(tmp_path, b"file://\n")])
+    assert "expected a path behind it" in item.fault

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flawscope.errors import ArgumentError, FlawscopeError, ImageError, MissingExtra
+from flawscope.errors import ArgumentError, DataError, FlawscopeError, ImageError, MissingExtra
 from flawscope.runtime.scale.inputs import Found, Item, Reader, list_items, remote
 from flawscope.runtime.scale.inputs.urls import shown, without_secrets
 
@@ -207,3 +208,44 @@ def test_secrets_of_a_url_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> No
 def test_images_of_urls_that_differ_in_a_secret_alone_are_two() -> None:
     urls = ["https://host/a.png?sig=1", "https://host/a.png?sig=2", "https://host/a.png?sig=1"]
     assert [item.where for item in list_items(urls)] == [(urls[0],), (urls[1],)]
+
+
+def test_places_have_nothing_of_what_signs_a_url(tmp_path: Path) -> None:
+    urls = [f"https://host/lot/{name}?X-Amz-Signature=hunter2/b.png" for name in ("a.png", "get", "c.tar.png")]
+    assert [item.place for item in list_items(urls)] == ["a", "get", "c.tar"]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    assert [item.place for item in list_items([f"@{tmp_path}/list.txt"])] == [
+        "host/lot/a",
+        "host/lot/get",
+        "host/lot/c.tar",
+    ]
+
+
+def test_an_archive_by_a_signed_url_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(url: str) -> Any:
+        asked.append(url)
+        raise ArgumentError("seen")
+
+    monkeypatch.setattr(remote, "system_of", refuse)
+    with pytest.raises(ArgumentError, match="seen"):
+        list(list_items(["https://host/a.tar?sig=1"]))
+    assert asked == ["https://host/a.tar?sig=1"]
+
+
+def test_a_store_that_fails_while_an_archive_is_listed_is_an_error(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise RuntimeError("the library's own")
+
+    store.pipe("/bucket/a.tar", b"x" * 2048)
+    monkeypatch.setattr(type(store), "open", lambda self, path, mode: Broken())
+    with pytest.raises(DataError, match=r"a\.tar: expected an object that can be read, got: the library's own"):
+        list(list_items(["memory://bucket/a.tar"]))
+
+
+def test_an_archive_of_unknown_size_is_refused(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(store), "info", lambda self, path: {"name": path, "type": "file", "size": None})
+    with pytest.raises(DataError, match="expected an archive whose size is told"):
+        list(list_items(["memory://bucket/a.tar"]))

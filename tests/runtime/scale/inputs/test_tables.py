@@ -8,6 +8,7 @@ import pytest
 
 from flawscope.errors import ArgumentError, DataError, FlawscopeError, ImageError
 from flawscope.runtime.scale.inputs import Item, Reader, list_items
+from flawscope.runtime.scale.inputs.tables import TableReader
 
 pa = pytest.importorskip("pyarrow", reason="tables need pyarrow (extra parquet)")
 pq = pytest.importorskip("pyarrow.parquet", reason="tables need pyarrow (extra parquet)")
@@ -171,3 +172,99 @@ def test_a_table_that_was_changed_is_a_fault(tmp_path: Path) -> None:
     path.unlink()
     with Reader() as reader, pytest.raises(DataError, match="could not be opened: No such file"):
         reader.read(item)
+
+
+def test_rows_behind_damage_say_what_it_is_and_other_groups_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    images = [bytes([65 + number]) * 5000 for number in range(40)]
+    options: dict[str, Any] = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"image": images}), path, row_group_size=20, **options)
+    items = list(list_items([path]))
+    path.write_bytes(path.read_bytes().replace(images[2], images[2][:-1] + b"z"))
+    with Reader() as reader:
+        for item in items[2:20]:
+            with pytest.raises(DataError, match=f"::{item.where[2]}: expected a Parquet table .*CRC checksum"):
+                reader.read(item)
+        assert [reader.read(item) for item in items[20:]] == images[20:]
+
+
+def test_a_table_is_read_on_after_a_failure_that_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = list(list_items([table(tmp_path / "a.parquet", image=IMAGES)]))
+    iterate = pq.ParquetFile.iter_batches
+    failures = [OSError("reset by peer")]
+
+    def flaky(self: Any, *args: Any, **options: Any) -> Any:
+        for number, batch in enumerate(iterate(self, *args, **options)):
+            if number == 1 and failures:
+                raise failures.pop()
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", flaky)
+    with Reader() as reader:
+        assert reader.read(items[0]) == IMAGES[0]
+        with pytest.raises(DataError, match="reset by peer"):
+            reader.read(items[20])
+        assert [reader.read(item) for item in items] == IMAGES
+
+
+def test_damage_is_not_sought_from_the_first_row_for_each_row_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = list(list_items([table(tmp_path / "a.parquet", image=IMAGES)]))
+    begun: list[int] = []
+
+    def broken(self: Any, *args: Any, **options: Any) -> Any:
+        begun.append(1)
+        raise OSError("CRC")
+        yield
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", broken)
+    with Reader() as reader:
+        for item in items:
+            with pytest.raises(DataError, match="CRC"):
+                reader.read(item)
+    assert len(begun) < 5
+
+
+def test_large_rows_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawscope.runtime.scale.inputs.tables._KEPT_BYTES", 1000)
+    items = list(list_items([table(tmp_path / "a.parquet", image=[b"x" * 500] * 75)]))
+    reader = TableReader()
+    for item in items:
+        assert len(reader.read(item)) == 500
+    (opened,) = reader._tables.values()
+    assert [rows.first for rows in opened._recent] == [48, 64]
+    reader.close()
+
+
+def test_a_table_that_names_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    path = table(tmp_path / "a.parquet", path=["a.parquet", "./a.parquet", "a.png"])
+    first, second, image = list_items([path])
+    assert "expected an image, a folder or a tar archive in a row, got a table" in first.fault
+    assert (second.name, image.name, image.fault) == (f"{tmp_path}/./a.parquet", f"{tmp_path}/a.png", "")
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([b"1"]), pa.array([b"2"])], names=["image"] * 2), tmp_path / "a.pq")
+    with pytest.raises(ArgumentError, match="got image twice"):
+        list(list_items([tmp_path / "a.pq"]))
+
+
+def test_bytes_deep_in_a_column_are_none_of_an_image(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.struct([("bytes", pa.binary())]))])
+    path = table(tmp_path / "a.parquet", image=pa.array([{"bytes": {"bytes": b"1"}}], kind))
+    with pytest.raises(ArgumentError, match="expected a column of images"):
+        list(list_items([path]))
+
+
+def test_a_column_with_a_point_is_not_a_part_of_another(tmp_path: Path) -> None:
+    (item,) = list_items([table(tmp_path / "a.parquet", **{"a": [{"b": b"other"}], "a.b": [b"1"]})])
+    with Reader() as reader:
+        assert reader.read(item) == b"1"
+
+
+def test_a_column_without_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    with pytest.raises(ArgumentError, match="column: expected a table that has image, got none"):
+        list(list_items([tmp_path], column="image"))

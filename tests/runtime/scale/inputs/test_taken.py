@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flawscope.errors import StorageError
 from flawscope.files import free_name
 from flawscope.runtime.scale.inputs import Item, taken
 from flawscope.runtime.scale.inputs.places import safe_place
@@ -81,3 +83,19 @@ def test_places_of_odd_names(name: str, place: str) -> None:
 def test_two_long_names_keep_two_places() -> None:
     one, two = (safe_place("x" * 400 + end + ".png") for end in "ab")
     assert one != two
+
+
+def test_a_name_of_many_folders_fits_a_path() -> None:
+    first, second = (safe_place("/".join(["d" * 100] * 100) + f"/{name}/x.png") for name in "ab")
+    assert first != second
+    assert len(first) < 1000
+    assert first.endswith("/x")
+
+
+def test_a_full_disk_of_temporary_files_ends_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        list(sorted_names(map(str, range(10)), at_once=3))
