@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import ArgumentError, DeviceError
+from flawscope.runtime.backends import driver_library
 
-_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _CONTEXT_OF, _DEVICE_OF = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
@@ -151,13 +151,12 @@ def _context(driver: Any, address: int) -> Iterator[None]:
 
 
 def _load_driver() -> Any:
-    for name in _DRIVERS:
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(name)
-    raise DeviceError(
-        f"CUDA array: the NVIDIA driver library ({' or '.join(_DRIVERS)}) cannot be loaded. Install the driver, or "
-        "pass NumPy arrays."
-    )
+    if (driver := driver_library.load_driver()) is None:
+        raise DeviceError(
+            f"CUDA array: the NVIDIA driver library ({' or '.join(driver_library.DRIVERS)}) cannot be loaded. Install "
+            "the driver, or pass NumPy arrays."
+        )
+    return driver
 
 
 def _check(status: int, call: str) -> None:

@@ -56,6 +56,6 @@ class ImageLoader:
             # Tiles are cut from the pixels of the source and prepared one by one.
             prepared = prepare(image, manifest.input) if manifest.tiling is None else grey_as_rgb(image)
         except Exception as err:
-            return fault_of(seen, fault_reason(err, f"{seen.name}: "), judge.origin, notes)
+            return fault_of(seen, fault_reason(err, seen.name), judge.origin, notes)
         timings = {"read": 1e3 * (read_at - started), "prepare": 1e3 * (time.perf_counter() - read_at)}
         return LoadedImage(seen, prepared, (image.shape[0], image.shape[1]), timings, notes, shift, product)

@@ -288,10 +288,17 @@ def fault_of(seen: Seen, reason: str, origin: ResultOrigin | None, notes: tuple[
     )
 
 
-def fault_reason(err: Exception, prefix: str = "") -> str:
+def fault_reason(err: Exception, image: str = "") -> str:
     """Return the reason that a fault gives for an exception of any kind.
 
     Callers catch `Exception` on purpose: an unforeseen error must neither stop the line nor let an image pass as
-    normal. Our own errors name the image themselves; the message of any other is led in by `prefix`.
+    normal.
+
+    Args:
+        err: What was raised. Our own errors begin with the name of the image, which the result has beside the reason:
+            it is not said twice.
+        image: That name; empty where the error is of no single image.
     """
-    return str(err) if isinstance(err, FlawscopeError) else f"{prefix}unexpected {type(err).__name__}: {err}"
+    if isinstance(err, FlawscopeError):
+        return str(err).removeprefix(f"{image}: ")
+    return f"unexpected {type(err).__name__}: {err}"

@@ -198,7 +198,7 @@ def _row(result: Result, place: str | None) -> list[object]:
         _cell(result.zone),
         _cell(result.product),
         len(result.boxes),
-        _path_cell(result.reason),
+        _cell(result.reason),
         _cell("; ".join(result.notes)),
         result.timings_ms.get("total"),
         _path_cell(place),
@@ -212,6 +212,6 @@ def _cell(text: str | None) -> str:
 
 
 def _path_cell(text: str | None) -> str:
-    """Return a text that begins with a path, for a cell; the path still leads to the file."""
+    """Return a path for a cell; it still leads to the file."""
     shown = printable(text or "")
     return f"./{shown}" if shown.startswith(_FORMULA) else shown

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from flawscope.bundle import Manifest, Threshold
 from flawscope.calibration.evaluation.figures import Confusion, SizeFigures
 from flawscope.calibration.evaluation.intervals import Interval, images_needed, in_parts, upper_bound
+from flawscope.datasets import Dataset
+from flawscope.datasets.folders import images_to_add
 
 CHANCE = 0.5
 _NEAR_CHANCE = 0.7
@@ -27,6 +29,7 @@ def diagnose(
     interval: Interval | None,
     confusion: Confusion | None,
     sizes: Sequence[SizeFigures],
+    dataset: Dataset | None = None,
 ) -> tuple[str, ...]:
     """Return a sentence or two for everything that is wrong; empty where nothing is.
 
@@ -36,11 +39,12 @@ def diagnose(
         interval: Its interval.
         confusion: Decisions at the thresholds in force, or None without thresholds.
         sizes: Recall by size of defect, smallest first.
+        dataset: Where images would be added; None where that is not known.
     """
     found = [_near_chance(manifest, image_auroc, interval)]
     if confusion is not None:
         zones = 1 if manifest.drawn_zones is None else len(manifest.drawn_zones.names)
-        found += [broken_bound(confusion), _at_the_edge(confusion.image_threshold, zones)]
+        found += [broken_bound(confusion), _at_the_edge(confusion.image_threshold, zones, dataset)]
     found.append(_small_defects(manifest, sizes))
     return tuple(text for text in found if text is not None)
 
@@ -107,7 +111,21 @@ def contradicts(rejects: int, n: int, bound: float) -> bool:
     return 1 - upper_bound(n - rejects, n, _CONFIDENCE) > bound
 
 
-def _at_the_edge(threshold: Threshold, zones: int) -> str | None:
+def until_added(missing: int, dataset: Dataset | None, *, is_estimated: bool) -> str:
+    """Return how a sentence ends that says until when a threshold rejects more than it was asked to.
+
+    Args:
+        missing: Normal images that the threshold lacks.
+        dataset: Where images would be added: its split may keep a share of them for the test. None: not known.
+        is_estimated: Whether the scores are cross-fitted: new images count only when they are trained on.
+    """
+    added = missing if dataset is None else images_to_add(dataset, missing)
+    kept = f" (of them {added - missing} are kept for the test)" if added > missing else ""
+    again = "train" if is_estimated else "calibrate"
+    return f"until you add {added} image{'' if added == 1 else 's'}{kept} and {again} again."
+
+
+def _at_the_edge(threshold: Threshold, zones: int, dataset: Dataset | None) -> str | None:
     """Return that a threshold was set on too few images for the rate that was asked for."""
     bound, asked, confidence = threshold.upper_bound, threshold.false_reject_rate, threshold.confidence
     if bound is None or asked is None or bound <= asked:
@@ -123,8 +141,8 @@ def _at_the_edge(threshold: Threshold, zones: int) -> str | None:
     # Not where enough images gave a looser bound for another reason, such as copies among them.
     if missing <= 0:
         return text
-    images = f"{missing} image{'' if missing == 1 else 's'}"
-    return f"{text} Expect up to {kind}{in_parts(bound)} good parts rejected until you add {images}."
+    until = until_added(missing, dataset, is_estimated=threshold.guarantee == "estimated")
+    return f"{text} Expect up to {kind}{in_parts(bound)} good parts rejected {until}"
 
 
 def _small_defects(manifest: Manifest, sizes: Sequence[SizeFigures]) -> str | None:

@@ -205,7 +205,7 @@ def evaluate_bundle(
         use_overlay=use_overlay,
         product=product,
     ) as inspector:
-        total = len(dataset.test)
+        whole, total = dataset, len(dataset.test)
         # Before everything else: inspection, fingerprint and figures are of the images that count.
         dataset, seen = leave_out_seen(dataset, read_image_hashes(inspector.bundle).defects, support, progress)
         run = _run_bundle(
@@ -224,6 +224,7 @@ def evaluate_bundle(
         run,
         dataset,
         measured,
+        whole=whole,
         precision=precision,
         product=product,
         command=command,
@@ -271,13 +272,17 @@ def _figures(
     dataset: Dataset,
     measured: Measured,
     *,
+    whole: Dataset,
     precision: str,
     product: str | None,
     command: str,
     seed: int,
     resamples: int,
 ) -> Figures:
-    """Return the figures of the images that count, without drift; arguments as `evaluate_bundle`."""
+    """Return the figures of the images that count, without drift; arguments as `evaluate_bundle`.
+
+    `whole` is the dataset with the images that do not count.
+    """
     confusion = confusion_of(measured, run.thresholds)
     overall = overall_figures(measured, run.thresholds, seed, resamples)
     sizes = recall_by_size(measured, run.thresholds)
@@ -300,7 +305,12 @@ def _figures(
         recall_by_size=sizes,
         diagnosis=(
             *diagnose(
-                run.manifest, overall.values["image_auroc"], overall.intervals.get("image_auroc"), confusion, sizes
+                run.manifest,
+                overall.values["image_auroc"],
+                overall.intervals.get("image_auroc"),
+                confusion,
+                sizes,
+                whole,
             ),
             *product_diagnosis(products),
         ),

@@ -162,8 +162,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     def give_up(self, task: Task, reason: str) -> Done:
         """Write the line of an image that kills its scorer: a fault, as whatever has no trustworthy answer."""
         out, plan = Path(self.out), self._plan()
-        (item,) = read_items(out, plan, task)
-        why = f"{item.path}: the scorer died of this image, each time that it was tried: {reason}"
+        why = f"the scorer died of this image, each time that it was tried: {reason}"
         done = Done(task, {"scored": 0, "fault": 1})
         write_lines(out, plan, done, [encode_json(Scored(decision="fault", rank=0.0, total_ms=0.0, fault=why))])
         return done

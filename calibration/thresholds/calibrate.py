@@ -306,7 +306,7 @@ def propose_thresholds(
         ),
         backend=scored_on,
         highest=highest_first(names, scores.image[good])[:_LISTED],
-        expectation=expectation(image),
+        expectation=expectation(image, dataset),
     )
     return Proposal(path, manifest, precision, min_area_px, calibration)
 
@@ -360,7 +360,7 @@ def _propose_from_cross(
         ),
         backend=TORCH,
         highest=highest_first(names, scores)[:_LISTED],
-        expectation=expectation(image, is_estimated=True),
+        expectation=expectation(image, dataset, is_estimated=True),
     )
     return Proposal(path, manifest, "fp32", claim.min_area_px, calibration)
 

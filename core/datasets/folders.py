@@ -309,13 +309,34 @@ def _with_parents(place: str) -> list[str]:
     return ["/".join(parts[: count + 1]) for count in range(len(parts))]
 
 
+def images_to_add(dataset: Dataset, wanted: int) -> int:
+    """Return how many normal images to add to a dataset so that `wanted` of them become training images.
+
+    More than `wanted` where the split keeps a share of them for the test, as that of plain folders with defects does.
+    """
+    if dataset.layout != "folders" or not any(sample.is_anomalous for sample in dataset.samples):
+        return wanted
+    training = len(dataset.train_good)
+    # Of all categories together: where images are added to one of several, it may be one image more or less.
+    good = sum(not sample.is_anomalous for sample in dataset.samples)
+    added = wanted
+    while good + added - _kept_for_test(good + added) < training + wanted:
+        added += 1
+    return added
+
+
+def _kept_for_test(good: int) -> int:
+    """Return how many of the normal images of plain folders are test images."""
+    return max(1, round(_TEST_SHARE * good)) if good >= _MIN_GOOD_TO_SPLIT else 0
+
+
 def _with_test_good(samples: list[Sample]) -> list[Sample]:
     """Move a fixed share of the normal images to the test split, chosen by their names alone.
 
     Plain folders have no split, and without normal test images no accuracy could be measured.
     """
     good = [s for s in samples if not s.is_anomalous]
-    count = max(1, round(_TEST_SHARE * len(good))) if len(good) >= _MIN_GOOD_TO_SPLIT else 0
+    count = _kept_for_test(len(good))
     # A fixed seed, not the run's: the test images of a dataset must be the same for every training.
     moved = set(in_seeded_order(good, seed=0)[:count])
     return [msgspec.structs.replace(s, split="test") if s in moved else s for s in samples]

@@ -104,8 +104,8 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         result = Result(
             item.name,
             "fault",
-            reason=f"{item.name}: the scorer died of this image, each time that it was tried: {reason}. Look at it "
-            "apart from the others.",
+            reason=f"the scorer died of this image, each time that it was tried: {reason}. Look at it apart from the "
+            "others.",
         )
         done = Done(task, dict.fromkeys(DECISIONS, 0) | {"fault": 1}, more=dict.fromkeys(_MORE, 0))
         with _archive(out, plan, task) as archive:

@@ -487,7 +487,9 @@ def test_one_bad_image_on_the_line_is_a_fault_and_the_rest_is_scored(
     shown = capsys.readouterr()
     lines = [json.loads(line) for line in shown.out.splitlines()]
     assert [line["decision"] for line in lines] == ["accept", "fault", "accept", "accept"]
-    assert name in lines[1]["reason"]
+    assert lines[1]["image"].endswith(name)
+    assert lines[1]["reason"]
+    assert name not in lines[1]["reason"]
     assert all(line["score"] is not None for line in lines if line["decision"] != "fault")
     assert shown.err.startswith("backend cpu (auto: ")  # what `auto` took, and nothing else
     assert shown.err.count("\n") == 1

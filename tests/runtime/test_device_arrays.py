@@ -16,6 +16,7 @@ from tiny_dataset import anomalous_images, normal_images
 from flawscope.errors import ArgumentError, DeviceError
 from flawscope.imaging.images import read_image
 from flawscope.runtime import Inspector, device_arrays
+from flawscope.runtime.backends import driver_library
 from flawscope.runtime.device_arrays import on_host
 
 
@@ -98,7 +99,7 @@ def test_a_failing_driver_is_said_and_nothing_stays_behind(monkeypatch: pytest.M
 
 
 def test_without_a_driver_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_arrays, "_DRIVERS", ("libno_such_driver.so",))
+    monkeypatch.setattr(driver_library, "DRIVERS", ("libno_such_driver.so",))
     with pytest.raises(DeviceError, match=r"cannot be loaded\. Install the driver, or pass NumPy arrays\.$"):
         on_host(FakeCudaArray(np.zeros((2, 4, 3), np.uint8)), "image")
 

@@ -75,7 +75,12 @@ def test_a_fault_has_a_reason_and_the_exit_status_is_1(
     assert [line["decision"] for line in lines] == ["accept", "fault", "accept"]
     assert lines[1]["score"] is lines[1]["threshold"] is lines[1]["latency_ms"] is None
     assert lines[1]["boxes"] == []
-    assert str(bad) in lines[1]["reason"]
+    # The name stands beside it, and is not said twice.
+    assert lines[1]["image"] == str(bad)
+    assert bad.name not in lines[1]["reason"]
+    assert lines[1]["reason"].startswith("expected an image (")
+    assert score(padim_bundle, bad) == 1
+    assert capsys.readouterr().out == f"fault   {bad}  {lines[1]['reason']}\n"
 
 
 @pytest.mark.parametrize("place", ["named", "in_a_folder"])
@@ -95,7 +100,8 @@ def test_what_is_no_file_is_a_fault_and_the_rest_is_scored(
     assert [(line["image"], line["decision"]) for line in lines] == [
         (str(path), decision) for path, decision in zip(paths, ("accept", "fault", "accept"), strict=True)
     ]
-    assert str(paths[1]) in lines[1]["reason"]
+    assert lines[1]["reason"]
+    assert str(paths[1]) not in lines[1]["reason"]
 
 
 def test_an_image_that_is_gone_before_it_is_drawn_ends_no_loop(
@@ -138,6 +144,7 @@ def test_a_folder_that_cannot_be_listed_is_a_fault_and_the_rest_is_scored(
     assert [line["image"] for line in lines] == [str(good[0]), str(shut), str(good[1])]
     assert [line["decision"] for line in lines] == ["accept", "fault", "accept"]
     assert "Permission denied" in lines[1]["reason"]
+    assert not lines[1]["reason"].startswith(str(shut))
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

@@ -77,7 +77,7 @@ def test_an_image_without_an_id_is_called_by_its_place(bundle: Path) -> None:
         results = [inspector.submit(source).result(WAIT_S) for source in (image_of(1), b"no image", "gone.png")]
     assert [result.image for result in results] == ["image 0", "image 1", "gone.png"]
     assert [result.decision for result in results] == ["accept", "fault", "fault"]
-    assert (results[1].reason or "").startswith("image 1: ")
+    assert (results[1].reason or "").startswith("expected an image (")
 
 
 def test_more_than_the_bound_are_not_taken_and_it_says_so(bundle: Path, gate: Gate) -> None:

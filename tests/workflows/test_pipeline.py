@@ -127,7 +127,10 @@ def test_few_images_are_cross_fitted_and_it_is_said(
     printed = capsys.readouterr()
     assert "note: 24 normal images are fewer than 100: cross-fitted, in 20 folds" in printed.err
     assert "24 normal images learned, cross-fitted in 20 folds" in printed.out
-    assert "Expect up to an estimated 12 in 100 normal parts rejected until you add 275 images." in printed.out
+    assert (
+        "Expect up to an estimated 12 in 100 normal parts rejected until you add 275 images and train again."
+        in printed.out
+    )
     with open_bundle(out / f"{CATEGORY}.flaw") as bundle:
         thresholds = bundle.manifest.thresholds
     assert thresholds is not None

@@ -47,7 +47,7 @@ def results_of(
         try:
             return _Loaded(item, read(item), "")
         except Exception as err:
-            return _Loaded(item, None, fault_reason(err, f"{item.name}: "))
+            return _Loaded(item, None, fault_reason(err, item.name))
 
     def images() -> Iterator[Source | Frame]:
         with contextlib.closing(load_ahead(items, load, ahead, _THREADS)) as loaded:

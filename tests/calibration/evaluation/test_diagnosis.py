@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import cv2
 import msgspec
@@ -124,7 +125,17 @@ def test_a_threshold_at_the_edge_says_how_many_images_are_missing(manifest: Mani
     (text,) = diagnose(manifest, None, None, confusion(0, 50, threshold), ())
     assert "set on 20 normal images, too few for the rate that was asked for (1.00%); they support 13.90%" in text
     missing = images_needed(0.01, 0.95) - 20
-    assert text.endswith(f"Expect up to 14 in 100 good parts rejected until you add {missing} images.")
+    assert text.endswith(f"14 in 100 good parts rejected until you add {missing} images and calibrate again.")
+
+
+def test_images_that_are_kept_for_the_test_are_to_be_added_too(manifest: Manifest, tmp_path: Path) -> None:
+    for name in ("dent", "good"):
+        (tmp_path / name).mkdir()
+        for number in range(25):
+            (tmp_path / name / f"{number}.png").touch()
+    # 20 of the 25 are training images: so many that 299 are.
+    (text,) = diagnose(manifest, None, None, confusion(0, 50, bounded(0.139, asked=0.01)), (), open_dataset(tmp_path))
+    assert text.endswith("until you add 349 images (of them 70 are kept for the test) and calibrate again.")
 
 
 def test_an_estimated_bound_is_called_so(manifest: Manifest) -> None:

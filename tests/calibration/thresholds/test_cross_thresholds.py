@@ -17,7 +17,7 @@ from flawscope.calibration.thresholds import calibrate
 from flawscope.calibration.thresholds.expectation import expectation
 from flawscope.calibration.thresholds.normal_quantile import OrderStatistic
 from flawscope.cross_scores import CrossScores
-from flawscope.datasets import image_hash
+from flawscope.datasets import image_hash, open_dataset
 from flawscope.errors import DataError
 
 
@@ -134,7 +134,10 @@ def test_the_command_says_one_plain_sentence_in_text_and_in_json(make_crossed, c
     path = make_crossed()
     assert cli.run(["calibrate", str(path)]) == 0
     printed = capsys.readouterr()
-    assert "Expect up to an estimated 10 in 100 normal parts rejected until you add 269 images." in printed.out
+    assert (
+        "Expect up to an estimated 10 in 100 normal parts rejected until you add 269 images and train again."
+        in printed.out
+    )
     assert "An estimated 9.50% at most of good parts like these are rejected, with about 95% confidence" in printed.out
     assert "train again" in printed.err
     assert cli.run(["calibrate", str(path), "--json"]) == 0
@@ -190,10 +193,20 @@ def statistic(images, bound, needed):
     return OrderStatistic(1.0, images, images, bound, 0.01, 0.95, needed)
 
 
-def test_the_sentence_says_how_many_images_are_missing():
+def test_the_sentence_says_how_many_images_are_missing(tmp_path):
     assert (
         expectation(statistic(32, 0.0894, 299))
-        == "Expect up to 9 in 100 normal parts rejected until you add 267 images."
+        == "Expect up to 9 in 100 normal parts rejected until you add 267 images and calibrate again."
     )
-    assert expectation(statistic(298, 0.01003, 299)).endswith("until you add 1 image.")
+    # Of plain folders with defects a fifth of the normal images is for the test.
+    for name in ("dent", "good"):
+        (tmp_path / name).mkdir()
+        for number in range(50):
+            (tmp_path / name / f"{number}.png").touch()
+    assert (
+        expectation(statistic(40, 0.0722, 299), open_dataset(tmp_path), is_estimated=True)
+        == "Expect up to an estimated 8 in 100 normal parts rejected until you add 324 images (of them 65 are kept for "
+        "the test) and train again."
+    )
+    assert expectation(statistic(298, 0.01003, 299)).endswith("until you add 1 image and calibrate again.")
     assert expectation(statistic(500, 0.0096, 299)) == "Expect up to 1 in 100 normal parts rejected."

@@ -89,11 +89,11 @@ def test_too_few_images_say_how_many_all_zones_need(bundle, root, capsys):
     assert cli.run(["calibrate", str(bundle), "--data", str(root)]) == 0
     said = capsys.readouterr()
     # 473 for two zones at 1 % and 95 %, of which 60 are there.
-    assert "until you add 413 images." in said.out
+    assert "until you add 413 images and calibrate again." in said.out
     assert "needs 473. The largest score of a normal image was taken in each zone." in said.err
     capsys.readouterr()
     assert cli.run(["evaluate", str(bundle), "--data", str(root), "--no-record"]) == 0
-    assert "until you add 413 images." in capsys.readouterr().err
+    assert "until you add 413 images and calibrate again." in capsys.readouterr().err
 
 
 def test_a_zone_is_set_by_hand_and_the_bound_goes(bundle, root, capsys):

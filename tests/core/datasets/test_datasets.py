@@ -28,6 +28,7 @@ from flawscope.datasets import (
     open_dataset,
     split_held_out,
 )
+from flawscope.datasets.folders import images_to_add
 from flawscope.errors import ArgumentError, DataError
 
 # ---- MVTec AD
@@ -167,6 +168,23 @@ def test_a_fifth_of_the_normal_images_becomes_test_where_there_are_defects(tmp_p
     dataset = open_dataset(tmp_path)
     assert len(dataset.train_good) == good - test
     assert len([s for s in dataset.test if not s.is_anomalous]) == test
+
+
+@pytest.mark.parametrize(("good", "wanted"), [(1, 1), (3, 2), (7, 1), (50, 259), (40, 40)])
+@pytest.mark.parametrize("defect", ["dent", None])
+def test_so_many_images_are_added_that_the_training_gets_those_that_are_wanted(tmp_path, good, wanted, defect):
+    touch(tmp_path, *(f"good/{i:03}.png" for i in range(good)), *([f"{defect}/0.png"] if defect else []))
+    before = open_dataset(tmp_path)
+    added = images_to_add(before, wanted)
+    touch(tmp_path, *(f"good/new{i:03}.png" for i in range(added)))
+    assert len(open_dataset(tmp_path).train_good) == len(before.train_good) + wanted
+    # A split that lies in the folders keeps nothing back; nor does one without defects.
+    assert (added > wanted) == (defect is not None and (good, wanted) not in [(1, 1)])
+
+
+def test_where_the_split_lies_in_folders_all_that_is_added_is_for_the_training(tmp_path):
+    touch(tmp_path, "train/good/0.png", "test/good/0.png", "test/dent/0.png")
+    assert images_to_add(open_dataset(tmp_path), 259) == 259
 
 
 def test_the_chosen_test_images_never_change(tmp_path):

@@ -13,7 +13,7 @@ from tiny_bundle import tiny_manifest
 from flawscope.bundle import Manifest, Threshold, Thresholds, ZoneThresholds
 from flawscope.bundle.manifest import Gate, Precision
 from flawscope.errors import ArgumentError, BackendError
-from flawscope.runtime.backends import choose_backend, ort, table
+from flawscope.runtime.backends import choose_backend, driver_library, ort, table
 from flawscope.runtime.backends.choice import Choice, allowed_backends, choose_for_bundle, offered_by_auto
 from flawscope.runtime.backends.cores import Cores
 
@@ -23,6 +23,7 @@ GATE = Gate("cpu", 9, 0.0, 0.0, 1.0, 0.0, 0, 0, None, None, None, None, 1.0, 1.0
 @pytest.fixture(autouse=True)
 def _no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(driver_library, "load_driver", lambda: None)
 
 
 def set_on(backend: str | None, pixel: str | None = None) -> Thresholds:
@@ -201,7 +202,7 @@ def test_limits_that_leave_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch)
         choose_for_bundle("auto", tiny_manifest(thresholds=set_on("cpu")), "fp32")
     monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cuda")
-    with pytest.raises(BackendError, match=r"leaves all but cuda out; no CUDA: this ONNX Runtime offers"):
+    with pytest.raises(BackendError, match=r"leaves all but cuda out; no CUDA: this machine has no NVIDIA driver\."):
         choose_for_bundle("auto", tiny_manifest(), "fp32")
     monkeypatch.setenv("FLAWSCOPE_AUTO", "cpu,fast")
     with pytest.raises(ArgumentError, match=r"FLAWSCOPE_AUTO: expected some of cuda, cpu, openvino .*, got 'cpu,fast'"):

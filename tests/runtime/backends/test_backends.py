@@ -16,7 +16,7 @@ from tiny_dataset import normal_images
 from flawscope.bundle import OnnxModel
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
 from flawscope.runtime import Inspector
-from flawscope.runtime.backends import BACKENDS, choose_backend, ort, table
+from flawscope.runtime.backends import BACKENDS, choose_backend, driver_library, ort, table
 from flawscope.runtime.backends.ort import OrtSession
 
 
@@ -32,7 +32,8 @@ def cuda_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ONNX Runtime offer the CPU alone."""
+    """Let ONNX Runtime offer the CPU alone, on a machine with a GPU."""
+    monkeypatch.setattr(driver_library, "load_driver", object)
     monkeypatch.setattr(ort.import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
 
 
@@ -56,6 +57,23 @@ def test_without_cuda_auto_takes_the_cpu_and_says_why() -> None:
     assert choice.name == "cpu"
     assert choice.reason.startswith("auto: no CUDA: this ONNX Runtime offers CPU;")
     assert choose_backend("cpu").reason == "asked for"
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_a_driver_nobody_is_told_to_install_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_library, "load_driver", lambda: None)
+    reason = choose_backend("auto").reason
+    assert reason.startswith("auto: no CUDA: this machine has no NVIDIA driver")
+    assert "pip install" not in reason
+    with pytest.raises(BackendError, match=r"cuda: is not there: this machine has no NVIDIA driver\. There is no"):
+        choose_backend("cuda")
+
+
+def test_the_library_of_the_driver_is_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_library, "DRIVERS", ("libno_such_driver.so",))
+    assert driver_library.load_driver() is None
+    monkeypatch.setattr(driver_library, "DRIVERS", ("libno_such_driver.so", None))  # None: this process itself
+    assert driver_library.load_driver() is not None
 
 
 @pytest.mark.usefixtures("no_cuda")

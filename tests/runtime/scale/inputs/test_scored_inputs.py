@@ -114,4 +114,4 @@ def test_results_come_in_order_whatever_can_be_read() -> None:
             assert (result.decision, image is None) == ("accept" if is_read else "fault", not is_read)
             assert result.image == item.name
     reasons = [one.result.reason for one in results_of(items[6:8], read, stream, ahead=0)]
-    assert reasons == ["6: gone", "7: unexpected KeyError: '7'"]
+    assert reasons == ["gone", "unexpected KeyError: '7'"]
