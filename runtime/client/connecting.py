@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from flawscope.bundle import Bundle, trusted_bundle
@@ -9,6 +10,7 @@ from flawscope.bundle.opening import made_ready
 from flawscope.runtime.backends.choice import Choice
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
 from flawscope.runtime.backends.session import MakeDeviceHead
+from flawscope.runtime.client.access import given_access
 from flawscope.runtime.client.address import read_address, request_limit
 from flawscope.runtime.client.session import ServedSession, open_on
 from flawscope.runtime.inspector import Inspector
@@ -19,6 +21,9 @@ def connect(
     server: str,
     precision: str = "fp32",
     *,
+    token: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    ca: Path | str | None = None,
     request_timeout_s: float | None = None,
     strict: bool = False,
     timeout_s: float | None = None,
@@ -39,6 +44,10 @@ def connect(
         server: `grpc://HOST:PORT`, `http://HOST:PORT`, `grpcs` or `https` with TLS; a model that has another name than
             the bundle stands behind it: `grpc://HOST:PORT/MODEL`.
         precision: Precision of the graph.
+        token: Where the bearer token of a gateway is, `env:NAME` or `file:PATH`, never the token itself; it is read for
+            each request. None takes `FLAWSCOPE_TRITON_TOKEN`.
+        headers: Name of a further header -> where its value is, as `token`. None takes `FLAWSCOPE_TRITON_HEADERS`.
+        ca: File of certificates (PEM) that are trusted, in place of the system's; None takes `FLAWSCOPE_TRITON_CA`.
         request_timeout_s: Seconds that the server has for a request; None takes `FLAWSCOPE_TRITON_TIMEOUT`, or 10.
         strict: As in `Inspector.load`, as all that follow.
         timeout_s: Seconds until it must be ready.
@@ -48,13 +57,15 @@ def connect(
         product: Product whose own thresholds hold.
 
     Raises:
-        ArgumentError: As `Inspector.load`, and if `server` or `request_timeout_s` is wrong.
+        ArgumentError: As `Inspector.load`, and if the server, its time or what it is sent is wrong; a
+            token or header goes without TLS to this machine alone.
         BackendError: If the server does not answer or serves something else, or the method's score is not one graph.
         BundleError: As `Inspector.load`.
         LoadTimeout: As `Inspector.load`.
         MissingExtra: If `tritonclient` is not installed.
     """
     address, limit_s = read_address(server), request_limit(request_timeout_s)
+    access = given_access(address, token, headers, ca)
 
     def open_session(
         opened: Bundle,
@@ -64,7 +75,7 @@ def connect(
         make_head: MakeDeviceHead | None = None,
         cores: Cores = OWN_CHOICE,
     ) -> ServedSession:
-        return open_on(address, limit_s, opened, graph, precision)
+        return open_on(address, access, limit_s, opened, graph, precision)
 
     opened = trusted_bundle(bundle, trusted_keys)
     with made_ready(opened):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flawscope.bundle import Bundle
-from flawscope.errors import BackendError, BundleError
+from flawscope.errors import BackendError, BundleError, DeviceError
 
 OUTPUTS = ("anomaly_map", "score")
 """Outputs of the graph, in the order in which they are asked for."""
@@ -105,7 +105,7 @@ def why_not_served(graph: str) -> str:
 
 
 def check_served(model: ServedModel, config: Mapping[str, Any], server: str) -> None:
-    """Raise BackendError unless a server's configuration of a model is that of the graph.
+    """Raise DeviceError unless a server's configuration of a model is that of the graph.
 
     Args:
         model: What is expected.
@@ -116,7 +116,7 @@ def check_served(model: ServedModel, config: Mapping[str, Any], server: str) -> 
     value = config.get("parameters", {}).get(IDENTITY, {})
     got = str(value.get("string_value", "")) if isinstance(value, Mapping) else ""
     if got != model.identity:
-        raise BackendError(
+        raise DeviceError(
             f"{what}: expected the graph {model.identity[:12]} of the bundle, got "
             f"{f'the graph {got[:12]}' if got else 'none that flawscope has exported'}. Export the bundle with "
             "flawscope export-triton, and have the server load it."
@@ -132,9 +132,9 @@ def check_served(model: ServedModel, config: Mapping[str, Any], server: str) -> 
         for entry in (*config.get("input", ()), *config.get("output", ()))
     }
     if tensors != expected:
-        raise BackendError(f"{what}: expected the tensors {expected}, got {tensors}. Export the bundle again.")
+        raise DeviceError(f"{what}: expected the tensors {expected}, got {tensors}. Export the bundle again.")
     if (most := int(config.get("max_batch_size", 0))) < model.max_batch:
-        raise BackendError(
+        raise DeviceError(
             f"{what}: expected batches of up to {model.max_batch} images, got {most}. Its config.pbtxt was changed: "
             "export the bundle again."
         )

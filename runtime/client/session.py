@@ -15,9 +15,12 @@ from flawscope.arrays import UInt8Array
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
+from flawscope.runtime.client.access import Access, given_access
 from flawscope.runtime.client.address import Address, address_from_environment, request_limit
+from flawscope.runtime.client.grpc_transport import GrpcTransport
+from flawscope.runtime.client.http_transport import HttpTransport
 from flawscope.runtime.client.served_model import OUTPUTS, ServedModel, check_served, served_model
-from flawscope.runtime.client.transport import Answer, Transport, Unreachable, import_client, open_transport, reached
+from flawscope.runtime.client.transport import Answer, Transport, Unreachable, import_client, reached
 
 _LEAST_S = 0.05
 """Seconds that must be left for another attempt: with less it could only be late."""
@@ -27,10 +30,13 @@ def server_problem() -> str | None:
     """Return why no server can be asked here, as a sentence, or None; no server is asked.
 
     Raises:
-        ArgumentError: If `FLAWSCOPE_TRITON` is no address.
+        ArgumentError: If what the environment says of the server is wrong.
     """
     try:
-        import_client(address_from_environment().protocol)
+        address = address_from_environment()
+        given_access(address)
+        request_limit()
+        import_client(address.protocol)
     except BackendError as err:
         return str(err).removeprefix("backend triton: ")
     except ImportError:
@@ -44,16 +50,20 @@ def open_served(
     """Open a session of a graph on the server that `FLAWSCOPE_TRITON` names; raises as `open_on`.
 
     Raises:
-        ArgumentError: If `FLAWSCOPE_TRITON` or `FLAWSCOPE_TRITON_TIMEOUT` is wrong.
+        ArgumentError: If what the environment says of the server is wrong.
     """
-    return open_on(address_from_environment(), request_limit(), bundle, graph, precision)
+    address = address_from_environment()
+    return open_on(address, given_access(address), request_limit(), bundle, graph, precision)
 
 
-def open_on(address: Address, limit_s: float, bundle: Bundle, graph: str, precision: str) -> ServedSession:
+def open_on(
+    address: Address, access: Access, limit_s: float, bundle: Bundle, graph: str, precision: str
+) -> ServedSession:
     """Open a session of a graph on a server, which must serve that very graph.
 
     Args:
         address: The server.
+        access: What goes with each request, and which certificates are trusted.
         limit_s: Seconds that it has for a request.
         bundle: The bundle, or a member of an ensemble, which has a model of its own.
         graph: Name of the graph.
@@ -66,12 +76,21 @@ def open_on(address: Address, limit_s: float, bundle: Bundle, graph: str, precis
         MissingExtra: If `tritonclient` is not installed.
     """
     model = served_model(bundle, graph, precision, address.model)
-    transport = open_transport(address)
+    transport = open_transport(address, access)
     try:
         return ServedSession(transport, model, str(address), limit_s)
     except BaseException:
         transport.close()
         raise
+
+
+def open_transport(address: Address, access: Access) -> Transport:
+    """Return what asks a server; nothing is sent yet.
+
+    Raises:
+        MissingExtra: If `tritonclient` is not installed.
+    """
+    return (GrpcTransport if address.protocol == "grpc" else HttpTransport)(address, access)
 
 
 def executed_nodes(session: object, model: OnnxModel, inputs: Mapping[str, npt.NDArray[Any]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The KServe v2 protocol by NVIDIA's `tritonclient`: over gRPC, where one connection serves all threads, and over HTTP.
+"""How a server is asked: what every transport gives and raises.
 
 Every failure is a `DeviceError` in one line. `Unreachable` is one of them: no answer has come, because the connection
 was refused or ended, so that asking again can help. An inference changes nothing on a server, so it may be asked twice.
@@ -7,7 +7,6 @@ was refused or ended, so that asking again can help. An inference changes nothin
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,19 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import UInt8Array
-from flawscope.errors import BackendError, DeviceError, MissingExtra
+from flawscope.errors import ArgumentError, DeviceError, MissingExtra
+from flawscope.runtime.client.access import CA_VARIABLE, TOKEN_VARIABLE, Access, Sent
 from flawscope.runtime.client.address import Address
-from flawscope.runtime.client.served_model import OUTPUTS
+from flawscope.secrets import without_secrets
+from flawscope.text import printable
 
-_RECONNECT_MS = 1000
-"""Longest wait of gRPC before it tries a server again that was gone; its own default is two minutes, in which every
-part would be a fault."""
-_MOST_BYTES = 2**31 - 1
-"""Largest message, Triton's own limit; gRPC's default of 4 MiB is less than a batch of maps."""
+_LONGEST = 500
+"""Characters of what a server says that are shown."""
 
 
 class Unreachable(DeviceError):
     """No answer has come: the connection could not be made, or ended."""
+
+
+class NotAllowed(DeviceError):
+    """The server, or a gateway before it, does not know who asks, or does not let him."""
 
 
 @dataclass(frozen=True)
@@ -81,192 +83,77 @@ def import_client(protocol: str) -> Any:
         raise MissingExtra("asking an inference server", "tritonclient", "client") from err
 
 
-def open_transport(address: Address) -> Transport:
-    """Return what asks a server; nothing is sent yet.
-
-    Raises:
-        MissingExtra: If `tritonclient` is not installed.
-    """
-    return GrpcTransport(address) if address.protocol == "grpc" else HttpTransport(address)
-
-
-class GrpcTransport:
-    """Asks over gRPC; see `Transport` for the contract. Time limits are gRPC's deadlines, of the whole call."""
-
-    def __init__(self, address: Address) -> None:
-        self._module, self._address = import_client("grpc"), address
-        self._client = self._module.InferenceServerClient(
-            address.place,
-            ssl=address.is_secure,
-            channel_args=[
-                ("grpc.max_send_message_length", _MOST_BYTES),
-                ("grpc.max_receive_message_length", _MOST_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
-                # Channels of one process share connections and their waits: a new one would start with an old wait.
-                ("grpc.use_local_subchannel_pool", 1),
-            ],
-        )
-
-    def config(self, model: str, version: str, limit_s: float) -> dict[str, Any]:
-        """Return the configuration of a model."""
-        try:
-            answer = self._client.get_model_config(model, version, as_json=True, client_timeout=limit_s)
-        except Exception as err:
-            raise self._failure(err, limit_s) from err
-        config: dict[str, Any] = answer.get("config", {})
-        return config
-
-    def infer(self, model: str, version: str, request: str, images: UInt8Array, limit_s: float) -> Answer:
-        """Return the answer to images."""
-        try:
-            result = self._client.infer(
-                model,
-                [_input(self._module, images)],
-                model_version=version,
-                outputs=[self._module.InferRequestedOutput(name) for name in OUTPUTS],
-                request_id=request,
-                client_timeout=limit_s,
-            )
-            said = result.get_response()
-            outputs = {name: result.as_numpy(name) for name in OUTPUTS}
-        except Exception as err:
-            raise self._failure(err, limit_s) from err
-        return Answer(said.model_name, said.model_version, said.id, outputs)
-
-    def _failure(self, err: Exception, limit_s: float) -> DeviceError:
-        status = str(_status(err) or "")
-        if status.endswith("DEADLINE_EXCEEDED"):
-            return _too_late(self._address, limit_s)
-        # A channel that was closed by another thread raises ValueError.
-        return _failure(self._address, err, is_unreachable=status.endswith("UNAVAILABLE"))
-
-    def close(self) -> None:
-        """End the connection."""
-        self._client.close()
-
-
-class HttpTransport:
-    """Asks over HTTP, each thread on a connection of its own; see `Transport` for the contract."""
-
-    def __init__(self, address: Address) -> None:
-        self._module, self._address = import_client("http"), address
-        self._gevent = importlib.import_module("gevent")  # which its sockets wait by
-        self._own = threading.local()
-
-    def _client(self, limit_s: float) -> Any:
-        # One for each thread: they wait by an event loop of the thread, so another thread may not use them.
-        client = getattr(self._own, "client", None)
-        if client is None:
-            options: dict[str, Any] = {}
-            if self._address.is_secure:
-                options = {"ssl": True, "ssl_context_factory": _tls_context}
-            client = self._own.client = self._module.InferenceServerClient(
-                self._address.place, connection_timeout=limit_s, network_timeout=limit_s, **options
-            )
-        return client
-
-    def config(self, model: str, version: str, limit_s: float) -> dict[str, Any]:
-        """Return the configuration of a model."""
-        answer = self._within(limit_s, lambda client: client.get_model_config(model, version))
-        return answer if isinstance(answer, dict) else {}
-
-    def infer(self, model: str, version: str, request: str, images: UInt8Array, limit_s: float) -> Answer:
-        """Return the answer to images."""
-
-        def ask(client: Any) -> Answer:
-            result = client.infer(
-                model,
-                [_input(self._module, images)],
-                model_version=version,
-                outputs=[self._module.InferRequestedOutput(name, binary_data=True) for name in OUTPUTS],
-                request_id=request,
-            )
-            said = result.get_response()
-            outputs = {name: result.as_numpy(name) for name in OUTPUTS}
-            got = tuple(str(said.get(key, "")) for key in ("model_name", "model_version", "id"))
-            return Answer(got[0], got[1], got[2], outputs)
-
-        answer: Answer = self._within(limit_s, ask)
-        return answer
-
-    def _within(self, limit_s: float, ask: Any) -> Any:
-        """Return what `ask` makes of a client within the time, the whole of it."""
-        # The client's own limits are for one packet each: a server that sends a byte a second would never be late.
-        timeout = self._gevent.Timeout(limit_s)
-        try:
-            with timeout:
-                return ask(self._client(limit_s))
-        except self._gevent.Timeout as late:
-            self._drop()
-            if late is not timeout:
-                raise
-            raise _too_late(self._address, limit_s) from None
-        except TimeoutError:
-            self._drop()
-            raise _too_late(self._address, limit_s) from None
-        except Exception as err:
-            # The rest of a broken answer may lie in the connection, and would be taken for the next one's.
-            self._drop()
-            raise _failure(self._address, err, is_unreachable=_is_connection(err)) from err
-
-    def _drop(self) -> None:
-        client = getattr(self._own, "client", None)
-        self._own.client = None
-        if client is not None:
-            client.close()
-
-    def close(self) -> None:
-        """End the connection of this thread; those of others end with their threads."""
-        self._drop()
-
-
-def _tls_context() -> Any:
-    return importlib.import_module("gevent.ssl").create_default_context()
-
-
-def _input(module: Any, images: UInt8Array) -> Any:
+def image_input(module: Any, images: UInt8Array) -> Any:
+    """Return images as the input of a request."""
     given = module.InferInput("image", list(images.shape), "UINT8")
     given.set_data_from_numpy(np.ascontiguousarray(images))
     return given
 
 
-def _status(err: Exception) -> str | None:
-    """Return the status of an answer that is an error; None where none has come."""
-    status = getattr(err, "status", None)
-    return status() if callable(status) else None
+class Failures:
+    """Failures of one server in words, without secrets.
+
+    Args:
+        address: The server.
+        access: What goes with each request.
+    """
+
+    def __init__(self, address: Address, access: Access) -> None:
+        self._address, self._access = address, access
+
+    def sent(self) -> Sent:
+        """Return what goes with a request; a secret that is gone meanwhile is a DeviceError."""
+        try:
+            return self._access.read()
+        except ArgumentError as err:
+            raise DeviceError(f"backend triton: {self._address}: {err}") from None
+
+    def too_late(self, limit_s: float) -> DeviceError:
+        """Return the failure of an answer that did not come in time."""
+        return DeviceError(f"backend triton: {self._address}: expected an answer within {limit_s:g} s, got none.")
+
+    def unreachable(self, said: str, sent: Sent) -> Unreachable:
+        """Return the failure of a connection."""
+        hint = ""
+        if self._address.is_secure and "CERTIFICATE_VERIFY_FAILED" in said.upper():
+            hint = f" Where its certificate is of your own authority, name that one with {CA_VARIABLE}=FILE."
+        return Unreachable(
+            f"backend triton: {self._address}: no server answers there: {_in_one_line(said, sent)}{hint}"
+        )
+
+    def failed(self, said: str, sent: Sent) -> DeviceError:
+        """Return the failure of a server that answers with an error, or with what is no answer."""
+        return DeviceError(f"backend triton: {self._address}: the server failed: {_in_one_line(said, sent)}")
+
+    def not_allowed(self, status: str, *, is_known: bool) -> NotAllowed:
+        """Return the failure of who may not ask; what the server says of it may hold what it was sent."""
+        places = self._access.places
+        what = f"backend triton: {self._address}: expected an answer, got {status}: it or its gateway"
+        if is_known:
+            whom = f"whoever has {places}" if places else "anybody"
+            return NotAllowed(f"{what} does not let {'him' if places else 'us'} ask. Have {whom} allowed there.")
+        if not places:
+            return NotAllowed(f"{what} wants to know who asks. Set {TOKEN_VARIABLE}=env:NAME or file:PATH.")
+        return NotAllowed(f"{what} does not take {places}. Is it right, and not expired? Write a new one there.")
 
 
-def _is_connection(err: Exception) -> bool:
-    """Return whether a connection was refused or ended, before there was an answer."""
-    # geventhttpclient has an error of its own for a connection that ends in an answer; it shares no base with OSError.
-    return isinstance(err, OSError | EOFError) or "Connection" in type(err).__name__
-
-
-def _too_late(address: Address, limit_s: float) -> DeviceError:
-    return DeviceError(f"backend triton: {address}: expected an answer within {limit_s:g} s, got none.")
-
-
-def _failure(address: Address, err: Exception, *, is_unreachable: bool) -> DeviceError:
-    text = getattr(err, "message", None)
-    said = str(text() if callable(text) else err).strip() or type(err).__name__
-    line = said.splitlines()[0]
-    if is_unreachable:
-        return Unreachable(f"backend triton: {address}: no server answers there: {line}")
-    return DeviceError(f"backend triton: {address}: the server failed: {line}")
+def _in_one_line(said: str, sent: Sent) -> str:
+    # Before it is cut: a part of a secret is not found any more.
+    lines = without_secrets(said.strip(), *sent.secrets).splitlines()
+    return printable(lines[0])[:_LONGEST] if lines else "it said nothing"
 
 
 def reached(transport: Transport, model: str, version: str, limit_s: float) -> dict[str, Any]:
     """Return the configuration of a model; a failure says what to look at.
 
     Raises:
-        BackendError: If the server does not answer, or has no such model.
+        DeviceError: If the server does not answer, or has no such model.
     """
     try:
         return transport.config(model, version, limit_s)
-    except Unreachable:
+    except (Unreachable, NotAllowed):
         raise
     except DeviceError as err:
-        raise BackendError(
+        raise DeviceError(
             f"{err} Expected the model {model} in version {version}, as flawscope export-triton writes it."
-        ) from err
+        ) from None

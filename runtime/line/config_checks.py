@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from flawscope.runtime.line.rollout.oci_url import check_url
 from flawscope.runtime.line.rollout.table import RegistryReleases
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
 from flawscope.runtime.line.sources.table import FolderSource, PushSource, V4l2Source, is_triggered, policy_of
+from flawscope.secrets import is_this_machine
 
 
 class Mistake(NamedTuple):
@@ -51,16 +51,6 @@ def address_of(listen: str) -> tuple[str, int]:
     """Return host and port of `ADDRESS:PORT`; the brackets around an address of IPv6 are taken off."""
     host, _, port = listen.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address. Names but `localhost` are not looked up: never."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _views(config: LineConfig) -> Iterator[tuple[str, StationOptions, ViewOptions]]:
@@ -196,7 +186,7 @@ def _check_http(config: LineConfig) -> Iterator[Mistake]:
     if http is None:
         return
     host, _ = address_of(http.listen)
-    if not is_loopback(host) and http.tls is None:
+    if not is_this_machine(host) and http.tls is None:
         yield Mistake(
             "http.listen",
             "expected http.tls, or an address that this machine alone reaches, such as 127.0.0.1:8710, got "

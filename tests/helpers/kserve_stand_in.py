@@ -74,6 +74,9 @@ class KserveStandIn:
         delay_s: Seconds that an inference takes more.
         drops: Requests whose connection is ended without an answer, from now on.
         trickles: Whether HTTP answers come a byte at a time, the time of `delay_s` between.
+        wants: Headers that each request must have, as a gateway before the server may want it.
+        forbids: Whether a gateway knows who asks, and does not let him.
+        tells: Whether errors repeat the headers of their request, as a gateway for developers does.
         asked: Sizes of the batches that were asked for.
         most_at_once: Most inferences that were under way at the same time.
     """
@@ -83,6 +86,8 @@ class KserveStandIn:
     ) -> None:
         self.repository = repository
         self.trouble, self.delay_s, self.drops, self.trickles = "", 0.0, 0, False
+        self.wants: dict[str, str] = {}
+        self.forbids = self.tells = False
         self.asked: list[int] = []
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
@@ -175,6 +180,16 @@ class KserveStandIn:
             request += "0"
         return version, request, outputs
 
+    def status(self, headers: dict[str, str]) -> int:
+        """Return what a gateway says to the headers of a request, their names in small letters: 200 to let it pass."""
+        if any(headers.get(name) != value for name, value in self.wants.items()):
+            return 401
+        return 403 if self.forbids else 200
+
+    def said(self, text: str, headers: dict[str, str]) -> str:
+        """Return the text of an error."""
+        return f"{text} {json.dumps(headers)}" if self.tells else text
+
     def wait(self, seconds: float) -> None:
         """Wait, at most until it is closed."""
         self._stopped.wait(seconds)
@@ -195,7 +210,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             version, number, outputs = self._stand_in.answer(model, images, request.id)
         except Refused as err:
-            context.abort(grpc.StatusCode.INTERNAL, str(err))
+            context.abort(grpc.StatusCode.INTERNAL, self._stand_in.said(str(err), _metadata(context)))
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=version, id=number)
         for name in (output.name for output in request.outputs):
             if name in outputs:
@@ -207,11 +222,19 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _find(self, name: str, version: str, context: Any) -> Model:
         if self._stand_in.drop():
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        headers = _metadata(context)
+        if (status := self._stand_in.status(headers)) != 200:
+            code = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}[status]
+            context.abort(code, self._stand_in.said("not you", headers))
         try:
             return self._stand_in.model(name, version)
         except Refused as err:
-            context.abort(grpc.StatusCode.NOT_FOUND, str(err))
+            context.abort(grpc.StatusCode.NOT_FOUND, self._stand_in.said(str(err), headers))
         raise AssertionError  # abort raises
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {entry.key: str(entry.value) for entry in context.invocation_metadata()}
 
 
 class _Server(ThreadingHTTPServer):
@@ -249,19 +272,23 @@ class _Handler(BaseHTTPRequestHandler):
         if stand_in.drop():
             self.close_connection = True
             return
+        if self._turned_away():
+            return
         try:
             if match is None or match[3] != "config":
                 raise Refused(f"not found: {self.path}")
             model = stand_in.model(match[1], match[2] or "")
             self._send(200, json_format.MessageToJson(model.config, preserving_proto_field_name=True).encode())
         except Refused as err:
-            self._send(400, json.dumps({"error": str(err)}).encode())
+            self._error(400, err)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         stand_in, match = self.server.stand_in, _URL.fullmatch(self.path)  # type: ignore[attr-defined]
         if stand_in.drop():
             self.close_connection = True
+            return
+        if self._turned_away():
             return
         try:
             if match is None or match[3] != "infer":
@@ -274,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
             images = np.frombuffer(body[length:], np.uint8).reshape(given["shape"])
             version, number, outputs = stand_in.answer(model, images, asked["id"])
         except Refused as err:
-            self._send(500, json.dumps({"error": str(err)}).encode())
+            self._error(500, err)
             return
         told = [
             {
@@ -289,6 +316,20 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"model_name": match[1], "model_version": version, "id": number, "outputs": told}
         head = json.dumps(answer).encode()
         self._send(200, head + b"".join(outputs[entry["name"]].tobytes() for entry in told), len(head))
+
+    def _headers(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
+    def _turned_away(self) -> bool:
+        stand_in = self.server.stand_in  # type: ignore[attr-defined]
+        if (status := stand_in.status(self._headers())) == 200:
+            return False
+        self._send(status, f"<html>{stand_in.said('not you', self._headers())}</html>".encode())
+        return True
+
+    def _error(self, status: int, err: Refused) -> None:
+        stand_in = self.server.stand_in  # type: ignore[attr-defined]
+        self._send(status, json.dumps({"error": stand_in.said(str(err), self._headers())}).encode())
 
     def _send(self, status: int, body: bytes, head: int | None = None) -> None:
         stand_in = self.server.stand_in  # type: ignore[attr-defined]

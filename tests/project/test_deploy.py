@@ -21,9 +21,10 @@ from project_paths import ROOT
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 from flawscope import cli
-from flawscope.runtime.line.config_checks import address_of, is_loopback
+from flawscope.runtime.line.config_checks import address_of
 from flawscope.runtime.line.config_file import read_config
 from flawscope.runtime.line.line_config import LineConfig
+from flawscope.secrets import is_this_machine
 from flawscope.verbs import VERBS
 
 if sys.version_info >= (3, 11):
@@ -216,7 +217,7 @@ class TestCompose:
             assert service["network_mode"] == "host"
         config = read_config(DEPLOY / "line.yml").config
         assert config.http is not None
-        assert is_loopback(address_of(config.http.listen)[0])
+        assert is_this_machine(address_of(config.http.listen)[0])
         listeners = re.findall(r"^listener (\d+)(.*)$", (DEPLOY / "mosquitto.conf").read_text(), re.MULTILINE)
         assert [host.strip() for _, host in listeners] == ["127.0.0.1"]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
 from flawscope.errors import ArgumentError
 from flawscope.runtime.line.rollout.table import PLAIN, SECURE
-from flawscope.runtime.line.secrets import without_secrets
+from flawscope.secrets import is_this_machine, without_secrets
 from flawscope.text import printable
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -41,14 +40,6 @@ def check_url(url: str, *, has_secret: bool) -> None:
             "registry: expected oci:// (TLS) where a password or token is sent, got oci+http://, where anybody on the "
             "way reads it. Change it, or leave them out."
         )
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether an address is that of this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(url: str) -> str:

@@ -14,7 +14,7 @@ from urllib.request import parse_http_list, parse_keqv_list
 
 from flawscope.errors import ArgumentError
 from flawscope.runtime.line.rollout.http_requests import Answer, Requests
-from flawscope.runtime.line.rollout.oci_url import check_url, is_this_machine
+from flawscope.runtime.line.rollout.oci_url import check_url
 from flawscope.runtime.line.rollout.place import check_manifest, is_digest
 from flawscope.runtime.line.rollout.release import (
     MANIFEST_TYPE,
@@ -24,7 +24,7 @@ from flawscope.runtime.line.rollout.release import (
     digest_of,
 )
 from flawscope.runtime.line.rollout.table import PLAIN, SECURE, RegistryReleases
-from flawscope.runtime.line.secrets import read_secret, without_secrets
+from flawscope.secrets import is_this_machine, read_secret, without_secrets
 from flawscope.text import NOT_JSON, printable
 
 _SMALL_BYTES = 1 << 16

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.line.secrets import read_secret, without_secrets
 from flawscope.runtime.line.sinks.mqtt_connection import Broker, Connection, client_name, require_paho
 from flawscope.runtime.line.sinks.sink import SinkError
 from flawscope.runtime.line.sinks.table import MqttSink, Tls
+from flawscope.secrets import read_secret, without_secrets
 from flawscope.text import encode_json, printable
 
 _FIRST_PAUSE_S = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import re
 import socket
 import ssl
@@ -14,9 +13,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.line.secrets import read_secret, without_secrets
 from flawscope.runtime.line.sinks.sink import SinkError
 from flawscope.runtime.line.sinks.table import WebhookSink
+from flawscope.secrets import is_this_machine, read_token, without_secrets
 from flawscope.text import encode_json, printable
 
 _PLAIN = re.compile(r"[!-~]+")
@@ -45,12 +44,12 @@ class Webhook:
         self._token, self._timeout_s = options.token, options.timeout_s
         self._tls = _tls(options, self._shown) if url.scheme == "https" else None
         if self._token is not None:
-            if self._tls is None and not _is_this_machine(self._host):
+            if self._tls is None and not is_this_machine(self._host):
                 raise ArgumentError(
                     f"sinks, {self._shown}: expected https:// for a token, got http://, where anybody on the way reads "
                     "it. Change `url`, or leave `token` out."
                 )
-            _read_token(self._token)
+            read_token(self._token)
         self._lock = threading.Lock()
         self._is_closed = False
         self._request: _Request | None = None
@@ -61,7 +60,7 @@ class Webhook:
         token = None
         if self._token is not None:
             try:
-                token = _read_token(self._token)
+                token = read_token(self._token)
             except ArgumentError as err:
                 raise SinkError(f"{self._shown}: {err}") from None
             headers["Authorization"] = f"Bearer {token}"
@@ -168,20 +167,6 @@ def _tls(options: WebhookSink, shown: str) -> ssl.SSLContext:
         raise ArgumentError(
             f"sinks, {shown}: expected certificates (PEM) in {printable(str(options.ca))}, but {reason}."
         ) from None
-
-
-def _read_token(place: str) -> str:
-    token = read_secret(place)
-    if _PLAIN.fullmatch(token) is None:
-        raise ArgumentError(f"{printable(place)}: expected a token of ASCII characters without spaces, got others.")
-    return token
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reason(err: OSError | http.client.HTTPException) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.line.secrets import read_secret, without_secrets
 from flawscope.runtime.line.sources.decoding import Decoding
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace
 from flawscope.runtime.line.sources.lateness import Lateness
@@ -21,6 +20,7 @@ from flawscope.runtime.line.sources.live import LiveGrabber, LiveImages
 from flawscope.runtime.line.sources.pyav import image_of, load_av, reason_of
 from flawscope.runtime.line.sources.source import Frame
 from flawscope.runtime.line.sources.table import RtspSource
+from flawscope.secrets import read_secret, without_secrets
 from flawscope.text import printable
 
 _DAMAGED_S = 10.0

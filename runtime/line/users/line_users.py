@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flawscope.errors import ArgumentError, FlawscopeError
-from flawscope.runtime.line.config_checks import address_of, is_loopback
+from flawscope.runtime.line.config_checks import address_of
 from flawscope.runtime.line.line_config import HttpOptions
 from flawscope.runtime.line.users.attempts import Attempts, network_of
 from flawscope.runtime.line.users.passwords import nobody
@@ -26,6 +26,7 @@ from flawscope.runtime.line.users.recorded import Events, Recorded
 from flawscope.runtime.line.users.roles import LOCAL, NOBODY, User
 from flawscope.runtime.line.users.sessions import Session, Sessions
 from flawscope.runtime.line.users.users_file import FILE, FOLDER, Account, Print, Users, print_of, read_users
+from flawscope.secrets import is_this_machine
 
 NAME_BURST, NAME_EVERY_S = 5, 30.0
 ADDRESS_BURST, ADDRESS_EVERY_S = 20, 6.0
@@ -148,8 +149,8 @@ class LineUsers:
                 be used.
         """
         host, _ = address_of(options.listen)
-        users = cls(state, is_local=is_loopback(host), idle_s=options.idle_s, longest_s=options.session_s, now=now)
-        if not users.count and not is_loopback(host):
+        users = cls(state, is_local=is_this_machine(host), idle_s=options.idle_s, longest_s=options.session_s, now=now)
+        if not users.count and not is_this_machine(host):
             users.stop()
             raise ArgumentError(
                 f"http.listen: expected at least one user, as others than this machine reach {options.listen}, got "

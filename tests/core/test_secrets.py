@@ -8,7 +8,7 @@ import pytest
 from error_lines import reason
 
 from flawscope.errors import ArgumentError
-from flawscope.runtime.line.secrets import read_secret, without_secrets
+from flawscope.secrets import read_secret, without_secrets
 
 
 def test_a_secret_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -71,3 +72,23 @@ def without_secrets(text: str, *secrets: str | None) -> str:
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, _HIDDEN)
     return text
+
+
+def read_token(place: str) -> str:
+    """Return a token as a header may hold it; as `read_secret`.
+
+    Raises:
+        ArgumentError: If it has other characters than those of ASCII, or spaces.
+    """
+    token = read_secret(place)
+    if not token.isascii() or " " in token:
+        raise ArgumentError(f"{printable(place)}: expected a token of ASCII characters without spaces, got others.")
+    return token
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether an address is that of this machine: nobody else reads what goes there without TLS."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
