@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flawscope.bundle import InForce
-from flawscope.runtime.line.clock import SystemClock
+from flawscope.runtime.line.clock import Clock, SystemClock
 from flawscope.runtime.line.gallery.keeper import KeepsImages
 from flawscope.runtime.line.outputs.output import Control, Signal, State
 from flawscope.runtime.line.parts import PartRecord
@@ -31,10 +31,25 @@ WAIT_S = 20.0
 """Longest wait of a test: reached only where something is broken."""
 
 
+class StandingClock:
+    """Stands still until a test lets time pass: what must come in time then does, however busy the machine is."""
+
+    def __init__(self) -> None:
+        # An hour ahead: who scores looks at the real clock, and leaves images out whose time is over.
+        self.now = SystemClock().mono_ns() + 3600 * 10**9
+
+    def mono_ns(self) -> int:
+        return self.now
+
+    def utc_ns(self) -> int:
+        return self.now
+
+
 class MemoryJournal:
     """Records in memory, from one thread, as the journal does.
 
     Attributes:
+        asked: How many records it was asked for.
         records: All records, in their order.
         events: `(action, fields)` of all events.
         failure: What each record fails with; None for no failure.
@@ -44,6 +59,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.records: list[PartRecord] = []
         self.events: list[tuple[str, dict[str, str]]] = []
+        self.asked = 0
         self.failure: Exception | None = None
         self.problem = ""
         self.gate = threading.Event()
@@ -54,6 +70,7 @@ class MemoryJournal:
 
     def record(self, part: PartRecord, done: Callable[[Exception | None], None] | None = None) -> None:
         self._queue.put((part, done))
+        self.asked += 1
 
     def event(self, action: str, **fields: str) -> None:
         self.events.append((action, fields))
@@ -185,6 +202,8 @@ class Bench:
     output: RecordingOutput
     sources: dict[str, HandSource]
     numbers: OpenParts
+    clock: Clock
+    deadlines: Deadlines
     seen: set[int] = field(default_factory=set)
 
     def ready(self) -> None:
@@ -192,6 +211,16 @@ class Bench:
         for name in self.sources:
             self.station.source_up(name)
         assert self.station.readiness.state == "ready", self.station.readiness.reason
+
+    def image(self, view: str, value: int, **fields: Any) -> None:
+        """Hand over an image of one brightness that came just now."""
+        self.station.frame(view, Frame(grey(value), self.clock.mono_ns(), **fields))
+
+    def go(self, ms: float) -> None:
+        """Let time pass; only where the clock stands (`stands`)."""
+        assert isinstance(self.clock, StandingClock)
+        self.clock.now += round(ms * 1e6)
+        self.deadlines.at(0, lambda: None)  # so that it looks at the clock
 
     def settled(self, count: int) -> dict[int, PartRecord]:
         """Wait until so many parts have a verdict on record, check the account, and return their last records."""
@@ -241,9 +270,14 @@ def bench(
     is_strict: bool = False,
     scene: ChecksScene | None = None,
     keeper: KeepsImages | None = None,
+    stands: bool = False,
 ) -> Iterator[Bench]:
-    """Yield a started station that is not ready yet; everything is closed afterwards."""
-    clock, journal, inspector, output = SystemClock(), MemoryJournal(), RuleInspector(), RecordingOutput()
+    """Yield a started station that is not ready yet; everything is closed afterwards.
+
+    With `stands`, time passes by `Bench.go` alone, and images are given by `Bench.image`.
+    """
+    clock: Clock = StandingClock() if stands else SystemClock()
+    journal, inspector, output = MemoryJournal(), RuleInspector(), RecordingOutput()
     numbers, deadlines = OpenParts(folder / "open_parts.bin", 0), Deadlines(clock)
     scoring = SharedScoring(inspector, "test")
     sources = {name: HandSource(policy, is_triggered=is_triggered) for name in views}
@@ -256,7 +290,7 @@ def bench(
     )
     station.start()
     try:
-        yield Bench(station, journal, inspector, output, sources, numbers)
+        yield Bench(station, journal, inspector, output, sources, numbers, clock, deadlines)
     finally:
         inspector.gate.set()
         journal.gate.set()

@@ -172,19 +172,20 @@ def test_more_than_one_missed_deadline_in_a_hundred_is_a_warning(tmp_path: Path)
 
 class TestCameraThatIsLost:
     def test_open_parts_are_faults_and_ready_falls_until_it_is_back(self, tmp_path: Path) -> None:
-        with bench(tmp_path, is_triggered=True, deadline_ms=400, collect_ms=200) as line:
+        with bench(tmp_path, is_triggered=True, deadline_ms=400, collect_ms=200, stands=True) as line:
             line.ready()
             for _ in range(2):
                 line.station.trigger()
             line.station.source_down("cam0", "the camera does not answer")
             line.station.trigger()
+            line.go(200)
             last = line.settled(3)
             assert [last[seq].reason for seq in (1, 2, 3)] == ["missing_view", "missing_view", "not_ready"]
             assert "does not answer" in last[3].detail
             assert states(line.output) == ["starting", "ready", "error"]
             line.station.source_up("cam0")
             line.station.trigger()
-            line.station.frame("cam0", frame(50, frame_id=1))
+            line.image("cam0", 50, frame_id=1)
             assert line.settled(4)[4].verdict == "accept"
             assert states(line.output) == ["starting", "ready", "error", "ready"]
 
@@ -205,19 +206,24 @@ def test_a_plc_that_does_not_read_takes_ready_away(tmp_path: Path) -> None:
 
 def test_an_inspector_that_hangs_is_an_error_until_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(station_module, "_STUCK_S", 0.05)
-    with bench(tmp_path, deadline_ms=200, collect_ms=100) as line:
+    with bench(tmp_path, deadline_ms=200, collect_ms=100, stands=True) as line:
         line.ready()
         line.inspector.gate.clear()
-        line.station.frame("cam0", frame(50))
+        line.image("cam0", 50)
+        wait_until(lambda: line.inspector.sizes == [1])
+        line.go(200)
         wait_until(lambda: line.station.counters.now().fault == 1)
+        scoring = line.station._views["cam0"].measure.scoring
+        wait_until(lambda: scoring.stuck_s() > 0.05)
         line.station.beat()
         assert line.station.readiness.state == "error"
         assert "inspector" in line.station.readiness.reason
-        line.station.frame("cam0", frame(50))
+        line.image("cam0", 50)
         line.inspector.gate.set()
         wait_until(lambda: line.station.counters.now().late == 1)
+        wait_until(lambda: scoring.stuck_s() == 0)  # who scored it also said that it was late
         line.station.beat()
-        line.station.frame("cam0", frame(50))
+        line.image("cam0", 50)
         last = line.settled(3)
         assert [last[seq].reason for seq in (1, 2, 3)] == ["deadline", "not_ready", ""]
 

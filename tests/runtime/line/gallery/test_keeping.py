@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,12 @@ def test_a_part_that_was_a_fault_before_it_was_scored_stores_nothing(tmp_path: P
 
 def test_an_accept_whose_record_came_too_late_keeps_the_image_that_it_names(tmp_path: Path) -> None:
     keeper = NotingKeeper()
-    with bench(tmp_path, deadline_ms=200.0, collect_ms=100.0, keeper=keeper) as found:
+    with bench(tmp_path, deadline_ms=200.0, collect_ms=100.0, keeper=keeper, stands=True) as found:
         found.ready()
         found.journal.gate.clear()
-        found.station.frame("cam0", frame(50))
+        found.image("cam0", 50)
+        wait_until(lambda: found.journal.asked == 1)
+        found.go(200)
         wait_until(lambda: len(keeper.kept) == 1)
         found.journal.gate.set()
         found.settled(1)
@@ -132,7 +134,13 @@ def test_who_fails_to_keep_images_costs_no_verdict(tmp_path: Path, value: int) -
 
 def test_every_file_that_a_record_names_is_written_and_no_other(tmp_path: Path) -> None:
     keeper, draw = NotingKeeper(), random.Random(5)
-    with bench(tmp_path, ("left", "right"), keeper=keeper, deadline_ms=60.0, collect_ms=30.0, depth=8) as found:
+    limits: dict[str, Any] = {"deadline_ms": 60.0, "collect_ms": 30.0, "depth": 8}
+    with bench(tmp_path, ("left", "right"), keeper=keeper, stands=True, **limits) as found:
+
+        def slowly(condition: Callable[[], bool]) -> bool:
+            found.go(1)
+            return condition()
+
         found.ready()
         for number in range(120):
             (found.journal.gate.clear if draw.random() < 0.2 else found.journal.gate.set)()
@@ -141,14 +149,14 @@ def test_every_file_that_a_record_names_is_written_and_no_other(tmp_path: Path) 
             views = [view for view in ("left", "right") if draw.random() < 0.9]
             pixels = np.full((16, 16), draw.choice((50, 150, 250)), np.uint8)
             found.station.push({view: encode_png(pixels) for view in views}, f"part {number}")
-            wait_until(lambda: found.station.counters.now().open < 8)
+            wait_until(lambda: slowly(lambda: found.station.counters.now().open < 8))
             if found.station.readiness.state != "ready":
                 found.journal.failure = None
                 found.station.acknowledge("test")
         found.journal.failure = None
         found.inspector.gate.set()
         found.journal.gate.set()
-        wait_until(lambda: found.station.counters.now().open == 0)
+        wait_until(lambda: slowly(lambda: found.station.counters.now().open == 0))
         # Parts whose records were given up name no file; those of the others are exactly the files that are written.
         wait_until(lambda: set(named(found)) <= set(keeper.stored()))
         assert len(keeper.stored()) == len(set(keeper.stored())) > 20

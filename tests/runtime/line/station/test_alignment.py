@@ -50,38 +50,40 @@ def test_images_without_numbers_say_nothing() -> None:
 
 
 def test_an_image_that_comes_after_the_next_trigger_decides_on_no_part(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, collect_ms=200) as line:
+    with bench(tmp_path, is_triggered=True, collect_ms=200, stands=True) as line:
         line.ready()
         line.station.trigger("first")
-        line.station.frame("cam0", frame(50, frame_id=1))
+        line.image("cam0", 50, frame_id=1)
         line.settled(1)
         line.station.trigger("late")
+        line.go(200)
         wait_until(lambda: 2 in line.last())
         assert line.last()[2].reason == "missing_view"
         third = line.station.trigger("third")
         # Of the second part, and it looks good; that of the third does not.
-        line.station.frame("cam0", frame(50, frame_id=2))
+        line.image("cam0", 50, frame_id=2)
         wait_until(lambda: third in line.last())
-        line.station.frame("cam0", frame(150, frame_id=3))
+        line.image("cam0", 150, frame_id=3)
         last = line.settled(4)
         assert (last[third].verdict, last[third].reason) == ("fault", "unexpected_image")
         assert last[4].reason == "unexpected_image"
         # Then they are in step again, by themselves.
         fifth = line.station.trigger("fifth")
-        line.station.frame("cam0", frame(150, frame_id=4))
+        line.image("cam0", 150, frame_id=4)
         assert line.settled(5)[fifth].verdict == "reject"
 
 
 def test_an_image_that_is_lost_costs_its_own_part_alone(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, collect_ms=200) as line:
+    with bench(tmp_path, is_triggered=True, collect_ms=200, stands=True) as line:
         line.ready()
         line.station.trigger()
-        line.station.frame("cam0", frame(50, frame_id=1))
+        line.image("cam0", 50, frame_id=1)
         line.settled(1)
         line.station.trigger()
+        line.go(200)
         wait_until(lambda: 2 in line.last())
         third = line.station.trigger()
-        line.station.frame("cam0", frame(150, frame_id=3, lost=1))
+        line.image("cam0", 150, frame_id=3, lost=1)
         last = line.settled(3)
         assert (last[2].reason, last[third].verdict) == ("missing_view", "reject")
         assert len(last) == 3
@@ -93,13 +95,13 @@ def a_start_in_motion(line: Bench, first: str, parts: int) -> None:
     The left one finds nothing. Of the right ones every second is bad: a part with the image of another would be good.
     """
     line.station.source_up("left")
-    line.station.frame("left", frame(50, frame_id=1))
+    line.image("left", 50, frame_id=1)
     line.station.source_up("right")
     for part in range(1, parts + 1):
         for view in (first, "right" if first == "left" else "left"):
             number, value = (part + 1, 50) if view == "left" else (part, 150 if part % 2 else 50)
-            line.station.frame(view, frame(value, frame_id=number))
-            time.sleep(0.02)
+            line.image(view, value, frame_id=number)
+            line.go(20)
 
 
 @pytest.mark.parametrize("is_strict", [False, True])
@@ -107,9 +109,10 @@ def a_start_in_motion(line: Bench, first: str, parts: int) -> None:
 def test_of_a_start_in_motion_no_part_is_judged_by_the_image_of_another(
     tmp_path: Path, first: str, is_strict: bool
 ) -> None:
-    with bench(tmp_path, ["left", "right"], collect_ms=400, is_strict=is_strict) as line:
+    with bench(tmp_path, ["left", "right"], collect_ms=400, is_strict=is_strict, stands=True) as line:
         a_start_in_motion(line, first, 7)
         # A gap: from here on the parts begin anew.
+        line.go(400)
         wait_until(lambda: line.station.counters.now().open == 0)
         records = line.settled(7).values()
         assert {record.verdict for record in records} == {"fault"}
@@ -122,27 +125,28 @@ def test_of_a_start_in_motion_no_part_is_judged_by_the_image_of_another(
         if is_strict:
             assert "the belt moved" in line.station.readiness.reason
             line.station.acknowledge("anna")
-        time.sleep(0.45)
+        line.go(450)
         before = len(records)
-        line.station.frame("left", frame(50, frame_id=9))
-        line.station.frame("right", frame(150, frame_id=8))
+        line.image("left", 50, frame_id=9)
+        line.image("right", 150, frame_id=8)
         assert line.settled(before + 1)[before + 1].verdict == "reject"
 
 
 def test_an_image_that_was_on_its_way_when_the_other_camera_began_says_nothing_of_their_numbers(tmp_path: Path) -> None:
-    with bench(tmp_path, ["left", "right"], collect_ms=400) as line:
+    with bench(tmp_path, ["left", "right"], collect_ms=400, stands=True) as line:
         line.station.source_up("left")
         line.station.source_up("right")
         # Of a trigger that the right one has not seen.
-        line.station.frame("left", frame(50, frame_id=1))
+        line.image("left", 50, frame_id=1)
         for part in (1, 2):
-            time.sleep(0.02)
-            line.station.frame("right", frame(50, frame_id=part))
-            line.station.frame("left", frame(150, frame_id=part + 1))
+            line.go(20)
+            line.image("right", 50, frame_id=part)
+            line.image("left", 150, frame_id=part + 1)
+        line.go(400)
         assert {record.verdict for record in line.settled(3).values()} == {"fault"}
-        time.sleep(0.45)
-        line.station.frame("left", frame(50, frame_id=4))
-        line.station.frame("right", frame(150, frame_id=3))
+        line.go(450)
+        line.image("left", 50, frame_id=4)
+        line.image("right", 150, frame_id=3)
         assert line.settled(4)[4].verdict == "reject"
 
 
@@ -161,40 +165,42 @@ class _Held:
 
 
 def test_an_image_that_did_not_come_counts_where_its_part_had_its_deadline_before_its_turn(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, deadline_ms=300, collect_ms=50) as line:
+    with bench(tmp_path, is_triggered=True, deadline_ms=300, collect_ms=50, stands=True) as line:
         line.ready()
         line.station.observer = held = _Held()
         line.station.trigger()
-        line.station.frame("cam0", frame(50))  # without a number: it says nothing of how they stand
+        line.image("cam0", 50)  # without a number: it says nothing of how they stand
         assert held.is_there.wait(WAIT_S)
         line.station.trigger("late")
+        line.go(300)
         wait_until(lambda: 2 in line.last())
         held.gate.set()
         assert line.last()[2].reason == "deadline"
         third = line.station.trigger("third")
-        line.station.frame("cam0", frame(50, frame_id=1))  # of the second one
+        line.image("cam0", 50, frame_id=1)  # of the second one
         assert line.settled(3)[third].reason == "unexpected_image"
 
 
 def test_a_first_image_that_comes_after_the_next_trigger_says_nothing_of_the_numbers(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, collect_ms=300) as line:
+    with bench(tmp_path, is_triggered=True, collect_ms=300, stands=True) as line:
         line.ready()
         # The first one never reaches the camera: its first image is of the second.
         line.station.trigger("not seen")
         line.station.trigger("seen")
-        line.station.frame("cam0", frame(50, frame_id=1))
+        line.image("cam0", 50, frame_id=1)
+        line.go(300)
         last = line.settled(2)
         assert (last[1].reason, last[2].reason) == ("unexpected_image", "missing_view")
         assert "after the next trigger" in last[1].detail
         line.station.acknowledge("anna")
         third = line.station.trigger()
-        line.station.frame("cam0", frame(150, frame_id=2))
+        line.image("cam0", 150, frame_id=2)
         assert line.settled(3)[third].verdict == "reject"
         # From then on images may be on their way.
         line.station.trigger()
         line.station.trigger()
         for number in (4, 5):
-            line.station.frame("cam0", frame(50 if number == 4 else 150, frame_id=number - 1))
+            line.image("cam0", 50 if number == 4 else 150, frame_id=number - 1)
         last = line.settled(5)
         assert (last[4].verdict, last[5].verdict) == ("accept", "reject")
 
@@ -240,7 +246,7 @@ def test_cameras_are_asked_in_the_order_of_the_parts(tmp_path: Path) -> None:
 
 
 def test_a_trigger_that_hangs_makes_faults_of_those_behind_it(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, deadline_ms=400, collect_ms=100) as line:
+    with bench(tmp_path, is_triggered=True, deadline_ms=400, collect_ms=100, stands=True) as line:
         line.ready()
         is_asking, gate = threading.Event(), threading.Event()
 
@@ -253,22 +259,24 @@ def test_a_trigger_that_hangs_makes_faults_of_those_behind_it(tmp_path: Path) ->
         first.start()
         assert is_asking.wait(WAIT_S)
         second = line.station.trigger()
+        line.go(100)
         assert "still being asked" in line.settled(2)[second].detail
         gate.set()
         first.join(WAIT_S)
 
 
 def test_after_an_image_that_did_not_come_at_first_nobody_knows_whose_the_next_one_is(tmp_path: Path) -> None:
-    with bench(tmp_path, is_triggered=True, collect_ms=100) as line:
+    with bench(tmp_path, is_triggered=True, collect_ms=100, stands=True) as line:
         line.ready()
         line.station.trigger()
+        line.go(100)
         line.settled(1)
         line.station.trigger()
-        line.station.frame("cam0", frame(50, frame_id=1))  # of the first part, and so late
+        line.image("cam0", 50, frame_id=1)  # of the first part, and so late
         assert line.settled(2)[2].reason == "unexpected_image"
         line.station.acknowledge("anna")
         line.station.trigger()
-        line.station.frame("cam0", frame(50, frame_id=3))
+        line.image("cam0", 50, frame_id=3)
         assert line.settled(3)[3].verdict == "accept"
 
 

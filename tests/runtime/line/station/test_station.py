@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import cv2
@@ -51,10 +50,12 @@ def test_a_reject_is_given_out_before_its_record_and_an_accept_after_it(tmp_path
 
 @pytest.mark.parametrize("records_first", [True, False])
 def test_a_deadline_that_comes_before_the_record_of_an_accept(tmp_path: Path, records_first: bool) -> None:
-    with bench(tmp_path, deadline_ms=300, collect_ms=100, records_first=records_first) as line:
+    with bench(tmp_path, deadline_ms=300, collect_ms=100, records_first=records_first, stands=True) as line:
         line.ready()
         line.journal.gate.clear()
-        line.station.frame("cam0", frame(50))
+        line.image("cam0", 50)
+        wait_until(lambda: line.journal.asked == 1 and (records_first or bool(line.output.signals)))
+        line.go(300)
         wait_until(lambda: bool(line.output.signals))
         line.journal.gate.set()
         last = line.settled(1)
@@ -82,15 +83,17 @@ def test_an_accept_that_cannot_be_recorded_is_a_fault_and_stops_the_station(tmp_
 
 
 def test_what_hangs_costs_its_part_and_its_late_verdict_changes_nothing(tmp_path: Path) -> None:
-    with bench(tmp_path, deadline_ms=300, collect_ms=100) as line:
+    with bench(tmp_path, deadline_ms=300, collect_ms=100, stands=True) as line:
         line.ready()
         line.inspector.gate.clear()
-        line.station.frame("cam0", frame(50))
+        line.image("cam0", 50)
+        wait_until(lambda: line.inspector.sizes == [1])
+        line.go(300)
         wait_until(lambda: len(line.output.signals) == 1)
         line.inspector.gate.set()
         wait_until(lambda: line.station.counters.now().late == 1)
         assert ("late_verdict", "accept") in [(action, fields.get("new")) for action, fields in line.journal.events]
-        line.station.frame("cam0", frame(150))
+        line.image("cam0", 150)
         last = line.settled(2)
         assert [(last[seq].verdict, last[seq].reason) for seq in (1, 2)] == [("fault", "deadline"), ("reject", "")]
 
@@ -210,71 +213,72 @@ class TestTwoViews:
             assert "right" in last[4].detail
 
     def test_images_join_their_part(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"], collect_ms=300) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=300, stands=True) as line:
             line.ready()
-            time.sleep(0.35)  # until nothing can be on its way
+            line.go(350)  # until nothing can be on its way
             for seq in (1, 2):
-                line.station.frame("left", frame(50, frame_id=seq))
+                line.image("left", 50, frame_id=seq)
             for seq in (1, 2):
-                line.station.frame("right", frame(150, frame_id=seq + 7))
+                line.image("right", 150, frame_id=seq + 7)
             last = line.settled(2)
             assert [last[seq].verdict for seq in (1, 2)] == ["reject", "reject"]
 
     def test_a_missing_view_is_a_fault(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"], collect_ms=50) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=50, stands=True) as line:
             line.ready()
-            line.station.frame("left", frame(50))
+            line.image("left", 50)
+            line.go(50)
             last = line.settled(1)
             assert (last[1].reason, last[1].verdict) == ("missing_view", "fault")
             line.station.push({"right": png(50)})
             assert line.settled(2)[2].reason == "missing_view"
 
     def test_a_lost_image_does_not_shift_the_others(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"], collect_ms=300) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=300, stands=True) as line:
             line.ready()
-            time.sleep(0.35)  # until nothing can be on its way
+            line.go(350)  # until nothing can be on its way
             for seq in (1, 2, 3):
-                line.station.frame("left", frame(50, frame_id=seq))
-            line.station.frame("right", frame(50, frame_id=1))
-            line.station.frame("right", frame(150, frame_id=3, lost=1))
+                line.image("left", 50, frame_id=seq)
+            line.image("right", 50, frame_id=1)
+            line.image("right", 150, frame_id=3, lost=1)
             last = line.settled(3)
             assert [last[seq].reason for seq in (1, 2, 3)] == ["", "lost_frame", ""]
             assert last[3].verdict == "reject"
 
     @pytest.mark.parametrize("is_strict", [False, True])
     def test_images_of_different_triggers_are_noticed(self, tmp_path: Path, is_strict: bool) -> None:
-        with bench(tmp_path, ["left", "right"], is_strict=is_strict, collect_ms=500) as line:
+        with bench(tmp_path, ["left", "right"], is_strict=is_strict, collect_ms=500, stands=True) as line:
             line.ready()
-            time.sleep(0.55)  # until nothing can be on its way
+            line.go(550)  # until nothing can be on its way
             for left, right in ((1, 5), (2, 6), (3, 8), (4, 9)):
-                line.station.frame("left", frame(50, frame_id=left))
-                line.station.frame("right", frame(50, frame_id=right))
+                line.image("left", 50, frame_id=left)
+                line.image("right", 50, frame_id=right)
                 wait_until(lambda: line.station.counters.now().open == 0)
             last = line.settled(4)
             assert [record.verdict for record in last.values()][:2] == ["accept", "accept"]
             assert {last[seq].verdict for seq in (3, 4)} == {"fault"}
             assert line.station.readiness.is_ready is not is_strict
             line.station.acknowledge("anna")
-            time.sleep(0.55)  # until the belt is empty
-            line.station.frame("left", frame(50, frame_id=5))
-            line.station.frame("right", frame(50, frame_id=10))
+            line.go(550)  # until the belt is empty
+            line.image("left", 50, frame_id=5)
+            line.image("right", 50, frame_id=10)
             assert line.settled(5)[5].verdict == "accept"
 
     def test_images_of_a_part_that_was_refused_are_one_part(self, tmp_path: Path) -> None:
-        with bench(tmp_path, ["left", "right"], collect_ms=400) as line:
+        with bench(tmp_path, ["left", "right"], collect_ms=400, stands=True) as line:
             for number in range(3):
-                line.station.frame("left", frame(50, frame_id=number))
-                line.station.frame("right", frame(50, frame_id=number))
+                line.image("left", 50, frame_id=number)
+                line.image("right", 50, frame_id=number)
             line.ready()
-            time.sleep(0.45)
-            line.station.frame("left", frame(50, frame_id=3))
-            line.station.frame("right", frame(50, frame_id=3))
+            line.go(450)
+            line.image("left", 50, frame_id=3)
+            line.image("right", 50, frame_id=3)
             assert [record.verdict for record in line.settled(4).values()] == ["fault"] * 3 + ["accept"]
             # The numbers are in step: whoever halts it on a belt that moves has nothing to wait for afterwards.
             line.station.halt("anna")
             line.station.acknowledge("anna")
-            line.station.frame("left", frame(50, frame_id=4))
-            line.station.frame("right", frame(50, frame_id=4))
+            line.image("left", 50, frame_id=4)
+            line.image("right", 50, frame_id=4)
             assert line.settled(5)[5].verdict == "accept"
 
 
