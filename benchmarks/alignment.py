@@ -1,7 +1,7 @@
 """What aligning feature stages with the image changes: places of maps and pixel figures, before and after.
 
     python benchmarks/alignment.py impulses --out FILE.json
-    python benchmarks/alignment.py maps --data CATEGORY_FOLDER --weights FILE --out FILE.json [--pictures FOLDER]
+    python benchmarks/alignment.py maps --data CATEGORY_FOLDER --weights FILE --out FILE.json [--images FOLDER]
     python benchmarks/alignment.py cost --weights FILE --out FILE.json
 
 `impulses`: where the stages of networks with random weights lie, and what is left of it after the alignment.
@@ -261,8 +261,8 @@ def measure_maps(options: argparse.Namespace) -> dict[str, Any]:
                 by_seed.append(results)
             rows.append(compare(name, padding, by_seed, truth))
             print(json.dumps(rows[-1]), flush=True)
-            if options.pictures is not None:
-                draw(options.pictures / f"{padding}-{name.replace(' ', '-')}.png", images, truth, by_seed[0])
+            if options.images is not None:
+                draw(options.images / f"{padding}-{name.replace(' ', '-')}.png", images, truth, by_seed[0])
             write(options, "maps", rows)
     return {"rows": rows}
 
@@ -432,7 +432,7 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="measure only what has this text in its detector and padding, such as '2,3, same'"
     )
-    parser.add_argument("--pictures", type=Path, help="folder for pictures of maps")
+    parser.add_argument("--images", type=Path, help="folder for images of maps")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     measure = {"impulses": measure_impulses, "maps": measure_maps, "cost": measure_cost}[options.what]

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--judge", action="append", default=[], help="An option of synth judge with its value.")
     parser.add_argument("--methods", nargs="*", default=["segmenter", "draem"], help="Detectors that are judged.")
-    parser.add_argument("--within", choices=["foreground", "picture"], default="foreground")
+    parser.add_argument("--within", choices=["foreground", "image"], default="foreground")
     parser.add_argument("--per-defect", type=int, default=100)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--seed", type=int, default=0)

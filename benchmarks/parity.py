@@ -1,6 +1,6 @@
 """Compare scores and maps of a run in torch with those of its bundle in the runtime, on test images.
 
-    python benchmarks/parity.py --run RUN --bundle BUNDLE --data ROOT [--category NAME] [--pictures N]
+    python benchmarks/parity.py --run RUN --bundle BUNDLE --data ROOT [--category NAME] [--images N]
 
 For runs that reconstruct (ddad, dsad). Both use the same noise, which is stored in the bundle. Prints the rank
 correlation, the largest relative differences, and the median time per image of both.
@@ -30,14 +30,14 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--category")
-    parser.add_argument("--pictures", type=int, default=100, help="number of test images, evenly spread")
+    parser.add_argument("--images", type=int, default=100, help="number of test images, evenly spread")
     options = parser.parse_args()
     run = read_run(options.run)
     if not isinstance(run.module, Reconstruction):
         parser.error(f"{options.run}: expected a run of ddad or dsad.")
     samples = open_dataset(options.data, options.category).test
     # Evenly spread: test images are sorted by defect type, so the first ones would be of one type.
-    chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, min(options.pictures, len(samples)))]
+    chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, min(options.images, len(samples)))]
     scores: dict[str, list[float]] = {"torch": [], "bundle": []}
     times: dict[str, list[float]] = {"torch": [], "bundle": []}
     worst = 0.0

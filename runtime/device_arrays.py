@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.errors import ArgumentError, DeviceError
-from flawscope.runtime.backends import driver_library
 
 _CONTEXT_OF, _DEVICE_OF = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
@@ -151,6 +150,9 @@ def _context(driver: Any, address: int) -> Iterator[None]:
 
 
 def _load_driver() -> Any:
+    # Here and not at the top: most images are no arrays on a device.
+    from flawscope.runtime.backends import driver_library
+
     if (driver := driver_library.load_driver()) is None:
         raise DeviceError(
             f"CUDA array: the NVIDIA driver library ({' or '.join(driver_library.DRIVERS)}) cannot be loaded. Install "

@@ -18,6 +18,7 @@ from flawscope.bundle import PRECISIONS
 from flawscope.bundle.threshold_overlay_options import threshold_overlay_options
 from flawscope.bundle.trusted_keys_option import trusted_keys_option
 from flawscope.errors import ArgumentError, FlawscopeError
+from flawscope.former_names import CommandWithFormerNames
 from flawscope.given_options import given_option, is_given
 from flawscope.imaging.learned_images import summarize_differences
 from flawscope.output_options import OVERWRITE
@@ -44,7 +45,7 @@ _IN_SHARDS = ("shard_maps", "hash")
 """Parameters of work in shards alone, beside those of `shard_options`."""
 
 
-@click.command()
+@click.command(cls=CommandWithFormerNames, former={"--pictures": "--images"})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, type=click.Path(), metavar="IMAGE...")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes.")
@@ -70,7 +71,9 @@ _IN_SHARDS = ("shard_maps", "hash")
     help="Folder for heat maps over the images (PNG), with the folders that the images lie in.",
 )
 @click.option(
-    "--pictures",
+    "--images",
+    "drawn",
+    envvar=("FLAWSCOPE_SCORE_IMAGES", "FLAWSCOPE_SCORE_PICTURES"),
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
@@ -91,7 +94,7 @@ def score(
     table: Path | None,
     out: Path | None,
     maps: Path | None,
-    pictures: Path | None,
+    drawn: Path | None,
     column: str | None,
     fail_on_reject: bool,
     overwrite: bool,
@@ -104,7 +107,7 @@ def score(
     URL a line), a .tar or .parquet with images, or a URL (s3://bucket/folder/).
 
     An image that cannot be read is a fault, never an accept; the others are still scored, and the exit status is 1.
-    A map or picture that cannot be written is an error; the images are still scored, and the exit status is 2.
+    A map or another image that cannot be written is an error; the images are still scored, and the exit status is 2.
 
     With --on, --workers, --shard-size or --shard it works in shards, by several processes or machines, and can be
     resumed: docs/scale.md. flawscope merge DIR (also flawscope score merge DIR) joins what jobs of an array made.
@@ -120,17 +123,17 @@ def score(
     if not images:
         raise click.UsageError("Missing argument 'IMAGE...'.")
     inputs = find_inputs(images, column)
-    drawings, records = Drawings(maps, pictures), Records(table, out, overwrite=overwrite)
+    drawings, records = Drawings(maps, drawn), Records(table, out, overwrite=overwrite)
     drawings.check(overwrite=overwrite)
     records.check()
-    check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--pictures": pictures})
-    for folder in (maps, pictures):
+    check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--images": drawn})
+    for folder in (maps, drawn):
         check_apart(inputs, folder)
     for passed in inputs.masks:
         echo(f"note: {passed}: masks of a dataset, passed over. Name it to score what is in it.", err=True)
     with Inspector.load(bundle, use_overlay=not no_overlay, **loading) as inspector:
         inspector.check_batch(batch)
-        if pictures is not None:
+        if drawn is not None:
             inspector.check_reconstructs()
         # Only now, after bundle, backend and batch proved valid: a refused command must not leave empty folders.
         drawings.make_folders()
@@ -173,7 +176,7 @@ def _in_shards(
     from flawscope.runtime.scale.shard_options import read_part
     from flawscope.runtime.scale.shards_command import score_in_shards
 
-    if (option := given_option(("as_json", "table", "maps", "pictures"))) is not None:
+    if (option := given_option(("as_json", "table", "maps", "drawn"))) is not None:
         raise ArgumentError(
             f"{option}: expected what shards write, {RESULTS} below --out and heat maps with --shard-maps, got another "
             "output. Leave it out, or what asks for shards."
@@ -234,7 +237,7 @@ def _score_all(
             try:
                 place = drawings.draw(item, image, result, inspector)
             except FlawscopeError as err:
-                # A picture that is missing is no reason to leave the other parts without a decision.
+                # A drawing that is missing is no reason to leave the other parts without a decision.
                 missing += 1
                 echo(f"error: {err} It was decided on, but not drawn.", err=True)
         records.add(result, place)

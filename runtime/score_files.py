@@ -55,7 +55,7 @@ _FORMULA = ("=", "+", "-", "@")
 def check_outputs_apart(outputs: Mapping[str, Path | None]) -> None:
     """Raise ArgumentError if one output of a command would lie in another, which is seen only after all the work.
 
-    A table may lie among maps or pictures: these are written into the folder, and replace no folder.
+    A table may lie among maps or other drawings: these are written into the folder, and replace no folder.
 
     Args:
         outputs: Option -> its file or folder; None where it was not given.
@@ -83,23 +83,23 @@ class Drawings:
 
     Args:
         maps: Folder for images under their maps; None for none.
-        pictures: Folder for input, reconstruction and maps; None for none.
+        drawn: Folder for input, reconstruction and maps; None for none.
 
     Attributes:
         missing: Drawings that could not be written.
     """
 
-    def __init__(self, maps: Path | None, pictures: Path | None) -> None:
-        self.maps, self.pictures = maps, pictures
+    def __init__(self, maps: Path | None, drawn: Path | None) -> None:
+        self.maps, self.drawn = maps, drawn
 
     def check(self, *, overwrite: bool) -> None:
         """Check, before the work, that they can be written; as `check_new_files`."""
-        for folder in (self.maps, self.pictures):
+        for folder in (self.maps, self.drawn):
             check_new_files(folder, overwrite=overwrite)
 
     def make_folders(self) -> None:
         """Make the folders. Only when bundle and options proved valid: a refused command must not leave empty ones."""
-        for folder in (self.maps, self.pictures):
+        for folder in (self.maps, self.drawn):
             if folder is not None:
                 with storage_errors(folder):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ class Drawings:
         if self.maps is not None:
             name = f"{item.place}.png"
             write_png(self.maps / name, result.draw(image))
-        if self.pictures is not None:
+        if self.drawn is not None:
             manifest = inspector.manifest
             pixels = read_source_image(image, result.image, "rgb", manifest.input.bits).pixels
             prepared = prepare(grey_as_rgb(pixels), manifest.input)
@@ -133,7 +133,7 @@ class Drawings:
                 if thresholds is None
                 else thresholds.pixel.value
             )
-            write_reconstruction(self.pictures, item.place, prepared, inspector.reconstruct(prepared[None]), reference)
+            write_reconstruction(self.drawn, item.place, prepared, inspector.reconstruct(prepared[None]), reference)
         return name
 
 

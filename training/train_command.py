@@ -407,7 +407,9 @@ def _train(request: TrainingRequest, out: Path, overwrite: bool, *, is_writer: b
     for note in notes:
         echo(f"note: {note}", err=True)
     echo(summary)
-    echo(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()))
+    # The keys of records stay, whatever images are called by now.
+    named = {key.replace("_", " ").replace("pictures", "images"): value for key, value in facts.items()}
+    echo(", ".join(f"{key} {value}" for key, value in named.items()))
     if drawn is not None:
         echo(f"drawn defects: {describe_check(drawn)}, in {drawn.seconds:.1f} s")
     echo(f"run: {out}")

@@ -198,7 +198,7 @@ def _places(plan: SynthPlan, progress: Progress) -> tuple[None, str]:
     adaptation = find_part(plan.config, AdaptationSettings)
     if adaptation is None or adaptation.support is None:
         names = sorted({category_of(plan.dataset, sample) for sample in plan.dataset.train_good})
-        ranges = {name: CategoryRanges("picture", {_BASE_DEFECT: _BASE_SIDES}) for name in names}
+        ranges = {name: CategoryRanges("image", {_BASE_DEFECT: _BASE_SIDES}) for name in names}
         write_masks(ranges, plan.places, MaskSettings(plan.drawn, seed=plan.config.seed), overwrite=plan.replaces)
         return None, f"{plan.places}: {plan.drawn} masks anywhere; the base knows no defect and redraws normal material"
     record = read_synthesis_run(plan.run).record
@@ -209,7 +209,7 @@ def _places(plan: SynthPlan, progress: Progress) -> tuple[None, str]:
         if (entry.category, entry.defect) in learned
     ]
     number = plan.drawn * max(sum(category == name for category, _ in learned) for name in {c for c, _ in learned})
-    settings = BoxSettings(number=number, within="picture", seed=plan.config.seed)
+    settings = BoxSettings(number=number, within="image", seed=plan.config.seed)
     boxes = write_boxes(plan.dataset, entries, plan.places, settings, overwrite=plan.replaces)
     return None, f"{plan.places}: {boxes.random} random boxes like those of {len(boxes.real)} defects"
 

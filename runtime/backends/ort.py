@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from flawscope.bundle import Bundle, OnnxModel
 from flawscope.errors import ArgumentError, BackendError, DeviceError, MissingExtra
-from flawscope.runtime.backends import driver_library
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores, usable_cores
 from flawscope.runtime.backends.table import backend_row
 
@@ -89,6 +88,9 @@ def cuda_problem() -> str | None:
     available = import_onnxruntime().get_available_providers()
     if backend_row("cuda").provider in available:
         return None
+    # Here and not at the top: most who decide on images look for no CUDA.
+    from flawscope.runtime.backends import driver_library
+
     # Without a driver the package would not help, and nobody there is looking for CUDA.
     if driver_library.load_driver() is None:
         return "this machine has no NVIDIA driver."

@@ -423,7 +423,7 @@ def _names_of_real(dataset: Dataset, samples: Iterable[Sample]) -> dict[Path, st
         key = category_of(dataset, sample), sample.split, defect_of(sample)
         stem = check_name(sample.path.stem, "image")
         if ends_like_a_mask(stem):  # indexing the dataset would take it for the mask of another image
-            stem += "_picture"
+            stem += "_image"
         # Numbers are needed although file names differ: a.png and a.jpg both become a.png.
         chosen[sample.path] = free_name(stem, names.setdefault(key, set()))
     return chosen

@@ -257,7 +257,7 @@ def _print_table(title: str, groups: Mapping[Any, Mapping[str, Difference]], con
                 *(f"{value:.4f}" for value in means),
                 f"{difference.mean:+.4f}",
                 f"{difference.interval.low:+.4f} to {difference.interval.high:+.4f}",
-                difference.wider,
+                "images" if difference.wider == "pictures" else difference.wider,
             )
     if title:
         echo(title)

@@ -47,7 +47,8 @@ BOXES_RECORD = "boxes.json"
 # Then another normal image is taken: in the foreground of some no box fits.
 _TRIES_PER_IMAGE = 1000
 
-Ground = Literal["foreground", "picture"]
+Ground = Literal["foreground", "image", "picture"]
+"""Where boxes and defects lie. `picture` is the former name of `image`; files of earlier versions have it."""
 
 
 class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,7 @@ class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             one rectangle would be a defect of a size that there is not.
         number: Random boxes per category, divided evenly among its defect types, the first ones taking the remainder; 0
             draws none.
-        within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "picture".
+        within: Random boxes lie in the "foreground" of the normal image, or anywhere in the "image".
         solid: The part has no holes; see `find_foreground`.
         places: Positions of random boxes: "near" a seen one at its distances to the sides, where the image is the best
             "match" of its surroundings, in the rectangle that spans all "observed" centres, or "anywhere".
@@ -359,7 +360,7 @@ def _place(
         tries_left -= _TRIES_PER_IMAGE
     raise DataError(
         f"{category}/{defect}: expected a random box with more than {settings.overlap:.0%} in the foreground, got none "
-        f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within picture, which allows every place."
+        f"in {settings.tries} tries. Try --solid, a lower --overlap, or --within image, which allows every place."
     )
 
 

@@ -6,6 +6,7 @@ import click
 
 from flawscope.datasets.data_options import PATH
 from flawscope.datasets.defects.drawn_writer import GroundSettings
+from flawscope.former_names import ChoiceWithFormerNames
 from flawscope.terminal import echo
 
 _GROUND = GroundSettings()  # the defaults
@@ -25,10 +26,10 @@ SOLID = click.option(
 """Parameter `solid`."""
 WITHIN = click.option(
     "--within",
-    type=click.Choice(["foreground", "picture"]),
+    type=ChoiceWithFormerNames(["foreground", "image"], {"picture": "image"}),
     default=_GROUND.within,
     show_default=True,
-    help="Where what is drawn may lie; picture (anywhere) is for parts that fill the image.",
+    help="Where what is drawn may lie; image (anywhere) is for parts that fill the image.",
 )
 """Parameter `within`."""
 

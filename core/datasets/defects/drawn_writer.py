@@ -48,7 +48,7 @@ class GroundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         seed: Seed of every random choice.
-        within: Defects lie in the "foreground" of the normal image, or anywhere in the "picture".
+        within: Defects lie in the "foreground" of the normal image, or anywhere in the "image".
         solid: The part has no holes; see `find_foreground`.
         tries: Most places drawn for one image.
     """

@@ -22,7 +22,8 @@ from flawscope.datasets.defects.random_masks import Sides
 from flawscope.datasets.defects.set_files import decode_json, read_json
 from flawscope.errors import ArgumentError, DataError
 
-Within = Literal["template", "foreground", "picture"]
+Within = Literal["template", "foreground", "image", "picture"]
+"""Where masks lie. `picture` is the former name of `image`; files of earlier versions have it."""
 
 
 class CategoryRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,7 +31,7 @@ class CategoryRanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         within: Where masks lie: in a hand-drawn "template", in the "foreground" of each normal image, or anywhere in
-            the "picture", for parts that fill it.
+            the "image", for parts that fill it.
         defects: Defect type -> sides of its masks.
     """
 

@@ -354,4 +354,5 @@ def _tile(name: str, ground: _Ground, drawn: BoxMask) -> Tile:
 
 
 def _manner(within: Within, sides: Sides) -> str:
-    return f"in the {within}{', turned' if sides.rotate else ''}"
+    place = "image" if within == "picture" else within
+    return f"in the {place}{', turned' if sides.rotate else ''}"

@@ -261,10 +261,10 @@ def _paste_one(
         if pasted is not None:
             return pasted, ground, source, part
         tries_left -= _TRIES_PER_IMAGE
-    where = "" if settings.within == "picture" else f" with more than {settings.overlap:.0%} in the foreground"
+    where = "" if settings.within != "foreground" else f" with more than {settings.overlap:.0%} in the foreground"
     raise DataError(
         f"{key}: expected a pasted defect{where} that changes at least {settings.options.level} grey levels, got none "
-        f"in {settings.tries} tries. Try --within picture, --solid, a lower --overlap or --level, or a larger --scale."
+        f"in {settings.tries} tries. Try --within image, --solid, a lower --overlap or --level, or a larger --scale."
     )
 
 

@@ -263,10 +263,10 @@ def _draw_one(
                 options=settings.options,
             )
             return Drawing(category, settings.defect, texture or kind, *drawn, ground, line)
-    where, level = "" if settings.within == "picture" else " in the foreground", settings.options.level
+    where, level = "" if settings.within != "foreground" else " in the foreground", settings.options.level
     raise DataError(
         f"{category}: expected an anomaly{where} that changes at least {level} grey levels, got none in "
-        f"{settings.tries} tries. Try --within picture, --solid, a lower --threshold or --level, or other --textures."
+        f"{settings.tries} tries. Try --within image, --solid, a lower --threshold or --level, or other --textures."
     )
 
 

@@ -25,6 +25,7 @@ from flawscope.datasets.defects.random_masks import Edges
 from flawscope.datasets.defects.set_files import SHEET
 from flawscope.datasets.defects.support_set import find_support, read_support, write_support
 from flawscope.errors import DataError
+from flawscope.former_names import ChoiceWithFormerNames, CommandWithFormerNames
 from flawscope.given_options import given_option
 from flawscope.output_options import OVERWRITE
 from flawscope.progress import CountProgress
@@ -210,7 +211,7 @@ def boxes(
     _echo_summary(out, record.passed_over)
 
 
-@click.command()
+@click.command(cls=CommandWithFormerNames, former={"--per-picture": "--per-image"})
 @click.option(
     "--ranges",
     type=PATH,
@@ -225,7 +226,7 @@ def boxes(
 )
 @click.option(
     "--within",
-    type=click.Choice(["template", "foreground", "picture"]),
+    type=ChoiceWithFormerNames(["template", "foreground", "image"], {"picture": "image"}),
     help="Where masks lie, in place of what the range file says.",
 )
 @click.option(
@@ -245,7 +246,11 @@ def boxes(
 @click.option("--num", "number", default=_MASKS.number, show_default=True, help="Masks per defect type.")
 @click.option("--size", default=_MASKS.size, show_default=True, help="Height and width of the masks in pixels.")
 @click.option(
-    "--per-picture", default=_MASKS.per_picture, show_default=True, help="Masks per normal image, if in its foreground."
+    "--per-image",
+    envvar=("FLAWSCOPE_SYNTH_MASKS_PER_IMAGE", "FLAWSCOPE_SYNTH_MASKS_PER_PICTURE"),
+    default=_MASKS.per_picture,
+    show_default=True,
+    help="Masks per normal image, if in its foreground.",
 )
 @SOLID
 @_OVERLAP
@@ -263,7 +268,7 @@ def masks(
     edges: Edges,
     number: int,
     size: int,
-    per_picture: int,
+    per_image: int,
     solid: bool,
     overlap: float,
     tries: int,
@@ -278,7 +283,7 @@ def masks(
     named are passed over, with a line, unless --category names them. A mask that fits nowhere is an error, not an
     endless search.
     """
-    settings = MaskSettings(number, size, per_picture, solid, rotate, overlap, tries, seed, edges)
+    settings = MaskSettings(number, size, per_image, solid, rotate, overlap, tries, seed, edges)
     # A published name wins over a file of that name: write ./NAME for the file.
     read = PUBLISHED[str(ranges)] if str(ranges) in PUBLISHED else read_ranges(ranges)
     chosen = split_categories(categories)

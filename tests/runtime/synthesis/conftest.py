@@ -49,7 +49,7 @@ def place(tmp_path_factory, tiny_root):
         "--num",
         "7",
         "--within",
-        "picture",
+        "image",
         "--places",
         "observed",
         "--out",

@@ -92,7 +92,7 @@ def test_every_normal_image_is_drawn_on_with_some_masks_of_each_type(bundle, roo
 
 
 def test_a_mask_set_of_synth_masks_is_drawn_from(bundle, root, tmp_path):
-    ranges = {CATEGORY: {"within": "picture", "defects": {}}}
+    ranges = {CATEGORY: {"within": "image", "defects": {}}}
     for defect in DEFECTS:
         ranges[CATEGORY]["defects"][defect] = {"width": [0.2, 0.3], "height": [0.2, 0.3], "rotate": True}
     (tmp_path / "ranges.json").write_text(json.dumps(ranges))
@@ -113,7 +113,7 @@ def test_masks_of_a_foreground_are_drawn_on_their_own_image_alone(root, tmp_path
     ranges = {CATEGORY: {"within": "foreground", "defects": {"stain": {"width": [0.1, 0.2], "height": [0.1, 0.2]}}}}
     ranges[CATEGORY]["defects"]["stain"]["rotate"] = False
     (tmp_path / "ranges.json").write_text(json.dumps(ranges))
-    made = ["--data", str(root), "--num", "6", "--per-picture", "2", "--overlap", "0", "--out", str(tmp_path / "masks")]
+    made = ["--data", str(root), "--num", "6", "--per-image", "2", "--overlap", "0", "--out", str(tmp_path / "masks")]
     assert run(["synth", "masks", "--ranges", str(tmp_path / "ranges.json"), *made]) == 0
     sites, _ = MaskSites(tmp_path / "masks", open_dataset(root, CATEGORY)).choose(LEARNED, lambda key: True)
     assert len(sites) == 6  # three images have two masks each

@@ -72,7 +72,7 @@ def place(tmp_path_factory, tiny_root):
         "--num",
         str(DRAWN),
         "--within",
-        "picture",
+        "image",
         "--places",
         "observed",
         "--out",
@@ -221,7 +221,7 @@ def test_a_test_image_that_was_drawn_on_is_left_out(place, dataset, tmp_path):
 
 
 def test_a_test_image_whose_texture_was_drawn_is_left_out(dataset, tmp_path):
-    write_perlin(dataset, tmp_path / "perlin", PerlinSettings(number=2, within="picture"))
+    write_perlin(dataset, tmp_path / "perlin", PerlinSettings(number=2, within="image"))
     of_test = dataset.test[0].path
     folder = with_textures(tmp_path / "perlin", tmp_path / "drawn", [of_test])
     write_synth_dataset(folder, dataset, tmp_path / "made")
@@ -255,7 +255,7 @@ def test_names_that_meet_or_look_like_masks_are_told_apart(drawn, dataset, tmp_p
     samples = tuple(Sample(root / name, "train", "good") for name in moved)
     write_synth_dataset(drawn, msgspec.structs.replace(dataset, root=root, samples=samples), tmp_path / "made")
     mixed = open_dataset(tmp_path / "made", CATEGORY)
-    assert [s.path.name for s in mixed.train_good] == ["part.png", "part_2.png", "part_mask_picture.png"]
+    assert [s.path.name for s in mixed.train_good] == ["part.png", "part_2.png", "part_mask_image.png"]
     assert mixed.orphan_masks == ()
     assert [s.path.read_bytes() for s in mixed.train_good] == [path.read_bytes() for path in (first, second, first)]
 
@@ -275,9 +275,9 @@ def test_the_same_drawings_give_the_same_bytes(drawn, dataset, tmp_path):
 def sources(place, drawn, dataset):
     """Folders of all sources: diffusion, two of pasted defects, and Perlin anomalies."""
     record = read_support(place / "support")
-    write_pasted(dataset, record, place / "pasted", PasteSettings(per_defect=4, within="picture"))
-    write_pasted(dataset, record, place / "more", PasteSettings(per_defect=3, within="picture", seed=5))
-    write_perlin(dataset, place / "perlin", PerlinSettings(number=3, within="picture"))
+    write_pasted(dataset, record, place / "pasted", PasteSettings(per_defect=4, within="image"))
+    write_pasted(dataset, record, place / "more", PasteSettings(per_defect=3, within="image", seed=5))
+    write_perlin(dataset, place / "perlin", PerlinSettings(number=3, within="image"))
     return [drawn, *(place / name for name in ("pasted", "more", "perlin"))]
 
 

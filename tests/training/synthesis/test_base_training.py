@@ -381,7 +381,7 @@ def test_a_base_is_trained_from_the_command_line(
     assert cli.run([*command, *settings, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"base trained on 24 normal images of {CATEGORY}" in said
-    assert "training pictures 76, validation pictures 20" in said  # four tiles of each
+    assert "training images 76, validation images 20" in said  # four tiles of each
     assert f"run: {out}" in said
     assert read_synthesis_run(out).record.command.startswith("flawscope train base ")
     assert cli.run([*command, *settings, "--weights", "w.safetensors", "--out", str(out)]) == 2

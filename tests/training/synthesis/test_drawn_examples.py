@@ -41,7 +41,7 @@ def folders(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def paste(root: Path, support: Path, out: Path) -> None:
-    common = ["--data", str(root), "--category", CATEGORY, "--within", "picture"]
+    common = ["--data", str(root), "--category", CATEGORY, "--within", "image"]
     arguments = ["--support", str(support), "--per-defect", str(PASTED), "--out", str(out)]
     assert cli.run(["synth", "paste", *common, *arguments]) == 0
 

@@ -154,15 +154,15 @@ def test_boxes_around_real_defects_are_written_as_masks_of_the_image_s_size(stee
 
 
 def test_the_ranges_written_are_a_range_file_of_the_masks_command(steel, tmp_path):
-    record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes", BoxSettings(within="picture"))
+    record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes", BoxSettings(within="image"))
     ranges = read_ranges(tmp_path / "boxes" / "ranges.json")
-    assert ranges["steel"].within == "picture"
+    assert ranges["steel"].within == "image"
     for defect, sides in ranges["steel"].defects.items():
         assert sides.width == record.ranges["steel"][defect].width
         assert sides.rotate is False
 
 
-@pytest.mark.parametrize("within", ["picture", "foreground"])
+@pytest.mark.parametrize("within", ["image", "foreground"])
 def test_random_boxes_come_with_lines_of_good_mask_and_text(steel, tmp_path, within):
     out = tmp_path / "boxes"
     record = write_boxes(steel, list_anomalous(steel, "test"), out, BoxSettings(number=7, within=within))
@@ -186,7 +186,7 @@ def test_random_boxes_come_with_lines_of_good_mask_and_text(steel, tmp_path, wit
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, tmp_path):
     entries = list_anomalous(steel, "test")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_boxes(steel, entries, tmp_path / name, BoxSettings(number=4, within="picture", seed=seed))
+        write_boxes(steel, entries, tmp_path / name, BoxSettings(number=4, within="image", seed=seed))
     first, again, other = (files_of(tmp_path / name) for name in "abc")
     assert first == again
     assert first["steel/steel_test.jsonl"] != other["steel/steel_test.jsonl"]
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_boxes(steel, 
 def test_places_that_match_are_drawn_the_same_from_the_same_seed(tiny_root, tmp_path, together):
     data = ["synth", "boxes", "--data", str(tiny_root), "--category", CATEGORY, "--split", "test", "--num", "4"]
     for name in ("a", "b"):
-        how = ["--within", "picture", "--places", "match", *together, "--out", str(tmp_path / name)]
+        how = ["--within", "image", "--places", "match", *together, "--out", str(tmp_path / name)]
         assert run([*data, *how]) == 0
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     record = read_json(tmp_path / "a" / "boxes.json", BoxRecord, "boxes")
@@ -210,7 +210,7 @@ def test_a_defect_that_fills_its_image_has_one_place_and_one_among_others_alone_
         cv2.imwrite(str(root / place), np.full((64, 64, 3), 90, np.uint8))
     (root / "ground_truth" / "dent").mkdir(parents=True)
     cv2.imwrite(str(root / "ground_truth" / "dent" / "000_mask.png"), np.full((64, 64), 255, np.uint8))
-    data = ["synth", "boxes", "--data", str(root), "--split", "test", "--num", "1", "--within", "picture"]
+    data = ["synth", "boxes", "--data", str(root), "--split", "test", "--num", "1", "--within", "image"]
     assert run([*data, "--places", "match", "--out", str(tmp_path / "out")]) == 0
     (line,) = (tmp_path / "out" / "steel" / "steel_test.jsonl").read_text().splitlines()
     assert json.loads(line)["bbox"] == [0, 0, 64, 64]
@@ -244,7 +244,7 @@ def test_distant_parts_of_a_defect_are_boxed_apart_unless_together(tmp_path):
 
 
 def test_a_record_from_before_places_were_kept_is_read_as_it_was_meant(steel, tmp_path):
-    settings = BoxSettings(number=2, within="picture", places="observed", per_component=False)
+    settings = BoxSettings(number=2, within="image", places="observed", per_component=False)
     record = write_boxes(steel, list_anomalous(steel, "test"), tmp_path / "boxes", settings)
     content = json.loads((tmp_path / "boxes" / "boxes.json").read_text())
     for types in content["ranges"].values():

@@ -74,7 +74,7 @@ def test_pasted_defects_are_a_folder_of_drawn_images_and_each_is_drawn_again(
 ):
     out = tmp_path / "pasted"
     data = ["--data", str(steel.root.parent), "--category", CATEGORY, "--support", str(support)]
-    options = ["--num", "5", "--within", "picture", "--blend", blend, "--rotate", "40", "--level", "3"]
+    options = ["--num", "5", "--within", "image", "--blend", blend, "--rotate", "40", "--level", "3"]
     options += ["--places", places]
     assert run(["synth", "paste", *data, *options, "--out", str(out)]) == 0
     printed, warned = capsys.readouterr()
@@ -95,7 +95,7 @@ def test_the_same_seed_pastes_the_same_and_more_images_change_none(steel, suppor
     record = read_support(support)
 
     def files(name, **how):
-        write_pasted(steel, record, tmp_path / name, PasteSettings(within="picture", **how))
+        write_pasted(steel, record, tmp_path / name, PasteSettings(within="image", **how))
         # Time is in the record.
         return {file: data for file, data in files_of(tmp_path / name).items() if not file.startswith("paste.json")}
 
@@ -110,7 +110,7 @@ def test_the_same_seed_pastes_the_same_and_more_images_change_none(steel, suppor
 
 def test_a_defect_without_surroundings_is_told_before_anything_is_pasted(steel, support, tmp_path, monkeypatch):
     monkeypatch.setattr(pasting, "surroundings_of", lambda *_: None)
-    how = PasteSettings(number=2, within="picture", options=PasteOptions(places="match"))
+    how = PasteSettings(number=2, within="image", options=PasteOptions(places="match"))
     with pytest.raises(
         DataError, match=r"\.png: expected surroundings of the defect to find places by, got other defects"
     ):
@@ -120,7 +120,7 @@ def test_a_defect_without_surroundings_is_told_before_anything_is_pasted(steel, 
 
 def test_only_the_types_that_were_named_are_pasted(steel, support, tmp_path):
     record = write_pasted(
-        steel, read_support(support), tmp_path / "out", PasteSettings(number=2, within="picture"), defects=DEFECTS[:1]
+        steel, read_support(support), tmp_path / "out", PasteSettings(number=2, within="image"), defects=DEFECTS[:1]
     )
     assert record.defects == {f"{CATEGORY}/{DEFECTS[0]}": 2}
     assert len(record.support) == 2
@@ -137,7 +137,7 @@ def test_nothing_is_pasted_onto_an_image_that_a_defect_was_learned_from(own_root
     with pytest.raises(DataError, match="expected normal training images that no defect was learned from, got none"):
         write_pasted(open_dataset(own_root), record, tmp_path / "out", PasteSettings(number=1))
     shutil.copy(own_root / "test" / "good" / "000.png", only.parent / "other.png")
-    write_pasted(open_dataset(own_root), record, tmp_path / "out", PasteSettings(number=6, within="picture"))
+    write_pasted(open_dataset(own_root), record, tmp_path / "out", PasteSettings(number=6, within="image"))
     assert {one.good for one in read_drawn(tmp_path / "out")} == {"train/good/other.png"}
 
 
@@ -149,7 +149,7 @@ def test_images_of_other_depths_and_sizes_are_pasted_on(own_root, tmp_path, stor
         cv2.imwrite(str(path), pixels.astype(np.uint16) * 257 if stored.endswith("16") else pixels)
     dataset = open_dataset(own_root)
     record = write_support(dataset, tmp_path / "support", shots=1, split="test")
-    write_pasted(dataset, record, tmp_path / "out", PasteSettings(number=4, within="picture"))
+    write_pasted(dataset, record, tmp_path / "out", PasteSettings(number=4, within="image"))
     assert [read_image(one.path).shape for one in check_folder(tmp_path / "out", dataset, "paste")] == [(40, 90, 3)] * 4
 
 
@@ -167,7 +167,7 @@ def test_a_mask_that_covers_all_is_refused(own_root, tmp_path):
 def test_a_changed_source_is_noticed_when_a_line_is_drawn_again(own_root, tmp_path):
     dataset = open_dataset(own_root)
     record = write_support(dataset, tmp_path / "support", shots=1, split="test", defects=DEFECTS[:1])
-    write_pasted(dataset, record, tmp_path / "out", PasteSettings(number=1, within="picture"))
+    write_pasted(dataset, record, tmp_path / "out", PasteSettings(number=1, within="image"))
     (line,) = lines_of(tmp_path / "out", PastedImage)
     with pytest.raises(DataError, match=r"expected a part of .* below 1, got 7"):
         redraw_pasted(dataset, msgspec.structs.replace(line, part=7))
@@ -199,7 +199,7 @@ def test_perlin_anomalies_are_a_folder_of_drawn_images_and_each_is_drawn_again(
 ):
     out = tmp_path / "out"
     given = [word for name in names for word in ("--textures", str(textures) if name == "DIR" else name)]
-    data = ["--data", str(steel.root.parent), "--category", CATEGORY, "--within", "picture"]
+    data = ["--data", str(steel.root.parent), "--category", CATEGORY, "--within", "image"]
     assert run(["synth", "perlin", *data, *given, "--num", "6", "--out", str(out)]) == 0
     assert f"drawn: {out}, 6 images of 1 defect type" in capsys.readouterr().out
     check_folder(out, steel, "perlin")
@@ -239,7 +239,7 @@ def test_a_texture_from_the_test_split_is_refused_under_any_name_and_format(own_
     textures = tmp_path / "textures"
     textures.mkdir()
     cv2.imwrite(str(textures / "wood.bmp"), cv2.imread(str(dataset.test[0].path)))
-    settings, found = PerlinSettings(number=1, within="picture"), find_textures([str(textures)])
+    settings, found = PerlinSettings(number=1, within="image"), find_textures([str(textures)])
     with pytest.raises(DataError, match=r"wood.bmp: expected a texture that is no image of the test split, got test/"):
         write_perlin(dataset, out, settings, textures=found)
     assert not out.exists()
@@ -254,7 +254,7 @@ def test_anomalies_of_grey_images_are_grey(own_root, textures, tmp_path):
     write_perlin(
         open_dataset(own_root),
         tmp_path / "out",
-        PerlinSettings(number=8, within="picture"),
+        PerlinSettings(number=8, within="image"),
         textures=find_textures(names),
     )
     for one in read_drawn(tmp_path / "out"):
@@ -265,7 +265,7 @@ def test_anomalies_of_grey_images_are_grey(own_root, textures, tmp_path):
 
 def test_the_same_seed_draws_the_same_and_more_images_change_none(steel, tmp_path):
     def images(name, **how):
-        write_perlin(steel, tmp_path / name, PerlinSettings(within="picture", **how))
+        write_perlin(steel, tmp_path / name, PerlinSettings(within="image", **how))
         return {file: data for file, data in files_of(tmp_path / name).items() if "/gen_img/" in file}
 
     first, again, more, other = (
@@ -293,7 +293,7 @@ def test_the_same_seed_draws_the_same_and_more_images_change_none(steel, tmp_pat
         (["paste", "--support", "SUPPORT", "--num", "1", "--scale", "2", "1"], "scale: expected two rising numbers"),
         (["paste", "--support", "SUPPORT", "--num", "1", "--rotate", "200"], "rotate: expected 0 to 180 degrees"),
         (
-            ["paste", "--support", "SUPPORT", "--num", "1", "--level", "255", "--tries", "150", "--within", "picture"],
+            ["paste", "--support", "SUPPORT", "--num", "1", "--level", "255", "--tries", "150", "--within", "image"],
             "got none in 150 tries",
         ),
         (["perlin", "--textures", "EMPTY"], "expected images to take textures from, got none"),
@@ -305,7 +305,7 @@ def test_the_same_seed_draws_the_same_and_more_images_change_none(steel, tmp_pat
         (["perlin", "--defect", "Good"], "defect type: expected a defect type, got 'Good'"),
         (["perlin", "--defect", "ok"], "defect type: expected a defect type, got 'ok'"),
         (
-            ["perlin", "--level", "255", "--within", "picture"],
+            ["perlin", "--level", "255", "--within", "image"],
             "expected an anomaly that changes at least 255 grey levels",
         ),
     ],

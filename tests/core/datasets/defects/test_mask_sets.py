@@ -12,6 +12,7 @@ from file_contents import files_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flawscope import cli
 from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.foreground import Coverage, find_foreground
 from flawscope.datasets.defects.mask_ranges import CategoryRanges, read_ranges
@@ -220,7 +221,7 @@ def test_coverage_counts_the_pixels_of_a_rectangle(mask, at):
 # --- range files
 
 
-def ranges_file(tmp_path, within="picture", **changes):
+def ranges_file(tmp_path, within="image", **changes):
     sides = {"width": [0.1, 0.2], "height": [0.2, 0.3], "rotate": False, **changes}
     path = tmp_path / "ranges.json"
     path.write_text(json.dumps({"steel": {"within": within, "defects": {"pitting": sides}}}))
@@ -228,8 +229,27 @@ def ranges_file(tmp_path, within="picture", **changes):
 
 
 def test_a_range_file_is_read(tmp_path):
-    expected = CategoryRanges("picture", {"pitting": Sides((0.1, 0.2), (0.2, 0.3), rotate=False)})
+    expected = CategoryRanges("image", {"pitting": Sides((0.1, 0.2), (0.2, 0.3), rotate=False)})
     assert read_ranges(ranges_file(tmp_path)) == {"steel": expected}
+
+
+def test_picture_is_the_former_name_of_image(tmp_path, capsys):
+    for place in ("image", "picture"):
+        typed = ["synth", "masks", "--ranges", str(ranges_file(tmp_path, place)), "--num", "3", "--size", "64"]
+        assert cli.run([*typed, "--out", str(tmp_path / place)]) == 0
+    assert capsys.readouterr().err == ""  # files of earlier versions have it: nothing to change there
+    ranges = str(ranges_file(tmp_path, "foreground"))
+    typed = ["synth", "masks", "--ranges", ranges, "--num", "3", "--size", "64", "--per-picture", "2"]
+    assert cli.run([*typed, "--within", "picture", "--out", str(tmp_path / "typed")]) == 0
+    said = capsys.readouterr().err
+    assert "note: --per-picture is now called --per-image;" in said
+    assert "note: --within picture is now called --within image;" in said
+    first, *others = (
+        [path.read_bytes() for path in sorted((tmp_path / name).rglob("*.png"))]
+        for name in ("image", "picture", "typed")
+    )
+    assert len(first) == 4  # with the contact sheet, which says the same of all
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +292,7 @@ def test_a_range_file_of_anogen_is_read_in_its_own_form(tmp_path):
             "broken_small": Sides((0.15, 0.25), (0.15, 0.25), rotate=False),
         },
     )
-    record = write_masks(ranges, tmp_path / "masks", MaskSettings(number=6, size=64), within="picture")
+    record = write_masks(ranges, tmp_path / "masks", MaskSettings(number=6, size=64), within="image")
     turned = {entry.defect for entry in record.masks if entry.angle}
     assert turned == {"broken_large", "bad"}
 
@@ -336,7 +356,7 @@ def test_categories_whose_template_or_images_are_not_named_are_passed_over(tmp_p
     assert record.passed_over["bare"] == f"in a template, and {tmp_path / 'templates'} has none for dent"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"steel": {"within": "picture", "defects": {}}}', "\xff\xfe"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"steel": {"within": "image", "defects": {}}}', "\xff\xfe"])
 def test_a_range_file_without_ranges_is_refused(tmp_path, content):
     path = tmp_path / "ranges.json"
     path.write_bytes(content.encode("latin-1"))
@@ -348,7 +368,7 @@ def test_a_range_file_without_ranges_is_refused(tmp_path, content):
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
     path = tmp_path / "ranges.json"
     sides = {"width": [0.1, 0.2], "height": [0.2, 0.3], "rotate": False}
-    path.write_text(json.dumps({"steel": {"within": "picture", "defects": {name: sides}}}))
+    path.write_text(json.dumps({"steel": {"within": "image", "defects": {name: sides}}}))
     with pytest.raises(DataError, match="expected a name that a folder can have"):
         read_ranges(path)
 
@@ -370,7 +390,7 @@ def test_every_published_range_can_be_drawn(tmp_path):
     from flawscope.datasets.defects.anogen_ranges import PUBLISHED
 
     for name, ranges in PUBLISHED.items():
-        record = write_masks(ranges, tmp_path / name, MaskSettings(number=1, size=64), within="picture")
+        record = write_masks(ranges, tmp_path / name, MaskSettings(number=1, size=64), within="image")
         assert len(record.masks) == sum(len(entry.defects) for entry in ranges.values())
 
 
