@@ -264,7 +264,7 @@ VERBS: Mapping[str, Row] = {
     ),
     "score": Verb("flawscope.runtime.score_command:score", "Decide on images with a bundle."),
     "merge": Verb(
-        "flawscope.runtime.scale.shards_command:merge_command", "Join the shards that several jobs worked on."
+        "flawscope.runtime.scale.merge_command:merge_command", "Join the shards that several jobs worked on."
     ),
     "engine": _ENGINE,
     "bench": Verb(

@@ -205,7 +205,7 @@ def _in_shards(
 
 
 def _merge(folder: Path) -> int:
-    from flawscope.runtime.scale.shards_command import merge_folder
+    from flawscope.runtime.scale.merge_command import merge_folder
 
     return merge_folder(folder)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flawscope.datasets import open_dataset
 from flawscope.datasets.defects.set_files import read_json
-from flawscope.errors import ArgumentError, GateError
+from flawscope.datasets.defects.support_set import read_support
+from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.files import atomic_folder, check_replaceable, locked, storage_errors
 from flawscope.open_files import list_folder
 from flawscope.progress import Progress
@@ -25,9 +27,9 @@ from flawscope.runtime.scale.plan import (
     write_plan,
 )
 from flawscope.runtime.scale.plan_items import write_item_lines
-from flawscope.runtime.scale.run_shards import run_shards
+from flawscope.runtime.scale.run_shards import merge, run_shards
 from flawscope.runtime.scale.work import encode_work
-from flawscope.runtime.synthesis.mixed_datasets import MARKER, DatasetPlan, SynthDatasetRecord
+from flawscope.runtime.synthesis.mixed_datasets import MARKER, DatasetPlan, SynthDatasetRecord, plan_dataset
 from flawscope.terminal import echo
 from flawscope.text import encode_json
 
@@ -49,6 +51,7 @@ def write_in_shards(
     is_shared: bool = False,
     plan_only: bool = False,
     overwrite: bool = False,
+    sources: dict[str, Any] | None = None,
     report: Progress,
     command: str = "",
 ) -> SynthDatasetRecord | None:
@@ -65,6 +68,7 @@ def write_in_shards(
         is_shared: Whether jobs share the plan: the first makes it, and the others take it.
         plan_only: Whether only the plan is made.
         overwrite: Whether an earlier dataset, or an unfinished one, may be replaced.
+        sources: What `flawscope merge` calls `plan_dataset` with again, beside `asked`; None where nobody will.
         report: Called with the progress.
         command: The command line, for reports.
 
@@ -98,7 +102,7 @@ def write_in_shards(
     make_executor(encode_work(DatasetWork(out=str(parts.absolute()), plan="")), placement)
     copies = make()
     with locked(parts):
-        plan = _planned(parts, copies, asked, shard_size, replaces=replaces)
+        plan = _planned(parts, copies, asked, shard_size, {"replaces": replaces, "threads": 1, "sources": sources})
     if plan_only:
         echo(
             f"{parts / PLAN}: {plan.items} images in {plan.shards} shards. Do a part of them with --shard I/N, I from "
@@ -119,7 +123,7 @@ def write_in_shards(
     if ran.missing:
         echo(
             f"note: {ran.missing} shards of {plan.shards} are of other jobs and not there yet. The last job finishes; "
-            "or, when all are done, the command without --shard, with --resume.",
+            f"or, when all are done: flawscope merge {out}",
             err=True,
         )
         return None
@@ -141,7 +145,7 @@ def _finished_before(out: Path, copies: DatasetPlan) -> SynthDatasetRecord:
 
 
 def _planned(
-    parts: Path, copies: DatasetPlan, asked: dict[str, Any], shard_size: int | None, *, replaces: bool
+    parts: Path, copies: DatasetPlan, asked: dict[str, Any], shard_size: int | None, fixed: dict[str, Any]
 ) -> Plan:
     """Return the plan: the one that lies there, if it is the same, or a new one."""
 
@@ -150,7 +154,7 @@ def _planned(
         return Plan(
             kind="dataset",
             asked=asked,
-            fixed={"replaces": replaces, "threads": 1},
+            fixed=fixed,
             items=written.items,
             items_sha256=written.sha256,
             shard_size=size,
@@ -161,6 +165,35 @@ def _planned(
     plan = read_plan(parts)
     check_same(parts, plan, plan_of(None, shard_size or plan.shard_size))
     return plan
+
+
+def finish_parts(parts: Path) -> tuple[Path, SynthDatasetRecord]:
+    """Write the dataset that jobs have copied, by what lies in its folder; return the dataset's folder and record.
+
+    Raises:
+        ArgumentError: If images came, went or changed since.
+        DataError: If a shard is missing, or what it was made of is gone.
+        GateError: As `write_in_shards`.
+    """
+    plan = read_plan(parts)
+    asked, sources = plan.asked, plan.fixed.get("sources")
+    if not sources:
+        raise DataError(
+            f"{parts}: expected the plan of a command, got one of Python. Call the function again, with is_resumed."
+        )
+    merge(parts)  # raises where it is not whole
+    copies = plan_dataset(
+        [Path(folder) for folder in sources["generated"]],
+        open_dataset(Path(sources["data"]), sources["category"]),
+        layout=asked["layout"],
+        labels=asked["labels"],
+        take=asked["take"],
+        support=None if sources["support"] is None else read_support(Path(sources["support"])),
+        are_files_checked=False,
+    )
+    _planned(parts, copies, asked, None, plan.fixed)  # raises where it is no longer the same
+    out = parts.with_name(parts.name.removesuffix(".parts"))
+    return out, _finish(parts, plan, copies, out)
 
 
 def _finish(parts: Path, plan: Plan, copies: DatasetPlan, out: Path) -> SynthDatasetRecord:

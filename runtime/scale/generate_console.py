@@ -66,6 +66,6 @@ def _say(drawn: Drawn, out: Path) -> None:
         return
     echo(
         f"note: {drawn.missing} shards of round {drawn.round} are of other jobs and not there yet. The last job goes "
-        f"on; or, when all are done, the command without --shard, with --resume. Unfinished: {parts_of(out)}",
+        f"on; or, when all are done: flawscope merge {out}. Unfinished: {parts_of(out)}",
         err=True,
     )

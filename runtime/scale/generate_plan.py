@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from flawscope.bundle import Manifest, SynthHead
-from flawscope.datasets import Dataset
+from flawscope.bundle import Manifest, SynthHead, trusted_bundle
+from flawscope.datasets import Dataset, open_categories
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, locked, storage_errors
@@ -18,7 +18,7 @@ from flawscope.open_files import list_folder
 from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.generate_shards import RecordItem, read_records
-from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged
+from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged, settings_of
 from flawscope.runtime.scale.placement import threads_of_worker
 from flawscope.runtime.scale.plan import (
     DEFAULT_SHARD,
@@ -37,7 +37,7 @@ from flawscope.runtime.synthesis.generated_set import MARKER, GenerateRecord, Re
 from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.record_drawing import check_distance, check_seeds, sites_of_records
 from flawscope.runtime.synthesis.sites import Site
-from flawscope.runtime.synthesis.synthesizer import defect_named
+from flawscope.runtime.synthesis.synthesizer import defect_named, head_of
 from flawscope.text import encode_json, name_bytes
 
 
@@ -55,6 +55,7 @@ class Request:
         precision: Precision of the graphs.
         lpips: Two files of weights that candidates are compared with; None without.
         dataset: Dataset whose test split is searched for support images.
+        data: Its root and categories, by which it is opened again; None without one.
         lines: File of lines that the sites come from -> SHA-256.
     """
 
@@ -67,6 +68,7 @@ class Request:
     precision: str
     lpips: tuple[Path, Path] | None
     dataset: Dataset | None
+    data: tuple[Path, tuple[str, ...]] | None
     lines: Mapping[str, str]
 
 
@@ -90,6 +92,47 @@ def parts_of(out: Path) -> Path:
     return out.parent / f"{out.name}.parts"
 
 
+def first_round(out: Path) -> Path:
+    """Return the folder of the first round of an unfinished set."""
+    return parts_of(out) / "round-001"
+
+
+def round_folder(first: Path, number: int) -> Path:
+    """Return the folder of a round, counted from 1, beside that of the first one."""
+    return first.with_name(f"round-{number:03d}")
+
+
+def request_of(first: Path, plan: Plan) -> Request:
+    """Return what was asked for, from the plan of the first round alone: enough to join rounds, and not to draw.
+
+    Raises:
+        DataError: If the dataset cannot be read, or another bundle lies where that of the plan lay.
+        BundleError: If the bundle cannot be opened.
+    """
+    fixed = Fixed.of(plan)
+    with trusted_bundle(Path(fixed.bundle)) as opened:
+        manifest, head = opened.manifest, head_of(opened)
+    if manifest.digest != plan.bundle:
+        raise DataError(
+            f"{fixed.bundle}: expected the bundle of the plan in {first} ({plan.bundle[:12]}…), got another one "
+            f"({manifest.digest[:12]}…). Put it back."
+        )
+    root, categories = (None, ()) if fixed.data is None else fixed.data
+    return Request(
+        bundle=Path(fixed.bundle),
+        manifest=manifest,
+        head=head,
+        sites=(),
+        settings=settings_of(plan),
+        backend=plan.asked["backend"],
+        precision=plan.asked["precision"],
+        lpips=None,
+        dataset=None if root is None else open_categories(Path(root), categories),
+        data=None if root is None else (Path(root), categories),
+        lines=plan.asked["lines"],
+    )
+
+
 def finished_before(request: Request, out: Path) -> GenerateRecord | None:
     """Return the record of a set that lies there finished, if it is what is asked for; None where none does.
 
@@ -100,7 +143,7 @@ def finished_before(request: Request, out: Path) -> GenerateRecord | None:
     """
     if not (out / MARKER).is_file():
         return None
-    first = parts_of(out) / "round-001"
+    first = first_round(out)
     # What lies there is then the earlier set, or the new one whose rounds are still there: written again, it is equal.
     if (first / PLAN).is_file() and Fixed.of(read_plan(first)).replaces:
         return None
@@ -118,7 +161,7 @@ def finished_before(request: Request, out: Path) -> GenerateRecord | None:
 def remove_parts_of(out: Path) -> None:
     """Remove the rounds of a set that is finished."""
     parts = parts_of(out)
-    if (parts / "round-001" / PLAN).is_file():
+    if (first_round(out) / PLAN).is_file():
         with storage_errors(parts):
             # The first plan last: without it nobody would know whose folder this is.
             for folder in sorted(list_folder(parts), reverse=True):
@@ -154,7 +197,7 @@ def plan_generate(
         BackendError: If the backend is not there.
     """
     check_overwrite(overwrite, goes_on=is_resumed or is_shared)
-    folder = parts_of(out) / "round-001"
+    folder = first_round(out)
     may_go_on = (is_resumed or is_shared) and (folder / PLAN).is_file()
     check_replaceable(out, MARKER, overwrite=Fixed.of(read_plan(folder)).replaces if may_go_on else overwrite)
     _check_parts(out, may_go_on=is_resumed or is_shared, overwrite=overwrite)
@@ -178,9 +221,9 @@ def plan_generate(
 def _check_parts(out: Path, *, may_go_on: bool, overwrite: bool) -> None:
     """Refuse what lies where rounds go, or remove it, unless it may go on."""
     parts = parts_of(out)
-    if not parts.exists() or (may_go_on and (parts / "round-001" / PLAN).is_file()):
+    if not parts.exists() or (may_go_on and (first_round(out) / PLAN).is_file()):
         return
-    if not (parts / "round-001" / PLAN).is_file():
+    if not (first_round(out) / PLAN).is_file():
         # Empty: left by a plan that was refused.
         if not list_folder(parts):
             return
@@ -222,6 +265,18 @@ def _first_plan(
     threads = threads_of_worker(placement)
     lines = (encode_json(RecordItem.of(number, site)) for number, site in enumerate(sites))
     written = write_item_lines(where, lines, size)
+    data = None if request.data is None else (str(request.data[0].absolute()), request.data[1])
+    fixed = Fixed(
+        0,
+        len(sites),
+        batch,
+        choice.name,
+        choice.reason,
+        threads,
+        replaces,
+        str(request.bundle.absolute()),
+        data,
+    )
     return Plan(
         kind="generate",
         bundle=request.manifest.digest,
@@ -232,7 +287,7 @@ def _first_plan(
             "lines": dict(request.lines),
             "lpips": {} if request.lpips is None else dict(MaskedLpips.load(*request.lpips).files),
         },
-        fixed=msgspec.to_builtins(Fixed(0, len(sites), batch, choice.name, choice.reason, threads, replaces)),
+        fixed=msgspec.to_builtins(fixed),
         items=written.items,
         items_sha256=written.sha256,
         shard_size=size,

@@ -18,10 +18,19 @@ from flawscope.errors import DataError, GateError
 from flawscope.progress import Progress
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.generate_merge import merge_rounds
-from flawscope.runtime.scale.generate_plan import Planned, Request, finished_before, next_plan, pending_records, work_of
+from flawscope.runtime.scale.generate_plan import (
+    Planned,
+    Request,
+    finished_before,
+    next_plan,
+    pending_records,
+    request_of,
+    round_folder,
+    work_of,
+)
 from flawscope.runtime.scale.generate_work import Fixed, read_judged
-from flawscope.runtime.scale.plan import Plan
-from flawscope.runtime.scale.run_shards import Ran, run_shards
+from flawscope.runtime.scale.plan import PLAN, Plan, read_plan
+from flawscope.runtime.scale.run_shards import Ran, merge, run_shards
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
 
 
@@ -101,7 +110,7 @@ def _draw_rounds(
             _check_faults(folder, plan)
         if ran.missing or len(plans) == request.settings.rounds or next(pending_records(folder, plan), None) is None:
             break
-        after = planned.folder.with_name(f"round-{len(plans) + 1:03d}")
+        after = round_folder(planned.folder, len(plans) + 1)
         plans.append((after, next_plan(after, folder, plan)))
     return Drawn(
         record=None if ran.missing else merge_rounds(request, plans, out, report=report),
@@ -125,6 +134,42 @@ def _run(
     work, turn = work_of(request, folder, plan), Fixed.of(plan).turn
     title = "drawing" if turn == 0 else f"drawing again ({turn + 1})"
     return run_shards(folder, plan, work, placement, part=part, show=partial(report, title), command=command)
+
+
+def finish_rounds(first: Path, *, report: Progress) -> tuple[Path, GenerateRecord]:
+    """Write the set of rounds that jobs have drawn, by what lies in their folders; return its folder and record.
+
+    Args:
+        first: Folder of the first round.
+        report: Called with the progress.
+
+    Raises:
+        DataError: If a shard is missing, or records are still to be drawn again.
+        GateError: As `draw_planned`.
+        FlawscopeError: If the bundle or the dataset is no longer where it was.
+    """
+    parts, plans = first.parent, list[tuple[Path, Plan]]()
+    out = parts.with_name(parts.name.removesuffix(".parts"))
+    request = request_of(first, read_plan(first))
+    if (record := finished_before(request, out)) is not None:
+        return out, record
+    while True:
+        folder = round_folder(first, len(plans) + 1)
+        plan = merge(folder)  # raises where it is not whole
+        _check_faults(folder, plan)
+        plans.append((folder, plan))
+        if len(plans) == request.settings.rounds or (left := _count_pending(folder, plan)) == 0:
+            return out, merge_rounds(request, plans, out, report=report)
+        if not (round_folder(first, len(plans) + 1) / PLAN).is_file():
+            raise DataError(
+                f"{parts}: expected all rounds drawn, got {len(plans)} of at most {request.settings.rounds}: {left} "
+                "records have no accepted drawing, and are drawn again. Run the command of the run again, each job or "
+                "one with --resume."
+            )
+
+
+def _count_pending(folder: Path, plan: Plan) -> int:
+    return sum(1 for _ in pending_records(folder, plan))
 
 
 def _check_faults(folder: Path, plan: Plan) -> None:

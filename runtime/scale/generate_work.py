@@ -55,6 +55,8 @@ class Fixed(msgspec.Struct, frozen=True):
         backend_reason: Why it was chosen.
         threads: Threads of the graphs of a worker.
         replaces: Whether the set may take the place of an earlier one.
+        bundle: Path of the bundle, absolute, for `flawscope merge`; workers have their own.
+        data: Root and categories of the dataset, likewise; None without one.
     """
 
     turn: int
@@ -64,6 +66,8 @@ class Fixed(msgspec.Struct, frozen=True):
     backend_reason: str
     threads: int
     replaces: bool = False
+    bundle: str = ""
+    data: tuple[str, tuple[str, ...]] | None = None
 
     @staticmethod
     def of(plan: Plan) -> Fixed:

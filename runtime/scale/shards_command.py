@@ -1,19 +1,15 @@
-"""What commands that work in shards say, and `flawscope merge`, which joins what several jobs made."""
+"""What `flawscope score` in shards says, and the order of its steps."""
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 
-import click
-
-from flawscope.files import sha256_file
 from flawscope.runtime.scale.inputs.urls import shown
-from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there, read_plan
-from flawscope.runtime.scale.run_shards import Ran, merge
+from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there
+from flawscope.runtime.scale.run_shards import Ran
 from flawscope.runtime.scale.score_api import run_planned
-from flawscope.runtime.scale.score_plan import SCORE, ScoreRequest, plan_score
+from flawscope.runtime.scale.score_plan import ScoreRequest, plan_score
 from flawscope.runtime.scale.score_report import ShardedReport, read_report
 from flawscope.runtime.scale.shard_options import Part, saying_how_to_go_on
 from flawscope.runtime.scale.shards import place_of
@@ -39,13 +35,13 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
         return 0
     if not planned.is_new and not part.is_given and (report := read_report(out)) is not None:
         echo(f"{out}: finished before, all {_counted(plan.shards, 'shard')} are whole and merged", err=True)
-        return _end(report, fail_on_reject)
+        return end_score(report, fail_on_reject)
     with saying_how_to_go_on(out / PLAN, partial(_whole, out, plan)), progress_bars() as show:
         ran = run_planned(request, planned, show, part=part.pair, command=shown(command_line()))
     _say(ran)
     if not ran.missing and (report := read_report(out)) is not None:
         echo(f"{out / RESULTS}: {_counted(plan.items, 'image')} of {_counted(plan.shards, 'shard')}, merged", err=True)
-        return _end(report, fail_on_reject)
+        return end_score(report, fail_on_reject)
     echo(
         f"note: {_counted(ran.missing, 'shard')} of {plan.shards} are of other jobs and not there yet. The last job "
         f"merges; or, when all are done: flawscope merge {out}",
@@ -74,7 +70,7 @@ def _say(ran: Ran) -> None:
         )
 
 
-def _end(report: ShardedReport, fail_on_reject: bool) -> int:
+def end_score(report: ShardedReport, fail_on_reject: bool) -> int:
     """Say what came of all, and return the exit status."""
     total = ", ".join(f"{getattr(report, decision)} {decision}" for decision in DECISIONS)
     echo(f"{_counted(report.images, 'image')}: {total}", err=True)
@@ -99,34 +95,3 @@ def _status(fault: int, reject: int, maps_missing: int, fail_on_reject: bool) ->
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-@click.command("merge")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-def merge_command(folder: Path) -> int:
-    """Join the shards of a run that several jobs worked on, once all are whole.
-
-    The last job does it by itself, unless it could not see yet what the others had written.
-    """
-    return merge_folder(folder)
-
-
-def merge_folder(folder: Path) -> int:
-    """Merge the shards of a run, say what came of it, and return the exit status."""
-    if (report := _merged(folder)) is not None:
-        echo(f"{folder}: merged before, and as it was then", err=True)
-        return _end(report, fail_on_reject=False)
-    plan = merge(folder, command=shown(command_line()))
-    echo(f"{folder}: {_counted(plan.items, 'item')} of {_counted(plan.shards, 'shard')}, merged", err=True)
-    report = read_report(folder) if plan.kind == SCORE else None
-    return 0 if report is None else _end(report, fail_on_reject=False)
-
-
-def _merged(folder: Path) -> ShardedReport | None:
-    """Return the report of a run of `score` that was merged and is as it was then: a merge would know less of it."""
-    if read_plan(folder).kind != SCORE or (report := read_report(folder)) is None:
-        return None
-    with contextlib.suppress(OSError):
-        if sha256_file(folder / RESULTS) == report.conservation.results_sha256:
-            return report
-    return None

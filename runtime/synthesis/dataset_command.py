@@ -104,6 +104,12 @@ def dataset(
                 out,
                 sharding,
                 report,
+                sources={
+                    "generated": [str(folder.absolute()) for folder in generated],
+                    "data": str(data.absolute()),
+                    "category": category,
+                    "support": None if support is None else str(support.absolute()),
+                },
                 overwrite=overwrite,
             )
             if written is None:
@@ -121,13 +127,7 @@ def dataset(
                 progress=partial(report, "writing images"),
                 overwrite=overwrite,
             )
-    # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
-    drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
-    echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
-    echo("sources: " + ", ".join(f"{source} {count}" for source, count in record.sources.items()))
-    rejected, spare = (sum(getattr(one, name) for one in record.generated) for name in ("rejected", "spare"))
-    more = f", {spare} accepted ones beyond --take" if spare else ""
-    echo(f"left out: {rejected} rejected drawings{more}, {len(record.left_out)} real images (dataset.json)")
+    end_dataset(record, out)
     learned = frozenset[str]().union(*map(read_learned, generated))
     if learned and support is None and layout == "mvtec":
         echo(
@@ -138,6 +138,17 @@ def dataset(
     echo(f"overview: {out / SHEET}")
 
 
+def end_dataset(record: SynthDatasetRecord, out: Path) -> None:
+    """Say what a dataset came to."""
+    # Keys are CATEGORY/SPLIT/DEFECT; drawn images are counted under the split `drawn`.
+    drawn = sum(count for key, count in record.pictures.items() if key.split("/")[1] == "drawn")
+    echo(f"dataset: {out}, {drawn} drawn and {sum(record.pictures.values()) - drawn} real images")
+    echo("sources: " + ", ".join(f"{source} {count}" for source, count in record.sources.items()))
+    rejected, spare = (sum(getattr(one, name) for one in record.generated) for name in ("rejected", "spare"))
+    more = f", {spare} accepted ones beyond --take" if spare else ""
+    echo(f"left out: {rejected} rejected drawings{more}, {len(record.left_out)} real images (dataset.json)")
+
+
 def _write_in_shards(
     make: Callable[[], DatasetPlan],
     asked: dict[str, Any],
@@ -145,6 +156,7 @@ def _write_in_shards(
     sharding: dict[str, Any],
     report: Progress,
     *,
+    sources: dict[str, Any],
     overwrite: bool,
 ) -> SynthDatasetRecord | None:
     # Here and not at the top: one process needs none of it.
@@ -165,6 +177,7 @@ def _write_in_shards(
             is_shared=part.is_given,
             plan_only=sharding["plan_only"],
             overwrite=overwrite,
+            sources=sources,
             report=report,
             command=command_line(),
         )

@@ -143,11 +143,20 @@ def generate(
 
     if in_shards:
         found = _generate_in_shards(
-            bundle, choose_sites, settings, backend, precision, compared_by, dataset, out, sharding, overwrite=overwrite
+            bundle,
+            choose_sites,
+            settings,
+            backend,
+            precision,
+            compared_by,
+            dataset,
+            None if data is None else (data, split_categories(categories)),
+            out,
+            sharding,
+            overwrite=overwrite,
         )
         if found is not None:
-            _print_record(found, out)
-            _check_accepted(found, out)
+            end_generate(found, out)
         return
     distance = None if compared_by is None else MaskedLpips.load(*compared_by)
     with Synthesizer.load(bundle, backend, precision) as synthesizer, progress_bars() as report:
@@ -164,6 +173,15 @@ def generate(
             report=report,
             overwrite=overwrite,
         )
+    end_generate(record, out)
+
+
+def end_generate(record: GenerateRecord, out: Path) -> None:
+    """Say what a set came to.
+
+    Raises:
+        GateError: If a defect type has no accepted image.
+    """
     _print_record(record, out)
     _check_accepted(record, out)
 
@@ -188,6 +206,7 @@ def _generate_in_shards(
     precision: str,
     weights: tuple[Path, Path] | None,
     dataset: Dataset | None,
+    data: tuple[Path, tuple[str, ...]] | None,
     out: Path,
     sharding: dict[str, Any],
     *,
@@ -211,6 +230,7 @@ def _generate_in_shards(
             precision=precision,
             lpips=weights,
             dataset=dataset,
+            data=data,
             lines=lines,
         )
     return run_in_shards(request, out, sharding, overwrite=overwrite)

@@ -66,10 +66,12 @@ def test_figures_are_those_of_one_process(evaluate):
         assert np.array_equal(sharded.measured.maps, whole.measured.maps)
 
 
-def test_jobs_share_a_plan_and_the_last_has_the_figures(evaluate, tmp_path):
+def test_jobs_share_a_plan_and_the_last_has_the_figures(evaluate, tmp_path, capsys):
     out = tmp_path / "jobs"
     with pytest.raises(ShardsMissing, match=r"expected 3 whole shards for the figures, got 2"):
         evaluate(5, out, part=(0, 2), is_shared=True)
+    assert run(["merge", str(tmp_path / out)]) == 2
+    assert "its command makes the figures. Run that without --shard, with --resume" in capsys.readouterr().err
     with pytest.raises(ArgumentError, match="Go on with it by --resume"):
         evaluate(5, out)
     with pytest.raises(ArgumentError, match="shard_size 5, not 6"):

@@ -15,6 +15,7 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.progress import no_progress
+from flawscope.runtime.scale import run_shards
 from flawscope.runtime.scale.dataset_run import write_in_shards
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.synthesis import write_synth_dataset
@@ -128,3 +129,33 @@ def test_the_command_writes_with_worker_processes(drawn, tiny_root, tmp_path, ca
     assert run([*sharded, "--shard", "2/2"]) == 2
     assert "--shard: expected I from 0 to N-1" in capsys.readouterr().err
     assert Path(tmp_path / "made.parts").exists() is False
+
+
+def test_merge_makes_the_dataset_that_jobs_copied_where_none_could(
+    drawn, dataset, tiny_root, tmp_path, monkeypatch, capsys
+):
+    here_executor.use(monkeypatch)
+    whole, made = tmp_path / "whole", tmp_path / "made"
+    command = ["synth", "dataset", str(drawn), "--data", str(tiny_root), "--category", CATEGORY]
+    assert run([*command, "--out", str(whole)]) == 0
+    sharded = [*command, "--out", str(made), "--on", "here", "--shard-size", "5"]
+    assert run([*sharded, "--shard", "0/2"]) == 0
+    capsys.readouterr()
+    assert run(["merge", str(made)]) == 2
+    assert "missing or not whole" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(run_shards, "_merge_if_whole", lambda *arguments: 1)  # it sees nothing of the other
+        assert run([*sharded, "--shard", "1/2"]) == 0
+    assert not made.exists()
+    capsys.readouterr()
+    assert run(["merge", str(made)]) == 0
+    assert f"dataset: {made}, " in capsys.readouterr().out
+    assert files_of(made) == files_of(whole)
+    assert run(["merge", str(made)]) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_merge_of_a_plan_of_python_says_how_to_go_on(write, tmp_path, capsys):
+    assert write(part=(0, 1), is_shared=True, plan_only=True) is None
+    assert run(["merge", str(tmp_path / "made")]) == 2
+    assert "got one of Python" in capsys.readouterr().err

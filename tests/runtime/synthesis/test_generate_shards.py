@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import here_executor
@@ -18,6 +19,7 @@ from flawscope.cli import run
 from flawscope.datasets import open_dataset
 from flawscope.errors import ArgumentError, DataError, GateError
 from flawscope.progress import no_progress
+from flawscope.runtime.scale import generate_run, run_shards
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.generate_plan import Request, finished_before, plan_generate
 from flawscope.runtime.scale.generate_run import draw_planned
@@ -46,6 +48,7 @@ def request_(place, tiny_root, sites):
         precision="fp32",
         lpips=None,
         dataset=open_dataset(tiny_root, CATEGORY),
+        data=(tiny_root, (CATEGORY,)),
         lines={},
     )
 
@@ -217,3 +220,56 @@ def test_the_command_draws_with_worker_processes(arguments, whole, place, tmp_pa
     assert {name for name in expected if got[name] != expected[name]} == {"generate.json"}
     assert run([*command, "--resume"]) == 0
     assert f"{tmp_path / 'out'}: finished before" in capsys.readouterr().err
+
+
+def test_merge_joins_the_rounds_that_jobs_drew_where_none_could(request_, whole, tmp_path, monkeypatch, capsys):
+    here_executor.use(monkeypatch)
+    out = tmp_path / "out"
+    first = tmp_path / "out.parts/round-001"
+
+    def refused(named):
+        assert run(["merge", str(named)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    draw(request_, out, 3, (0, 2))
+    assert "4 whole shards, got 2" in refused(out)
+    with monkeypatch.context() as patch:
+        # Jobs that end at once, and see nothing of each other.
+        patch.setattr(run_shards, "_merge_if_whole", lambda *arguments: 1)
+        draw(request_, out, 3, (1, 2))
+    assert "expected all rounds drawn, got 1 of at most 3: " in refused(first)
+    for job in (0, 1):
+        draw(request_, out, 3, (job, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_run, "merge_rounds", lambda *arguments, **options: None)
+        for job in (0, 1):
+            draw(request_, out, 3, (job, 2))
+    assert not out.exists()
+    # Whichever of its folders is named.
+    assert run(["merge", str(tmp_path / "out.parts/round-002")]) == 0
+    assert "images of 2 defect types" in capsys.readouterr().out
+    check_same(out, whole)
+    assert not (tmp_path / "out.parts").exists()
+    assert run(["merge", str(out)]) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_merge_needs_the_bundle_that_drew(request_, place, tmp_path, monkeypatch, capsys):
+    here_executor.use(monkeypatch)
+    bundle = tmp_path / "moved.flaw"
+    shutil.copytree(place / "drawer.flaw", bundle)
+    moved = dataclasses.replace(
+        request_, bundle=bundle, settings=msgspec.structs.replace(SETTINGS, rounds=1), dataset=None, data=None
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_run, "merge_rounds", lambda *arguments, **options: None)
+        draw(moved, tmp_path / "out")
+    bundle.rename(tmp_path / "away.flaw")
+    assert run(["merge", str(tmp_path / "out.parts")]) == 2
+    assert "moved.flaw" in capsys.readouterr().err
+    (tmp_path / "away.flaw").rename(bundle)
+    # Of each defect type enough was accepted, or the status says so, as that of the command does.
+    assert run(["merge", str(tmp_path / "out.parts")]) in (0, 1)
+    assert record_of(tmp_path / "out").support_in_test == 0
