@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import machine
 
 from flawscope.calibration.evaluation.metrics import (
     aupro,
@@ -35,7 +35,7 @@ from flawscope.imaging.images import prepare, prepare_mask, read_image
 from flawscope.training.detectors.detector_run import Run, read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.settings import read_settings
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 METHODS = ("patchcore", "padim")
 _BATCH = 8
@@ -114,7 +114,7 @@ def main() -> None:
     document = {
         "suite": "advice",
         "settings": {"size": options.size, "step": options.step, "data": [folder.name for folder in options.data]},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
     }
     with tempfile.TemporaryDirectory(prefix="flawscope-parts-") as scratch:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import torch
+from result_file import machine
 from torch import Tensor
 
 from flawscope import methods
@@ -53,7 +53,7 @@ from flawscope.training.features.backbone import Backbone, build_backbone, untra
 from flawscope.training.features.patch_extraction import iterate_patches
 from flawscope.training.features.patch_features import PatchFeatures, build_features
 from flawscope.training.loop.fit_result import FitResult
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 PADDINGS = {"same": {"pad_type": "same"}, "symmetric": {}}
 DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -410,7 +410,7 @@ def write(options: argparse.Namespace, what: str, rows: list[dict[str, Any]]) ->
     document = {
         "suite": "alignment",
         "settings": {"what": what, **kept, **names},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

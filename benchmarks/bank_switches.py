@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from result_file import machine
 
 from flawscope.calibration.evaluation.metrics import (
     aupro,
@@ -39,7 +38,7 @@ from flawscope.files import write_text
 from flawscope.imaging.images import prepare_mask
 from flawscope.runtime import Inspector
 from flawscope.training.detectors.detector_training import train_detector
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro", "aupro_005", "infer_p50_ms", "fit_s")
 
@@ -115,6 +114,8 @@ def measure(options: argparse.Namespace, dataset: Dataset, changes: dict[str, An
             for path in paths[:10]:  # warm-up
                 inspector(path)
             results = [inspector(path) for path in paths]
+    if faults := [result for result in results if result.decision == "fault"]:
+        raise SystemExit(f"expected all test images to be scored, got {len(faults)} faults: {faults[0].reason}")
     labels = np.array([sample.is_anomalous for sample in dataset.test])
     scores = np.array([result.score for result in results], np.float64)
     maps = np.stack([result.anomaly_map for result in results if result.anomaly_map is not None])
@@ -206,12 +207,7 @@ def main() -> None:
             document = {
                 "suite": "bank_switches",
                 "settings": settings,
-                "machine": {
-                    "cpu": cpu_name(),
-                    "cores": os.cpu_count(),
-                    "system": f"{platform.system()} {platform.machine()}",
-                    "load_average": os.getloadavg(),
-                },
+                "machine": machine(),
                 "versions": package_versions(),
                 "summary": summarise(runs),
                 "runs": runs,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,14 @@ from typing import Any
 
 import numpy as np
 from drawn_defects import SHAPES, draw_defect
+from result_file import machine
 
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels
 from flawscope.datasets import open_dataset, split_held_out
 from flawscope.files import write_text
 from flawscope.imaging.images import prepare_mask, read_image
 from flawscope.runtime import Inspector
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 CANDIDATES: dict[str, tuple[str, dict[str, str]]] = {
     "padim /4 /8 /16, 100 sampled": ("padim", {"stages": "1,2,3"}),
@@ -72,6 +72,8 @@ def measure(
             ]
             for name, pixels, mask in images:
                 result = inspector(pixels)
+                if result.score is None:
+                    raise SystemExit(f"{sample.path}: expected an image that is scored, got: {result.reason}")
                 scores.append(result.score)
                 labels.append(name != "good")
                 kinds.append(name)
@@ -102,7 +104,7 @@ def main() -> None:
     document = {
         "suite": "choose_configuration",
         "settings": {"data": options.data.name, "weights": options.weights.name, "seed": options.seed},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
     }
     for name, (method, settings) in CANDIDATES.items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import safetensors.torch
 import timm
 import torch
+from result_file import machine
 
 from flawscope.calibration.evaluation.metrics import auroc, pixel_auroc, rank_pixels, stack_masks
 from flawscope.config import build_config
@@ -30,7 +30,7 @@ from flawscope.imaging.images import prepare, prepare_mask, read_image
 from flawscope.training.detectors.detector_run import read_run
 from flawscope.training.detectors.detector_training import train_detector
 from flawscope.training.trainer import trainer_of
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 BACKBONE = "mobilenetv2_100"
 METHODS: dict[str, dict[str, Any]] = {"patchcore": {"stages": [2, 3]}, "padim": {"stages": [1, 2], "channels": 56}}
@@ -106,7 +106,7 @@ def main() -> None:
             "ways": {**WEIGHTS, "pixels not scaled": NOT_SCALED},
             **{key: getattr(options, key) for key in ("size", "images", "seed")},
         },
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
     }
     for path in options.data:

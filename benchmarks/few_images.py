@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from result_file import machine
 
 from flawscope.arrays import Float32Array, Float64Array
 from flawscope.bundle import PadimHead, PatchcoreHead
@@ -42,7 +43,7 @@ from flawscope.training.features.backbone import build_backbone
 from flawscope.training.features.patch_extraction import covariance_of, scale_factors
 from flawscope.training.features.patch_features import PatchFeatures
 from flawscope.training.features.whitening import whitening_matrix
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 RATE, CONFIDENCE = 0.01, 0.95
 SIGMA = 4.0
@@ -293,7 +294,7 @@ def main() -> None:
             "confidence": CONFIDENCE,
             "sigma": SIGMA,
         },
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
     }
     for pool in pools:

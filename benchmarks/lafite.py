@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from result_file import machine
 
 from flawscope.arrays import BoolArray, Float32Array
 from flawscope.bundle import PatchcoreHead
@@ -54,7 +55,7 @@ from flawscope.training.features.patch_extraction import choose_device
 from flawscope.training.loop.fit_result import FitResult
 from flawscope.training.loop.loop import METRICS
 from flawscope.training.loop.network_state import load_state
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 _BATCH = 8
 _HALF = (0.502, 0.502, 0.502)
@@ -259,7 +260,7 @@ def main() -> None:
                     "good": options.good,
                     "each": options.each,
                 },
-                "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+                "machine": machine(),
                 "versions": package_versions(),
                 "load_average": os.getloadavg()[1],
                 "summary": summary(rows),

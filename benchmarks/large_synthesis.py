@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flawscope.versions import cpu_name, package_versions
+from result_file import machine
+
+from flawscope.versions import package_versions
 
 SIDE = 512
 LIMIT_GB = 24
@@ -165,7 +167,7 @@ def main() -> None:
         "peak_gb": peak_gb,
         "limit_gb": LIMIT_GB,
         "fits": peak_gb <= LIMIT_GB,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "machine": machine(),
         "versions": package_versions(),
     }
     text = json.dumps(result, indent=1)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import machine
 
 from flawscope.files import write_text
 from flawscope.runtime.line.clock import SystemClock, iso
@@ -33,7 +34,7 @@ from flawscope.runtime.line.journal.schema import FILE
 from flawscope.runtime.line.journal.sealed import SEALED
 from flawscope.runtime.line.journal.verify import verify
 from flawscope.runtime.line.parts import PartRecord, ViewRecord
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 
 def part(seq: int) -> PartRecord:
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document = {
         "suite": "line_journal",
         "settings": {name: value for name, value in vars(options).items() if name not in ("out", "folder")},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "machine": machine(),
         "versions": {**package_versions(), "sqlite": sqlite3.sqlite_version},
         "figures": figures,
     }

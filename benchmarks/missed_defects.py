@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import machine
 
 from flawscope.arrays import BoolArray, Float64Array
 from flawscope.bundle import read_image_hashes
@@ -30,7 +30,7 @@ from flawscope.datasets.defects.support_set import read_support
 from flawscope.files import write_text
 from flawscope.runtime import Inspector
 from flawscope.training.loop.image_batches import load_batches
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 from flawscope.workflows.utility.utility_data import UtilityData, read_utility_data
 
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {
         "suite": "missed_defects",
         "settings": {"share": options.share, "category": options.category, "drawn": [d.name for d in options.drawn]},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from result_file import machine
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.calibration.evaluation.metrics import auroc
@@ -29,7 +29,7 @@ from flawscope.imaging.images import read_image
 from flawscope.imaging.part_reference import learn_reference
 from flawscope.imaging.part_shift import SIDE, PartFinder, part_thumbnail, thumbnail_size
 from flawscope.runtime import Inspector
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 _FOLLOWED = 24
 """Pixels of the thumbnail that are followed; known shifts are a few less."""
@@ -174,7 +174,7 @@ def main() -> None:
     document = {
         "suite": "part_shift",
         "settings": {"verb": options.verb, **settings},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

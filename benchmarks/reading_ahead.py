@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from result_file import machine
 
 from flawscope.files import write_text
 from flawscope.imaging.image_files import images_in
 from flawscope.imaging.images import read_image
 from flawscope.runtime import Inspector
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 NOISE = 4.0
 """Standard deviation of the noise, in grey levels."""
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, value in vars(options).items()
             if name != "out"
         },
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
     }

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from result_file import machine
 
 from flawscope.errors import FlawscopeError
 from flawscope.files import write_text
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 ROLLUP = Path("/proc/self/smaps_rollup")
 FIGURES = ("load_s", "uss_mb", "growth_mb", "staying_ms", "alternating_ms")
@@ -244,7 +244,7 @@ def main() -> None:
             "weights": options.weights.name if options.weights else "scattering",
             **{name: value for name, value in vars(options).items() if name not in ("weights", "quick", "out", "case")},
         },
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
+        "machine": machine(),
         "versions": package_versions(),
         "rows": rows,
         "runs": [{key: value for key, value in run.items() if key != "scores"} for run in runs],

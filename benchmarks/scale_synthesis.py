@@ -95,9 +95,10 @@ class Run:
 
     def kill(self) -> None:
         """End it as a lack of power would."""
+        workers = children(self.process.pid)  # before: orphans have another parent
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        while any(resident_mb(pid) for pid in children(self.process.pid)):
+        while any(resident_mb(pid) for pid in workers):
             time.sleep(POLL_S)
 
 
@@ -204,12 +205,16 @@ def main() -> None:
     parser.add_argument("--most-seconds", type=float, default=1e9, help="kill it then in any case, to go on later")
     parser.add_argument("--times", type=int, default=3, help="how often `resume` is measured")
     arguments = parser.parse_args()
+    if arguments.images < NORMALS or arguments.images % NORMALS:
+        parser.error(f"--images: expected a multiple of {NORMALS}, got {arguments.images}.")
     arguments.work.mkdir(parents=True, exist_ok=True)
     file = arguments.work / "scale_synthesis.json"
     document = json.loads(file.read_text()) if file.is_file() else {}
     if arguments.step == "plan":
         asked = {name: getattr(arguments, name) for name in ("images", "workers", "shard_size")}
         document = {"settings": asked, "versions": package_versions()}
+    elif not document:
+        parser.error(f"{arguments.step}: expected the step plan before it, got none in {arguments.work}.")
     settings = document["settings"]
     steps = {
         "plan": lambda: plan(arguments.work, settings),

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from result_file import machine
 
 from flawscope.arrays import Float32Array
 from flawscope.config import FittedConfig, PatchcoreConfig, build_config
@@ -36,7 +37,7 @@ from flawscope.training.features.patch_features import build_features
 from flawscope.training.features.scaled_backbone import ScaledBackbone, scaled_backbone
 from flawscope.training.features.timm_network import resolve_network
 from flawscope.training.loop.fit_result import FitResult
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 WARM_UP = 5
 """Rounds that are not timed."""
@@ -154,11 +155,10 @@ def main(arguments: list[str] | None = None) -> None:
     document = {
         "suite": "scales",
         "settings": {**settings, "weights": options.weights.name if options.weights is not None else "random"},
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": package_versions(),
         "rows": measure(options),
+        "machine": machine(),  # the load while it was measured
     }
-    document["machine"]["load"] = os.getloadavg()[0]
     write_text(options.out, json.dumps(document, indent=1) + "\n")
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -21,24 +19,25 @@ from typing import Any
 
 import numpy as np
 from bank_switches import measure, part_of_dataset
+from result_file import machine
 
 from flawscope.config import PatchcoreConfig, build_config
 from flawscope.cpp_ext import kcenter_greedy, nearest
 from flawscope.files import write_text
 from flawscope.progress import no_progress
+from flawscope.resident_memory import resident_kib
 from flawscope.training.detectors.patch_selection import StreamingSelection, WholeSelection, open_selection
 from flawscope.training.features.backbone import prepare_backbone
 from flawscope.training.features.patch_extraction import iterate_patches, to_numpy
 from flawscope.training.features.patch_features import PatchFeatures, layer_widths
-from flawscope.versions import cpu_name, package_versions
+from flawscope.versions import package_versions
 
 GRID = (28, 28)
 
 
 def resident_mb() -> float:
     """Return the memory of this process that is in RAM, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / (1 << 20)
+    return (resident_kib() or 0) / 1024
 
 
 class Parts:
@@ -179,12 +178,7 @@ def main() -> None:
     document = {
         "suite": "streaming_coreset",
         "settings": settings,
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "load_average": os.getloadavg(),
-        },
+        "machine": machine(),
         "versions": package_versions(),
         **(measure_memory(options) if options.part == "memory" else compare(options)),
     }

@@ -34,6 +34,30 @@ GOOD_IS_ZERO = thresholds(("green", None), ("red", 1))
 PLAIN = thresholds(("green", None))
 
 
+def _look(kind: str, *, stacks: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how a kind of panel draws: options of its fields, and its own."""
+    if kind == "timeseries":
+        return {
+            "drawStyle": "line",
+            "fillOpacity": 20 if stacks else 0,
+            "showPoints": "never",
+            "stacking": {"mode": "normal" if stacks else "none"},
+        }, {
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        }
+    if kind == "stat":
+        return {}, {
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "colorMode": "background",
+            "graphMode": "none",
+            "textMode": "value_and_name",
+            "orientation": "auto",
+            "justifyMode": "auto",
+        }
+    return {}, {"showHeader": True}
+
+
 def panel(
     kind: str,
     title: str,
@@ -59,30 +83,7 @@ def panel(
         steps: Colours.
         stacks: Whether the lines of a time series are stacked.
     """
-    custom: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    if kind == "timeseries":
-        custom = {
-            "drawStyle": "line",
-            "fillOpacity": 20 if stacks else 0,
-            "showPoints": "never",
-            "stacking": {"mode": "normal" if stacks else "none"},
-        }
-        options = {
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
-            "tooltip": {"mode": "multi", "sort": "desc"},
-        }
-    elif kind == "stat":
-        options = {
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            "colorMode": "background",
-            "graphMode": "none",
-            "textMode": "value_and_name",
-            "orientation": "auto",
-            "justifyMode": "auto",
-        }
-    else:
-        options = {"showHeader": True}
+    custom, options = _look(kind, stacks=stacks)
     targets = []
     for number, (expression, legend) in enumerate(queries):
         target = {

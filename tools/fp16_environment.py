@@ -16,6 +16,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from output_folder import check_ours
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
+    check_ours(folder, "pyvenv.cfg")
     venv.create(folder, clear=True)
     python = (folder / "bin" / "python").absolute()
     site_packages = sysconfig.get_path("purelib", vars={"base": str(folder.absolute())})

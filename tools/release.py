@@ -14,13 +14,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from output_folder import emptied
+
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = "tag.txt"
+"""The commands that remain; it also marks the folder of an earlier run."""
 _HEADING = re.compile(r"^## +(.+?)\s*$", re.MULTILINE)
 _VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
 
@@ -162,12 +166,13 @@ def labelled(dockerfile: str, version: str, commit: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def remaining(version: str) -> str:
-    """Return the commands that a person runs when everything is in order."""
+def remaining(version: str, out: Path) -> str:
+    """Return the commands that a person runs in the project's folder when everything is in order."""
+    folder = shlex.quote(str(out.relative_to(ROOT) if out.is_relative_to(ROOT) else out.resolve()))
     return f"""# Nothing of this was run.
-git tag --sign --cleanup=verbatim --file build/release/notes.md v{version}
+git tag --sign --cleanup=verbatim --file {folder}/notes.md v{version}
 git push origin v{version}
-docker build -f build/release/Dockerfile -t flawscope-line:{version} .
+docker build -f {folder}/Dockerfile -t flawscope-line:{version} .
 """
 
 
@@ -194,14 +199,13 @@ def main() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     problems = problems_of_texts(version, changelog, (ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     problems += problems_of_tree(version)
-    shutil.rmtree(chosen.out, ignore_errors=True)
-    chosen.out.mkdir(parents=True)
+    emptied(chosen.out, COMMANDS)
     try:
         notes = notes_of(changelog, version)[0]
     except ValueError:
         notes = ""  # named among the problems
     (chosen.out / "notes.md").write_text(f"flawscope {version}\n\n{notes}\n", encoding="utf-8")
-    (chosen.out / "tag.txt").write_text(remaining(version), encoding="utf-8")
+    (chosen.out / COMMANDS).write_text(remaining(version, chosen.out), encoding="utf-8")
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     (chosen.out / "Dockerfile").write_text(labelled(dockerfile, version, git("rev-parse", "HEAD")), encoding="utf-8")
     if not chosen.no_wheel:

@@ -25,9 +25,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from output_folder import emptied
 from readme_commands import Command, commands_of
 
 ROOT = Path(__file__).resolve().parent.parent
+MARKER = "try-readme.txt"
+"""Empty file in the folder of results, which says whose it is."""
 SERVES = re.compile(r"flawscope line (demo|run)\b(?!.*--help)")
 READY = re.compile(rb"\bready\b")
 LIMIT_S = 3600
@@ -273,8 +276,7 @@ def main() -> None:
     if chosen.again and not (out / "clone" / ".venv").is_dir():
         sys.exit(f"--again: expected a clone with its environment in {out / 'clone'}, got none; run once with --keep")
     if not chosen.again:
-        shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+        emptied(out, MARKER)
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     changed = subprocess.run([*git, "status", "--short"], capture_output=True, text=True, check=True).stdout

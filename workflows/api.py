@@ -373,8 +373,9 @@ class Bundle:
                     progress=progress or no_progress,
                 )
             )
+            # After each: another precision may fail, and this one is written.
+            self._read_again()
             say(done[-1].notes if name == "fp32" else (f"{name}: {note}" for note in done[-1].notes))
-        self._read_again()
         return done[0]
 
     @same_errors()

@@ -26,6 +26,7 @@ from flawscope.config import (
     find_part,
 )
 from flawscope.datasets import Dataset
+from flawscope.datasets.defects.file_names import check_name
 from flawscope.drawn_check import describe_check
 from flawscope.errors import ArgumentError
 from flawscope.export.detectors.detector_export import export_run
@@ -190,6 +191,7 @@ def run_pipeline(
     Raises:
         ArgumentError: If settings do not fit the earlier run, or an output folder holds something else, or results
             that may not be replaced.
+        DataError: If the category cannot be the name of a folder.
         FlawscopeError: If a stage fails.
     """
 
@@ -234,10 +236,8 @@ def _check(plan: Plan, *, is_evaluated: bool) -> None:
     """Refuse before the training what would fail after it."""
     check_fraction(plan.false_reject_rate, "false-reject rate")
     check_fraction(plan.confidence, "confidence")
-    category = plan.dataset.category
     # The bundle is named after the category: one with a slash or `..` would lie outside the output folder.
-    if Path(category).name != category:
-        raise ArgumentError(f"category: expected a name without a path, got {category!r}. Rename it.")
+    check_name(plan.dataset.category, "category")
     # The single stages would find a file in place of a folder only when they write.
     for folder in (plan.out, plan.report):
         if folder.exists() and not folder.is_dir():

@@ -13,7 +13,7 @@ from flawscope.bundle import Manifest, making
 from flawscope.config import AdaptationSettings, MethodConfig, find_part, flatten
 from flawscope.datasets import Dataset
 from flawscope.datasets.defects.box_sets import BOXES_RECORD, BoxSettings, write_boxes
-from flawscope.datasets.defects.file_names import category_of
+from flawscope.datasets.defects.file_names import category_of, check_name
 from flawscope.datasets.defects.mask_ranges import CategoryRanges
 from flawscope.datasets.defects.mask_sets import MASKS_RECORD, MaskSettings, write_masks
 from flawscope.datasets.defects.random_masks import Sides
@@ -113,6 +113,7 @@ def run_synth_pipeline(
 
     Raises:
         ArgumentError: If an output folder holds something else or may not be replaced, or there is no earlier run.
+        DataError: If the category cannot be the name of a folder.
         FlawscopeError: If a stage fails.
     """
 
@@ -136,10 +137,8 @@ def run_synth_pipeline(
 def _check(plan: SynthPlan) -> None:
     """Refuse before the training what would fail after it."""
     check_count(plan.drawn, "draw", 1, 10_000)
-    category = plan.dataset.category
     # The bundle is named after the category: one with a slash or `..` would lie outside the output folder.
-    if Path(category).name != category:
-        raise ArgumentError(f"category: expected a name without a path, got {category!r}. Rename it.")
+    check_name(plan.dataset.category, "category")
     if plan.out.exists() and not plan.out.is_dir():
         raise ArgumentError(f"{plan.out}: expected a folder, got a file. Choose another name.")
     if plan.trains:

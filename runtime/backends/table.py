@@ -163,8 +163,8 @@ def backend_row(name: str) -> Backend:
     Raises:
         ArgumentError: If the name is unknown.
     """
-    name = ALIASES.get(name, name)
-    if name not in ROWS:
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(name, str) or name not in ROWS:
         raise ArgumentError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}.")
     return ROWS[name]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +19,8 @@ SCRIPT = ROOT / "benchmarks" / "growth.py"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script: it imports its cases
-    yield load_script("growth")
-    sys.path.remove(str(SCRIPT.parent))
+def script() -> ModuleType:
+    return load_script("growth")
 
 
 def run(n: int, ms: float | None, **more: Any) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from benchmark_scripts import load_script
 from line_project import png
-from project_paths import ROOT
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
 for needed in ("httpx", "starlette", "uvicorn", "prometheus_client"):
@@ -19,10 +16,8 @@ for needed in ("httpx", "starlette", "uvicorn", "prometheus_client"):
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for a script: they import each other
-    yield load_script("line")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def script() -> ModuleType:
+    return load_script("line")
 
 
 @pytest.mark.long

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,10 +18,8 @@ for needed in ("starlette", "uvicorn", "prometheus_client"):
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for a script: they import each other
-    yield load_script("line_page")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def script() -> ModuleType:
+    return load_script("line_page")
 
 
 @pytest.mark.long

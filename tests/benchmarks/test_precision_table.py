@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -20,10 +18,8 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))  # as Python does for a script: they import each other
-    yield load_script("precision_table")
-    sys.path.remove(str(BENCHMARKS))
+def script() -> ModuleType:
+    return load_script("precision_table")
 
 
 def row(precision: str, score_change: float, verdict: str, reason: str = "") -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 from benchmark_scripts import load_script
-from project_paths import ROOT
 from thread_executor import use_threads
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
@@ -20,11 +17,8 @@ from flawscope.runtime.scale.executors import EXECUTORS
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)  # as Python does for a script: they import each other
-    yield load_script("scale_throughput")
-    sys.path.remove(folder)
+def script() -> ModuleType:
+    return load_script("scale_throughput")
 
 
 @pytest.fixture

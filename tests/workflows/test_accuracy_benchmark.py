@@ -345,3 +345,14 @@ def test_a_signal_ends_the_process_of_the_cell_too(tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
     assert pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("category", ["../../../evil", "..", "a/b", ""])
+def test_a_category_of_a_table_leads_nowhere(tmp_path: Path, category: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = "".join(f"{name},train,normal,a.png,\n" for name in (category, "other"))
+    (data / "visa.csv").write_text(f"object,split,label,image,mask\n{rows}")
+    assert run(["benchmark", str(data), "--methods", "padim", "--out", str(tmp_path / "b" / "out")]) == 2
+    assert f"category: expected a name that a folder can have, got {category!r}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "visa.csv"]

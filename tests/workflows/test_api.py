@@ -138,6 +138,16 @@ def test_each_precision_gets_thresholds_of_its_own(
     assert asked == ["fp32", "int8", "int8"]
 
 
+def test_thresholds_that_were_written_are_known_where_another_precision_fails(
+    bundle: Bundle, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawscope.calibration.thresholds.calibrate.precisions_of", lambda path: ("fp32", "not there"))
+    with pytest.raises(ArgumentError, match="precision: expected one the bundle has"):
+        bundle.calibrate(tiny_root, category=CATEGORY)
+    assert bundle.thresholds is not None
+    assert bundle.digest == Bundle.load(bundle.path).digest
+
+
 # ---- What it chooses -------------------------------------------------------------------------------------------------
 
 

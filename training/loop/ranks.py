@@ -248,12 +248,20 @@ def _join(place: RankEnvironment) -> None:
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """Raise PeerLost where a collective fails: torch says a dozen things when a connection breaks."""
+    """Raise PeerLost where a collective fails: torch says a dozen things when a connection breaks.
+
+    Short memory is this process's own fault, and no PeerLost, whose message would be taken for that of a follower.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as err:
+        if "allocate memory" in str(err):  # on the CPU torch says so by a plain RuntimeError
+            raise RunError(
+                "processes: expected memory for what the processes of the training tell each other, got none. Start "
+                "fewer, or use fewer images or smaller ones."
+            ) from err
         raise PeerLost(
             "processes: expected all processes of the training to go on, got one that has ended, or that did not "
             f"answer ({' '.join(str(err).split())[:200]}). Its own message says why; go on with --resume latest."

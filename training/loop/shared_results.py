@@ -56,7 +56,8 @@ def share_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], here: Ranks) -> 
     shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     shared: dict[str, npt.NDArray[np.generic]] = {}
     for name, (dtype, shape) in here.broadcast(shapes).items():
-        array = np.ascontiguousarray(arrays[name]) if here.is_writer else np.empty(shape, dtype)
+        # Not ascontiguousarray, which gives a single number a dimension.
+        array = np.require(arrays[name], requirements=["C", "W"]) if here.is_writer else np.empty(shape, dtype)
         # As bytes: gloo has no transport for every type of number.
         for part in torch.split(torch.from_numpy(array.reshape(-1).view(np.uint8)), _CHUNK_BYTES):
             here.broadcast_tensor(part)

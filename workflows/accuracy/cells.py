@@ -23,6 +23,7 @@ import msgspec
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import Interval
 from flawscope.datasets import list_categories
+from flawscope.datasets.defects.file_names import check_name
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import check_replaceable, storage_errors, write_bytes
 from flawscope.open_files import RECORD_BYTES, read_regular
@@ -130,7 +131,7 @@ def plan_cells(
         options: Method -> further arguments of `flawscope pipeline METHOD`.
 
     Raises:
-        DataError: If a dataset cannot be read.
+        DataError: If a dataset cannot be read, or a category cannot be the name of a folder.
         ArgumentError: If a category is in none of the datasets.
     """
     cells = []
@@ -140,7 +141,12 @@ def plan_cells(
         chosen = [category for category in below if not categories or category in categories]
         missing -= set(chosen)
         # A root that is a category itself, or holds images alone, has one cell a method.
-        places = [(category, ["--category", category]) for category in chosen] if below else [(name, [])]
+        # The category is a folder below `out`: a table may call it anything.
+        places = (
+            [(check_name(category, f"{root}: category"), ["--category", category]) for category in chosen]
+            if below
+            else [(name, [])]
+        )
         for category, named in places:
             for method in methods:
                 for seed in seeds:

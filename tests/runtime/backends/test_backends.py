@@ -101,6 +101,12 @@ def test_an_unknown_name_is_an_error(name: str) -> None:
         choose_backend(name)
 
 
+def test_what_is_no_name_is_an_error() -> None:
+    for name in (["cpu"], None, 3):
+        with pytest.raises(ArgumentError, match="backend: expected one of auto, cpu"):
+            choose_backend(name)  # type: ignore[arg-type]
+
+
 def test_without_onnxruntime_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -184,6 +184,8 @@ def test_arrays_of_rank_0_arrive_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
     arrays: dict[str, npt.NDArray[np.generic]] = {
         "a": np.arange(12, dtype=np.float16).reshape(3, 4)[:, ::2],
         "b": np.array([[2**40]], np.int64),
+        "single": np.array(0.5),
+        "empty": np.empty((0, 3), np.float32),
     }
 
     def share(here: Ranks) -> dict[str, npt.NDArray[np.generic]]:
@@ -193,4 +195,4 @@ def test_arrays_of_rank_0_arrive_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
         assert shared.keys() == arrays.keys()
         for name, array in arrays.items():
             np.testing.assert_array_equal(shared[name], array)
-            assert shared[name].dtype == array.dtype
+            assert (shared[name].dtype, shared[name].shape) == (array.dtype, array.shape)

@@ -14,7 +14,8 @@ import pytest
 from process_trainings import train_line
 from rank_processes import run_processes
 
-from flawscope.errors import ArgumentError
+from flawscope.errors import ArgumentError, RunError
+from flawscope.training.loop import ranks as ranks_module
 from flawscope.training.loop.rank_environment import RankEnvironment, read_rank_environment
 from flawscope.training.loop.ranks import Ranks
 
@@ -221,3 +222,11 @@ def test_a_place_that_is_none_is_refused(changes: dict[str, str], said: str) -> 
     told = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", **changes}
     with pytest.raises(ArgumentError, match=said):
         read_rank_environment(told)
+
+
+def test_short_memory_is_not_taken_for_the_end_of_another_process() -> None:
+    with pytest.raises(RunError, match="expected memory for what the processes") as caught, ranks_module._peers():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    assert not isinstance(caught.value, ranks_module.PeerLost)
+    with pytest.raises(ranks_module.PeerLost), ranks_module._peers():
+        raise RuntimeError("Connection closed by peer")
