@@ -213,7 +213,8 @@ class EvaluateWorker:
         samples = [Sample(Path(item.path), "test", "", category=item.category) for item in items]
         lines, faults = list[bytes](), 0
         results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
-        with _MapsWriter(self._out / MAPS) as maps:
+        shape = (self._plan.items, *map_size(self._inspector.manifest))
+        with _MapsWriter(self._out / MAPS, shape) as maps:
             # Behind the opening: maps of a run that has replaced this one are not written into.
             check_still_there(self._out, self._plan)
             for index, (sample, result) in enumerate(results, task.first):
@@ -232,14 +233,20 @@ class EvaluateWorker:
         self._inspector.close()
 
 
-def _open_maps(path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
+def _open_maps(path: Path, shape: tuple[int, int, int]) -> np.memmap[Any, np.dtype[np.float32]]:
     """Return the file of maps, to be read; raises DataError if it is not what the plan made."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as err:  # ValueError: cut, or no array
+        maps: np.memmap[Any, np.dtype[np.float32]] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as err:  # cut, or no array
         raise DataError(
             f"{path}: expected the maps of this run, got what cannot be read: {err}. Start again with --overwrite."
         ) from err
+    if maps.shape != shape or maps.dtype != np.dtype(np.float32):
+        raise DataError(
+            f"{path}: expected the maps of this run, float32 {list(shape)}, got {maps.dtype} {list(maps.shape)}. Start "
+            "again with --overwrite."
+        )
+    return maps
 
 
 class _MapsWriter:
@@ -249,11 +256,11 @@ class _MapsWriter:
     would pass for one that kills its scorer.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self._path, self._of = path, shape
 
     def __enter__(self) -> _MapsWriter:
-        maps = _open_maps(self._path)
+        maps = _open_maps(self._path, self._of)
         self._shape, self._first = maps.shape[1:], maps.offset
         with storage_errors(self._path):
             self._file = self._path.open("r+b", buffering=0)
@@ -378,7 +385,8 @@ def measure_in_shards(
         )
     scored = (one for task in plan.tasks() for one in read_scored(out, plan, task))
     rows = [_as_named(one, sample.path).row for one, sample in zip(scored, samples, strict=True)]
-    return assemble(inspector, samples, truth, rows, _open_maps(out / MAPS), products)
+    maps = _open_maps(out / MAPS, (plan.items, *map_size(inspector.manifest)))
+    return assemble(inspector, samples, truth, rows, maps, products)
 
 
 def _as_named(scored: Scored, path: Path) -> Scored:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from flawscope.datasets import open_dataset
+from flawscope.datasets.defects.drawn_set import DrawnSource
 from flawscope.datasets.defects.set_files import read_json
 from flawscope.datasets.defects.support_set import read_support
 from flawscope.errors import ArgumentError, DataError, GateError
@@ -26,12 +29,22 @@ from flawscope.runtime.scale.plan import (
     read_plan,
     write_plan,
 )
+from flawscope.runtime.scale.plan_forms import DatasetSources
 from flawscope.runtime.scale.plan_items import write_item_lines
 from flawscope.runtime.scale.run_shards import merge, run_shards
 from flawscope.runtime.scale.work import encode_work
-from flawscope.runtime.synthesis.mixed_datasets import MARKER, DatasetPlan, SynthDatasetRecord, plan_dataset
+from flawscope.runtime.synthesis.mixed_datasets import (
+    MARKER,
+    DatasetLayout,
+    DatasetPlan,
+    Labels,
+    SynthDatasetRecord,
+    plan_dataset,
+)
 from flawscope.terminal import echo
 from flawscope.text import encode_json
+
+DATASET = "dataset"
 
 
 def parts_of(out: Path) -> Path:
@@ -86,7 +99,7 @@ def write_in_shards(
     if shard_size is not None and shard_size < 1:
         raise ArgumentError(f"--shard-size: expected at least 1, got {shard_size}.")
     has_plan = (parts / PLAN).is_file()
-    found = read_plan(parts) if has_plan and (is_resumed or is_shared) else None
+    found = read_plan(parts, DATASET) if has_plan and (is_resumed or is_shared) else None
     replaces = overwrite if found is None else found.fixed["replaces"]
     if (is_resumed or is_shared) and not replaces and (out / MARKER).is_file():
         return _finished_before(out, make())
@@ -152,7 +165,7 @@ def _planned(
     def plan_of(where: Path | None, size: int) -> Plan:
         written = write_item_lines(where, (encode_json(copy.absolute()) for copy in copies.copies()), size)
         return Plan(
-            kind="dataset",
+            kind=DATASET,
             asked=asked,
             fixed=fixed,
             items=written.items,
@@ -162,9 +175,15 @@ def _planned(
 
     if not (parts / PLAN).is_file():
         return write_plan(parts, lambda where: plan_of(where, shard_size or DEFAULT_SHARD))
-    plan = read_plan(parts)
+    plan = read_plan(parts, DATASET)
     check_same(parts, plan, plan_of(None, shard_size or plan.shard_size))
     return plan
+
+
+class _Asked(msgspec.Struct):
+    layout: DatasetLayout
+    labels: Labels
+    take: dict[DrawnSource, int]
 
 
 def finish_parts(parts: Path) -> tuple[Path, SynthDatasetRecord]:
@@ -175,23 +194,29 @@ def finish_parts(parts: Path) -> tuple[Path, SynthDatasetRecord]:
         DataError: If a shard is missing, or what it was made of is gone.
         GateError: As `write_in_shards`.
     """
-    plan = read_plan(parts)
-    asked, sources = plan.asked, plan.fixed.get("sources")
-    if not sources:
+    plan = read_plan(parts, DATASET)
+    if plan.fixed.get("sources") is None:
         raise DataError(
             f"{parts}: expected the plan of a command, got one of Python. Call the function again, with is_resumed."
         )
     merge(parts)  # raises where it is not whole
+    try:
+        sources, asked = msgspec.convert(plan.fixed["sources"], DatasetSources), msgspec.convert(plan.asked, _Asked)
+    except msgspec.ValidationError as err:
+        raise DataError(
+            f"{parts / PLAN}: expected what a dataset is made of, got: {err}. Put the plan back, or start again with "
+            "--overwrite."
+        ) from err
     copies = plan_dataset(
-        [Path(folder) for folder in sources["generated"]],
-        open_dataset(Path(sources["data"]), sources["category"]),
-        layout=asked["layout"],
-        labels=asked["labels"],
-        take=asked["take"],
-        support=None if sources["support"] is None else read_support(Path(sources["support"])),
+        [Path(folder) for folder in sources.generated],
+        open_dataset(Path(sources.data), sources.category),
+        layout=asked.layout,
+        labels=asked.labels,
+        take=asked.take,
+        support=None if sources.support is None else read_support(Path(sources.support)),
         are_files_checked=False,
     )
-    _planned(parts, copies, asked, None, plan.fixed)  # raises where it is no longer the same
+    _planned(parts, copies, plan.asked, None, plan.fixed)  # raises where it is no longer the same
     out = parts.with_name(parts.name.removesuffix(".parts"))
     return out, _finish(parts, plan, copies, out)
 

@@ -13,7 +13,7 @@ from flawscope.imaging.masks import decode_mask
 from flawscope.progress import Progress
 from flawscope.runtime.scale.generate_plan import Request, finished_before, remove_parts_of, work_of
 from flawscope.runtime.scale.generate_shards import ArchiveReader, read_records
-from flawscope.runtime.scale.generate_work import RESIZED, Fixed, settings_of
+from flawscope.runtime.scale.generate_work import RESIZED, fixed_of, settings_of
 from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.synthesis.generated_set import MARKER, GeneratedImage, GenerateRecord
@@ -45,7 +45,7 @@ def merge_rounds(
             return record
         wanted, resized = _count_records(request, *plans[0])
         with (
-            atomic_folder(out, replace_if=MARKER, overwrite=Fixed.of(first).replaces) as unfinished,
+            atomic_folder(out, replace_if=MARKER, overwrite=fixed_of(first).replaces) as unfinished,
             SetWriter(unfinished) as writer,
         ):
             seconds, peak_kib = _write_all(writer, plans, request.manifest.input.bits, report)
@@ -75,7 +75,7 @@ def _count_records(request: Request, folder: Path, plan: Plan) -> tuple[Counter[
 
 
 def _drawn_by(request: Request, plan: Plan) -> DrawnBy:
-    fixed = Fixed.of(plan)
+    fixed = fixed_of(plan)
     return DrawnBy(
         request.manifest, request.head, fixed.backend, fixed.backend_reason, request.precision, settings_of(plan)
     )

@@ -18,7 +18,7 @@ from flawscope.open_files import list_folder
 from flawscope.runtime.backends import choose_backend
 from flawscope.runtime.scale.executors import Placement, make_executor
 from flawscope.runtime.scale.generate_shards import RecordItem, read_records
-from flawscope.runtime.scale.generate_work import Fixed, GenerateWork, read_judged, settings_of
+from flawscope.runtime.scale.generate_work import GenerateWork, fixed_of, read_judged, settings_of
 from flawscope.runtime.scale.placement import threads_of_worker
 from flawscope.runtime.scale.plan import (
     DEFAULT_SHARD,
@@ -30,6 +30,7 @@ from flawscope.runtime.scale.plan import (
     read_plan,
     write_plan,
 )
+from flawscope.runtime.scale.plan_forms import GenerateFixed
 from flawscope.runtime.scale.plan_items import write_item_lines
 from flawscope.runtime.scale.work import encode_work
 from flawscope.runtime.synthesis.draw_options import GenerateSettings
@@ -39,6 +40,8 @@ from flawscope.runtime.synthesis.record_drawing import check_distance, check_see
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import defect_named, head_of
 from flawscope.text import encode_json, name_bytes
+
+GENERATE = "generate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ def request_of(first: Path, plan: Plan) -> Request:
         DataError: If the dataset cannot be read, or another bundle lies where that of the plan lay.
         BundleError: If the bundle cannot be opened.
     """
-    fixed = Fixed.of(plan)
+    fixed = fixed_of(plan)
     with trusted_bundle(Path(fixed.bundle)) as opened:
         manifest, head = opened.manifest, head_of(opened)
     if manifest.digest != plan.bundle:
@@ -145,7 +148,7 @@ def finished_before(request: Request, out: Path) -> GenerateRecord | None:
         return None
     first = first_round(out)
     # What lies there is then the earlier set, or the new one whose rounds are still there: written again, it is equal.
-    if (first / PLAN).is_file() and Fixed.of(read_plan(first)).replaces:
+    if (first / PLAN).is_file() and fixed_of(read_plan(first, GENERATE)).replaces:
         return None
     record = read_json(out / MARKER, GenerateRecord, "the record of drawn images")
     wanted = (request.manifest.digest, request.precision, RecordedSettings.of(request.settings), dict(request.lines))
@@ -199,7 +202,7 @@ def plan_generate(
     check_overwrite(overwrite, goes_on=is_resumed or is_shared)
     folder = first_round(out)
     may_go_on = (is_resumed or is_shared) and (folder / PLAN).is_file()
-    check_replaceable(out, MARKER, overwrite=Fixed.of(read_plan(folder)).replaces if may_go_on else overwrite)
+    check_replaceable(out, MARKER, overwrite=fixed_of(read_plan(folder, GENERATE)).replaces if may_go_on else overwrite)
     _check_parts(out, may_go_on=is_resumed or is_shared, overwrite=overwrite)
     batch = _batch_of(request)
     if shard_size is not None and shard_size < 1:
@@ -210,7 +213,7 @@ def plan_generate(
     # Of jobs that begin together one makes the plan; the others find it.
     with locked(folder):
         if (folder / PLAN).is_file():
-            plan = read_plan(folder)
+            plan = read_plan(folder, GENERATE)
             size = plan.shard_size if shard_size is None else size
             check_same(folder, plan, _first_plan(None, request, placement, batch, size))
             return Planned(folder, plan, is_new=False)
@@ -266,7 +269,7 @@ def _first_plan(
     lines = (encode_json(RecordItem.of(number, site)) for number, site in enumerate(sites))
     written = write_item_lines(where, lines, size)
     data = None if request.data is None else (str(request.data[0].absolute()), request.data[1])
-    fixed = Fixed(
+    fixed = GenerateFixed(
         0,
         len(sites),
         batch,
@@ -278,7 +281,7 @@ def _first_plan(
         data,
     )
     return Plan(
-        kind="generate",
+        kind=GENERATE,
         bundle=request.manifest.digest,
         asked={
             "settings": msgspec.to_builtins(settings),
@@ -298,14 +301,14 @@ def next_plan(folder: Path, before: Path, plan: Plan) -> Plan:
     """Return the plan of the records of which the round before accepted no drawing."""
 
     def plan_of(where: Path) -> Plan:
-        fixed = msgspec.structs.replace(Fixed.of(plan), turn=Fixed.of(plan).turn + 1)
+        fixed = msgspec.structs.replace(fixed_of(plan), turn=fixed_of(plan).turn + 1)
         written = write_item_lines(where, map(encode_json, pending_records(before, plan)), plan.shard_size)
         return msgspec.structs.replace(
             plan, fixed=msgspec.to_builtins(fixed), items=written.items, items_sha256=written.sha256
         )
 
     with locked(folder):
-        return read_plan(folder) if (folder / PLAN).is_file() else write_plan(folder, plan_of)
+        return read_plan(folder, GENERATE) if (folder / PLAN).is_file() else write_plan(folder, plan_of)
 
 
 def pending_records(folder: Path, plan: Plan) -> Iterator[RecordItem]:

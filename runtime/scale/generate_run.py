@@ -19,6 +19,7 @@ from flawscope.progress import Progress
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.generate_merge import merge_rounds
 from flawscope.runtime.scale.generate_plan import (
+    GENERATE,
     Planned,
     Request,
     finished_before,
@@ -28,7 +29,7 @@ from flawscope.runtime.scale.generate_plan import (
     round_folder,
     work_of,
 )
-from flawscope.runtime.scale.generate_work import Fixed, read_judged
+from flawscope.runtime.scale.generate_work import fixed_of, read_judged
 from flawscope.runtime.scale.plan import PLAN, Plan, read_plan
 from flawscope.runtime.scale.run_shards import Ran, merge, run_shards
 from flawscope.runtime.synthesis.generated_set import GenerateRecord
@@ -131,7 +132,7 @@ def _run(
     report: Progress,
     command: str,
 ) -> Ran:
-    work, turn = work_of(request, folder, plan), Fixed.of(plan).turn
+    work, turn = work_of(request, folder, plan), fixed_of(plan).turn
     title = "drawing" if turn == 0 else f"drawing again ({turn + 1})"
     return run_shards(folder, plan, work, placement, part=part, show=partial(report, title), command=command)
 
@@ -150,7 +151,7 @@ def finish_rounds(first: Path, *, report: Progress) -> tuple[Path, GenerateRecor
     """
     parts, plans = first.parent, list[tuple[Path, Plan]]()
     out = parts.with_name(parts.name.removesuffix(".parts"))
-    request = request_of(first, read_plan(first))
+    request = request_of(first, read_plan(first, GENERATE))
     if (record := finished_before(request, out)) is not None:
         return out, record
     while True:

@@ -23,7 +23,7 @@ from flawscope.errors import DataError
 from flawscope.open_files import open_regular
 from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.plan_items import read_decoded
-from flawscope.runtime.scale.shards import place_of
+from flawscope.runtime.scale.shards import BAD_ZIP, place_of
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.synthesis.generated_set import GeneratedImage
 from flawscope.runtime.synthesis.set_lines import Files
@@ -131,11 +131,11 @@ class ArchiveReader:
 
     def __init__(self, folder: Path, plan: Plan, task: Task) -> None:
         self._path = place_of(folder, plan, task, ARCHIVE)
-        self._stack = contextlib.ExitStack()
-        with self._readable():
-            file = self._stack.enter_context(open_regular(self._path))
-            self._zip = self._stack.enter_context(zipfile.ZipFile(file))
+        with contextlib.ExitStack() as stack, self._readable():
+            file = stack.enter_context(open_regular(self._path))
+            self._zip = stack.enter_context(zipfile.ZipFile(file))
             self.cost = msgspec.json.decode(self._zip.comment, type=Cost)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> ArchiveReader:
         return self
@@ -165,7 +165,7 @@ class ArchiveReader:
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, zipfile.BadZipFile, *NOT_JSON) as err:
+        except (OSError, *BAD_ZIP, *NOT_JSON) as err:
             raise DataError(f"{self._path}: expected the archive of a shard, got: {err}. {_AGAIN}") from err
 
 

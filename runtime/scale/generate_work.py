@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from flawscope.errors import BundleError, DataError
 from flawscope.resident_memory import peak_kib
 from flawscope.runtime.backends.cores import OWN_CHOICE, Cores
-from flawscope.runtime.backends.table import ROWS
+from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scale.generate_shards import (
     ARCHIVE,
     ArchiveReader,
@@ -22,7 +22,8 @@ from flawscope.runtime.scale.generate_shards import (
     Judged,
     read_records,
 )
-from flawscope.runtime.scale.plan import Plan, known_plan
+from flawscope.runtime.scale.plan import PLAN, Plan, known_plan
+from flawscope.runtime.scale.plan_forms import GenerateFixed
 from flawscope.runtime.scale.shards import (
     read_results,
     remove_parts,
@@ -43,41 +44,27 @@ from flawscope.text import encode_json
 COUNTS = ("accepted", "rejected", "fault")
 RESIZED = "resized"
 
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
-class Fixed(msgspec.Struct, frozen=True):
-    """What a plan fixes for all workers of a round.
 
-    Attributes:
-        turn: Number of the round, from 0.
-        records: Records of the whole run.
-        batch: Records that are drawn at once.
-        backend: Backend, not `auto`.
-        backend_reason: Why it was chosen.
-        threads: Threads of the graphs of a worker.
-        replaces: Whether the set may take the place of an earlier one.
-        bundle: Path of the bundle, absolute, for `flawscope merge`; workers have their own.
-        data: Root and categories of the dataset, likewise; None without one.
-    """
-
-    turn: int
-    records: int
-    batch: int
-    backend: str
-    backend_reason: str
-    threads: int
-    replaces: bool = False
-    bundle: str = ""
-    data: tuple[str, tuple[str, ...]] | None = None
-
-    @staticmethod
-    def of(plan: Plan) -> Fixed:
-        """Return what a plan fixes."""
-        return msgspec.convert(plan.fixed, Fixed)
+def fixed_of(plan: Plan) -> GenerateFixed:
+    """Return what a plan fixes; raises DataError for one of another kind or version."""
+    return _converted(plan.fixed, GenerateFixed, "fixed")
 
 
 def settings_of(plan: Plan) -> GenerateSettings:
-    """Return the settings that a plan asks for."""
-    return msgspec.convert(plan.asked["settings"], GenerateSettings)
+    """Return the settings that a plan asks for; errors as `fixed_of`."""
+    return _converted(plan.asked.get("settings"), GenerateSettings, "settings")
+
+
+def _converted(plain: Any, kind: type[_Kind], name: str) -> _Kind:
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as err:
+        raise DataError(
+            f"{PLAN}: expected the {name} of synth generate in this version of flawscope, got: {err}. Use the version "
+            "that made it, put it back, or start again with --overwrite."
+        ) from err
 
 
 class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="generate"):
@@ -104,14 +91,14 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
             FlawscopeError: As `Synthesizer.load`.
         """
         plan = self._plan()
-        fixed = Fixed.of(plan)
+        fixed = fixed_of(plan)
         distance = None if self.lpips is None else MaskedLpips.load(*map(Path, self.lpips))
         if (files := {} if distance is None else dict(distance.files)) != plan.asked["lpips"]:
             raise DataError(
                 f"{self.lpips}: expected the weights of the plan, {plan.asked['lpips']}, got {files}. Put them back, "
                 "or start again with --overwrite."
             )
-        cores = Cores(threads=fixed.threads) if "threads" in ROWS[fixed.backend].cores else OWN_CHOICE
+        cores = Cores(threads=fixed.threads) if "threads" in backend_row(fixed.backend).cores else OWN_CHOICE
         synthesizer = Synthesizer.load(self.bundle, fixed.backend, plan.asked["precision"], cores=cores)
         if synthesizer.manifest.digest != plan.bundle:
             got = synthesizer.manifest.digest
@@ -126,7 +113,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     @property
     def grain(self) -> int:
         """Records of a batch."""
-        return Fixed.of(self._plan()).batch
+        return fixed_of(self._plan()).batch
 
     def whole(self, task: Task) -> Done | None:
         """As `Work.whole`."""
@@ -193,7 +180,7 @@ class GenerateWorker:
 
     def __init__(self, out: Path, plan: Plan, synthesizer: Synthesizer, distance: MaskedLpips | None) -> None:
         self._out, self._plan, self._synthesizer = out, plan, synthesizer
-        self._settings, self._fixed = settings_of(plan), Fixed.of(plan)
+        self._settings, self._fixed = settings_of(plan), fixed_of(plan)
         self._drawer = RecordDrawer(synthesizer, self._settings, self._fixed.records, distance)
         self._maker = LineMaker(synthesizer, self._settings)
 

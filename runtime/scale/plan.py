@@ -17,6 +17,7 @@ from flawscope import __version__
 from flawscope.errors import ArgumentError, DataError
 from flawscope.files import atomic_folder
 from flawscope.open_files import RECORD_BYTES, read_regular
+from flawscope.runtime.scale.plan_forms import form_problem
 from flawscope.runtime.scale.task import Task
 from flawscope.text import NOT_JSON, encode_json
 
@@ -102,14 +103,18 @@ def write_plan(out: Path, make: Callable[[Path], Plan], *, overwrite: bool = Fal
     return plan
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Path, kind: str | None = None) -> Plan:
     """Return the plan of a folder.
 
+    Args:
+        out: The folder.
+        kind: What kind it must be of; None for any.
+
     Raises:
-        DataError: If there is none, or it cannot be read.
+        DataError: If there is none, it cannot be read, is of another kind, or lacks what one of its kind holds.
     """
     try:
-        return msgspec.json.decode(read_regular(out / PLAN, RECORD_BYTES), type=Plan)
+        plan = msgspec.json.decode(read_regular(out / PLAN, RECORD_BYTES), type=Plan)
     except OSError as err:
         raise DataError(
             f"{out}: expected the folder of a run in shards, with {PLAN}, got: {err.strerror or err}. Name the folder "
@@ -118,8 +123,23 @@ def read_plan(out: Path) -> Plan:
     except NOT_JSON as err:
         raise DataError(
             f"{out / PLAN}: expected a plan of this version of flawscope, got what it cannot read: {err}. Use the "
-            "version that made it, or start again in another folder."
+            "version that made it, put it back, or start again in another folder."
         ) from err
+    if kind is not None and plan.kind != kind:
+        raise DataError(f"{out / PLAN}: expected a plan of {kind}, got one of {plan.kind}. Choose another folder.")
+    # Of another version it may hold other things: whoever goes on says that it is another one.
+    if plan.flawscope == __version__:
+        check_form(out, plan)
+    return plan
+
+
+def check_form(out: Path, plan: Plan) -> None:
+    """Raise DataError unless a plan holds what one of its kind holds."""
+    if problem := form_problem(plan.kind, plan.asked, plan.fixed):
+        raise DataError(
+            f"{out / PLAN}: expected a plan of {plan.kind} as flawscope {__version__} writes it, got: {problem}. Use "
+            "the version that made it, put it back, or start again in another folder."
+        )
 
 
 def check_still_there(out: Path, plan: Plan) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from flawscope.errors import DataError
 from flawscope.open_files import open_regular
 from flawscope.runtime.scale.inputs import Item, decode_item, encode_item
-from flawscope.runtime.scale.plan import ITEMS, OFFSETS, Plan
+from flawscope.runtime.scale.plan import ITEMS, OFFSETS, PLAN, Plan
 from flawscope.runtime.scale.task import Task
 from flawscope.text import NOT_JSON
 
@@ -61,6 +61,25 @@ def write_item_lines(folder: Path | None, items: Iterable[bytes], shard_size: in
             offset += len(line)
             count += 1
     return Written(count, digest.hexdigest())
+
+
+def check_size(out: Path, plan: Plan) -> None:
+    """Check that a plan has as many shards as were written: whoever goes through them would else never end.
+
+    Raises:
+        DataError: If it has not.
+    """
+    if not plan.items_sha256:
+        return
+    try:
+        shards = (out / OFFSETS).stat().st_size // _OFFSET.size
+    except OSError as err:
+        raise DataError(f"{out / OFFSETS}: could not be read: {err.strerror or err}. {_NEW_PLAN}") from err
+    if shards != plan.shards:
+        raise DataError(
+            f"{out / PLAN}: expected {shards} shards, as {OFFSETS} has, got {plan.shards}: {plan.items} items in "
+            f"shards of {plan.shard_size}. One of the two was changed since. {_NEW_PLAN}"
+        )
 
 
 def check_items(out: Path, plan: Plan) -> None:
@@ -116,7 +135,7 @@ def read_decoded(out: Path, plan: Plan, task: Task, decode: Callable[[bytes], _I
             for _ in range(task.first - task.shard * plan.shard_size):
                 lines.readline()
             found = [decode(lines.readline()) for _ in range(task.items)]
-    except (OSError, struct.error, DataError, *NOT_JSON) as err:
+    except (OSError, OverflowError, struct.error, DataError, *NOT_JSON) as err:
         reason = (err.strerror or str(err)) if isinstance(err, OSError) else str(err)
         raise DataError(
             f"{out / ITEMS}: expected items {task.first} to {task.stop - 1} of the plan, got: {reason.rstrip('.')}. "

@@ -12,8 +12,8 @@ from flawscope.files import locked, storage_errors
 from flawscope.progress import CountProgress
 from flawscope.runtime.scale.driver import Driver, Outcome
 from flawscope.runtime.scale.executors import Placement, make_executor
-from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_still_there, read_plan
-from flawscope.runtime.scale.plan_items import check_items
+from flawscope.runtime.scale.plan import REPORT, SHARDS, Plan, check_form, check_still_there, read_plan
+from flawscope.runtime.scale.plan_items import check_items, check_size
 from flawscope.runtime.scale.run_records import Recorder, RunRecord, WorkerDeath, read_records
 from flawscope.runtime.scale.shards import place_of
 from flawscope.runtime.scale.task import Done, Task
@@ -66,6 +66,7 @@ def run_shards(
     Raises:
         FlawscopeError: As `Driver.run`, `make_executor` and `Work.merge`. What is whole stays.
     """
+    check_size(out, plan)
     with storage_errors(out):
         remove_leftovers(out / SHARDS)
     before, todo = Outcome(), list[Task]()
@@ -123,6 +124,8 @@ def merge(out: Path, *, command: str = "") -> Plan:
         StorageError: If something cannot be written.
     """
     plan = read_plan(out)
+    check_form(out, plan)
+    check_size(out, plan)
     if missing := _merge_if_whole(out, plan, work_of(out, plan), Outcome(), Account(on="merge", command=command)):
         numbers = [str(task.shard) for task in plan.tasks() if not place_of(out, plan, task).is_file()][:10]
         named = f", such as {', '.join(numbers)}" if numbers else ""

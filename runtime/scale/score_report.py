@@ -75,6 +75,13 @@ class ShardedReport(ScoreReport, frozen=True, kw_only=True):
     conservation: Conservation
     plan: str
 
+    def __post_init__(self) -> None:
+        """Refuse counts that do not come to the images, as of a changed file: an exit status is made of them."""
+        counts = (self.accept, self.reject, self.fault)
+        totals = {self.images, sum(counts), self.conservation.listed, self.conservation.lines}
+        if min(counts) < 0 or len(totals) != 1 or not 0 <= self.maps_missing <= self.images:
+            raise ValueError(f"expected accept + reject + fault = images = lines, got {counts} of {self.images}")
+
 
 def merge_shards(out: Path, plan: Plan, shards: Sequence[Done], account: Account) -> ShardedReport:
     """Write `results.jsonl` and, as the last file, `report.json`.

@@ -26,6 +26,7 @@ from flawscope.runtime.scale.inputs.results import Scored, results_of
 from flawscope.runtime.scale.plan import Plan, known_plan
 from flawscope.runtime.scale.plan_items import read_items
 from flawscope.runtime.scale.shards import (
+    BAD_ZIP,
     place_of,
     read_blocks,
     remove_parts,
@@ -119,9 +120,8 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         tasks, done = [part.task for part in parts], joined(shard, parts)
         with _archive(out, plan, shard) as archive:
             for task in tasks if archive.file is not None else []:
-                with open_regular(place_of(out, plan, task, MAPS)) as raw, zipfile.ZipFile(raw) as part:
-                    for name in part.namelist():
-                        archive.add(name, part.read(name))
+                for name, data in _maps(place_of(out, plan, task, MAPS)):
+                    archive.add(name, data)
         lines = (line for task in tasks for line in split_lines(read_blocks(out, plan, task)))
         write_lines(out, plan, done, lines, archive_bytes=archive.size)
         remove_parts(out, plan, tasks, ("jsonl", MAPS))
@@ -203,6 +203,19 @@ class _Archive:
             entry = zipfile.ZipInfo(storable(name), _ZIP_TIME)
             entry.external_attr = 0o644 << 16
             self.file.writestr(entry, data)
+
+
+def _maps(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the archive of a part; raises DataError where it is gone or damaged."""
+    try:
+        with open_regular(path) as raw, zipfile.ZipFile(raw) as part:
+            for name in part.namelist():
+                yield name, part.read(name)
+    except (OSError, *BAD_ZIP) as err:
+        raise DataError(
+            f"{path}: expected the archive of maps of a part of a shard, got: {err}. Remove it with the .jsonl file "
+            "beside it, and run the command again with --resume."
+        ) from err
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -27,6 +30,13 @@ _Result = TypeVar("_Result", bound=msgspec.Struct)
 _TAIL_BYTES = 1 << 14
 """Room for a trailer, which is a line of counts, behind the last line end before it."""
 _BLOCK = 1 << 20
+
+
+BAD_ZIP = (
+    *(zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
+    *(KeyError, struct.error, zlib.error),
+)
+"""What reading an archive that was damaged raises: NotImplementedError for a method, RuntimeError for encryption."""
 
 
 class Trailer(msgspec.Struct, frozen=True):
@@ -138,6 +148,8 @@ def whole(out: Path, plan: Plan, task: Task, archive: str | None = None) -> Done
                 return None
             if trailer.items != task.items or sum(trailer.counts.values()) != task.items:
                 return None
+            if any(not 0 <= number <= task.items for number in (*trailer.counts.values(), *trailer.more.values())):
+                return None
             file.seek(0)
             digest, left, lines = hashlib.sha256(), size, 0
             while block := file.read(min(left, _BLOCK)):
@@ -206,7 +218,12 @@ def read_results(out: Path, plan: Plan, task: Task, kind: type[_Result]) -> list
     Raises:
         DataError: As `read_blocks`.
     """
-    return [msgspec.json.decode(line, type=kind) for line in b"".join(read_blocks(out, plan, task)).splitlines()]
+    lines = b"".join(read_blocks(out, plan, task)).splitlines()
+    try:
+        return [msgspec.json.decode(line, type=kind) for line in lines]
+    except NOT_JSON as err:
+        path = place_of(out, plan, task)
+        raise DataError(f"{path}: expected lines of this version of flawscope, got: {err}. {_AGAIN}") from err
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -12,6 +12,8 @@ from flawscope.text import storable
 
 _STEPS = 32
 """Buckets of a doubling: a percentile is exact to 1.1 %, half of the width of one."""
+_MOST = 64 * _STEPS
+"""Buckets are not further from that of a millisecond than this, which is longer than any image takes."""
 
 
 class Took(msgspec.Struct, frozen=True):
@@ -28,6 +30,11 @@ class Took(msgspec.Struct, frozen=True):
     total_ms: float = 0.0
     slowest: str = ""
     slowest_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no clock gives, as of a file that was damaged."""
+        if any(abs(bucket) > _MOST or items < 1 for bucket, items in self.buckets.items()):
+            raise ValueError("expected buckets of times with an item each")
 
     @property
     def items(self) -> int:

@@ -13,6 +13,7 @@ import here_executor
 import msgspec
 import numpy as np
 import pytest
+from damaged_json import damages
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 from tiny_dataset import CATEGORY
 
@@ -21,7 +22,7 @@ from flawscope.calibration.evaluation.measurements import ShardsMissing
 from flawscope.calibration.evaluation.sharded_measuring import Sharding, asked_of, measure_in_shards
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, DataError, StorageError
+from flawscope.errors import ArgumentError, DataError, FlawscopeError, StorageError
 from flawscope.runtime.scale.executors import Placement
 
 HERE = Placement(on="here", workers=2)
@@ -116,6 +117,24 @@ def test_maps_that_were_damaged_are_told(evaluate, tmp_path, part, damage):
     damage(tmp_path / "out/maps.npy")
     with pytest.raises(DataError, match=r"maps\.npy: expected the maps of this run"):
         evaluate(5, tmp_path / "out", is_resumed=True)
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 8, 8), np.float32), np.zeros((40, 8, 8), np.float64), np.zeros(3)])
+def test_maps_of_another_shape_are_refused(evaluate, tmp_path, other):
+    evaluate(5, tmp_path / "out")
+    np.save(tmp_path / "out/maps.npy", other)
+    with pytest.raises(DataError, match=r"maps\.npy: expected the maps of this run, float32"):
+        evaluate(5, tmp_path / "out", is_resumed=True)
+
+
+def test_a_damaged_plan_is_told_in_one_line(evaluate, tmp_path):
+    plan = tmp_path / "out/plan.json"
+    evaluate(5, tmp_path / "out")
+    # Some of them: each that is not refused measures anew.
+    for _, data in list(damages(plan.read_bytes()))[::7]:
+        plan.write_bytes(data)
+        with contextlib.suppress(FlawscopeError):
+            evaluate(5, tmp_path / "out", is_resumed=True)
 
 
 def test_a_placement_that_cannot_be_leaves_no_plan_behind(evaluate, tmp_path):

@@ -212,11 +212,11 @@ class TestPlan:
     def test_a_run_of_another_kind_or_version_is_refused(
         self, tried: list[Task], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        write_plan(Path("out"), lambda folder: Plan(kind="evaluate", asked={}, items=1))
+        write_plan(Path("out"), lambda folder: Plan(kind="toy", asked={}, items=1))
         write_plan(Path("old"), lambda folder: Plan(kind="score", flawscope="0.0.1", asked={}, items=1))
         capsys.readouterr()
         assert in_shards("--resume") == 2
-        assert "kind 'evaluate', not 'score'" in error(capsys)
+        assert "kind 'toy', not 'score'" in error(capsys)
         assert score("parts", "--out", "old", "--on", "threads", "--resume") == 2
         assert "flawscope '0.0.1'" in error(capsys)
 

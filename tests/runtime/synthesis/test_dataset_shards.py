@@ -8,6 +8,7 @@ from pathlib import Path
 
 import here_executor
 import pytest
+from damaged_json import damages
 from file_contents import files_of
 from tiny_dataset import CATEGORY
 
@@ -159,3 +160,19 @@ def test_merge_of_a_plan_of_python_says_how_to_go_on(write, tmp_path, capsys):
     assert write(part=(0, 1), is_shared=True, plan_only=True) is None
     assert run(["merge", str(tmp_path / "made")]) == 2
     assert "got one of Python" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_is_told_in_one_line(drawn, tiny_root, tmp_path, monkeypatch, capsys):
+    here_executor.use(monkeypatch)
+    made, plan = tmp_path / "made", tmp_path / "made.parts/plan.json"
+    command = ["synth", "dataset", str(drawn), "--data", str(tiny_root), "--category", CATEGORY, "--out", str(made)]
+    assert run([*command, "--on", "here", "--shard", "0/2", "--shard-size", "5"]) == 0
+    for name, data in list(damages(plan.read_bytes()))[::3]:
+        plan.write_bytes(data)
+        for go_on in (["merge", str(made)], [*command, "--on", "here", "--resume", "--plan-only"]):
+            capsys.readouterr()
+            if run(go_on) != 0:  # it is 0 where the plan was not needed, or is the same
+                said = capsys.readouterr().err
+                assert said.count("error: ") == 1, (name, said)
+                assert "Traceback" not in said
+        assert not made.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import here_executor
 import msgspec
 import pytest
+from damaged_json import damages
 from drawn_folders import record_of
 from file_contents import files_of
 from tiny_dataset import CATEGORY
@@ -17,13 +19,14 @@ from tiny_dataset import CATEGORY
 from flawscope.bundle import SynthHead, open_bundle
 from flawscope.cli import run
 from flawscope.datasets import open_dataset
-from flawscope.errors import ArgumentError, DataError, GateError
+from flawscope.errors import ArgumentError, DataError, FlawscopeError, GateError
 from flawscope.progress import no_progress
 from flawscope.runtime.scale import generate_run, run_shards
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.generate_plan import Request, finished_before, plan_generate
 from flawscope.runtime.scale.generate_run import draw_planned
-from flawscope.runtime.scale.plan import SHARDS
+from flawscope.runtime.scale.generate_shards import ArchiveReader
+from flawscope.runtime.scale.plan import SHARDS, read_plan
 from flawscope.runtime.synthesis import DrawOptions, GenerateSettings, QualityLimits, generate_images
 from flawscope.runtime.synthesis.set_writer import SetWriter
 
@@ -164,8 +167,8 @@ def test_rounds_whose_removal_was_killed_are_replaced(request_, whole, tmp_path,
 def test_an_earlier_set_is_replaced_by_one_that_goes_on_after_a_kill(request_, whole, tmp_path, monkeypatch):
     here_executor.use(monkeypatch)
     out = tmp_path / "out"
-    settings = msgspec.structs.replace(SETTINGS, number=2)
-    draw(dataclasses.replace(request_, settings=settings), out)
+    other = msgspec.structs.replace(SETTINGS, number=2)
+    draw(dataclasses.replace(request_, settings=other), out)
     with pytest.raises(ArgumentError, match="expected a new name, got an earlier output"):
         plan_generate(request_, out, HERE)
     plan_generate(request_, out, HERE, overwrite=True)
@@ -173,7 +176,7 @@ def test_an_earlier_set_is_replaced_by_one_that_goes_on_after_a_kill(request_, w
     assert draw(request_, out, is_resumed=True).record is not None
     check_same(out, whole)
     with pytest.raises(ArgumentError, match="expected the set of this command to go on with"):
-        finished_before(dataclasses.replace(request_, settings=settings), out)
+        finished_before(dataclasses.replace(request_, settings=other), out)
 
 
 def test_records_that_kill_every_worker_are_named_and_no_set_is_written(request_, tmp_path, monkeypatch):
@@ -273,3 +276,56 @@ def test_merge_needs_the_bundle_that_drew(request_, place, tmp_path, monkeypatch
     # Of each defect type enough was accepted, or the status says so, as that of the command does.
     assert run(["merge", str(tmp_path / "out.parts")]) in (0, 1)
     assert record_of(tmp_path / "out").support_in_test == 0
+
+
+def test_a_damaged_plan_is_told_in_one_line(request_, tmp_path, monkeypatch, capsys):
+    here_executor.use(monkeypatch)
+    out, plan = tmp_path / "out", tmp_path / "out.parts/round-001/plan.json"
+    draw(request_, out, 3, (0, 2))
+    # Some of them; all in the next test.
+    for _, data in list(damages(plan.read_bytes()))[::4]:
+        plan.write_bytes(data)
+        # Each way up to the drawing.
+        with contextlib.suppress(FlawscopeError):
+            finished_before(request_, out)
+        with contextlib.suppress(FlawscopeError):
+            plan_generate(request_, out, HERE, is_resumed=True)
+        capsys.readouterr()
+        assert run(["merge", str(out)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_archive_with_other_bytes_at_its_end_is_read_or_refused(request_, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    draw(request_, tmp_path / "out", 3, (0, 2))
+    folder = tmp_path / "out.parts/round-001"
+    plan = read_plan(folder)
+    (shard,) = (folder / SHARDS).glob("shard-00002.zip")
+    whole = shard.read_bytes()
+    for place in range(len(whole) - 300, len(whole)):  # names, methods and sizes of what is in it, and its cost
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(DataError), ArchiveReader(folder, plan, plan.task(2)) as archive:
+            list(archive.drawings())
+
+
+@pytest.mark.slow
+def test_a_set_whose_plan_was_damaged_is_the_same_or_not_there(request_, whole, tmp_path, monkeypatch, capsys):
+    here_executor.use(monkeypatch)
+    out, parts = tmp_path / "out", tmp_path / "out.parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_run, "merge_rounds", lambda *arguments, **options: None)
+        draw(request_, out, 3)
+    parts.rename(tmp_path / "kept")
+    for name, data in damages((tmp_path / "kept/round-001/plan.json").read_bytes()):
+        shutil.copytree(tmp_path / "kept", parts)
+        (parts / "round-001/plan.json").write_bytes(data)
+        capsys.readouterr()
+        status = run(["merge", str(out)])
+        said = capsys.readouterr().err
+        if status == 0:  # a default that was left out: the plan is the same
+            check_same(out, whole)
+            shutil.rmtree(out)
+            continue
+        assert (status, said.count("error: "), said.count("\n")) == (2, 1, 1), (name, said)
+        assert not out.exists()
+        shutil.rmtree(parts)
