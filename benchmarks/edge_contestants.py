@@ -49,7 +49,7 @@ class OurGraph(Whole):
         import numpy as np
 
         super().__init__(request)
-        width, height = self.inspector.manifest.input.size
+        height, width = self.inspector.manifest.input.size
         shape = (request["batch"], height, width, 3)
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 

@@ -161,7 +161,7 @@ def main() -> None:
         "suite": "large_synthesis",
         "what": "randomly initialised model of Stable-Diffusion-1.5-inpainting size, "
         f"{options.precision.upper()}, backend {options.backend}",
-        "settings": {"side_px": SIDE, "steps": options.steps, "guidance": "as exported", "pictures": 1},
+        "settings": {"side_px": SIDE, "steps": options.steps, "guidance": "as exported", "images": 1},
         "parts": parts,
         "bytes": {path.name: path.stat().st_size for path in sorted(bundle.glob("*.onnx*"))},
         "peak_gb": peak_gb,

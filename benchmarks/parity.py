@@ -55,7 +55,7 @@ def main() -> None:
             worst = max(worst, float(np.abs(maps - expected.maps).max() / np.abs(expected.maps).max()))
     first, second = (np.array(scores[name]) for name in ("torch", "bundle"))
     figures = {
-        "pictures": len(chosen),
+        "images": len(chosen),
         "score_spearman": float(spearmanr(first, second).statistic),
         "score_max_relative": float((np.abs(second - first) / np.abs(first)).max()),
         "map_max_relative": worst,

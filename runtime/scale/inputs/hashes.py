@@ -35,7 +35,7 @@ def hashed(items: Iterable[Item], read: Callable[[Item], Image]) -> Iterator[Ite
         try:
             return msgspec.structs.replace(item, sha256=_sha256(_bytes(read(item))))
         except Exception as err:
-            return msgspec.structs.replace(item, fault=fault_reason(err, f"{item.name}: "))
+            return msgspec.structs.replace(item, fault=f"{item.name}: {fault_reason(err, item.name)}")
 
     with contextlib.closing(load_ahead(items, with_hash, _AHEAD, _THREADS)) as found:
         yield from found

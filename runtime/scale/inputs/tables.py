@@ -209,7 +209,8 @@ class _OpenTable:
             self._batches = self._table.iter_batches(_ROWS, row_groups=[group], columns=[self._column])
             self._group, self._next = group, 0
         while True:
-            batch = next(self._batches)
+            if (batch := next(self._batches, None)) is None:
+                raise OSError(f"{self._next} rows in its group, and not the one that was listed")
             column = batch.column(self._column)  # by its name: a.b may also be the part b of a column a
             first = self._next
             self._next += len(column)

@@ -226,6 +226,16 @@ def test_damage_is_not_sought_from_the_first_row_for_each_row_behind(
     assert len(begun) < 5
 
 
+def test_a_row_that_is_there_no_more_is_a_fault(tmp_path: Path) -> None:
+    (item,) = list_items([table(tmp_path / "a.parquet", image=[b"1"])])
+    name, group, _, column, size = item.where
+    with (
+        Reader() as reader,
+        pytest.raises(DataError, match="got: 1 rows in its group, and not the one"),
+    ):
+        reader.read(Item(item.name, item.place, -1, "parquet", (name, group, 7, column, size)))
+
+
 def test_large_rows_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flawscope.runtime.scale.inputs.tables._KEPT_BYTES", 1000)
     items = list(list_items([table(tmp_path / "a.parquet", image=[b"x" * 500] * 75)]))
