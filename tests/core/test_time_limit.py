@@ -45,12 +45,12 @@ def test_what_does_not_return_is_left_behind_and_thrown_away_when_it_does():
     started = time.monotonic()
 
     def work():
-        assert free.wait(10)
+        assert free.wait(60)
         return "late"
 
     with pytest.raises(LoadTimeout, match=r"^a\.flaw: expected the bundle to be ready within 0\.05 s, got no answer"):
         within(0.05, work, thrown_away.append, "a.flaw")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert is_left_behind()
     assert thrown_away == []
     free.set()
@@ -73,15 +73,22 @@ def test_an_interrupt_does_not_wait_for_foreign_code(monkeypatch):
 
 
 def test_building_does_not_count_and_what_follows_does():
-    def work(after):
-        with unlimited():
-            time.sleep(0.3)
-        time.sleep(after)
-        return after
+    free = threading.Event()
 
-    assert within(0.2, lambda: work(0), forget, "x") == 0
+    def builds():
+        with unlimited():
+            time.sleep(1.1)
+        return 0
+
+    def goes_on():
+        with unlimited():
+            pass
+        free.wait(60)
+
+    assert within(1.0, builds, forget, "x") == 0
     with pytest.raises(LoadTimeout):
-        within(0.2, lambda: work(0.6), forget, "x")
+        within(0.05, goes_on, forget, "x")
+    free.set()
     with unlimited():  # outside of any limit
         pass
 

@@ -25,7 +25,7 @@ _SONAME = "libaravis-0.8.so.0"
 _PORT = 3956
 """Of GigE Vision's control channel: fixed by the standard, so that there is one fake camera on a machine at a time."""
 _LOCK = Path(tempfile.gettempdir()) / f"flawscope-fake-camera-{os.getuid()}.lock"
-_WAIT_S = 120.0
+_WAIT_S = 600.0
 
 
 def why_none() -> str:

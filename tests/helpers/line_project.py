@@ -32,10 +32,11 @@ def write_line(folder: Path, *, source: dict[str, Any] | None = None, **station:
         write_tiny_bundle(bundle, thresholds=tiny_thresholds(150.0))
     view = {"name": "cam0", "source": source or PUSH, "bundle": "tiny.flaw", "backend": "cpu", "threads": 1}
     config = {
+        # The deadline: far above what a busy machine takes; what tests deadlines says its own.
         "line": {"name": "press", "state": "state"},
         # Images can be pushed where there is a server alone; `read_line` leaves it out.
         "http": {"listen": "127.0.0.1:0"} if (source or PUSH) == PUSH else None,
-        "stations": [{"name": "top", "deadline_ms": 2000.0, "views": [view], **station}],
+        "stations": [{"name": "top", "deadline_ms": 20_000.0, "views": [view], **station}],
     }
     path = folder / "line.yml"
     path.write_text(yaml.safe_dump(config))

@@ -73,6 +73,9 @@ class StandInRay(ModuleType):
     Args:
         cpus: Of each node.
         harm: `(number of the actor, method) -> bool`: whether the actor dies of that call.
+
+    Attributes:
+        refusals: What the next calls of `init` raise.
     """
 
     def __init__(self, cpus: tuple[int, ...], harm: Callable[[int, str], bool]) -> None:
@@ -83,10 +86,13 @@ class StandInRay(ModuleType):
         self.cpus = cpus
         self.actors: list[_Actor] = []
         self.calls: list[tuple[Any, ...]] = []
+        self.refusals: list[Exception] = []
         self._is_up = False
 
     def init(self, address: str, **options: Any) -> None:
         self.calls.append(("init", address, options))
+        if self.refusals:
+            raise self.refusals.pop(0)
         self._is_up = True
 
     def is_initialized(self) -> bool:

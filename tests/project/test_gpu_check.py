@@ -80,8 +80,8 @@ def test_a_stage_ends(work: Path, name: str, state: str, reason: str | None) -> 
 
 
 def test_a_stage_that_takes_too_long_is_stopped_with_all_that_it_started(work: Path) -> None:
-    entry = run(work, toy("hangs", limit_s=2))["stages"]["hangs"]
-    assert (entry["state"], entry["reason"]) == ("out of time", "stopped after 2 s")
+    entry = run(work, toy("hangs", limit_s=4))["stages"]["hangs"]
+    assert (entry["state"], entry["reason"]) == ("out of time", "stopped after 4 s")
     assert entry["figures"] == {"before": "the end"}
     child = int((work / "child.pid").read_text())
     for _ in range(100):
@@ -143,12 +143,12 @@ def test_a_python_with_nothing_but_its_own_library_runs_the_tool(tmp_path: Path)
 
 def test_a_run_out_of_minutes_leaves_out_the_last_stages(work: Path) -> None:
     started = time.monotonic()
-    record = run(work, toy("passes"), toy("hangs", limit_s=600), toy("fails", least_s=5), minutes=0.06)
+    record = run(work, toy("hangs", limit_s=600), toy("fails", least_s=5), minutes=0.06)
     assert time.monotonic() - started < 30
     states = {name: entry["state"] for name, entry in record["stages"].items()}
-    assert states == {"passes": "passed", "hangs": "out of time", "fails": "left out"}
+    assert states == {"hangs": "out of time", "fails": "left out"}
     assert record["stages"]["fails"]["reason"] == "no time left of 0.06 minutes"
-    assert record["stages"]["hangs"]["limit_s"] < 3.6
+    assert record["stages"]["hangs"]["limit_s"] <= 3.6
 
 
 def test_what_is_finished_is_not_run_again_unless_it_is_named(work: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -20,6 +21,12 @@ _STORE_BYTES = 80 << 20
 """Of shared memory that a cluster of its own takes, the least that Ray takes: what travels are counts."""
 
 _ANSWER_S = 20.0
+
+_PAUSE_S = 0.5
+
+_ATTEMPTS = 3
+"""A cluster starts a process for each driver that comes by `ray://`. It is forked amid threads of gRPC, and now and
+then dies of that before it runs; the next one is as good as any."""
 
 
 def import_ray() -> Any:
@@ -63,7 +70,7 @@ def connected(ray: Any, on: str, cpus: int) -> Iterator[None]:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     with _no_statistics():
         try:
-            ray.init(address or "local", **options)
+            _init(ray, address, options)
         # Whatever it is: Ray raises RuntimeError, ConnectionError, ValueError and bare Exception.
         except Exception as err:
             where = f"a cluster at {address}" if address else "a cluster of its own on this machine"
@@ -77,18 +84,47 @@ def connected(ray: Any, on: str, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Connect, again where the cluster could not start what is to serve this driver."""
+    attempts = _ATTEMPTS if _is_from_outside(address) else 1
+    for number in range(1, attempts + 1):
+        try:
+            ray.init(address or "local", **options)
+            return
+        except ConnectionAbortedError as err:
+            if number == attempts:
+                raise
+            _log.info("%s: attempt %d of %d: %s", address, number, attempts, last_line(err))
+            with contextlib.suppress(Exception):  # of what was made of the connection
+                ray.shutdown()
+            time.sleep(_PAUSE_S)
+
+
+def _is_from_outside(address: str) -> bool:
+    return address.startswith("ray://")
+
+
 def _check_answers(on: str, address: str) -> None:
-    """Raise BackendError where nobody answers at an address: Ray would look for minutes, and say so in many lines."""
+    """Raise BackendError where nobody answers at an address: Ray would look for minutes, and say so in many lines.
+
+    The port of `ray://` opens some seconds after `ray start` has returned: while it is closed, it is waited for.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():  # `auto`, or a form that Ray knows
         return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as err:
-        raise BackendError(
-            f"--on {on}: expected a cluster at {address}, got: {err}. Is it started (`ray start --head`), and "
-            "reachable from here?"
-        ) from err
+    end = time.monotonic() + (_ANSWER_S if _is_from_outside(address) else 0.0)
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+            return
+        except (OSError, OverflowError) as err:
+            if isinstance(err, ConnectionRefusedError) and time.monotonic() < end:
+                time.sleep(_PAUSE_S)
+                continue
+            raise BackendError(
+                f"--on {on}: expected a cluster at {address}, got: {err}. Is it started (`ray start --head`), and "
+                "reachable from here?"
+            ) from err
 
 
 @contextlib.contextmanager

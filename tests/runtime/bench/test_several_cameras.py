@@ -59,13 +59,15 @@ def test_every_way_is_measured_beside_one_camera(padim_bundle: Path) -> None:
 def test_cameras_that_share_an_inspector_wait_for_each_other(
     padim_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A sleep lets other threads run: what `own` does at once, `shared` does one by one, whatever the machine is.
-    monkeypatch.setattr(module, "_decide", lambda inspector, image: module.time.sleep(0.005))
-    figures = several_cameras(padim_bundle, 4, seconds=0.1, backend="cpu")
+    # A sleep lets other threads run: what `own` does at once, `shared` does one by one. It is far longer than the
+    # turns of a busy machine.
+    monkeypatch.setattr(module, "_decide", lambda inspector, image: module.time.sleep(0.015))
+    figures = several_cameras(padim_bundle, 4, seconds=0.3, backend="cpu")
     alone, shared, own = figures["cameras"]
-    assert 3.0 < shared["latency_ms"]["p50"] / alone["latency_ms"]["p50"] < 6.0
-    assert shared["ratio_to_alone"]["images_per_second"] < 1.5
-    assert own["ratio_to_alone"]["images_per_second"] > 2.0
+    assert 2.0 < shared["latency_ms"]["p50"] / alone["latency_ms"]["p50"] < 12.0
+    rates = [each["ratio_to_alone"]["images_per_second"] for each in (shared, own)]
+    assert rates[0] < 2.0
+    assert rates[1] > 2.0 * rates[0]
     # Nobody starves: images are taken in the order in which they came.
     assert shared["images_per_second_fastest"] < 2 * shared["images_per_second_slowest"]
 

@@ -260,7 +260,7 @@ def test_a_clock_that_jumps_changes_no_order_and_no_duration(tmp_path: Path, hou
         assert (first.verdict, second.verdict) == ("accept", "accept")
         assert (second.utc > first.utc) is (hours > 0)
         assert second.mono_ns > first.mono_ns
-        assert second.latency_ms["verdict"] < 2000
+        assert second.latency_ms["verdict"] < 60_000  # far from an hour, however busy the machine is
         jumps = [entry for entry in line.journal.entries(0, 1000) if entry.get("action") == "clock_jump"]
         assert len(jumps) == 1
         assert f"{3600 * hours:+d}" in jumps[0]["reason"]

@@ -17,7 +17,7 @@ from stand_in_ray import StandInRay
 from flawscope import __version__
 from flawscope.errors import ArgumentError, BackendError, DataError, MissingExtra
 from flawscope.runtime.scale.driver import Driver
-from flawscope.runtime.scale.executors import Placement, executor_of, make_executor
+from flawscope.runtime.scale.executors import Placement, executor_of, make_executor, ray_cluster
 from flawscope.runtime.scale.executors.messages import (
     Leaving,
     Marker,
@@ -136,8 +136,55 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with on_ray(tmp_path):
             pass
     assert [call[1] for call in ray.calls if call[0] == "init"] == [address, f"ray://{address}"]
+    monkeypatch.setattr(ray_cluster, "_ANSWER_S", 0.2)
     with pytest.raises(BackendError, match=rf"expected a cluster at ray://{address}, got: .*refused"):
         on_ray(tmp_path).__enter__()
+
+
+def test_the_port_of_a_cluster_that_has_just_started_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ray, asked = stand_in(monkeypatch), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connect = socket.create_connection
+
+        def opens_late(*arguments: Any, **options: Any) -> socket.socket:
+            asked.append(arguments)
+            if len(asked) < 3:
+                raise ConnectionRefusedError(111, "Connection refused")
+            return connect(*arguments, **options)
+
+        monkeypatch.setattr(ray_cluster, "_PAUSE_S", 0.01)
+        monkeypatch.setattr(ray_cluster.socket, "create_connection", opens_late)
+        host, port = server.getsockname()
+        with on_ray(tmp_path, on=f"ray://{host}:{port}"):
+            pass
+        assert len(asked) == 3
+        # Of a node nobody waits: its port is open when `ray start` returns.
+        asked.clear()
+        with pytest.raises(BackendError, match="refused"):
+            on_ray(tmp_path, on=f"{host}:{port}").__enter__()
+    assert len(asked) == 1
+    assert [call[0] for call in ray.calls] == ["init", "shutdown"]
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_driver_whose_process_on_the_cluster_died_is_served_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failures: int
+) -> None:
+    ray = stand_in(monkeypatch)
+    died = ConnectionAbortedError("Initialization failure from server:\nZombieProcess: it's a zombie")
+    ray.refusals = [died] * failures
+    monkeypatch.setattr(ray_cluster, "_PAUSE_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        executor = on_ray(tmp_path, on=f"ray://127.0.0.1:{server.getsockname()[1]}")
+        if failures == 2:
+            with executor:
+                assert executor.slots == 2
+        else:
+            with pytest.raises(BackendError, match=r"got ConnectionAbortedError: ZombieProcess: it's a zombie\. Is it"):
+                executor.__enter__()
+    assert [call[0] for call in ray.calls].count("init") == 3
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,8 @@ def test_a_killed_process_ends_all_and_the_training_goes_on(
         found = ranks_of(launcher.pid)
         assert sorted(found) == [0, 1], launcher.communicate()
         os.kill(launcher.pid if victim == "launcher" else found[int(victim[-1])], signal.SIGKILL)
-        _, said = launcher.communicate(timeout=60)
-        wait_for(lambda: not any(map(is_alive, found.values())), 60)
+        _, said = launcher.communicate(timeout=180)
+        wait_for(lambda: not any(map(is_alive, found.values())), 180)
     finally:
         launcher.kill()
     if victim != "launcher":

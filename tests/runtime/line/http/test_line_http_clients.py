@@ -169,7 +169,15 @@ def test_a_request_that_waits_gets_the_verdict_that_comes_later(fresh: Here) -> 
     ]
 
 
-def test_who_leaves_before_the_verdict_is_waited_for_no_longer(fresh: Here) -> None:
+def test_who_leaves_before_the_verdict_is_waited_for_no_longer(tmp_path: Path) -> None:
+    fresh = Here(tmp_path, deadline_ms=120_000.0)
+    try:
+        leave_before_the_verdict(fresh)
+    finally:
+        fresh.close()
+
+
+def leave_before_the_verdict(fresh: Here) -> None:
     fresh.one.verdict = None
     with socket.create_connection(fresh.server.address, WAIT_S) as client:
         client.sendall(
@@ -179,10 +187,8 @@ def test_who_leaves_before_the_verdict_is_waited_for_no_longer(fresh: Here) -> N
         until(lambda: len(fresh.one.open) == 1)
     server = fresh.server._server
     assert server is not None
-    # Long before the deadline of five seconds: nothing of the request is left, and its part still gets a verdict.
-    begun = time.monotonic()
+    # Long before the deadline: nothing of the request is left, and its part still gets a verdict.
     until(lambda: not server.server_state.tasks)
-    assert time.monotonic() - begun < 4
     fresh.one.give(1, "accept")
     assert fresh.one.given["accept"] == 1
 

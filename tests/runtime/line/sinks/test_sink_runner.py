@@ -12,6 +12,7 @@ from line_control import wait_for
 from memory_journal import MemoryJournal
 
 from flawscope.errors import ArgumentError
+from flawscope.runtime.line.sinks import runner as runner_module
 from flawscope.runtime.line.sinks.runner import SinkRunner, sink_names
 from flawscope.runtime.line.sinks.sink import SinkError
 from flawscope.runtime.line.sinks.table import JsonlSink, WebhookSink
@@ -164,15 +165,17 @@ def test_a_journal_that_cannot_be_read_is_tried_again() -> None:
         assert runner.errors == 2
 
 
-def test_it_ends_at_once_while_it_pauses() -> None:
+def test_it_ends_at_once_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FIRST_PAUSE_S", "_SLICE_S"):
+        monkeypatch.setattr(runner_module, name, 40.0)
     journal, sink = MemoryJournal(), NotingSink(*[SinkError("away")] * 3)
     journal.add_parts(1)
     runner = SinkRunner("mes", sink, journal, chance=lambda: 1.0)
     runner.start()
-    wait_for(lambda: runner.errors == 2)  # now it pauses for three seconds
+    wait_for(lambda: runner.errors == 1)  # now it pauses for a minute
     began = time.monotonic()
-    assert runner.stop(60.0)
-    assert time.monotonic() - began < 2.0
+    assert runner.stop(120.0)
+    assert time.monotonic() - began < 20.0
     assert journal.cursors == {}
 
 

@@ -181,7 +181,7 @@ def test_a_killed_camera_is_lost_in_time_and_works_again_when_it_is_back() -> No
     with fake_camera() as camera, opened(heartbeat_s=0.5) as source:
         check_whole(whole_shot(source))
         camera.kill()
-        assert "no answer" in lost_within(source, 4.0)
+        assert "no answer" in lost_within(source, 10.0)
         with pytest.raises(SourceLost, match=r"no answer|timeout"):
             source.trigger()
         camera.start()
@@ -198,8 +198,8 @@ def test_a_camera_that_hangs_is_lost_in_time_and_works_again_afterwards() -> Non
             # A trigger that nobody answers is noticed as well, and blocks nobody.
             started = time.monotonic()
             source.trigger()
-            assert time.monotonic() - started < 1.0
-            assert "no answer" in lost_within(source, 4.0)
+            assert time.monotonic() - started < 2.5
+            assert "no answer" in lost_within(source, 10.0)
         finally:
             camera.resume()
         source.open()

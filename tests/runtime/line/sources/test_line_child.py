@@ -23,7 +23,10 @@ from flawscope.runtime.line.sources.child_process import ChildProcess
 from flawscope.runtime.line.sources.grabber import SourcePlace
 
 WAIT_S = 20.0
-QUICK = ChildLimits(hang_s=1.5)
+
+# A child that starves on a busy machine must not be taken for one that hangs, unless that is what is tested.
+PATIENT = ChildLimits(hang_s=30.0, open_s=60.0)
+
 
 Start = Callable[..., tuple[ChildSource, RecordingSink]]
 
@@ -34,7 +37,7 @@ def started(tmp_path: Path) -> Iterator[Start]:
     sources = []
 
     def start(
-        limits: ChildLimits = QUICK, *, full: bool = False, grabber: str = PLACE, **options: Any
+        limits: ChildLimits = PATIENT, *, full: bool = False, grabber: str = PLACE, **options: Any
     ) -> tuple[ChildSource, RecordingSink]:
         place = SourcePlace("top", "cam0", tmp_path / "state", 1 << 20)
         source = ChildSource(CounterSource(folder=tmp_path, **options), place, limits, grabber=grabber)
@@ -87,7 +90,7 @@ def test_images_come_in_order_and_whole(started: Start) -> None:
 def test_a_reason_is_heard_from_a_child_that_ended_before_it_had_read_all(tmp_path: Path) -> None:
     place = SourcePlace("top", "cam0", tmp_path / "state", 1 << 20)
     options = CounterSource(folder=tmp_path, at=0, act="lost unread")
-    process = ChildProcess(ChildSource(options, place, QUICK, grabber=PLACE)._order)
+    process = ChildProcess(ChildSource(options, place, PATIENT, grabber=PLACE)._order)
     try:
         end = time.monotonic() + WAIT_S
         # The line is busy elsewhere: nothing is received until the child has gone.
@@ -135,7 +138,8 @@ def test_latest_leaves_older_images_out_and_counts_them(started: Start) -> None:
 )
 @pytest.mark.long
 def test_a_child_that_fails_is_named_and_started_anew(started: Start, tmp_path: Path, act: str, expected: str) -> None:
-    limits = ChildLimits(hang_s=1.5, open_s=10.0 if act == "hang" else 3.0)
+    short = {"hang": ChildLimits(hang_s=3.0, open_s=60.0), "hang in open": ChildLimits(hang_s=5.0, open_s=5.0)}
+    limits = short.get(act, PATIENT)
     _, sink = started(limits, images=10, at=5, act=act, on_full="every")
     sink.wait(lambda sink: len(sink.frames) == 10)
     assert numbers(sink) == list(range(10))
@@ -149,10 +153,11 @@ def test_a_child_that_fails_is_named_and_started_anew(started: Start, tmp_path: 
 
 @pytest.mark.long
 def test_a_stopped_child_is_replaced(started: Start, tmp_path: Path) -> None:
-    _, sink = started(images=10**6, pause_s=0.01, on_full="every")
+    _, sink = started(ChildLimits(hang_s=2.0), images=10**6, pause_s=0.01, on_full="every")
     sink.wait(lambda sink: len(sink.frames) > 5)
     os.kill(pids(tmp_path)[0], signal.SIGSTOP)
-    sink.wait(lambda sink: sink.words == ["up", "down: its process gave no sign of life for 2 s and was killed", "up"])
+    sink.wait(lambda sink: len(sink.words) > 2)
+    assert sink.words[:3] == ["up", "down: its process gave no sign of life for 2 s and was killed", "up"]
     assert not is_alive(pids(tmp_path)[0])
     seen = len(sink.frames)
     sink.wait(lambda sink: len(sink.frames) > seen + 5)
@@ -214,10 +219,19 @@ def test_a_trigger_asks_for_one_image(started: Start) -> None:
     source, sink = started(images=10, trigger="software")
     sink.wait(lambda sink: sink.words == ["up"])
     assert source.is_triggered
-    for seq in range(1, 4):
-        source.trigger(seq)
-        sink.wait(lambda sink, seq=seq: len(sink.frames) == seq)  # type: ignore[misc]
+    for _ in range(3):
+        shot(source, sink)
     assert numbers(sink) == [0, 1, 2]
+
+
+def shot(source: ChildSource, sink: RecordingSink) -> None:
+    """Ask for one image, again where the child could not take the trigger in time."""
+    count = len(sink.frames)
+    for seq in range(1, 11):
+        source.trigger(seq)
+        if sink.comes(lambda sink: len(sink.frames) > count, 5.0):
+            return
+    raise AssertionError(sink.words)
 
 
 @pytest.mark.long
@@ -230,8 +244,7 @@ def test_a_trigger_that_waited_for_a_stopped_child_is_dropped(started: Start, tm
     time.sleep(1.2)
     os.kill(pid, signal.SIGCONT)
     time.sleep(0.3)
-    source.trigger(2)
-    sink.wait(lambda sink: len(sink.frames) == 1)
+    shot(source, sink)
     time.sleep(0.2)
     assert numbers(sink) == [0]
 
@@ -265,8 +278,8 @@ def test_stop_ends_it_in_every_state(tmp_path: Path, state: str) -> None:
     if state == "full":
         source.stop(2)  # its thread is in the hands of the station
         sink.room.set()
-    source.stop(8)
-    assert time.monotonic() - began < 12
+    source.stop(20)
+    assert time.monotonic() - began < 30
     seen = sink.entered
     source.done("x.png")
     source.trigger(1)
@@ -300,7 +313,6 @@ time.sleep(60)
 
 @pytest.mark.parametrize("options", [{}, {"act": "hang", "at": 5}])
 def test_the_child_dies_with_a_line_that_is_killed(tmp_path: Path, options: dict[str, Any]) -> None:
-    before = set(Path("/dev/shm").iterdir())
     arguments = [sys.executable, "-c", _LINE, str(tmp_path), "\n".join(sys.path), repr(options)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT) as line:
         assert line.stdout is not None
@@ -310,11 +322,12 @@ def test_the_child_dies_with_a_line_that_is_killed(tmp_path: Path, options: dict
             time.sleep(0.02)
         time.sleep(0.5)
         line.kill()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while is_alive(pids(tmp_path)[0]) and time.monotonic() < until:
         time.sleep(0.02)
     assert not is_alive(pids(tmp_path)[0])
-    assert set(Path("/dev/shm").iterdir()) - before == set()
+    # Others have files there, too, such as tests of this project that run beside this one.
+    assert not [path for path in Path("/dev/shm").iterdir() if "flawscope-images" in path.name]
 
 
 def test_pauses_grow_and_a_child_that_keeps_crashing_is_tried_once_a_minute() -> None:

@@ -95,7 +95,7 @@ def test_silence_is_the_end(started: Start) -> None:
 
 
 def test_data_without_an_image_is_the_end_later(started: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_images, "_FIRST_S", 0.4)
+    monkeypatch.setattr(live_images, "_FIRST_S", 1.2)
 
     def read(live: LiveImages) -> None:
         live.opened()
@@ -103,8 +103,8 @@ def test_data_without_an_image_is_the_end_later(started: Start, monkeypatch: pyt
             live.alive()
             time.sleep(0.002)
 
-    live = started(read, read_s=0.3)
-    assert until_lost(live).startswith("expected a first image within 0.4 s, got data without one.")
+    live = started(read, read_s=1.0)
+    assert until_lost(live).startswith("expected a first image within 1.2 s, got data without one.")
 
 
 def test_a_camera_that_does_not_open_is_given_up() -> None:
