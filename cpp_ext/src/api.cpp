@@ -45,6 +45,12 @@ bool gaussians_ok(int64_t p, int64_t d) {
     return sizes_ok(p, d) && sizes_ok(p * d, d) && p * d <= kMaxRows;
 }
 
+bool dtype_ok(int dtype) { return dtype == FLAWSCOPE_FLOAT32 || dtype == FLAWSCOPE_FLOAT16; }
+
+flawscope::Storage triangle_storage(int dtype) {
+    return dtype == FLAWSCOPE_FLOAT16 ? flawscope::Storage::kFloat16 : flawscope::Storage::kFloat32;
+}
+
 template <class Work>
 int guarded(const Work& work) {
     try {
@@ -71,7 +77,7 @@ const char* flawscope_status_text(int status) {
         case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
         case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
         case FLAWSCOPE_OTHER_DEVICE: return "an array is on another device than the current one, or on none";
-        case FLAWSCOPE_OTHER_BLOCK: return "a block is of another version, SIMD level or storage, or of other rows";
+        case FLAWSCOPE_OTHER_BLOCK: return "a block is of another version, SIMD level or storage, or of other rows or factors";
         case FLAWSCOPE_DAMAGED_BLOCK: return "a block is none of a bank, is cut off, or was changed";
         default: return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "unknown status";
     }
@@ -258,12 +264,54 @@ int flawscope_gaussians_create_triangles(const float* mean, const void* triangle
                                          int threads, flawscope_gaussians** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || mean == nullptr || triangles == nullptr || out == nullptr || !gaussians_ok(p, d) ||
-        threads < 0 || (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16)) {
+        threads < 0 || !dtype_ok(dtype)) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
-    const auto storage = dtype == FLAWSCOPE_FLOAT16 ? flawscope::Storage::kFloat16 : flawscope::Storage::kFloat32;
     return guarded([&] {
-        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, mean, triangles, storage, p, d, threads)};
+        *out = new flawscope_gaussians{
+            flawscope::Gaussians(*kernels, mean, triangles, triangle_storage(dtype), p, d, threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+int64_t flawscope_gaussians_block_bytes(int dtype, int64_t p, int64_t d) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || !gaussians_ok(p, d) || !dtype_ok(dtype)) return 0;
+    return flawscope::gaussians_block_bytes(*kernels, triangle_storage(dtype), p, d);
+}
+
+int flawscope_gaussians_write_block(const float* mean, const void* triangles, int dtype, int64_t p, int64_t d,
+                                    int threads, void* block, int64_t bytes) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || mean == nullptr || triangles == nullptr || block == nullptr || threads < 0 ||
+        reinterpret_cast<uintptr_t>(block) % 4 != 0 || bytes <= 0 ||
+        bytes != flawscope_gaussians_block_bytes(dtype, p, d)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::write_gaussians_block(*kernels, mean, triangles, triangle_storage(dtype), p, d, threads,
+                                         static_cast<char*>(block));
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_gaussians_open_block(const void* block, int64_t bytes, const float* mean, const void* triangles, int dtype,
+                                   int64_t p, int64_t d, int threads, flawscope_gaussians** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || block == nullptr || reinterpret_cast<uintptr_t>(block) % 64 != 0 || bytes < 0 ||
+        mean == nullptr || triangles == nullptr || out == nullptr || !gaussians_ok(p, d) || threads < 0 ||
+        !dtype_ok(dtype)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        const auto storage = triangle_storage(dtype);
+        const char* from = static_cast<const char*>(block);
+        switch (flawscope::gaussians_block_state(*kernels, from, bytes, mean, triangles, storage, p, d, threads)) {
+            case flawscope::BlockState::kDamaged: return FLAWSCOPE_DAMAGED_BLOCK;
+            case flawscope::BlockState::kOther: return FLAWSCOPE_OTHER_BLOCK;
+            case flawscope::BlockState::kSame: break;
+        }
+        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, storage, p, d, from)};
         return FLAWSCOPE_OK;
     });
 }

@@ -143,6 +143,33 @@ int main(void) {
         CHECK(squared[0] == 2 * 2 + 7 * 7);
         flawscope_gaussians_destroy(gaussians);
     }
+
+    { /* the same from a block, which is of these numbers alone */
+        static char room[8192 + 64];
+        char* const block = room + (64 - (uintptr_t)room % 64) % 64;
+        float mean[2] = {1, 1}, patch[2] = {2, 3};
+        unsigned short triangle[3] = {0x4000, 0x3c00, 0x4200};
+        const int half = FLAWSCOPE_FLOAT16;
+        const int64_t bytes = flawscope_gaussians_block_bytes(half, 1, 2);
+        CHECK(bytes > 4096 && bytes <= 8192 && bytes % 64 == 0);
+        CHECK(flawscope_gaussians_block_bytes(half, 0, 2) == 0 && flawscope_gaussians_block_bytes(7, 1, 2) == 0);
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes - 64) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes) == FLAWSCOPE_OK);
+        CHECK(flawscope_gaussians_open_block(block, bytes - 64, mean, triangle, half, 1, 2, 1, &gaussians) ==
+              FLAWSCOPE_DAMAGED_BLOCK);
+        CHECK(flawscope_gaussians_open_block(block + 1, bytes, mean, triangle, half, 1, 2, 1, &gaussians) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_gaussians_open_block(block, bytes, mean, triangle, half, 1, 2, 1, &gaussians) == FLAWSCOPE_OK);
+        mean[1] = 2;
+        CHECK(flawscope_gaussians_open_block(block, bytes, mean, triangle, half, 1, 2, 1, &refused) ==
+              FLAWSCOPE_OTHER_BLOCK);
+        triangle[1] = 0x7c00; /* infinity */
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes) == FLAWSCOPE_NOT_FINITE);
+        CHECK(flawscope_mahalanobis(gaussians, patch, 1, 1, squared) == FLAWSCOPE_OK);
+        CHECK(squared[0] == 2 * 2 + 7 * 7);
+        flawscope_gaussians_destroy(gaussians);
+    }
     puts("done");
     return 0;
 }
@@ -213,6 +240,8 @@ library.flawscope_nearest_rows.argtypes = [P, L, L, P, I, L, I, I, P, P]
 library.flawscope_kcenter_greedy.argtypes = [P, L, L, L, L, I, P, P, P, P]
 library.flawscope_gaussians_create.argtypes = [P, P, L, L, I, P]
 library.flawscope_gaussians_create_triangles.argtypes = [P, P, I, L, L, I, P]
+library.flawscope_gaussians_write_block.argtypes = [P, P, I, L, L, I, P, L]
+library.flawscope_gaussians_open_block.argtypes = [P, L, P, P, I, L, L, I, P]
 library.flawscope_mahalanobis.argtypes = [P, P, L, I, P]
 library.flawscope_windows_create.argtypes = [P, L, L, P, L, L, P, I, P]
 library.flawscope_windows_nearest.argtypes = [P, P, I, L, I, P, P]
@@ -249,6 +278,12 @@ def gaussians_of(p, d):
 def triangles_of(p, d, dtype=0):
     return library.flawscope_gaussians_create_triangles(BAD, BAD, dtype, p, d, 1, out)
 
+def tables_block(p, d, dtype=0, bytes=4096):
+    return library.flawscope_gaussians_write_block(BAD, BAD, dtype, p, d, 1, BAD, bytes)
+
+def tables_of_block(p, d, dtype=0, bytes=4096):
+    return library.flawscope_gaussians_open_block(BAD, bytes, BAD, BAD, dtype, p, d, 1, out)
+
 def mahalanobis(n):
     return library.flawscope_mahalanobis(gaussians, BAD, n, 1, BAD)
 
@@ -281,6 +316,13 @@ CALLS = [
     *(f"gaussians_of({p}, {d})" for p, d in ((2**62, 2), (2**33, 2**33), (LARGEST, LARGEST), (1, LARGEST), (1, 2**32))),
     *(f"triangles_of({p}, {d})" for p, d in ((0, 4), (4, -1), (2**31, 1), (2**16, 2**16), (2**62, 2), (1, LARGEST))),
     *(f"triangles_of(1, 4, {dtype})" for dtype in (2, -1)),
+    *(
+        f"{name}({p}, {d})"
+        for name in ("tables_block", "tables_of_block")
+        for p, d in ((0, 4), (4, -1), (2**31, 1), (2**16, 2**16), (2**62, 2), (1, LARGEST))
+    ),
+    *(f"{name}(1, 4, {dtype})" for name in ("tables_block", "tables_of_block") for dtype in (2, -1)),
+    *(f"{name}(1, 4, 0, {size})" for name in ("tables_block", "tables_of_block") for size in (-1, -LARGEST)),
     *(f"mahalanobis({n})" for n in (-1, LARGEST, 2**62, 2**60)),
 ]
 
