@@ -106,11 +106,10 @@ void raise_for(int status, const std::string& what) {
 }
 
 // As raise_for, for a block that is not of what it should be.
-void raise_for_block(int status, const std::string& wanted, const std::string& what) {
+void raise_for_block(int status, const std::string& wanted, const std::string& what, const char* level) {
     if (status == FLAWSCOPE_OTHER_BLOCK || status == FLAWSCOPE_DAMAGED_BLOCK) {
         throw ArgumentError("block: expected one that " + wanted + " wrote with this version and level " +
-                            std::string(flawscope_simd_level()) + ", got another: " + flawscope_status_text(status) +
-                            ". Pack the " + what + " again.");
+                            std::string(level) + ", got another: " + flawscope_status_text(status) + ". Pack the " + what + " again.");
     }
     raise_for(status, "block");
 }
@@ -164,7 +163,7 @@ public:
                                                static_cast<const float*>(rows.data()), self.rows_, self.channels_,
                                                storage_of(storage), screen, &made);
         }
-        raise_for_block(status, "a bank of these rows", "rows");
+        raise_for_block(status, "a bank of these rows", "rows", flawscope_simd_level());
         self.bank_.reset(made);
         self.source_ = Array(block);
         return self;
@@ -246,6 +245,42 @@ public:
         source_ = rows;
     }
 
+    // `block` was checked in Python: uint8 and aligned.
+    static Windows of_block(nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig> block, Array rows,
+                            nb::ndarray<const int64_t, nb::c_contig> starts,
+                            nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig> reach) {
+        check(rows, "rows", {-1, -1}, "MD");
+        Windows self;
+        self.channels_ = static_cast<int64_t>(rows.shape(1));
+        const int64_t height = static_cast<int64_t>(reach.shape(0)), width = static_cast<int64_t>(reach.shape(1));
+        self.places_ = height * width;
+        check_room(starts, self.places_ + 1, "starts");
+        flawscope_windows* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_open_block(block.data(), static_cast<int64_t>(block.size()),
+                                                  static_cast<const float*>(rows.data()),
+                                                  static_cast<int64_t>(rows.shape(0)), self.channels_, starts.data(),
+                                                  height, width, reach.data(), &made);
+        }
+        raise_for_block(status, "a bank of these rows", "rows", flawscope_windows_simd_level());
+        self.windows_.reset(made);
+        self.source_ = Array(block);
+        return self;
+    }
+
+    void write_block(nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig> block) const {
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_write_block(windows_.get(), block.data(), static_cast<int64_t>(block.size()));
+        }
+        raise_for(status, "block");
+    }
+
+    int64_t block_bytes() const { return flawscope_windows_block_bytes(windows_.get()); }
+
     void nearest(Array queries, int threads, nb::ndarray<float, nb::c_contig> squared,
                  nb::ndarray<int64_t, nb::c_contig> rows) const {
         check(queries, "queries", {-1, channels_}, "ND", true, true);
@@ -270,6 +305,8 @@ public:
     int64_t computed() const { return flawscope_windows_computed(windows_.get()); }
 
 private:
+    Windows() = default;
+
     struct Destroy {
         void operator()(flawscope_windows* windows) const { flawscope_windows_destroy(windows); }
     };
@@ -408,7 +445,7 @@ public:
                                                     dtype_of(triangles), self.positions_, self.channels_, threads,
                                                     &made);
         }
-        raise_for_block(status, "Gaussians of these numbers", "numbers");
+        raise_for_block(status, "Gaussians of these numbers", "numbers", flawscope_simd_level());
         self.source_ = Array(block);
         self.gaussians_.reset(made);
         return self;
@@ -479,6 +516,11 @@ void bind_cpu(nb::module_& m) {
         raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
         return name;
     });
+    m.def("windows_simd_level", [] {
+        const char* name = flawscope_windows_simd_level();
+        raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
+        return name;
+    });
     m.attr("BLOCK_ROWS") = FLAWSCOPE_BLOCK_ROWS;
     m.def("set_simd_level", [](const std::string& name) {
         raise_for(flawscope_set_simd_level(name.c_str()), "level " + name);
@@ -507,6 +549,9 @@ void bind_cpu(nb::module_& m) {
         .def(nb::init<Array, nb::ndarray<const int64_t, nb::c_contig>,
                       nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>, int>(),
              "rows"_a, "starts"_a, "reach"_a, "threads"_a)
+        .def_static("of_block", &Windows::of_block, "block"_a, "rows"_a, "starts"_a, "reach"_a)
+        .def("write_block", &Windows::write_block, "block"_a)
+        .def_prop_ro("block_bytes", &Windows::block_bytes)
         .def("nearest", &Windows::nearest, "queries"_a, "threads"_a, "squared"_a, "rows"_a)
         .def_prop_ro("nbytes", &Windows::bytes)
         .def_prop_ro("computed", &Windows::computed);

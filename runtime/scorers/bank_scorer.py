@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, Bundle, Head, Manifest
-from flawscope.cpp_ext import HAVE_NATIVE, Bank, Gaussians, implementation, separable_maps
+from flawscope.cpp_ext import HAVE_NATIVE, Bank, Gaussians, WindowBank, implementation, separable_maps
 from flawscope.cpp_ext.checks import default_threads
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
@@ -60,6 +60,25 @@ def packed_bank(rows: Float32Array) -> Bank:
     from flawscope.runtime.scorers.shared_banks import shared_bank
 
     return shared_bank(rows, _shared)
+
+
+def packed_window_bank(rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int) -> WindowBank:
+    """Return a bank with windows; where banks are shared, `WindowBank.rows` are not `rows` themselves.
+
+    Args:
+        rows: float32 [M, D], finite; see `WindowBank`, and so are the others.
+        places: integers [M, 2].
+        grid: Rows and columns of the patch grid.
+        radius: Cells of the grid.
+
+    Raises:
+        ArgumentError: As `WindowBank`.
+    """
+    if _shared is None:
+        return WindowBank(rows, places, grid, radius)
+    from flawscope.runtime.scorers.shared_banks import shared_window_bank
+
+    return shared_window_bank(rows, places, grid, radius, _shared)
 
 
 def say_not_shared(why: str) -> None:

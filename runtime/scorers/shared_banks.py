@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
-from flawscope.cpp_ext import HAVE_NATIVE, Bank, Gaussians, simd_level
+from flawscope.cpp_ext import HAVE_NATIVE, Bank, Gaussians, WindowBank, simd_level
+from flawscope.cpp_ext.window import windows_simd_level
 from flawscope.errors import ArgumentError, DataError, StorageError
 from flawscope.files import atomic_file, locked, storage_errors
 from flawscope.open_files import open_regular
@@ -49,6 +50,32 @@ def shared_bank(rows: Float32Array, folder: Path) -> Bank:
         block=lambda: Bank(rows).to_block(),
         opened=lambda block: Bank.from_block(block, rows),
     ).at(_path(folder, (rows,), simd_level(), "bank"))
+
+
+def shared_window_bank(
+    rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int, folder: Path
+) -> WindowBank:
+    """Return a bank with windows, its rows mapped from a file that all processes have in common; see `shared_bank`.
+
+    Args:
+        rows: float32 [M, D], finite.
+        places: Row and column of the grid that each row comes from, integers [M, 2]; see `WindowBank`.
+        grid: Rows and columns of the patch grid.
+        radius: Cells of the grid.
+        folder: A private folder of this machine, which lives as long as the processes do.
+
+    Raises:
+        ArgumentError: As `WindowBank`.
+    """
+    if not HAVE_NATIVE:
+        return WindowBank(rows, places, grid, radius)
+    rows = np.ascontiguousarray(rows)
+    # The file of the whole bank of these rows, where both take one level: the places are not in it.
+    return _Shared(
+        own=lambda: WindowBank(rows, places, grid, radius),
+        block=lambda: WindowBank(rows, places, grid, radius).to_block(),
+        opened=lambda block: WindowBank.from_block(block, rows, places, grid, radius),
+    ).at(_path(folder, (rows,), windows_simd_level(), "bank"))
 
 
 def shared_gaussians(mean: Float32Array, triangles: npt.NDArray[Any], folder: Path) -> Gaussians:

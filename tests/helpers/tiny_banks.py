@@ -20,7 +20,7 @@ from flawscope.runtime import Inspector
 
 GRID = (4, 4)
 HEAD = PatchcoreHead(grid=GRID, neighbors=1, reweight="none", sigma=1.0)
-KINDS = ("patchcore", "padim")
+KINDS = ("patchcore", "window", "padim")
 _CELL = SIDE // GRID[0]
 
 
@@ -62,7 +62,13 @@ def _contents(kind: str, seed: int) -> tuple[Any, dict[str, npt.NDArray[Any]], A
         triangles = rng.uniform(0.01, 0.02, (GRID[0] * GRID[1], 6)).astype(np.float32)
         return PadimHead(grid=GRID, sigma=1.0), {"mean": mean, "triangles": triangles}, padim_nodes
     bank = rng.uniform(0, 255, (12, 3)).astype(np.float32)
-    return HEAD, {"bank": bank, "norms": np.einsum("md,md->m", bank, bank)}, patchcore_nodes
+    tensors = {"bank": bank, "norms": np.einsum("md,md->m", bank, bank)}
+    if kind == "patchcore":
+        return HEAD, tensors, patchcore_nodes
+    assert kind == "window"
+    cells = np.sort(rng.integers(0, GRID[0] * GRID[1], 12))
+    tensors["places"] = np.stack(np.divmod(cells, GRID[1]), axis=1)
+    return msgspec.structs.replace(HEAD, window=1), tensors, patchcore_nodes
 
 
 def write_bank_bundle(

@@ -140,6 +140,19 @@ FLAWSCOPE_API int flawscope_windows_create(const float* rows, int64_t m, int64_t
                                            flawscope_windows** out);
 FLAWSCOPE_API void flawscope_windows_destroy(flawscope_windows* windows);
 
+/* The rows and their packed form as one block of memory; see flawscope_bank_write_block. It is the block of a float32
+ * bank of these rows on the level that windows take, flawscope_windows_simd_level, which is another than that in use
+ * where that has no windows; starts and reach are not in it. */
+FLAWSCOPE_API int64_t flawscope_windows_block_bytes(const flawscope_windows* windows);
+FLAWSCOPE_API int flawscope_windows_write_block(const flawscope_windows* windows, void* block, int64_t bytes);
+FLAWSCOPE_API const char* flawscope_windows_simd_level(void);
+
+/* Windows with a bank from such a block, which is checked as by flawscope_bank_open_block, not copied, and must outlive
+ * them; the other arguments are those of flawscope_windows_create, and `rows` are not kept. */
+FLAWSCOPE_API int flawscope_windows_open_block(const void* block, int64_t bytes, const float* rows, int64_t m,
+                                               int64_t d, const int64_t* starts, int64_t height, int64_t width,
+                                               const int32_t* reach, flawscope_windows** out);
+
 /* Bytes that the windows themselves hold. */
 FLAWSCOPE_API int64_t flawscope_windows_bytes(const flawscope_windows* windows);
 
