@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, Int64Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
-from flawscope.cpp_ext.blocks import check_block, check_native
-from flawscope.cpp_ext.checks import as_native, check_count, check_threads
+from flawscope.cpp_ext.checks import as_native, check_block, check_count, check_native, check_threads
 from flawscope.errors import ArgumentError
 
 Storage = Literal["float32", "float16", "int8"]

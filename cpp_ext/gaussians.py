@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
-from flawscope.cpp_ext.blocks import check_block, check_native
-from flawscope.cpp_ext.checks import as_native, check_threads
+from flawscope.cpp_ext.checks import as_native, check_block, check_native, check_threads
 from flawscope.triangles import triangle_size, unpack_triangles
 
 
