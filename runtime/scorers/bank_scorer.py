@@ -25,7 +25,8 @@ from flawscope.runtime.scorers.graph_scorer import GraphScorer
 from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
 from flawscope.runtime.scorers.timed import Mark, no_mark
 
-_log = logging.getLogger(__name__)
+# One log for all that is not shared: executors pass on what a worker says there.
+_log = logging.getLogger("flawscope.runtime.scorers.shared_banks")
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """The bank's arrays by name."""

@@ -90,10 +90,10 @@ def test_a_placement_may_leave_each_worker_its_own(cache: Path) -> None:
 def test_without_room_for_the_folder_workers_start_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(parent: Path | None = None) -> None:
+    def refuse() -> None:
         raise StorageError("cache: could not be written: no space left on device. Free space.")
 
-    monkeypatch.setattr(local, "temporary_folder", refuse)
+    monkeypatch.setattr(local, "shared_folder", refuse)
     executor = LocalExecutor(b"{}", Placement(workers=2))
     executor._connect()
     assert b'"shared":""' in executor._order
