@@ -36,9 +36,9 @@ from flawscope.runtime.scale.shards import read_blocks
 from flawscope.runtime.scale.work import encode_work
 from flawscope.versions import package_versions
 
-KINDS = ("threads", "processes", "ray", "apart")
-"""One process with all threads; as many processes with one thread each; the same as Ray workers; and the processes with
-a memory bank of its own in each."""
+KINDS = ("threads", "processes", "ray", "apart", "ray-apart")
+"""One process with all threads; as many processes with one thread each; the same as Ray workers; and both with a memory
+bank of its own in each. A run has one cluster: `ray` and `ray-apart` go in runs of their own."""
 
 
 @dataclass
@@ -92,8 +92,8 @@ def opened(kind: str, folder: Path, options: argparse.Namespace, stack: contextl
     """Return a case, its workers ready."""
     cores = options.workers
     workers, threads = (1, cores) if kind == "threads" else (cores, 1)
-    on = "ray" if kind == "ray" else "local"
-    placement = Placement(on=on, workers=workers, threads=threads, shares=kind != "apart")
+    on = "ray" if kind.startswith("ray") else "local"
+    placement = Placement(on=on, workers=workers, threads=threads, shares=not kind.endswith("apart"))
     request = ScoreRequest(
         bundle=options.bundle,
         images=options.files,
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "suite": "scale_throughput",
             "settings": settings,
             "machine": machine(),
-            "versions": package_versions() | ({"ray": version("ray")} if "ray" in options.kinds else {}),
+            "versions": package_versions() | ({"ray": version("ray")} if "ray" in " ".join(options.kinds) else {}),
             "rows": rows,
         }
         write_text(options.out, json.dumps(document, indent=1) + "\n")

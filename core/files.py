@@ -14,7 +14,16 @@ from pathlib import Path
 
 from flawscope.errors import ArgumentError, StorageError
 from flawscope.open_files import RECORD_BYTES, list_folder, open_regular, read_regular, walk_folder
-from flawscope.scratch import exclusive, is_scratch, remove_leftovers, scratch_file, scratch_folder, swap_in, sync
+from flawscope.scratch import (
+    common_folder,
+    exclusive,
+    is_scratch,
+    remove_leftovers,
+    scratch_file,
+    scratch_folder,
+    swap_in,
+    sync,
+)
 from flawscope.text import name_bytes, storable
 
 _log = logging.getLogger(__name__)
@@ -199,11 +208,13 @@ def _name_to_keep(old: Path, new: Path, own: Collection[str]) -> Path | None:
 
 
 @contextlib.contextmanager
-def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+def temporary_folder(parent: Path | None = None, name: str | None = None) -> Iterator[Path]:
     """Yield a private folder, removed afterwards; those that killed processes left there are removed first.
 
     Args:
         parent: Where it is made, by default in the system's folder of temporary files. It is made if it is missing.
+        name: What processes of this machine and user say that have the folder in common; the last of them removes it.
+            None for a folder of this process's own.
 
     Raises:
         StorageError: If it cannot be made.
@@ -214,7 +225,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         with storage_errors(place):
             place.mkdir(parents=True, exist_ok=True)
             remove_leftovers(place)
-            folder = stack.enter_context(scratch_folder(place))
+            folder = stack.enter_context(scratch_folder(place) if name is None else common_folder(place, name))
         yield folder
 
 

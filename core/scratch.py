@@ -6,7 +6,8 @@ numbers of their own.
 
 Names begin with a dot, which hides them from dataset readers:
 
-- `.flawscope-XXXXXXXX.tmp`: a file or folder that is being written, or that has just been replaced;
+- `.flawscope-XXXXXXXX.tmp`: a file or folder that is being written, or that has just been replaced; a folder that
+  processes have in common;
 - `.flawscope-XXXXXXXX.old`: a folder around an output that stepped aside while another takes its place;
 - `.flawscope-XXXXXXXX.lock`: held while an output is read and changed.
 
@@ -129,6 +130,44 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
+def common_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Let processes of this machine and user that say one name have a folder in common; who leaves it last removes it.
+
+    All of them hold it: it is a leftover once all are dead. Raises OSError, also where folders cannot be locked: nobody
+    could tell then who is the last.
+
+    Args:
+        parent: Where it is made, or found.
+        name: What they have agreed on, and nobody else says.
+    """
+    path = parent / f"{_PREFIX}{hashlib.sha256(name.encode()).hexdigest()[:16]}-{_machine()}{_UNFINISHED}"
+    while True:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        with contextlib.ExitStack() as stack:
+            try:
+                held = os.open(path, _OPEN)
+            except FileNotFoundError:
+                continue
+            stack.callback(os.close, held)
+            found = os.fstat(held)
+            if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+                raise PermissionError(errno.EPERM, "not ours", str(path))
+            # Before it is held: a signal that ends the command may come while it waits for whoever removes it.
+            stack.callback(_surely, _remove_unless_held, held, path)
+            # Some network file systems lock a folder for readers alone, and then nobody could remove it.
+            if _try_lock(held) is None:
+                _remove_once(path)
+                raise OSError(errno.ENOLCK, "folders cannot be locked there", str(parent))
+            fcntl.flock(held, fcntl.LOCK_SH)
+            # The last one may have removed it meanwhile, or somebody who took it for a leftover.
+            if not _is_at(held, path):
+                continue
+            yield path
+            return
+
+
+@contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Let one process at a time change what lies at `path`; others wait. Raises OSError.
 
@@ -153,7 +192,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _remove_unless_held(descriptor: int, lock: Path) -> None:
-    """Remove the file of a lock unless another process holds it, or has made another file in its place."""
+    """Remove a lock, or what is in common, unless another process holds it or has made another in its place."""
     if _try_lock(descriptor) and _is_at(descriptor, lock):
         _remove_once(lock)
 

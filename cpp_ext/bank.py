@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, Int64Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
-from flawscope.cpp_ext.checks import as_native, check_count, check_threads
+from flawscope.cpp_ext.checks import as_native, check_block, check_count, check_native, check_threads
 from flawscope.errors import ArgumentError
 
 Storage = Literal["float32", "float16", "int8"]
 
 _MAX_INT8_CHANNELS = 65_536  # 32-bit sums of products of 8-bit integers: 255 · 127 · 65,536 < 2³¹
-_LINE = 64  # bytes at whose multiples a block begins, as its parts do
 MAX_NEIGHBOURS = 64
 """Largest k, and largest number of candidates to re-rank; the same number is compiled into the kernels."""
 
@@ -110,13 +109,7 @@ class Bank:
                 other rows, or other options; or there are no native kernels.
         """
         _check_options(rows, storage, screen)
-        _check_native()
-        check_array(block, "block", ("N",), np.uint8)
-        if not block.flags.c_contiguous or block.ctypes.data % _LINE:
-            raise ArgumentError(
-                f"block: expected bytes without gaps that begin at a multiple of {_LINE} bytes, got others. Map the "
-                "file, or copy it."
-            )
+        check_block(block)
         bank = cls.__new__(cls)
         bank.storage = storage
         bank._take(native.MODULE.Bank.of_block(block, as_native(rows, "bank"), storage, _number(screen)))
@@ -133,7 +126,7 @@ class Bank:
         Raises:
             ArgumentError: If the bank keeps no rows, or there are no native kernels.
         """
-        _check_native()
+        check_native()
         if not self._keeps_rows:
             raise ArgumentError("block: expected a bank with its float32 rows, got one made with keep_rows=False.")
         block = np.empty(self._packed.block_bytes, np.uint8)
@@ -236,11 +229,6 @@ def _check_options(rows: Any, storage: str, screen: bool | None) -> None:
         raise ArgumentError(
             f"bank: expected at most {_MAX_INT8_CHANNELS} channels for 8-bit sums, got {rows.shape[1]}."
         )
-
-
-def _check_native() -> None:
-    if not native.HAVE_NATIVE:
-        raise ArgumentError(f"block: expected native kernels, which alone pack banks: {native.MISSING_BECAUSE}.")
 
 
 def _number(screen: bool | None) -> int:

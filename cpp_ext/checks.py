@@ -1,4 +1,4 @@
-"""Argument checks of all kernels: counts, seeds, threads, and arrays of any library as NumPy arrays."""
+"""Argument checks of all kernels: counts, seeds, threads, blocks, and arrays of any library as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from flawscope.arrays import UInt8Array, check_array
+from flawscope.cpp_ext import native
 from flawscope.errors import ArgumentError
 
 _DEFAULT: ContextVar[int] = ContextVar("threads", default=0)
+_LINE = 64  # bytes at whose multiples a block begins, as its parts do
 _CPU_DEVICES = (1, 3)  # DLPack: CPU, and CPU memory pinned for CUDA
 
 
@@ -59,6 +62,23 @@ def is_integer(value: object) -> bool:
     """Return whether a value is an integer, of Python or NumPy."""
     # bool is a subclass of int: k=True would pass as 1.
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_native() -> None:
+    """Raise ArgumentError unless there are native kernels."""
+    if not native.HAVE_NATIVE:
+        raise ArgumentError(f"block: expected native kernels, which alone pack banks: {native.MISSING_BECAUSE}.")
+
+
+def check_block(block: UInt8Array) -> None:
+    """Raise ArgumentError unless a block is uint8 [N] without gaps at a multiple of 64 bytes, for native kernels."""
+    check_native()
+    check_array(block, "block", ("N",), np.uint8)
+    if not block.flags.c_contiguous or block.ctypes.data % _LINE:
+        raise ArgumentError(
+            f"block: expected bytes without gaps that begin at a multiple of {_LINE} bytes, got others. Map the "
+            "file, or copy it."
+        )
 
 
 def as_native(array: Any, name: str) -> Any:

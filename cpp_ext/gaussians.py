@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array, check_array
+from flawscope.arrays import Float32Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
-from flawscope.cpp_ext.checks import as_native, check_threads
+from flawscope.cpp_ext.checks import as_native, check_block, check_native, check_threads
 from flawscope.triangles import triangle_size, unpack_triangles
 
 
@@ -25,7 +25,7 @@ class Gaussians:
 
     Attributes:
         shape: (P, D).
-        nbytes: Bytes held; one call of `mahalanobis` reads them once, whatever the batch.
+        nbytes: Bytes held, or read of a block; one call of `mahalanobis` reads them once, whatever the batch.
 
     Raises:
         ArgumentError: If shapes or dtypes do not fit, or a value is not finite.
@@ -79,6 +79,57 @@ class Gaussians:
         self.shape = (positions, channels)
         self._mean, self._whitening = mean, unpack_triangles(triangles, channels)
         self.nbytes = mean.nbytes + self._whitening.nbytes
+        return self
+
+    @staticmethod
+    def block_of(mean: Float32Array, triangles: npt.NDArray[Any], *, threads: int = 0) -> UInt8Array:
+        """Return Gaussians of upper triangles packed as one block, uint8 [N], that `from_block` takes.
+
+        They are packed into the block at once, in no memory beside it. Equal ones give equal blocks. A block holds for
+        the version of the kernels, the SIMD level and the byte order of this process alone: it is shared between
+        processes that run now, and kept for no later ones.
+
+        Args:
+            mean: float32 [P, D].
+            triangles: float32 or float16 [P, D·(D + 1)/2]; see `of_triangles`.
+            threads: Threads for packing, 0 for all.
+
+        Raises:
+            ArgumentError: As for the class, or there are no native kernels.
+        """
+        threads = check_threads(threads)
+        check_native()
+        mean, triangles = as_native(mean, "mean"), as_native(triangles, "triangles")
+        block = np.empty(native.MODULE.Gaussians.block_bytes(mean, triangles), np.uint8)
+        native.MODULE.Gaussians.write_block(mean, triangles, threads, block)
+        return block
+
+    @classmethod
+    def from_block(
+        cls, block: UInt8Array, mean: Float32Array, triangles: npt.NDArray[Any], *, threads: int = 0
+    ) -> Gaussians:
+        """Return the Gaussians that lie in a block of `block_of`, which is used where it lies: nothing is copied.
+
+        All of the block is compared with `mean` and `triangles`: it is to the last bit what these give, or refused.
+        Where it is a read-only map of a file, processes that map it have one table in common.
+
+        Args:
+            block: uint8 [N], at a multiple of 64 bytes in memory. It is kept alive and must not be changed afterwards,
+                nor the file be cut off.
+            mean: float32 [P, D]; not kept.
+            triangles: float32 or float16 [P, D·(D + 1)/2]; not kept.
+            threads: Threads for the comparison, 0 for all.
+
+        Raises:
+            ArgumentError: If the block is another one, of another version of the kernels or another SIMD level, or
+                there are no native kernels; else as for the class.
+        """
+        threads = check_threads(threads)
+        check_block(block)
+        self = cls.__new__(cls)
+        self._take(
+            native.MODULE.Gaussians.of_block(block, as_native(mean, "mean"), as_native(triangles, "triangles"), threads)
+        )
         return self
 
     def _take(self, packed: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawscope.arrays import Float32Array, Int64Array, check_array
+from flawscope.arrays import Float32Array, Int64Array, UInt8Array, check_array
 from flawscope.cpp_ext import native, reference
-from flawscope.cpp_ext.checks import as_native, check_count, check_threads, is_integer
+from flawscope.cpp_ext.checks import as_native, check_block, check_count, check_native, check_threads, is_integer
 from flawscope.errors import ArgumentError
 
 
@@ -45,14 +45,7 @@ class WindowBank:
         self, rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int, *, threads: int = 0
     ) -> None:
         threads = check_threads(threads)
-        starts = place_starts(places, grid)
-        self.reach = window_reach(starts, grid, radius)
-        self.grid = grid
-        self.pairs = _pairs(starts, self.reach)
-        rows = as_native(rows, "rows")
-        if rows.ndim == 2 and len(rows) != starts[-1]:
-            raise ArgumentError(f"places: expected one for each of the {len(rows)} rows, got {starts[-1]}.")
-        self._rows, self._places = rows, places
+        rows, starts = self._take(rows, places, grid, radius)
         if native.HAVE_NATIVE:
             self._packed: Any = native.MODULE.Windows(rows, starts, self.reach, threads)
             self.nbytes: int = self._packed.nbytes
@@ -61,6 +54,72 @@ class WindowBank:
             reference.check_norms(rows, "rows")
             self._packed, self.nbytes = None, 0
         self.shape: tuple[int, int] = (len(rows), rows.shape[1])
+
+    def _take(
+        self, rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int
+    ) -> tuple[Float32Array, Int64Array]:
+        """Keep what is asked of a window bank, and return its rows and the first row of every place."""
+        starts = place_starts(places, grid)
+        self.reach = window_reach(starts, grid, radius)
+        self.grid = grid
+        self.pairs = _pairs(starts, self.reach)
+        rows = as_native(rows, "rows")
+        if rows.ndim == 2 and len(rows) != starts[-1]:
+            raise ArgumentError(f"places: expected one for each of the {len(rows)} rows, got {starts[-1]}.")
+        self._rows, self._places = rows, places
+        return rows, starts
+
+    @classmethod
+    def from_block(
+        cls,
+        block: UInt8Array,
+        rows: Float32Array,
+        places: npt.NDArray[Any],
+        grid: tuple[int, int],
+        radius: int,
+    ) -> WindowBank:
+        """Return the bank whose rows lie packed in a block of `to_block`, which is used where it lies.
+
+        All of the block is read once, and it is whole and of these rows or refused; see `Bank.from_block`.
+
+        Args:
+            block: uint8 [N], at a multiple of 64 bytes in memory. It is kept alive and must not be changed afterwards,
+                nor the file be cut off.
+            rows: float32 [M, D], what the block is expected to be of; compared with those in it and not kept.
+            places: As of the class, and so are the others: they are not in the block.
+            grid: Rows and columns of the patch grid.
+            radius: Cells of the grid.
+
+        Raises:
+            ArgumentError: If the block is damaged, cut off, of another version of the kernels, another SIMD level or
+                other rows; there are no native kernels; else as for the class.
+        """
+        check_block(block)
+        self = cls.__new__(cls)
+        rows, starts = self._take(rows, places, grid, radius)
+        self._packed = native.MODULE.Windows.of_block(block, rows, starts, self.reach)
+        self.nbytes, self.shape = self._packed.nbytes, (len(rows), rows.shape[1])
+        first = native.MODULE.BLOCK_ROWS
+        self._rows = block[first : first + rows.nbytes].view(np.float32).reshape(self.shape)
+        return self
+
+    def to_block(self) -> UInt8Array:
+        """Return rows and packed form as one block, uint8 [N], that `from_block` takes.
+
+        It is what `Bank.to_block` gives of these rows at `windows_simd_level`.
+
+        Raises:
+            ArgumentError: If there are no native kernels.
+        """
+        check_native()
+        block = np.empty(self._packed.block_bytes, np.uint8)
+        self._packed.write_block(block)
+        return block
+
+    @property
+    def rows(self) -> Float32Array:
+        """The rows, float32 [M, D], where they lie: in the block of `from_block`."""
+        return self._rows
 
     @property
     def computed(self) -> int:
@@ -97,6 +156,11 @@ class WindowBank:
         squared, rows = np.empty(count, np.float32), np.empty(count, np.int64)
         self._packed.nearest(queries, threads, squared, rows)
         return squared, rows
+
+
+def windows_simd_level() -> str:
+    """Return the level that windows take, or `none` without native kernels: that in use, or VNNI in place of AMX."""
+    return native.MODULE.windows_simd_level() if native.HAVE_NATIVE else "none"
 
 
 def place_starts(places: npt.NDArray[Any], grid: tuple[int, int]) -> Int64Array:

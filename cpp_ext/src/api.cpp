@@ -45,6 +45,12 @@ bool gaussians_ok(int64_t p, int64_t d) {
     return sizes_ok(p, d) && sizes_ok(p * d, d) && p * d <= kMaxRows;
 }
 
+bool dtype_ok(int dtype) { return dtype == FLAWSCOPE_FLOAT32 || dtype == FLAWSCOPE_FLOAT16; }
+
+flawscope::Storage triangle_storage(int dtype) {
+    return dtype == FLAWSCOPE_FLOAT16 ? flawscope::Storage::kFloat16 : flawscope::Storage::kFloat32;
+}
+
 template <class Work>
 int guarded(const Work& work) {
     try {
@@ -56,6 +62,26 @@ int guarded(const Work& work) {
     } catch (...) {  // std::system_error: no thread to be had. Nothing may pass: the caller may be C
         return FLAWSCOPE_NO_MEMORY;
     }
+}
+
+// Whether a block is that of a bank; its header is read.
+int bank_block_status(const flawscope::Kernels& kernels, const char* block, int64_t bytes, const float* rows, int64_t m,
+                      int64_t d, flawscope::Storage storage, flawscope::Screen screen, flawscope::BlockHeader* header) {
+    if (!flawscope::read_header(block, bytes, header)) return FLAWSCOPE_DAMAGED_BLOCK;
+    if (!flawscope::is_block_of(*header, kernels, m, d, storage, screen)) return FLAWSCOPE_OTHER_BLOCK;
+    if (flawscope::block_checksum(*header, block) != header->checksum) return FLAWSCOPE_DAMAGED_BLOCK;
+    return flawscope::has_rows(*header, block, rows) ? FLAWSCOPE_OK : FLAWSCOPE_OTHER_BLOCK;
+}
+
+bool windows_ok(const float* rows, int64_t m, int64_t d, const int64_t* starts, int64_t height, int64_t width,
+                const int32_t* reach) {
+    if (rows == nullptr || starts == nullptr || reach == nullptr || !sizes_ok(m, d) || m > kMaxRows ||
+        !sizes_ok(height, width) || height * width > kMaxRows) {
+        return false;
+    }
+    const int64_t places = height * width;
+    return starts[0] == 0 && starts[places] == m && std::is_sorted(starts, starts + places + 1) &&
+           std::all_of(reach, reach + places, [](int32_t cells) { return cells >= 0; });
 }
 
 }  // namespace
@@ -71,7 +97,8 @@ const char* flawscope_status_text(int status) {
         case FLAWSCOPE_NOT_FINITE: return "a value is NaN or infinite, or its square is beyond the number format";
         case FLAWSCOPE_NO_CUDA: return "this library was built without CUDA";
         case FLAWSCOPE_OTHER_DEVICE: return "an array is on another device than the current one, or on none";
-        case FLAWSCOPE_OTHER_BLOCK: return "a block is of another version, SIMD level or storage, or of other rows";
+        case FLAWSCOPE_OTHER_BLOCK:
+            return "a block is of another version, SIMD level or storage, or of other rows or factors";
         case FLAWSCOPE_DAMAGED_BLOCK: return "a block is none of a bank, is cut off, or was changed";
         default: return status >= FLAWSCOPE_CUDA ? flawscope::cuda_status_text(status) : "unknown status";
     }
@@ -140,15 +167,11 @@ int flawscope_bank_open_block(const void* block, int64_t bytes, const float* row
     return guarded([&] {
         const char* from = static_cast<const char*>(block);
         flawscope::BlockHeader header;
-        if (!flawscope::read_header(from, bytes, &header)) return FLAWSCOPE_DAMAGED_BLOCK;
-        if (!flawscope::is_block_of(header, *kernels, m, d, static_cast<flawscope::Storage>(storage),
-                                    static_cast<flawscope::Screen>(screen))) {
-            return FLAWSCOPE_OTHER_BLOCK;
-        }
-        if (flawscope::block_checksum(header, from) != header.checksum) return FLAWSCOPE_DAMAGED_BLOCK;
-        if (!flawscope::has_rows(header, from, rows)) return FLAWSCOPE_OTHER_BLOCK;
-        *out = new flawscope_bank{flawscope::Bank(*kernels, header, from)};
-        return FLAWSCOPE_OK;
+        const int status =
+            bank_block_status(*kernels, from, bytes, rows, m, d, static_cast<flawscope::Storage>(storage),
+                              static_cast<flawscope::Screen>(screen), &header);
+        if (status == FLAWSCOPE_OK) *out = new flawscope_bank{flawscope::Bank(*kernels, header, from)};
+        return status;
     });
 }
 
@@ -189,19 +212,51 @@ int flawscope_nearest_rows(const float* bank, int64_t m, int64_t d, const void* 
 int flawscope_windows_create(const float* rows, int64_t m, int64_t d, const int64_t* starts, int64_t height,
                              int64_t width, const int32_t* reach, int threads, flawscope_windows** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
-    if (kernels == nullptr || rows == nullptr || starts == nullptr || reach == nullptr || out == nullptr ||
-        !sizes_ok(m, d) || m > kMaxRows || !sizes_ok(height, width) || height * width > kMaxRows || threads < 0) {
-        return FLAWSCOPE_BAD_ARGUMENT;
-    }
-    const int64_t places = height * width;
-    if (starts[0] != 0 || starts[places] != m || !std::is_sorted(starts, starts + places + 1) ||
-        std::any_of(reach, reach + places, [](int32_t cells) { return cells < 0; })) {
+    if (kernels == nullptr || out == nullptr || threads < 0 || !windows_ok(rows, m, d, starts, height, width, reach)) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
     return guarded([&] {
         *out = new flawscope_windows{flawscope::Windows(*flawscope::kernels_for_windows(kernels), rows, m, d, starts,
                                                         height, width, reach, threads)};
         return FLAWSCOPE_OK;
+    });
+}
+
+const char* flawscope_windows_simd_level(void) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    return kernels == nullptr ? nullptr : flawscope::kernels_for_windows(kernels)->name;
+}
+
+int64_t flawscope_windows_block_bytes(const flawscope_windows* windows) {
+    return flawscope::block_bytes(windows->windows.bank);
+}
+
+int flawscope_windows_write_block(const flawscope_windows* windows, void* block, int64_t bytes) {
+    if (windows == nullptr || block == nullptr || bytes != flawscope_windows_block_bytes(windows)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    flawscope::write_block(windows->windows.bank, static_cast<char*>(block));
+    return FLAWSCOPE_OK;
+}
+
+int flawscope_windows_open_block(const void* block, int64_t bytes, const float* rows, int64_t m, int64_t d,
+                                 const int64_t* starts, int64_t height, int64_t width, const int32_t* reach,
+                                 flawscope_windows** out) {
+    const flawscope::Kernels* active = flawscope::active_kernels();
+    if (active == nullptr || block == nullptr || reinterpret_cast<uintptr_t>(block) % 64 != 0 || bytes < 0 ||
+        out == nullptr || !windows_ok(rows, m, d, starts, height, width, reach)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        const flawscope::Kernels& kernels = *flawscope::kernels_for_windows(active);
+        const char* from = static_cast<const char*>(block);
+        flawscope::BlockHeader header;
+        const int status = bank_block_status(kernels, from, bytes, rows, m, d, flawscope::Storage::kFloat32,
+                                             flawscope::Screen::kAuto, &header);
+        if (status == FLAWSCOPE_OK) {
+            *out = new flawscope_windows{flawscope::Windows(kernels, header, from, starts, height, width, reach)};
+        }
+        return status;
     });
 }
 
@@ -258,12 +313,54 @@ int flawscope_gaussians_create_triangles(const float* mean, const void* triangle
                                          int threads, flawscope_gaussians** out) {
     const flawscope::Kernels* kernels = flawscope::active_kernels();
     if (kernels == nullptr || mean == nullptr || triangles == nullptr || out == nullptr || !gaussians_ok(p, d) ||
-        threads < 0 || (dtype != FLAWSCOPE_FLOAT32 && dtype != FLAWSCOPE_FLOAT16)) {
+        threads < 0 || !dtype_ok(dtype)) {
         return FLAWSCOPE_BAD_ARGUMENT;
     }
-    const auto storage = dtype == FLAWSCOPE_FLOAT16 ? flawscope::Storage::kFloat16 : flawscope::Storage::kFloat32;
     return guarded([&] {
-        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, mean, triangles, storage, p, d, threads)};
+        *out = new flawscope_gaussians{
+            flawscope::Gaussians(*kernels, mean, triangles, triangle_storage(dtype), p, d, threads)};
+        return FLAWSCOPE_OK;
+    });
+}
+
+int64_t flawscope_gaussians_block_bytes(int dtype, int64_t p, int64_t d) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || !gaussians_ok(p, d) || !dtype_ok(dtype)) return 0;
+    return flawscope::gaussians_block_bytes(*kernels, triangle_storage(dtype), p, d);
+}
+
+int flawscope_gaussians_write_block(const float* mean, const void* triangles, int dtype, int64_t p, int64_t d,
+                                    int threads, void* block, int64_t bytes) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || mean == nullptr || triangles == nullptr || block == nullptr || threads < 0 ||
+        reinterpret_cast<uintptr_t>(block) % 4 != 0 || bytes <= 0 ||
+        bytes != flawscope_gaussians_block_bytes(dtype, p, d)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        flawscope::write_gaussians_block(*kernels, mean, triangles, triangle_storage(dtype), p, d, threads,
+                                         static_cast<char*>(block));
+        return FLAWSCOPE_OK;
+    });
+}
+
+int flawscope_gaussians_open_block(const void* block, int64_t bytes, const float* mean, const void* triangles,
+                                   int dtype, int64_t p, int64_t d, int threads, flawscope_gaussians** out) {
+    const flawscope::Kernels* kernels = flawscope::active_kernels();
+    if (kernels == nullptr || block == nullptr || reinterpret_cast<uintptr_t>(block) % 64 != 0 || bytes < 0 ||
+        mean == nullptr || triangles == nullptr || out == nullptr || !gaussians_ok(p, d) || threads < 0 ||
+        !dtype_ok(dtype)) {
+        return FLAWSCOPE_BAD_ARGUMENT;
+    }
+    return guarded([&] {
+        const auto storage = triangle_storage(dtype);
+        const char* from = static_cast<const char*>(block);
+        switch (flawscope::gaussians_block_state(*kernels, from, bytes, mean, triangles, storage, p, d, threads)) {
+            case flawscope::BlockState::kDamaged: return FLAWSCOPE_DAMAGED_BLOCK;
+            case flawscope::BlockState::kOther: return FLAWSCOPE_OTHER_BLOCK;
+            case flawscope::BlockState::kSame: break;
+        }
+        *out = new flawscope_gaussians{flawscope::Gaussians(*kernels, storage, p, d, from)};
         return FLAWSCOPE_OK;
     });
 }

@@ -105,6 +105,15 @@ void raise_for(int status, const std::string& what) {
     raise_status(status, what, flawscope_status_text(status));
 }
 
+// As raise_for, for a block that is not of what it should be.
+void raise_for_block(int status, const std::string& wanted, const std::string& what, const char* level) {
+    if (status == FLAWSCOPE_OTHER_BLOCK || status == FLAWSCOPE_DAMAGED_BLOCK) {
+        throw ArgumentError("block: expected one that " + wanted + " wrote with this version and level " +
+                            std::string(level) + ", got another: " + flawscope_status_text(status) + ". Pack the " + what + " again.");
+    }
+    raise_for(status, "block");
+}
+
 flawscope_storage storage_of(const std::string& name) {
     return name == "float32"   ? FLAWSCOPE_STORE_FLOAT32
            : name == "float16" ? FLAWSCOPE_STORE_FLOAT16
@@ -154,12 +163,7 @@ public:
                                                static_cast<const float*>(rows.data()), self.rows_, self.channels_,
                                                storage_of(storage), screen, &made);
         }
-        if (status == FLAWSCOPE_OTHER_BLOCK || status == FLAWSCOPE_DAMAGED_BLOCK) {
-            throw ArgumentError("block: expected one that a bank of these rows wrote with this version and level " +
-                                std::string(flawscope_simd_level()) + ", got another: " +
-                                flawscope_status_text(status) + ". Pack the rows again.");
-        }
-        raise_for(status, "block");
+        raise_for_block(status, "a bank of these rows", "rows", flawscope_simd_level());
         self.bank_.reset(made);
         self.source_ = Array(block);
         return self;
@@ -241,6 +245,42 @@ public:
         source_ = rows;
     }
 
+    // `block` was checked in Python: uint8 and aligned.
+    static Windows of_block(nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig> block, Array rows,
+                            nb::ndarray<const int64_t, nb::c_contig> starts,
+                            nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig> reach) {
+        check(rows, "rows", {-1, -1}, "MD");
+        Windows self;
+        self.channels_ = static_cast<int64_t>(rows.shape(1));
+        const int64_t height = static_cast<int64_t>(reach.shape(0)), width = static_cast<int64_t>(reach.shape(1));
+        self.places_ = height * width;
+        check_room(starts, self.places_ + 1, "starts");
+        flawscope_windows* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_open_block(block.data(), static_cast<int64_t>(block.size()),
+                                                  static_cast<const float*>(rows.data()),
+                                                  static_cast<int64_t>(rows.shape(0)), self.channels_, starts.data(),
+                                                  height, width, reach.data(), &made);
+        }
+        raise_for_block(status, "a bank of these rows", "rows", flawscope_windows_simd_level());
+        self.windows_.reset(made);
+        self.source_ = Array(block);
+        return self;
+    }
+
+    void write_block(nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig> block) const {
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_windows_write_block(windows_.get(), block.data(), static_cast<int64_t>(block.size()));
+        }
+        raise_for(status, "block");
+    }
+
+    int64_t block_bytes() const { return flawscope_windows_block_bytes(windows_.get()); }
+
     void nearest(Array queries, int threads, nb::ndarray<float, nb::c_contig> squared,
                  nb::ndarray<int64_t, nb::c_contig> rows) const {
         check(queries, "queries", {-1, channels_}, "ND", true, true);
@@ -265,6 +305,8 @@ public:
     int64_t computed() const { return flawscope_windows_computed(windows_.get()); }
 
 private:
+    Windows() = default;
+
     struct Destroy {
         void operator()(flawscope_windows* windows) const { flawscope_windows_destroy(windows); }
     };
@@ -358,21 +400,53 @@ public:
 
     // Upper triangles alone, float32 or float16.
     static Gaussians of_triangles(Array mean, Array triangles, int threads) {
-        check(mean, "mean", {-1, -1}, "PD");
-        Gaussians self;
-        self.positions_ = static_cast<int64_t>(mean.shape(0));
-        self.channels_ = static_cast<int64_t>(mean.shape(1));
-        check(triangles, "triangles", {self.positions_, self.channels_ * (self.channels_ + 1) / 2}, "PT", true);
+        Gaussians self = sized(mean, triangles);
         flawscope_gaussians* made = nullptr;
         int status;
         {
             nb::gil_scoped_release release;
             status = flawscope_gaussians_create_triangles(
-                static_cast<const float*>(mean.data()), triangles.data(),
-                is_half(triangles) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32, self.positions_, self.channels_, threads,
-                &made);
+                static_cast<const float*>(mean.data()), triangles.data(), dtype_of(triangles), self.positions_,
+                self.channels_, threads, &made);
         }
         raise_for(status, "mean, triangles");
+        self.gaussians_.reset(made);
+        return self;
+    }
+
+    static int64_t block_bytes(Array mean, Array triangles) {
+        const Gaussians sizes = sized(mean, triangles);
+        return flawscope_gaussians_block_bytes(dtype_of(triangles), sizes.positions_, sizes.channels_);
+    }
+
+    static void write_block(Array mean, Array triangles, int threads,
+                            nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig> block) {
+        const Gaussians sizes = sized(mean, triangles);
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_gaussians_write_block(
+                static_cast<const float*>(mean.data()), triangles.data(), dtype_of(triangles), sizes.positions_,
+                sizes.channels_, threads, block.data(), static_cast<int64_t>(block.size()));
+        }
+        raise_for(status, "mean, triangles");
+    }
+
+    // `block` was checked in Python: uint8 and aligned.
+    static Gaussians of_block(nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig> block, Array mean,
+                              Array triangles, int threads) {
+        Gaussians self = sized(mean, triangles);
+        flawscope_gaussians* made = nullptr;
+        int status;
+        {
+            nb::gil_scoped_release release;
+            status = flawscope_gaussians_open_block(block.data(), static_cast<int64_t>(block.size()),
+                                                    static_cast<const float*>(mean.data()), triangles.data(),
+                                                    dtype_of(triangles), self.positions_, self.channels_, threads,
+                                                    &made);
+        }
+        raise_for_block(status, "Gaussians of these numbers", "numbers", flawscope_simd_level());
+        self.source_ = Array(block);
         self.gaussians_.reset(made);
         return self;
     }
@@ -394,9 +468,24 @@ public:
     int64_t bytes() const { return flawscope_gaussians_bytes(gaussians_.get()); }
 
 private:
+    // No Gaussians yet, but how many there are; raises where the arrays do not fit.
+    static Gaussians sized(const Array& mean, const Array& triangles) {
+        check(mean, "mean", {-1, -1}, "PD");
+        Gaussians self;
+        self.positions_ = static_cast<int64_t>(mean.shape(0));
+        self.channels_ = static_cast<int64_t>(mean.shape(1));
+        check(triangles, "triangles", {self.positions_, self.channels_ * (self.channels_ + 1) / 2}, "PT", true);
+        return self;
+    }
+
+    static flawscope_dtype dtype_of(const Array& triangles) {
+        return is_half(triangles) ? FLAWSCOPE_FLOAT16 : FLAWSCOPE_FLOAT32;
+    }
+
     struct Destroy {
         void operator()(flawscope_gaussians* gaussians) const { flawscope_gaussians_destroy(gaussians); }
     };
+    Array source_;  // of a block; before gaussians_, which reads it
     std::unique_ptr<flawscope_gaussians, Destroy> gaussians_;
     int64_t positions_ = 0, channels_ = 0;
 };
@@ -424,6 +513,11 @@ void separable_maps(Array grids, Array rows, Array columns, int threads, nb::nda
 void bind_cpu(nb::module_& m) {
     m.def("simd_level", [] {
         const char* name = flawscope_simd_level();
+        raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
+        return name;
+    });
+    m.def("windows_simd_level", [] {
+        const char* name = flawscope_windows_simd_level();
         raise_for(name == nullptr ? FLAWSCOPE_BAD_ARGUMENT : FLAWSCOPE_OK, "FLAWSCOPE_SIMD");
         return name;
     });
@@ -455,6 +549,9 @@ void bind_cpu(nb::module_& m) {
         .def(nb::init<Array, nb::ndarray<const int64_t, nb::c_contig>,
                       nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig>, int>(),
              "rows"_a, "starts"_a, "reach"_a, "threads"_a)
+        .def_static("of_block", &Windows::of_block, "block"_a, "rows"_a, "starts"_a, "reach"_a)
+        .def("write_block", &Windows::write_block, "block"_a)
+        .def_prop_ro("block_bytes", &Windows::block_bytes)
         .def("nearest", &Windows::nearest, "queries"_a, "threads"_a, "squared"_a, "rows"_a)
         .def_prop_ro("nbytes", &Windows::bytes)
         .def_prop_ro("computed", &Windows::computed);
@@ -465,6 +562,9 @@ void bind_cpu(nb::module_& m) {
     nb::class_<Gaussians>(m, "Gaussians")
         .def(nb::init<Array, Array, int>(), "mean"_a, "whitening"_a, "threads"_a)
         .def_static("of_triangles", &Gaussians::of_triangles, "mean"_a, "triangles"_a, "threads"_a)
+        .def_static("of_block", &Gaussians::of_block, "block"_a, "mean"_a, "triangles"_a, "threads"_a)
+        .def_static("block_bytes", &Gaussians::block_bytes, "mean"_a, "triangles"_a)
+        .def_static("write_block", &Gaussians::write_block, "mean"_a, "triangles"_a, "threads"_a, "block"_a)
         .def("mahalanobis", &Gaussians::mahalanobis, "features"_a, "threads"_a, "squared"_a)
         .def_prop_ro("positions", &Gaussians::positions)
         .def_prop_ro("channels", &Gaussians::channels)

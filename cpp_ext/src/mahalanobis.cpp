@@ -23,6 +23,139 @@ bool is_zero(float x) { return x == 0.0f; }
 // Where row r of an upper triangle begins in it, stored row after row.
 int64_t row_start(int64_t d, int64_t r) { return r * d - r * (r - 1) / 2; }
 
+// The strips of an upper triangle in their order: visit(first column, columns).
+template <class Visit>
+void each_strip(int64_t lanes, int64_t d, const Visit& visit) {
+    for (int64_t first = 0, width = first_strip_width(lanes, d); first < d; first += width, width = lanes) {
+        visit(first, width);
+    }
+}
+
+// What lies one after the other in the strips of a triangle, row(r) being its row r from the diagonal on:
+// visit(factors, count, strips), and with null for zeros at the end of a strip.
+template <class T, class Row, class Visit>
+void each_run(int64_t lanes, int64_t d, const Row& row, T* strips, const Visit& visit) {
+    each_strip(lanes, d, [&](int64_t first, int64_t width) {
+        T* const end = strips + triangle_strip(lanes, first, width);
+        for (int64_t r = 0; r < first + width; ++r) {
+            const int64_t column = std::max(first, r), count = first + width - column;
+            visit(row(r) + (column - r), count, strips);
+            strips += count;
+        }
+        visit(static_cast<decltype(row(0))>(nullptr), end - strips, strips);
+        strips = end;
+    });
+}
+
+// Factors that the strips of a triangle take.
+int64_t triangle_stride(int64_t lanes, int64_t d) {
+    int64_t stride = 0;
+    each_strip(lanes, d, [&](int64_t first, int64_t width) { stride += triangle_strip(lanes, first, width); });
+    return stride;
+}
+
+// Calls with the factors as what they are.
+template <class Call>
+auto typed(Storage storage, const void* factors, const Call& call) {
+    return storage == Storage::kFloat16 ? call(static_cast<const uint16_t*>(factors))
+                                        : call(static_cast<const float*>(factors));
+}
+
+int64_t factor_bytes(Storage storage) { return storage == Storage::kFloat16 ? sizeof(uint16_t) : sizeof(float); }
+
+void check_finite(const float* mean, const void* triangles, Storage storage, int64_t p, int64_t d, int workers) {
+    if (!std::all_of(mean, mean + p * d, [](float x) { return is_finite(x); })) throw NotFinite{};
+    const int64_t size = d * (d + 1) / 2;
+    std::atomic<bool> finite{true};
+    typed(storage, triangles, [&](const auto* factors) {
+        run_tasks(workers, p, [&](int64_t i) {
+            const auto* triangle = factors + i * size;
+            if (!std::all_of(triangle, triangle + size, [](auto x) { return is_finite(x); })) finite = false;
+        });
+    });
+    if (!finite) throw NotFinite{};
+}
+
+// Packs triangles; row(i, r): the factors of row r of matrix i from the diagonal on.
+template <class T, class Row>
+void pack_triangles(int64_t lanes, int64_t p, int64_t d, int workers, const Row& row, T* strips) {
+    const int64_t stride = triangle_stride(lanes, d);
+    // The kernel reads whole vectors, also the last one.
+    std::fill(strips + p * stride, strips + p * stride + lanes, T{});
+    run_tasks(workers, p, [&](int64_t i) {
+        each_run(lanes, d, [&](int64_t r) { return row(i, r); }, strips + i * stride,
+                 [](const T* from, int64_t count, T* to) {
+                     from == nullptr ? std::fill(to, to + count, T{}) : void(std::copy(from, from + count, to));
+                 });
+    });
+}
+
+template <class T>
+void pack_triangles(const Kernels& kernels, int64_t p, int64_t d, int workers, const T* factors, char* strips) {
+    const int64_t size = d * (d + 1) / 2;
+    pack_triangles<T>(kernels.lanes, p, d, workers,
+                      [&](int64_t i, int64_t r) { return factors + i * size + row_start(d, r); },
+                      reinterpret_cast<T*>(strips));
+}
+
+// Whether strips are to the last bit what packing the factors gives, zeros included.
+template <class T>
+bool are_packed(const Kernels& kernels, int64_t p, int64_t d, int workers, const T* factors, const char* from) {
+    constexpr T zeros[64] = {};  // more than a strip is filled up with
+    const int64_t size = d * (d + 1) / 2, lanes = kernels.lanes, stride = triangle_stride(lanes, d);
+    const T* const strips = reinterpret_cast<const T*>(from);
+    const auto same = [](const T* one, const T* other, int64_t count) {
+        return std::memcmp(one, other, static_cast<size_t>(count) * sizeof(T)) == 0;
+    };
+    std::atomic<bool> all{same(strips + p * stride, zeros, lanes)};
+    run_tasks(workers, p, [&](int64_t i) {
+        each_run(lanes, d, [&](int64_t r) { return factors + i * size + row_start(d, r); }, strips + i * stride,
+                 [&](const T* wanted, int64_t count, const T* got) {
+                     if (!same(got, wanted == nullptr ? zeros : wanted, count)) all = false;
+                 });
+    });
+    return all;
+}
+
+constexpr uint64_t kMagic = UINT64_C(0x53534147'57414c46);  // "FLAWGASS" in little-endian order
+constexpr int64_t kPage = 4096, kLine = 64;
+
+struct Header {
+    uint64_t magic;  // a number: in the other byte order it is another one
+    uint32_t version, storage;
+    char level[16];  // of `Kernels::name`, filled up with zeros
+    int64_t lanes, p, d, bytes;
+};
+
+// Where mean and strips are in a block, and its end.
+struct Layout {
+    Layout(const Kernels& kernels, Storage storage, int64_t p, int64_t d)
+        : strips(kPage + divide_up(4 * p * d, kLine) * kLine),
+          used((p * triangle_stride(kernels.lanes, d) + kernels.lanes) * factor_bytes(storage)),
+          end(divide_up(strips + used, kLine) * kLine) {}
+
+    int64_t strips, used, end;
+};
+
+// The first page of a block.
+void write_header(const Kernels& kernels, Storage storage, int64_t p, int64_t d, char* page) {
+    Header header{};
+    header.magic = kMagic;
+    header.version = kGaussiansBlockVersion;
+    header.storage = static_cast<uint32_t>(storage);
+    std::strncpy(header.level, kernels.name, sizeof header.level - 1);
+    header.lanes = kernels.lanes;
+    header.p = p;
+    header.d = d;
+    header.bytes = Layout(kernels, storage, p, d).end;
+    std::memset(page, 0, kPage);
+    std::memcpy(page, &header, sizeof header);
+}
+
+bool is_zero_filled(const char* from, const char* to) {
+    return std::all_of(from, to, [](char byte) { return byte == 0; });
+}
+
 }  // namespace
 
 Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whitening, int64_t p, int64_t d,
@@ -42,7 +175,10 @@ Gaussians::Gaussians(const Kernels& kernels, const float* mean, const float* whi
     });
     if (!finite) throw NotFinite{};
     if (upper) {
-        pack_triangles<float>(workers, [&](int64_t i, int64_t r) { return whitening + (i * d + r) * d + r; });
+        make_room();
+        pack_triangles<float>(kernels.lanes, p, d, workers,
+                              [&](int64_t i, int64_t r) { return whitening + (i * d + r) * d + r; },
+                              reinterpret_cast<float*>(strips_.data()));
     } else {
         pack_strips(whitening, workers);
     }
@@ -52,23 +188,63 @@ Gaussians::Gaussians(const Kernels& kernels, const float* mean, const void* tria
                      int64_t d, int threads)
     : kernels(kernels), p(p), d(d), storage_(storage), strip_count_(divide_up(d, kernels.lanes)), mean_(p * d) {
     const int workers = thread_count(threads);
+    check_finite(mean, triangles, storage, p, d, workers);
     take_mean(mean);
-    const int64_t size = d * (d + 1) / 2;
-    const auto pack = [&](const auto* factors) {
-        std::atomic<bool> finite{true};
-        run_tasks(workers, p, [&](int64_t i) {
-            const auto* triangle = factors + i * size;
-            if (!std::all_of(triangle, triangle + size, [](auto x) { return is_finite(x); })) finite = false;
-        });
-        if (!finite) throw NotFinite{};
-        using T = std::decay_t<decltype(*factors)>;
-        pack_triangles<T>(workers, [&](int64_t i, int64_t r) { return factors + i * size + row_start(d, r); });
-    };
-    if (storage == Storage::kFloat16) {
-        pack(static_cast<const uint16_t*>(triangles));
-    } else {
-        pack(static_cast<const float*>(triangles));
-    }
+    make_room();
+    typed(storage, triangles,
+          [&](const auto* factors) { pack_triangles(kernels, p, d, workers, factors, strips_.data()); });
+}
+
+Gaussians::Gaussians(const Kernels& kernels, Storage storage, int64_t p, int64_t d, const char* block)
+    : kernels(kernels),
+      p(p),
+      d(d),
+      triangles_(true),
+      storage_(storage),
+      strip_count_(divide_up(d, kernels.lanes)),
+      stride_(triangle_stride(kernels.lanes, d)),
+      mean_(Buffer<float>::view(block + kPage, p * d)) {
+    const Layout layout(kernels, storage, p, d);
+    strips_ = Buffer<char>::view(block + layout.strips, layout.used);
+}
+
+int64_t gaussians_block_bytes(const Kernels& kernels, Storage storage, int64_t p, int64_t d) {
+    return Layout(kernels, storage, p, d).end;
+}
+
+void write_gaussians_block(const Kernels& kernels, const float* mean, const void* triangles, Storage storage, int64_t p,
+                           int64_t d, int threads, char* block) {
+    const int workers = thread_count(threads);
+    const Layout layout(kernels, storage, p, d);
+    check_finite(mean, triangles, storage, p, d, workers);
+    write_header(kernels, storage, p, d, block);
+    char* const mean_end = std::copy_n(reinterpret_cast<const char*>(mean), 4 * p * d, block + kPage);
+    std::fill(mean_end, block + layout.strips, char{0});
+    typed(storage, triangles,
+          [&](const auto* factors) { pack_triangles(kernels, p, d, workers, factors, block + layout.strips); });
+    std::fill(block + layout.strips + layout.used, block + layout.end, char{0});
+}
+
+BlockState gaussians_block_state(const Kernels& kernels, const char* block, int64_t bytes, const float* mean,
+                                 const void* triangles, Storage storage, int64_t p, int64_t d, int threads) {
+    if (bytes < kPage) return BlockState::kDamaged;
+    Header header;
+    std::memcpy(&header, block, sizeof header);
+    if (header.magic != kMagic || header.bytes != bytes) return BlockState::kDamaged;
+    const Layout layout(kernels, storage, p, d);
+    char page[kPage];
+    write_header(kernels, storage, p, d, page);
+    if (std::memcmp(page, block, kPage) != 0 || bytes != layout.end) return BlockState::kOther;
+    const int workers = thread_count(threads);
+    check_finite(mean, triangles, storage, p, d, workers);
+    const char* const mean_end = block + kPage + 4 * p * d;
+    const bool same =
+        std::memcmp(block + kPage, mean, static_cast<size_t>(4 * p * d)) == 0 &&
+        is_zero_filled(mean_end, block + layout.strips) &&
+        is_zero_filled(block + layout.strips + layout.used, block + layout.end) &&
+        typed(storage, triangles,
+              [&](const auto* factors) { return are_packed(kernels, p, d, workers, factors, block + layout.strips); });
+    return same ? BlockState::kSame : BlockState::kOther;
 }
 
 void Gaussians::take_mean(const float* mean) {
@@ -76,33 +252,10 @@ void Gaussians::take_mean(const float* mean) {
     std::memcpy(mean_.data(), mean, static_cast<size_t>(p * d) * sizeof(float));
 }
 
-template <class T, class Row>
-void Gaussians::pack_triangles(int workers, const Row& row) {
-    const int64_t lanes = kernels.lanes;
+void Gaussians::make_room() {
     triangles_ = true;
-    const auto each_strip = [this, lanes](const auto& visit) {
-        for (int64_t first = 0, width = first_strip_width(lanes, d); first < d; first += width, width = lanes) {
-            visit(first, width);
-        }
-    };
-    each_strip([&](int64_t first, int64_t width) { stride_ += triangle_strip(lanes, first, width); });
-    // The kernel reads whole vectors, also the last one.
-    strips_ = Buffer<char>((p * stride_ + lanes) * static_cast<int64_t>(sizeof(T)));
-    T* const strips = reinterpret_cast<T*>(strips_.data());
-    std::fill(strips + p * stride_, strips + p * stride_ + lanes, T{});
-    run_tasks(workers, p, [&](int64_t i) {
-        T* out = strips + i * stride_;
-        each_strip([&](int64_t first, int64_t width) {
-            T* const end = out + triangle_strip(lanes, first, width);
-            for (int64_t r = 0; r < first + width; ++r) {
-                const int64_t column = std::max(first, r);
-                const T* from = row(i, r) + (column - r);
-                out = std::copy(from, from + (first + width - column), out);
-            }
-            std::fill(out, end, T{});
-            out = end;
-        });
-    });
+    stride_ = triangle_stride(kernels.lanes, d);
+    strips_ = Buffer<char>((p * stride_ + kernels.lanes) * factor_bytes(storage_));
 }
 
 void Gaussians::pack_strips(const float* whitening, int workers) {
@@ -152,9 +305,8 @@ void Gaussians::pack_strips(const float* whitening, int workers) {
 
 void Gaussians::distances_of_group(int64_t i, const float* centred, int group, float* found) const {
     if (triangles_) {
-        const int64_t size = storage_ == Storage::kFloat16 ? sizeof(uint16_t) : sizeof(float);
-        kernels.mahalanobis_triangle[static_cast<int>(storage_)](strips_.data() + i * stride_ * size, d, centred, group,
-                                                                 found);
+        const char* const strips = strips_.data() + i * stride_ * factor_bytes(storage_);
+        kernels.mahalanobis_triangle[static_cast<int>(storage_)](strips, d, centred, group, found);
         return;
     }
     kernels.mahalanobis(reinterpret_cast<const float*>(strips_.data()) + starts_[i],

@@ -272,6 +272,20 @@ Windows::Windows(const Kernels& kernels, const float* rows, int64_t m, int64_t d
       width(width),
       starts(height * width + 1),
       reach(height * width) {
+    take(first_rows, cells);
+}
+
+Windows::Windows(const Kernels& kernels, const BlockHeader& header, const char* block, const int64_t* first_rows,
+                 int64_t height, int64_t width, const int32_t* cells)
+    : bank(kernels, header, block),
+      height(height),
+      width(width),
+      starts(height * width + 1),
+      reach(height * width) {
+    take(first_rows, cells);
+}
+
+void Windows::take(const int64_t* first_rows, const int32_t* cells) {
     std::copy_n(first_rows, height * width + 1, starts.data());
     // A reach beyond the grid is the whole grid: sums with it then stay small.
     const int64_t most = std::max(height, width);

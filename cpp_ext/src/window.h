@@ -14,6 +14,9 @@ namespace flawscope {
 struct Windows {
     Windows(const Kernels& kernels, const float* rows, int64_t m, int64_t d, const int64_t* starts, int64_t height,
             int64_t width, const int32_t* reach, int threads);
+    // With a bank that lies packed in a block, which was checked and must outlive it; see block.h.
+    Windows(const Kernels& kernels, const BlockHeader& header, const char* block, const int64_t* starts, int64_t height,
+            int64_t width, const int32_t* reach);
 
     Bank bank;
     const int64_t height, width;
@@ -24,6 +27,9 @@ struct Windows {
 
     int64_t places() const { return height * width; }
     int64_t bytes() const { return bank.bytes() + starts.bytes() + reach.bytes(); }
+
+private:
+    void take(const int64_t* first_rows, const int32_t* cells);
 };
 
 // The nearest row within the window of every patch; queries are those of whole images, place after place.

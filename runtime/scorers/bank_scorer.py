@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import BankHead, Bundle, Head, Manifest
-from flawscope.cpp_ext import HAVE_NATIVE, Bank, implementation, separable_maps
+from flawscope.cpp_ext import HAVE_NATIVE, Bank, Gaussians, WindowBank, implementation, separable_maps
 from flawscope.cpp_ext.checks import default_threads
 from flawscope.errors import BundleError
 from flawscope.imaging.map_upsampling import map_matrices
@@ -23,6 +24,9 @@ from flawscope.runtime.backends.table import backend_row, bank_problem
 from flawscope.runtime.scorers.graph_scorer import GraphScorer
 from flawscope.runtime.scorers.scorer import ZERO_SHARE, Part, Reconstructor, Scorer, ScorerOptions, check_no_members
 from flawscope.runtime.scorers.timed import Mark, no_mark
+
+# One log for all that is not shared: executors pass on what a worker says there.
+_log = logging.getLogger("flawscope.runtime.scorers.shared_banks")
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """The bank's arrays by name."""
@@ -57,6 +61,48 @@ def packed_bank(rows: Float32Array) -> Bank:
     from flawscope.runtime.scorers.shared_banks import shared_bank
 
     return shared_bank(rows, _shared)
+
+
+def packed_window_bank(rows: Float32Array, places: npt.NDArray[Any], grid: tuple[int, int], radius: int) -> WindowBank:
+    """Return a bank with windows; where banks are shared, `WindowBank.rows` are not `rows` themselves.
+
+    Args:
+        rows: float32 [M, D], finite; see `WindowBank`, and so are the others.
+        places: integers [M, 2].
+        grid: Rows and columns of the patch grid.
+        radius: Cells of the grid.
+
+    Raises:
+        ArgumentError: As `WindowBank`.
+    """
+    if _shared is None:
+        return WindowBank(rows, places, grid, radius)
+    from flawscope.runtime.scorers.shared_banks import shared_window_bank
+
+    return shared_window_bank(rows, places, grid, radius, _shared)
+
+
+def say_not_shared(why: str) -> None:
+    """Log that a bank is this process's own where banks are shared (`share_banks`), and why; else do nothing."""
+    if _shared is not None:
+        _log.warning("bank: %s; this process has it for itself, which takes more memory.", why)
+
+
+def packed_gaussians(mean: Float32Array, triangles: npt.NDArray[Any]) -> Gaussians:
+    """Return Gaussians of upper triangles, those of other processes too where banks are shared (`share_banks`).
+
+    Args:
+        mean: float32 [P, D].
+        triangles: float32 or float16 [P, D·(D + 1)/2]; see `Gaussians.of_triangles`.
+
+    Raises:
+        ArgumentError: As `Gaussians.of_triangles`.
+    """
+    if _shared is None:
+        return Gaussians.of_triangles(mean, triangles)
+    from flawscope.runtime.scorers.shared_banks import shared_gaussians
+
+    return shared_gaussians(mean, triangles, _shared)
 
 
 class NativeHead(Protocol):

@@ -11,7 +11,15 @@ from flawscope.bundle import PadimHead
 from flawscope.cpp_ext import Gaussians
 from flawscope.errors import BundleError
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, smoother
+from flawscope.runtime.scorers.bank_scorer import (
+    BankMethod,
+    NativeHead,
+    Tensors,
+    need,
+    packed_gaussians,
+    say_not_shared,
+    smoother,
+)
 from flawscope.runtime.scorers.timed import Mark, no_mark
 from flawscope.triangles import triangle_size
 
@@ -43,9 +51,10 @@ def native_head(head: PadimHead, tensors: Tensors, size: tuple[int, int]) -> Nat
     """Return the head as a function on patches; see `BankMethod.head`."""
     smooth = smoother(head, size)
     if is_old(tensors):
+        say_not_shared("whole matrices, of a bundle from before triangles were stored. Export it again to share it")
         gaussians = Gaussians(tensors["mean"], tensors["whitening"])
     else:
-        gaussians = Gaussians.of_triangles(tensors["mean"], tensors["triangles"])
+        gaussians = packed_gaussians(tensors["mean"], tensors["triangles"])
 
     def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
         distances = np.sqrt(gaussians.mahalanobis(patches))

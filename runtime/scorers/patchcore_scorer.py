@@ -12,12 +12,20 @@ import numpy as np
 from flawscope.arrays import Float32Array, Int64Array
 from flawscope.bank_names import bank_names, norm_names, place_names
 from flawscope.bundle import PatchcoreHead
-from flawscope.cpp_ext import Bank, WindowBank
+from flawscope.cpp_ext import Bank
 from flawscope.cpp_ext.window import place_starts
 from flawscope.errors import ArgumentError, BackendError, BundleError
 from flawscope.imaging.patch_foreground import foreground_weights
 from flawscope.runtime.backends.session import DeviceHead
-from flawscope.runtime.scorers.bank_scorer import BankMethod, NativeHead, Tensors, need, packed_bank, smoother
+from flawscope.runtime.scorers.bank_scorer import (
+    BankMethod,
+    NativeHead,
+    Tensors,
+    need,
+    packed_bank,
+    packed_window_bank,
+    smoother,
+)
 from flawscope.runtime.scorers.timed import Mark, no_mark
 
 _NORM_TOLERANCE = 1e-3
@@ -72,8 +80,8 @@ def native_head(head: PatchcoreHead, tensors: Tensors, size: tuple[int, int]) ->
     searches = [bank_search(head, tensors, number) for number in range(head.banks)]
     channels = sum(search.channels for search in searches)
     # Rows of a shared bank lie there; those that were read are let go of.
-    wholes = zip(bank_names(head.banks), (search.whole for search in searches), strict=True)
-    tensors = {**tensors, **{name: bank.rows for name, bank in wholes if bank is not None and bank.rows is not None}}
+    names = bank_names(head.banks)
+    tensors = {**tensors, **{name: search.rows for name, search in zip(names, searches, strict=True)}}
     finish = PatchcoreFinish(head, tensors, size, searches[0].whole if head.banks == 1 else None)
 
     def score(patches: Float32Array, mark: Mark = no_mark) -> tuple[Float32Array, Float32Array]:
@@ -121,11 +129,13 @@ class BankSearch:
 
     Attributes:
         channels: Channels of its rows.
+        rows: Its rows where they lie, float32 [M, channels].
         nearest: `(patches float32 [N·P, channels]) -> (squared distances float32, rows int64)`, of the nearest row.
         whole: The bank for searches of all its rows; None where there is a window.
     """
 
     channels: int
+    rows: Float32Array
     nearest: Callable[[Float32Array], tuple[Float32Array, Int64Array]]
     whole: Bank | None
 
@@ -135,10 +145,10 @@ def bank_search(head: PatchcoreHead, tensors: Tensors, number: int) -> BankSearc
     rows = tensors[bank_names(head.banks)[number]]
     if head.window is not None:
         # Neighbours that re-weight a score are those in the whole bank: `PatchcoreFinish` packs it again if it must.
-        windows = WindowBank(rows, tensors[place_names(head.banks)[number]], head.grid, head.window)
-        return BankSearch(windows.shape[1], windows.nearest, None)
+        windows = packed_window_bank(rows, tensors[place_names(head.banks)[number]], head.grid, head.window)
+        return BankSearch(windows.shape[1], windows.rows, windows.nearest, None)
     bank = packed_bank(rows)
-    return BankSearch(bank.shape[1], bank.nearest, bank)
+    return BankSearch(bank.shape[1], rows if bank.rows is None else bank.rows, bank.nearest, bank)
 
 
 def device_head(

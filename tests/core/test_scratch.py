@@ -21,6 +21,7 @@ HOLDERS = {
     "a file": "from flawscope.files import atomic_file\nwith atomic_file(path) as temporary:",
     "a folder": "from flawscope.files import atomic_folder\nwith atomic_folder(path) as temporary:",
     "a temporary folder": "from flawscope.files import temporary_folder\nwith temporary_folder(path.parent) as _:",
+    "a common folder": "from flawscope.files import temporary_folder\nwith temporary_folder(path.parent, 'run') as _:",
     "a lock": "from flawscope.files import locked\nwith locked(path):",
 }
 

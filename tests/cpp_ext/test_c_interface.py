@@ -107,6 +107,30 @@ int main(void) {
               FLAWSCOPE_BAD_ARGUMENT);
         CHECK(flawscope_windows_nearest(windows, patches, (flawscope_dtype)7, 2, 1, squared, found) ==
               FLAWSCOPE_BAD_ARGUMENT);
+        { /* the same from a block of the rows */
+            static char room[8192 + 64];
+            char* const block = room + (64 - (uintptr_t)room % 64) % 64;
+            const int64_t bytes = flawscope_windows_block_bytes(windows);
+            int64_t again[2] = {0, 2}, all[3] = {0, 2, 4};
+            int32_t far[2] = {0, 1};
+            float other[8], kept = squared[3];
+            flawscope_windows* opened = NULL;
+            CHECK(flawscope_windows_simd_level() != NULL && bytes > 4096 && bytes <= 8192);
+            CHECK(flawscope_windows_write_block(windows, block, bytes - 64) == FLAWSCOPE_BAD_ARGUMENT);
+            CHECK(flawscope_windows_write_block(windows, block, bytes) == FLAWSCOPE_OK);
+            memcpy(other, rows, sizeof other);
+            other[7] += 1;
+            CHECK(flawscope_windows_open_block(block, bytes, other, 4, 2, all, 1, 2, far, &opened) ==
+                  FLAWSCOPE_OTHER_BLOCK);
+            CHECK(flawscope_windows_open_block(block, bytes - 64, rows, 4, 2, all, 1, 2, far, &opened) ==
+                  FLAWSCOPE_DAMAGED_BLOCK);
+            CHECK(flawscope_windows_open_block(block, bytes, rows, 4, 2, again, 1, 1, far, &opened) ==
+                  FLAWSCOPE_BAD_ARGUMENT);
+            CHECK(flawscope_windows_open_block(block, bytes, rows, 4, 2, all, 1, 2, far, &opened) == FLAWSCOPE_OK);
+            CHECK(flawscope_windows_nearest(opened, patches, FLAWSCOPE_FLOAT32, 2, 1, squared, found) == FLAWSCOPE_OK);
+            CHECK(squared[3] == kept);
+            flawscope_windows_destroy(opened);
+        }
         flawscope_windows_destroy(windows);
         flawscope_windows_destroy(NULL);
     }
@@ -139,6 +163,33 @@ int main(void) {
         CHECK(flawscope_gaussians_create_triangles(mean, triangle, FLAWSCOPE_FLOAT16, 1, 2, 1, &refused) ==
               FLAWSCOPE_NOT_FINITE);
         float patch[2] = {2, 3};
+        CHECK(flawscope_mahalanobis(gaussians, patch, 1, 1, squared) == FLAWSCOPE_OK);
+        CHECK(squared[0] == 2 * 2 + 7 * 7);
+        flawscope_gaussians_destroy(gaussians);
+    }
+
+    { /* the same from a block, which is of these numbers alone */
+        static char room[8192 + 64];
+        char* const block = room + (64 - (uintptr_t)room % 64) % 64;
+        float mean[2] = {1, 1}, patch[2] = {2, 3};
+        unsigned short triangle[3] = {0x4000, 0x3c00, 0x4200};
+        const int half = FLAWSCOPE_FLOAT16;
+        const int64_t bytes = flawscope_gaussians_block_bytes(half, 1, 2);
+        CHECK(bytes > 4096 && bytes <= 8192 && bytes % 64 == 0);
+        CHECK(flawscope_gaussians_block_bytes(half, 0, 2) == 0 && flawscope_gaussians_block_bytes(7, 1, 2) == 0);
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes - 64) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes) == FLAWSCOPE_OK);
+        CHECK(flawscope_gaussians_open_block(block, bytes - 64, mean, triangle, half, 1, 2, 1, &gaussians) ==
+              FLAWSCOPE_DAMAGED_BLOCK);
+        CHECK(flawscope_gaussians_open_block(block + 1, bytes, mean, triangle, half, 1, 2, 1, &gaussians) ==
+              FLAWSCOPE_BAD_ARGUMENT);
+        CHECK(flawscope_gaussians_open_block(block, bytes, mean, triangle, half, 1, 2, 1, &gaussians) == FLAWSCOPE_OK);
+        mean[1] = 2;
+        CHECK(flawscope_gaussians_open_block(block, bytes, mean, triangle, half, 1, 2, 1, &refused) ==
+              FLAWSCOPE_OTHER_BLOCK);
+        triangle[1] = 0x7c00; /* infinity */
+        CHECK(flawscope_gaussians_write_block(mean, triangle, half, 1, 2, 1, block, bytes) == FLAWSCOPE_NOT_FINITE);
         CHECK(flawscope_mahalanobis(gaussians, patch, 1, 1, squared) == FLAWSCOPE_OK);
         CHECK(squared[0] == 2 * 2 + 7 * 7);
         flawscope_gaussians_destroy(gaussians);
@@ -213,8 +264,11 @@ library.flawscope_nearest_rows.argtypes = [P, L, L, P, I, L, I, I, P, P]
 library.flawscope_kcenter_greedy.argtypes = [P, L, L, L, L, I, P, P, P, P]
 library.flawscope_gaussians_create.argtypes = [P, P, L, L, I, P]
 library.flawscope_gaussians_create_triangles.argtypes = [P, P, I, L, L, I, P]
+library.flawscope_gaussians_write_block.argtypes = [P, P, I, L, L, I, P, L]
+library.flawscope_gaussians_open_block.argtypes = [P, L, P, P, I, L, L, I, P]
 library.flawscope_mahalanobis.argtypes = [P, P, L, I, P]
 library.flawscope_windows_create.argtypes = [P, L, L, P, L, L, P, I, P]
+library.flawscope_windows_open_block.argtypes = [P, L, P, L, L, P, L, L, P, P]
 library.flawscope_windows_nearest.argtypes = [P, P, I, L, I, P, P]
 BAD = 64  # nothing lies there: to touch it ends the process
 ONE = (ctypes.c_float * 16)(*[1.0] * 16)
@@ -234,6 +288,9 @@ def nearest(n, k=1):
 def windows_of(m, d, height, width):
     return library.flawscope_windows_create(BAD, m, d, BAD, height, width, BAD, 1, out)
 
+def windows_of_block(m, d, height, width, bytes=4096):
+    return library.flawscope_windows_open_block(BAD, bytes, BAD, m, d, BAD, height, width, BAD, out)
+
 def within(images):
     return library.flawscope_windows_nearest(windows, BAD, 0, images, 1, BAD, BAD)
 
@@ -248,6 +305,12 @@ def gaussians_of(p, d):
 
 def triangles_of(p, d, dtype=0):
     return library.flawscope_gaussians_create_triangles(BAD, BAD, dtype, p, d, 1, out)
+
+def tables_block(p, d, dtype=0, bytes=4096):
+    return library.flawscope_gaussians_write_block(BAD, BAD, dtype, p, d, 1, BAD, bytes)
+
+def tables_of_block(p, d, dtype=0, bytes=4096):
+    return library.flawscope_gaussians_open_block(BAD, bytes, BAD, BAD, dtype, p, d, 1, out)
 
 def mahalanobis(n):
     return library.flawscope_mahalanobis(gaussians, BAD, n, 1, BAD)
@@ -268,6 +331,9 @@ CALLS = [
     *(f"nearest(1, {k})" for k in (0, -1, 3, 65, 2**31 - 1, -(2**31))),
     *(f"windows_of({m}, {d}, 1, 1)" for m, d in ((0, 4), (4, 0), (-1, 4), (2**31, 1), (2, 2**62), (1, LARGEST))),
     *(f"windows_of(4, 4, {h}, {w})" for h, w in ((0, 1), (1, -1), (2**16, 2**16), (2**33, 2**33), (LARGEST, LARGEST))),
+    *(f"windows_of_block({m}, {d}, 1, 1)" for m, d in ((0, 4), (4, 0), (-1, 4), (2**31, 1), (2, 2**62), (1, LARGEST))),
+    *(f"windows_of_block(4, 4, {h}, {w})" for h, w in ((0, 1), (1, -1), (2**16, 2**16), (LARGEST, LARGEST))),
+    *(f"windows_of_block(4, 4, 1, 1, {size})" for size in (-1, -LARGEST)),
     *(f"within({images})" for images in (-1, LARGEST, 2**62, 2**60)),
     *(f"rows({m}, {d}, 1)" for m, d in ((0, 1), (1, 0), (-1, 1), (2**31, 1), (2**33, 2**33), (2, 2**62), (1, LARGEST))),
     *(f"rows(1, {d}, 1)" for d in (2**57, 2**58, 2**59)),
@@ -281,6 +347,13 @@ CALLS = [
     *(f"gaussians_of({p}, {d})" for p, d in ((2**62, 2), (2**33, 2**33), (LARGEST, LARGEST), (1, LARGEST), (1, 2**32))),
     *(f"triangles_of({p}, {d})" for p, d in ((0, 4), (4, -1), (2**31, 1), (2**16, 2**16), (2**62, 2), (1, LARGEST))),
     *(f"triangles_of(1, 4, {dtype})" for dtype in (2, -1)),
+    *(
+        f"{name}({p}, {d})"
+        for name in ("tables_block", "tables_of_block")
+        for p, d in ((0, 4), (4, -1), (2**31, 1), (2**16, 2**16), (2**62, 2), (1, LARGEST))
+    ),
+    *(f"{name}(1, 4, {dtype})" for name in ("tables_block", "tables_of_block") for dtype in (2, -1)),
+    *(f"{name}(1, 4, 0, {size})" for name in ("tables_block", "tables_of_block") for size in (-1, -LARGEST)),
     *(f"mahalanobis({n})" for n in (-1, LARGEST, 2**62, 2**60)),
 ]
 

@@ -31,7 +31,7 @@ typedef enum flawscope_status {
     FLAWSCOPE_NOT_FINITE = 4, /* a bank row, mean, factor or k-centre feature is NaN, infinite or overflows */
     FLAWSCOPE_NO_CUDA = 5,    /* this library was built without CUDA */
     FLAWSCOPE_OTHER_DEVICE = 6, /* an array is not on the current CUDA device */
-    FLAWSCOPE_OTHER_BLOCK = 7,  /* of another version, SIMD level or storage, or of other rows */
+    FLAWSCOPE_OTHER_BLOCK = 7,  /* of another version, SIMD level or storage, or of other rows or factors */
     FLAWSCOPE_DAMAGED_BLOCK = 8, /* no block of a bank, shorter than it says, or changed since it was written */
     FLAWSCOPE_CUDA = 1000     /* plus the cudaError_t that was returned */
 } flawscope_status;
@@ -140,6 +140,19 @@ FLAWSCOPE_API int flawscope_windows_create(const float* rows, int64_t m, int64_t
                                            flawscope_windows** out);
 FLAWSCOPE_API void flawscope_windows_destroy(flawscope_windows* windows);
 
+/* The rows and their packed form as one block of memory; see flawscope_bank_write_block. It is the block of a float32
+ * bank of these rows on the level that windows take, flawscope_windows_simd_level, which is another than that in use
+ * where that has no windows; starts and reach are not in it. */
+FLAWSCOPE_API int64_t flawscope_windows_block_bytes(const flawscope_windows* windows);
+FLAWSCOPE_API int flawscope_windows_write_block(const flawscope_windows* windows, void* block, int64_t bytes);
+FLAWSCOPE_API const char* flawscope_windows_simd_level(void);
+
+/* Windows with a bank from such a block, which is checked as by flawscope_bank_open_block, not copied, and must outlive
+ * them; the other arguments are those of flawscope_windows_create, and `rows` are not kept. */
+FLAWSCOPE_API int flawscope_windows_open_block(const void* block, int64_t bytes, const float* rows, int64_t m,
+                                               int64_t d, const int64_t* starts, int64_t height, int64_t width,
+                                               const int32_t* reach, flawscope_windows** out);
+
 /* Bytes that the windows themselves hold. */
 FLAWSCOPE_API int64_t flawscope_windows_bytes(const flawscope_windows* windows);
 
@@ -183,6 +196,20 @@ FLAWSCOPE_API int flawscope_gaussians_create(const float* mean, const float* whi
  * as d' - d is at most |(x - mean) (V - W)| = |(x - mean) W * inverse(W) (V - W)|. */
 FLAWSCOPE_API int flawscope_gaussians_create_triangles(const float* mean, const void* triangles, int dtype, int64_t p,
                                                        int64_t d, int threads, flawscope_gaussians** out);
+
+/* Packed triangles as one block of memory, which many processes may map; see flawscope_bank_write_block. The arguments
+ * are those of flawscope_gaussians_create_triangles. Write flawscope_gaussians_block_bytes of the SIMD level in use (0
+ * for sizes that are out of range), to a multiple of 4 bytes; nothing else is allocated for it.
+ *
+ * Gaussians from a block, at a multiple of 64 bytes, are not copied: it must outlive them. All of it is compared with
+ * `mean` and `triangles`, which are not kept: they are to the last bit what flawscope_gaussians_write_block makes of
+ * these, or nothing is made (FLAWSCOPE_DAMAGED_BLOCK, FLAWSCOPE_OTHER_BLOCK). */
+FLAWSCOPE_API int64_t flawscope_gaussians_block_bytes(int dtype, int64_t p, int64_t d);
+FLAWSCOPE_API int flawscope_gaussians_write_block(const float* mean, const void* triangles, int dtype, int64_t p,
+                                                  int64_t d, int threads, void* block, int64_t bytes);
+FLAWSCOPE_API int flawscope_gaussians_open_block(const void* block, int64_t bytes, const float* mean,
+                                                 const void* triangles, int dtype, int64_t p, int64_t d, int threads,
+                                                 flawscope_gaussians** out);
 FLAWSCOPE_API void flawscope_gaussians_destroy(flawscope_gaussians* gaussians);
 FLAWSCOPE_API int64_t flawscope_gaussians_bytes(const flawscope_gaussians* gaussians);
 

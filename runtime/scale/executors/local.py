@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait as wait_for
 
 from flawscope.errors import ArgumentError, BackendError, StorageError
-from flawscope.files import temporary_folder
 from flawscope.runtime.backends.cores import usable_cores
 from flawscope.runtime.scale.executors import Placement
 from flawscope.runtime.scale.executors.messages import FromWorker, encode_order
 from flawscope.runtime.scale.executors.patience import Patience
 from flawscope.runtime.scale.executors.seats import Gone, Seat, SeatedExecutor
+from flawscope.runtime.scale.executors.shared_folder import shared_folder
 from flawscope.runtime.scale.executors.worker_process import WorkerProcess
-from flawscope.user_folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +60,8 @@ class LocalExecutor(SeatedExecutor[WorkerProcess]):
         """Make the folder that the workers have in common; it goes with the last of them."""
         shared = ""
         if self._shares:
-            base = cache_folder()
-            place = None if base is None else base / "flawscope" / "shared"
             try:
-                shared = str(self._shared.enter_context(temporary_folder(place)).absolute())
+                shared = str(self._shared.enter_context(shared_folder()).absolute())
             except StorageError as err:
                 _log.warning("%s Each worker has its own memory bank, which takes more memory.", err)
         self._order = encode_order(self._work, shared=shared)

@@ -33,6 +33,8 @@ class Order(msgspec.Struct, frozen=True):
         marker: A file that the driver has written, which a worker on another machine must see under the same name;
             None where there is no other machine.
         shared: A private folder of this machine, absolute, for what its workers have in common; empty for none.
+        run: A name that no other run has, by which the workers of each machine find such a folder themselves; empty for
+            none.
     """
 
     work: msgspec.Raw
@@ -40,6 +42,7 @@ class Order(msgspec.Struct, frozen=True):
     version: str
     marker: Marker | None = None
     shared: str = ""
+    run: str = ""
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -48,10 +51,12 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         pid: Number of its process on its machine.
         host: Name of that machine.
+        notes: What people have to know of how it was opened.
     """
 
     pid: int
     host: str
+    notes: tuple[str, ...] = ()
 
 
 class Refusal(msgspec.Struct, frozen=True, tag=True):
@@ -104,6 +109,6 @@ def decode_answer(data: bytes) -> FromWorker:
     return _decoder.decode(data)
 
 
-def encode_order(work: bytes, marker: Marker | None = None, shared: str = "") -> bytes:
+def encode_order(work: bytes, marker: Marker | None = None, shared: str = "", run: str = "") -> bytes:
     """Return the order for a work, what `encode_work` wrote."""
-    return encode_json(Order(msgspec.Raw(work), dict(WORKS), __version__, marker, shared))
+    return encode_json(Order(msgspec.Raw(work), dict(WORKS), __version__, marker, shared, run))

@@ -126,7 +126,9 @@ class RayExecutor(SeatedExecutor[RayWorker]):
         self._held.enter_context(quiet_output())
         self._held.enter_context(connected(self._ray, placement.on, workers * placement.threads))
         marker = None if placement.folder is None else self._held.enter_context(_marker(placement.folder))
-        self._order = encode_order(self._work, marker)
+        # Each worker finds the folder on its own machine. Of one alone nobody shares anything.
+        run = secrets.token_hex(16) if placement.shares and placement.workers != 1 else ""
+        self._order = encode_order(self._work, marker, run=run)
 
     def _disconnect(self) -> None:
         self._held.close()

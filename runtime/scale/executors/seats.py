@@ -89,6 +89,7 @@ class SeatedExecutor(abc.ABC, Generic[H]):
         self._queue: deque[Task] = deque()
         self._outcomes: list[Done | Died | Failed] = []
         self._names: list[str] = []
+        self._noted: set[str] = set()
 
     @abc.abstractmethod
     def _count(self) -> int:
@@ -177,8 +178,13 @@ class SeatedExecutor(abc.ABC, Generic[H]):
 
     def _act(self, seat: Seat[H], said: FromWorker | Gone) -> None:
         match said:
-            case Opened():
+            case Opened(notes=notes):
                 assert seat.worker is not None
+                # Each once, however many workers say it.
+                for note in notes:
+                    if note not in self._noted:
+                        self._noted.add(note)
+                        _log.warning("%s", note)
                 seat.is_open, seat.until, seat.failed_starts = True, float("inf"), 0
                 self._names.append(seat.worker.name)
             case Answer(done):

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from flawscope import __version__
-from flawscope.errors import BackendError, DeviceLost, FlawscopeError
+from flawscope.errors import BackendError, DeviceLost, FlawscopeError, StorageError
 from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.runtime.scale.executors.messages import Answer, FromWorker, Leaving, Marker, Opened, Order, Refusal
+from flawscope.runtime.scale.executors.shared_folder import shared_folder
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.scale.work import WORKS, Worker, decode_work
 from flawscope.text import encode_json
 
 GOES_WITH_PROCESS = (DeviceLost, MemoryError)
 """What a new process may mend: the process ends with it, and the executor starts another."""
+
+SHARED_LOG = "flawscope.runtime.scorers.shared_banks"
+"""Name of the log that tells what is not shared, and why; that of the module, which is not imported for it."""
+_MOST_NOTES = 20
 
 _tasks = msgspec.json.Decoder(Task)
 _orders = msgspec.json.Decoder(Order)
@@ -34,6 +41,7 @@ class WorkerSide:
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self._held = contextlib.ExitStack()
         self.is_leaving = False
 
     def open(self, order: bytes) -> bytes:
@@ -51,13 +59,28 @@ class WorkerSide:
             _check_marker(order.marker)
         for kind, place in order.works.items():
             WORKS.setdefault(kind, place)
-        if order.shared:
-            # Lazy: works that have no bank import nothing of scorers.
-            from flawscope.runtime.scorers.bank_scorer import share_banks
+        notes: list[str] = []
+        with _sharing_notes(notes):
+            self._share(order)
+            self._worker = decode_work(bytes(order.work)).open()
+        return Opened(os.getpid(), socket.gethostname(), tuple(notes))
 
-            share_banks(Path(order.shared))
-        self._worker = decode_work(bytes(order.work)).open()
-        return Opened(os.getpid(), socket.gethostname())
+    def _share(self, order: Order) -> None:
+        """Have banks in common with the other workers of this machine, where the order says so."""
+        if not order.shared and not order.run:
+            return
+        # Lazy: works that have no bank import nothing of scorers.
+        from flawscope.runtime.scorers.bank_scorer import share_banks
+
+        try:
+            folder = Path(order.shared) if order.shared else self._held.enter_context(shared_folder(order.run))
+        except StorageError as err:
+            logging.getLogger(SHARED_LOG).warning(
+                "%s Each worker has its own memory bank, which takes more memory.", err
+            )
+            return
+        share_banks(folder.absolute())
+        self._held.callback(share_banks, None)
 
     def run(self, task: bytes) -> bytes:
         """Do a task, written as JSON, and return `Answer`, `Refusal` or `Leaving`."""
@@ -73,6 +96,8 @@ class WorkerSide:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+        # What it has mapped stays mapped. Who leaves a folder last removes it.
+        self._held.close()
 
     def _told(self, do: Callable[[], FromWorker]) -> bytes:
         answer: FromWorker
@@ -90,6 +115,23 @@ class WorkerSide:
                 "BackendError", f"worker: unexpected {type(err).__name__}: {err}. Go on with --resume, or report it."
             )
         return encode_json(answer)
+
+
+@contextlib.contextmanager
+def _sharing_notes(notes: list[str]) -> Iterator[None]:
+    """Add warnings about what is not shared to notes: what a worker logs, nobody reads."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if len(notes) < _MOST_NOTES:
+                notes.append(record.getMessage())
+
+    handler, logger = Handler(logging.WARNING), logging.getLogger(SHARED_LOG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _check_marker(marker: Marker) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from tiny_banks import part_images, write_bank_bundle
+from tiny_banks import KINDS, part_images, write_bank_bundle
 
 from flawscope.cpp_ext import HAVE_NATIVE
 from flawscope.errors import StorageError
@@ -29,7 +29,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_bank_bundle(tmp_path / "bundle" / "b.flaw", seed=3)
+    for kind in KINDS:
+        write_bank_bundle(tmp_path / "bundle" / f"{kind}.flaw", seed=3, kind=kind)
     for number, image in enumerate(part_images(8, seed=1)):
         (tmp_path / "parts").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "parts" / f"{number}.png"), image)
@@ -37,13 +38,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def banks_of(pid: int) -> set[str]:
-    return {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if ".bank" in line}
+    """Return device, number and name of the files with packed banks that a process maps."""
+    mapped = (line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    ours = (words for words in mapped if words[-1].endswith((".bank", ".gaussians")))
+    return {" ".join(words[3:]) for words in ours}
 
 
-def lines_of(folder: Path, out: str, placement: Placement, banks: int) -> list[bytes]:
-    """Score with an executor; `banks` is how many files each of its workers maps."""
+def lines_of(folder: Path, kind: str, out: str, placement: Placement, banks: int) -> list[bytes]:
+    """Score with an executor; `banks` is how many files each of its workers maps, and all of them together."""
     request = ScoreRequest(
-        bundle=folder / "bundle" / "b.flaw",
+        bundle=folder / "bundle" / f"{kind}.flaw",
         images=[folder / "parts"],
         out=folder / out,
         placement=placement,
@@ -67,11 +71,12 @@ def lines_of(folder: Path, out: str, placement: Placement, banks: int) -> list[b
 
 
 @pytest.mark.long
-def test_two_workers_have_one_bank_and_the_decisions_of_each_for_itself(tmp_path: Path, cache: Path) -> None:
-    shared = lines_of(tmp_path, "shared", Placement(workers=2), 1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_have_one_bank_and_the_decisions_of_each_for_itself(tmp_path: Path, cache: Path, kind: str) -> None:
+    shared = lines_of(tmp_path, kind, "shared", Placement(workers=2), 1)
     assert list(cache.iterdir()) == []
     shutil.rmtree(cache)
-    assert shared == lines_of(tmp_path, "one", Placement(workers=1), 0)
+    assert shared == lines_of(tmp_path, kind, "one", Placement(workers=1), 0)
     assert not cache.exists()  # one worker has nobody to share with
 
 
@@ -85,10 +90,10 @@ def test_a_placement_may_leave_each_worker_its_own(cache: Path) -> None:
 def test_without_room_for_the_folder_workers_start_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(parent: Path | None = None) -> None:
+    def refuse() -> None:
         raise StorageError("cache: could not be written: no space left on device. Free space.")
 
-    monkeypatch.setattr(local, "temporary_folder", refuse)
+    monkeypatch.setattr(local, "shared_folder", refuse)
     executor = LocalExecutor(b"{}", Placement(workers=2))
     executor._connect()
     assert b'"shared":""' in executor._order

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pytest
 
 from flawscope.bundle import PatchcoreHead
-from flawscope.cpp_ext import HAVE_NATIVE, Bank, native
+from flawscope.cpp_ext import HAVE_NATIVE, Bank, WindowBank, native
+from flawscope.cpp_ext.window import windows_simd_level
 from flawscope.runtime.scorers import patchcore_scorer
-from flawscope.runtime.scorers.bank_scorer import packed_bank, share_banks
+from flawscope.runtime.scorers.bank_scorer import packed_bank, packed_window_bank, share_banks
 
 pytestmark = pytest.mark.skipif(not HAVE_NATIVE, reason=f"no native kernels: {native.MISSING_BECAUSE}")
 
@@ -153,14 +154,77 @@ def test_one_that_changes_while_it_is_written_is_not_believed(
     assert_searches(bank, rows)
 
 
+GRID = (3, 2)
+
+
+def places_of(count: int) -> npt.NDArray[np.int64]:
+    """Places of a grid for so many rows, in order."""
+    cells = np.arange(count) * GRID[0] * GRID[1] // count
+    return np.stack(np.divmod(cells, GRID[1]), axis=1)
+
+
+def assert_searches_within(bank: WindowBank, rows: npt.NDArray[np.float32], radius: int) -> None:
+    queries = rows_of(12, rows.shape[1], seed=9)
+    wanted = WindowBank(rows, places_of(len(rows)), GRID, radius).nearest(queries)
+    for one, other in zip(bank.nearest(queries), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_banks_with_windows_map_one_file_whatever_their_places(folder: Path) -> None:
+    rows = rows_of()
+    first = packed_window_bank(rows, places_of(300), GRID, 0)
+    before = the_file(folder).stat()
+    second = packed_window_bank(rows.copy(), places_of(300), GRID, 1)
+    after = the_file(folder).stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    for bank, radius in ((first, 0), (second, 1)):
+        assert not bank.rows.flags.writeable
+        assert_searches_within(bank, rows, radius)
+    # The whole bank of these rows, as a re-weighting searches it: the same file, where windows take that level, too.
+    packed_bank(rows)
+    assert len(list(folder.iterdir())) == (1 if windows_simd_level() == native.MODULE.simd_level() else 2)
+
+
+def test_a_damaged_file_is_never_searched_within_windows_but_written_anew(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = rows_of()
+    packed_window_bank(rows, places_of(300), GRID, 1)
+    path = the_file(folder)
+    good = path.read_bytes()
+    path.unlink()
+    path.write_bytes(_flip(good))
+    bank = packed_window_bank(rows, places_of(300), GRID, 1)
+    assert "packed anew" in caplog.text
+    assert_searches_within(bank, rows, 1)
+    assert the_file(folder).read_bytes() == good
+
+
+def test_where_nothing_can_be_written_windows_are_their_own_and_a_line_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.rmdir()
+    folder.write_bytes(b"")
+    rows = rows_of()
+    bank = packed_window_bank(rows, places_of(300), GRID, 1)
+    assert "takes more memory" in caplog.text
+    assert bank.rows.flags.writeable
+    assert_searches_within(bank, rows, 1)
+
+
+@pytest.mark.parametrize("window", [None, 1])
 @pytest.mark.parametrize("reweight", ["paper", "seed", "none"])
 def test_a_head_keeps_no_rows_beside_the_shared_ones(
-    folder: Path, reweight: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, reweight: Any, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(60, 7)
     squared = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
-    tensors = {"bank": rows, "neighbours": np.argsort(squared, axis=1)[:, :3].astype(np.int64)}
-    head = PatchcoreHead((3, 2), 3, reweight, 1.0)
+    tensors = {
+        "bank": rows,
+        "neighbours": np.argsort(squared, axis=1)[:, :3].astype(np.int64),
+        "places": places_of(60),
+    }
+    head = PatchcoreHead(GRID, 3, reweight, 1.0, window=window)
     patches = rows_of(12, 7, seed=3).reshape(2, 6, 7)
     kept: list[Any] = []
 
