@@ -394,7 +394,8 @@ class Bundle:
         """Measure the bundle on labelled test images, as `flawscope evaluate` does.
 
         Args:
-            data: Folder of the dataset whose test images are used.
+            data: Folder of the dataset whose test images are used; of a folder of normal images alone, those that the
+                bundle was made without.
             report: Folder for `report.html`, or None for no report.
             category: Category below `data`.
             backend: The backend to measure.

@@ -17,7 +17,7 @@ from flawscope.calibration.evaluation.evaluate import evaluate_bundle, record_ac
 from flawscope.calibration.evaluation.figures import Figures
 from flawscope.calibration.evaluation.intervals import check_fraction
 from flawscope.calibration.evaluation.report import REPORT, check_report_packages, write_report
-from flawscope.calibration.evaluation.rounding import figure
+from flawscope.calibration.evaluation.rounding import figure, share
 from flawscope.calibration.extras import require
 from flawscope.calibration.thresholds.calibrate import CONFIDENCE, FALSE_REJECT_RATE, calibrate_bundle
 from flawscope.config import (
@@ -56,7 +56,7 @@ class Plan:
         earlier_run: Run of an earlier pipeline that is used as it is, or None to train one.
         trains_extractor: Train the extractor of ddad on the denoiser of `earlier_run`.
         sets_thresholds: Whether thresholds are set.
-        evaluates: Whether the bundle is evaluated, provided there are anomalous test images.
+        evaluates: Whether the bundle is evaluated, provided there are test images.
         false_reject_rate: Share of normal images that may be rejected, a fraction.
         confidence: One-sided confidence of that claim, a fraction.
         command: Command line for the records.
@@ -204,9 +204,9 @@ def run_pipeline(
         announce(Stage(name, time.perf_counter() - started, summary, tuple(notes)))
         return result
 
-    has_defects = any(sample.is_anomalous for sample in plan.dataset.test)
+    has_tests = bool(plan.dataset.test)
     # The training may take hours: whatever would stop a later stage is refused before it.
-    _check(plan, is_evaluated=plan.evaluates and has_defects)
+    _check(plan, is_evaluated=plan.evaluates and has_tests)
     if plan.earlier_run is None:
         record = do("train", _train)
     else:
@@ -218,10 +218,10 @@ def run_pipeline(
         thresholds = do("threshold", _calibrate)
     else:
         announce(Stage("threshold", None, "nothing is decided, so false rejects and misses are not counted"))
-    if plan.evaluates and has_defects:
+    if plan.evaluates and has_tests:
         figures = do("evaluation", _evaluate)
     else:
-        why = "nothing is measured" if has_defects else f"{plan.dataset.category} has no anomalous test images"
+        why = "nothing is measured" if has_tests else f"{plan.dataset.category} has no test images"
         # A report of an earlier bundle stays where it is, and must not be taken for one of the new bundle.
         older = [str(path) for path in (plan.figures, plan.report / REPORT) if path.exists()]
         notes = (f"Of an earlier bundle, not of this one: {', '.join(older)}.",) if older else ()
@@ -353,7 +353,10 @@ def _evaluate(plan: Plan, progress: Progress) -> tuple[Figures, str, Sequence[st
     record_accuracy(plan.bundle, evaluation)
     ranking = (("image AUROC", figures.image_auroc), ("pixel AUROC", figures.pixel_auroc), ("AU-PRO", figures.aupro))
     summary = ", ".join(f"{name} {figure(value)}" for name, value in ranking if value is not None)
-    summary += f" on {figures.images} images, {figures.anomalous} anomalous: {report}"
+    if not summary and figures.confusion is not None:  # all images are of one kind
+        rates = (("false rejects", figures.confusion.false_reject), ("missed defects", figures.confusion.miss))
+        summary = ", ".join(f"{name} {share(rate)}" for name, rate in rates if rate.n)
+    summary += f"{' ' if summary else ''}on {figures.images} images, {figures.anomalous} anomalous: {report}"
     # Of thresholds that were set a moment ago their own stage has said it.
     said = [text for text in figures.diagnosis if not (plan.sets_thresholds and text.startswith(EDGE))]
     return figures, summary, (*said, *figures.notes)

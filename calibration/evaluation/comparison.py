@@ -28,7 +28,7 @@ from flawscope.calibration.evaluation.paired_differences import (
     tally,
 )
 from flawscope.calibration.evaluation.rounding import number, percent
-from flawscope.calibration.evaluation.verdict import Verdict
+from flawscope.calibration.evaluation.verdict import Verdict, only_kind
 from flawscope.errors import DataError
 from flawscope.text import encode_json
 
@@ -192,6 +192,15 @@ def _promise(bound: float | None) -> str:
 
 def comparison_verdict(comparison: Comparison) -> Verdict:
     """Return which of two bundles is better on these images, as far as the intervals say."""
+    if (only := only_kind(comparison.first)) is not None:
+        # A bundle that accepts every part has no false reject: better at one alone is not better.
+        missing, folder = ("defective", "test/DEFECT") if only == "good" else ("good", "test/good")
+        return Verdict(
+            "care",
+            "Half of it is compared",
+            f"All test images show {only} parts: which of the two is better with {missing} ones is not known.",
+            f"Put images of {missing} parts into {folder} of the dataset, and compare again.",
+        )
     better, worse = [], []
     for name, way in _DECISIVE.items():
         change = comparison.figures.get(name)

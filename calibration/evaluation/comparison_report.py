@@ -95,6 +95,7 @@ def render_comparison(pair: Pair, progress: Progress = no_progress) -> str:
         "totals": {outcome: sum(row.outcome == outcome for row in rows) for outcome in OUTCOMES},
         "outcomes": OUTCOMES,
         "is_decided": pair.comparison.changed is not None,
+        "has_masks": pair.second.measured.has_masks,
         "without_preview": sum(not row.preview for row in rows),
     }
     return render_page("comparison.html.j2", context)

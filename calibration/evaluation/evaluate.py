@@ -68,7 +68,7 @@ from flawscope.calibration.evaluation.product_figures import (
     product_thresholds_of,
     summary_of,
 )
-from flawscope.calibration.evaluation.seen_images import leave_out_seen, seen_notes
+from flawscope.calibration.evaluation.seen_images import has_test_images, leave_out_seen, seen_notes, with_test_images
 from flawscope.calibration.evaluation.threshold_figures import recall_by_size, zone_figures
 from flawscope.calibration.extras import require
 from flawscope.datasets import Dataset, Inspection, Sample, as_recorded, fingerprint, hash_contents
@@ -171,7 +171,8 @@ def evaluate_bundle(
 
     Args:
         path: The bundle, folder or packed file.
-        dataset: Its test images are used, all of them.
+        dataset: Its test images are used, all of them. Where it has none and no folder for them, its normal images
+            are, without those that the bundle was made with.
         backend: The backend to measure.
         graph_path: `graph`, `kernel` for features and native kernel, or `auto` for the one the runtime takes.
         precision: Precision of the graphs, one that the bundle has.
@@ -205,9 +206,11 @@ def evaluate_bundle(
         use_overlay=use_overlay,
         product=product,
     ) as inspector:
-        whole, total = dataset, len(dataset.test)
+        whole, hashes = dataset, read_image_hashes(inspector.bundle)
         # Before everything else: inspection, fingerprint and figures are of the images that count.
-        dataset, seen = leave_out_seen(dataset, read_image_hashes(inspector.bundle).defects, support, progress)
+        dataset, made_test = with_test_images(dataset, hashes, progress)
+        total = len(dataset.test)
+        dataset, seen = leave_out_seen(dataset, hashes.defects, support, progress)
         run = _run_bundle(
             inspector,
             dataset,
@@ -215,7 +218,7 @@ def evaluate_bundle(
             by_product,
             earlier,
             progress,
-            seen_notes(seen, total),
+            (*made_test, *seen_notes(seen, total)),
             measure or measure_images,
         )
     progress("Computing figures", 0, 1)
@@ -240,7 +243,7 @@ def _check_measurable(dataset: Dataset) -> None:
     """Raise MissingExtra or DataError unless there is what measures, and test images."""
     require("sklearn.metrics", "scikit-learn", "measuring accuracy")
     require("scipy.stats", "scipy", "measuring accuracy")
-    if not dataset.test:
+    if not has_test_images(dataset):
         raise DataError(
             f"{dataset.root}: expected test images (test/good and test/DEFECT), got none. "
             "Add labelled images, or name another set."

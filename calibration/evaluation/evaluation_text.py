@@ -54,7 +54,8 @@ def print_figures(figures: Figures) -> None:
     """Print figures and verdict to stdout; diagnosis, notes and faults to stderr."""
     console = PlainConsole()  # names and reasons are text, also with brackets
     console.print(headline(figures), soft_wrap=True)
-    console.print(_figure_table(figures))
+    if (table := _figure_table(figures)).row_count:
+        console.print(table)
     if figures.defects:
         console.print(_defect_table(figures))
     if figures.recall_by_size:
@@ -97,13 +98,18 @@ def _figure_table(figures: Figures) -> Table:
         table.add_column(title, justify="right")
         table.add_column("95% interval")
     for key, name in _NAMES:
-        table.add_row(name, *(cell for column in (figures, leak) if column for cell in _cells(column, key)))
+        columns = [column for column in (figures, leak) if column]
+        # What is undefined has no row; the notes say why.
+        if any(getattr(column, key) is not None for column in columns):
+            table.add_row(name, *(cell for column in columns for cell in _cells(column, key)))
     if confusion is not None:
         for name, rate, rate_with_leak in (
             ("false rejects", confusion.false_reject, leak.false_reject if leak else None),
             ("missed defects", confusion.miss, leak.miss if leak else None),
         ):
             # With leak the share itself is not printed, so that the table fits into 80 columns.
+            if not (rate.n or (rate_with_leak is not None and rate_with_leak.n)):
+                continue
             both = (share(rate), f"{percent(rate.value)} ({limits(rate)})" if rate.n else "")
             leaked = () if rate_with_leak is None else (share(rate_with_leak), limits(rate_with_leak))
             table.add_row(name, *both, *leaked)
@@ -117,7 +123,8 @@ def _cells(figures: Figures | LeakFigures, key: str) -> tuple[str, str]:
 def _defect_table(figures: Figures) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("defect")
-    for title in ("images", "found", "image AUROC", "pixel AUROC"):
+    has_pixels = any(row.pixel_auroc is not None for row in figures.defects)
+    for title in ("images", "found", "image AUROC", *(["pixel AUROC"] if has_pixels else [])):
         table.add_column(title, justify="right")
     for row in figures.defects:
         detection = row.detection
@@ -126,7 +133,7 @@ def _defect_table(figures: Figures) -> Table:
             str(row.images),
             percent(None if detection is None else detection.value),
             figure(row.image_auroc),
-            figure(row.pixel_auroc),
+            *([figure(row.pixel_auroc)] if has_pixels else []),
         )
     return table
 

@@ -91,6 +91,11 @@ class Measured:
         """Which images are anomalous, bool [N]."""
         return np.array([sample.is_anomalous for sample in self.samples], np.bool_)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether an anomalous image has pixel truth: without any there are no figures of pixels."""
+        return bool((self.has_truth & self.labels).any())
+
     def select(self, rows: BoolArray) -> Measured:
         """Return the measurements of the images marked in `rows`, bool [N]."""
         return Measured(

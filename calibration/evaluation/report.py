@@ -79,6 +79,7 @@ def _context(evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
     scores, labels = measured.scores[measured.usable], measured.labels[measured.usable]
     kinds = [sample.defect for sample, used in zip(measured.samples, measured.usable, strict=True) if used]
     has_both = bool(labels.any() and not labels.all())  # with one kind, both curves are undefined
+    tested = "both" if 0 < figures.anomalous < figures.images else "defective" if figures.anomalous else "good"
     return {
         "figures": figures,
         "manifest": manifest,
@@ -88,7 +89,11 @@ def _context(evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
         "headlines": [
             {"name": name, "text": text, "value": getattr(figures, key), "interval": figures.intervals.get(key)}
             for key, name, text in _HEADLINES
+            if getattr(figures, key) is not None
         ],
+        "undefined": _undefined(figures, has_masks=measured.has_masks),
+        "has_masks": measured.has_masks,
+        "tested": tested,
         "leak_rows": _leak_rows(figures),
         "histogram": markup(report_plots.score_histogram(scores, kinds, GOOD, image)) if scores.size else None,
         "roc": markup(report_plots.roc_curve(scores, labels, image)) if has_both else None,
@@ -109,6 +114,23 @@ def _context(evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
     }
 
 
+def _undefined(figures: Figures, *, has_masks: bool) -> list[str]:
+    """Return why figures are missing, a sentence or two for each reason; there is no card without a figure."""
+    if figures.latency_ms is None:
+        return ["No image could be scored."]
+    texts = []
+    if figures.image_auroc is None:
+        kind = "good" if figures.anomalous == 0 else "defective"
+        texts.append(f"No AUROC, AP and F1 of images: all that could be scored show {kind} parts.")
+    if not has_masks and figures.anomalous:
+        texts.append(
+            "No figures of pixels: no defect has a mask. Masks go into ground_truth/DEFECT, named after their images."
+        )
+    if has_masks and figures.pixel_f1 is None:
+        texts.append("No pixel F1 and recall: the bundle has no thresholds. Set them with flawscope calibrate.")
+    return texts
+
+
 def _threshold_rows(thresholds: Thresholds | None, products: Mapping[str, Thresholds]) -> list[tuple[str, Threshold]]:
     """Return what each threshold is on, and it itself."""
     if thresholds is None:
@@ -127,7 +149,11 @@ def _leak_rows(figures: Figures) -> list[Row]:
     if figures.support is None or not figures.support.left_out:
         return []
     leak, confusion = figures.support.with_leak, figures.confusion
-    rows = [Row(name, _cells(figures, key), _cells(leak, key)) for key, name, _ in _HEADLINES]
+    rows = [
+        Row(name, _cells(figures, key), _cells(leak, key))
+        for key, name, _ in _HEADLINES
+        if (getattr(figures, key), getattr(leak, key)) != (None, None)
+    ]
     if confusion is not None and leak.miss is not None and leak.false_reject is not None:
         rows.append(Row("Missed defects", _rate_cells(confusion.miss), _rate_cells(leak.miss)))
         rows.append(Row("False rejects", _rate_cells(confusion.false_reject), _rate_cells(leak.false_reject)))

@@ -210,43 +210,52 @@ def _wanted(evaluation: Evaluation) -> list[_Wanted]:
     good = [int(row) for row in usable if not measured.labels[row]]
     defective = [int(row) for row in usable if measured.labels[row]]
     scores = measured.scores
+    if not (good or defective):
+        return []
     # Without thresholds nothing was missed or rejected: the galleries show which images would be first.
     if evaluation.figures.confusion is None:
-        return [
-            _Wanted(
-                "Highest normal",
-                "Good parts with the highest scores: the first false rejects.",
-                "There is no normal image.",
-                sorted(good, key=lambda row: -scores[row]),
-            ),
-            _Wanted(
-                "Lowest anomalous",
-                "Defective parts with the lowest scores: the first misses.",
-                "There is no anomalous image.",
-                sorted(defective, key=lambda row: scores[row]),
-            ),
-        ]
+        highest = _Wanted(
+            "Highest normal",
+            "Good parts with the highest scores: the first false rejects.",
+            "",
+            sorted(good, key=lambda row: -scores[row]),
+        )
+        lowest = _Wanted(
+            "Lowest anomalous",
+            "Defective parts with the lowest scores: the first misses.",
+            "",
+            sorted(defective, key=lambda row: scores[row]),
+        )
+        return [each for each in (highest, lowest) if each.rows]
     decision = [outcome.decision for outcome in measured.outcomes]
-    return [
-        _Wanted(
-            "Worst misses",
-            "Defective parts that were accepted, lowest score first.",
-            "No defective part was accepted." if defective else "There is no anomalous image.",
-            sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row]),
-        ),
-        _Wanted(
-            "Worst false rejects",
-            "Good parts that were rejected, highest score first.",
-            "No good part was rejected." if good else "There is no normal image.",
-            sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row]),
-        ),
-        _Wanted(
-            "Typical correct rejects",
-            "Of each defect type, the rejected part with the middle score.",
-            "No defective part was rejected.",
-            _typical(evaluation, [row for row in defective if decision[row] == "reject"], scores),
-        ),
-    ]
+    misses = _Wanted(
+        "Worst misses",
+        "Defective parts that were accepted, lowest score first.",
+        "No defective part was accepted.",
+        sorted((row for row in defective if decision[row] == "accept"), key=lambda row: scores[row]),
+    )
+    false_rejects = _Wanted(
+        "Worst false rejects",
+        "Good parts that were rejected, highest score first.",
+        "No good part was rejected.",
+        sorted((row for row in good if decision[row] == "reject"), key=lambda row: -scores[row]),
+    )
+    if not defective:
+        # Without a defect to look at: which good parts would be rejected next.
+        near = _Wanted(
+            "Closest to a false reject",
+            "Good parts that were accepted, highest score first.",
+            "No good part was accepted.",
+            sorted((row for row in good if decision[row] == "accept"), key=lambda row: -scores[row]),
+        )
+        return [false_rejects, near]
+    typical = _Wanted(
+        "Typical correct rejects",
+        "Of each defect type, the rejected part with the middle score.",
+        "No defective part was rejected.",
+        _typical(evaluation, [row for row in defective if decision[row] == "reject"], scores),
+    )
+    return [misses, false_rejects, typical] if good else [misses, typical]
 
 
 def _typical(evaluation: Evaluation, rows: Sequence[int], scores: Float64Array) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from flawscope.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FEATURE = "writing the report"
+_SEPARATED = re.compile(r"(?<=[^/\\_,:=-][/\\_,:=-])(?=[^/\\_,:=-])")
+"""Where a name may go on in the next line: behind its separators, but for one at its beginning."""
 
 
 def check_report_packages() -> None:
@@ -28,6 +31,25 @@ def check_report_packages() -> None:
 def markup(text: str) -> Any:
     """Return text that is put into a page as it is: our own SVG and script alone, never a name."""
     return require("markupsafe", "jinja2", _FEATURE).Markup(text)
+
+
+def breakable(text: str) -> Any:
+    """Return the name of a file, escaped, that breaks behind separators and not in the middle of a word."""
+    escape = require("markupsafe", "jinja2", _FEATURE).escape
+    return markup("<wbr>").join(escape(part) for part in _SEPARATED.split(printable(text)))
+
+
+def command_text(text: str) -> Any:
+    """Return a command line, escaped, whose options stay whole and whose names break behind separators."""
+    words = []
+    for word in text.split(" "):
+        option, equals, value = word.partition("=")
+        if not option.startswith("-"):
+            option, equals, value = "", "", word
+        # A hyphen is a place to break at: `--` would end one line, and the name of the option begin the next.
+        whole = markup('<span class="word">{}</span>').format(printable(option) + equals) if option else ""
+        words.append(whole + breakable(value))
+    return markup(" ").join(words)
 
 
 def render_page(template: str, context: Mapping[str, Any]) -> str:
@@ -56,6 +78,8 @@ def _environment() -> Any:
     environment.filters |= {
         **{name: getattr(rounding, name) for name in ("percent", "figure", "number", "span", "share", "limits")},
         "ends": span_of,
+        "breakable": breakable,
+        "command": command_text,
     }
     script: str = environment.loader.get_source(environment, "report.js")[0]
     # The browser runs this script and no other, and loads nothing: a name that got past the escaping would do nothing.

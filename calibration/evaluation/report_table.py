@@ -8,8 +8,10 @@ the decision that was made, without a digit lost.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from flawscope.calibration.evaluation.evaluate import Evaluation
 from flawscope.calibration.evaluation.measurements import Measured
@@ -35,7 +37,7 @@ class Dial:
 
     Attributes:
         name: Name of its zone or product; empty for that of all images.
-        value: The threshold in force; without thresholds, the one of the best F1.
+        value: The threshold in force; without thresholds, the one of the best F1, or else the highest score.
         low: Lowest score of its images.
         high: Highest score of its images.
     """
@@ -83,6 +85,7 @@ class ImageTable:
         has_thresholds: Whether thresholds are in force.
         moved_by: `zone` or `product` where each has a threshold of its own, else empty.
         without_preview: Number of images without a preview.
+        begins: What the page begins at where no thresholds are in force.
     """
 
     rows: tuple[ImageRow, ...]
@@ -90,6 +93,7 @@ class ImageTable:
     has_thresholds: bool
     moved_by: str
     without_preview: int
+    begins: Literal["best F1", "highest score"]
 
 
 def image_table(evaluation: Evaluation, draw: Draw, progress: Progress) -> ImageTable:
@@ -122,7 +126,12 @@ def image_table(evaluation: Evaluation, draw: Draw, progress: Progress) -> Image
     plain = [{"name": dial.name, "value": dial.value, "low": dial.low, "high": dial.high} for dial in dials]
     moved_by = "" if len(dials) == 1 and not dials[0].name else "product" if evaluation.products else "zone"
     return ImageTable(
-        rows, json.dumps(plain) if plain else "", has_thresholds, moved_by if plain else "", len(rows) - len(previews)
+        rows=rows,
+        dials=json.dumps(plain) if plain else "",
+        has_thresholds=has_thresholds,
+        moved_by=moved_by if plain else "",
+        without_preview=len(rows) - len(previews),
+        begins="highest score" if evaluation.figures.f1_threshold is None else "best F1",
     )
 
 
@@ -162,7 +171,10 @@ def dials_of(evaluation: Evaluation) -> tuple[list[Dial], list[list[tuple[int, f
     else:
         # Without any, the page begins at the threshold that does best on these images, and says so.
         best = evaluation.figures.f1_threshold
-        value = thresholds.image.value if thresholds is not None else 0.0 if best is None else best
+        if best is None:
+            # Of one kind of image there is no F1: nothing is rejected at first.
+            best = float(measured.scores[measured.usable].max(initial=-math.inf)) if measured.usable.any() else 0.0
+        value = thresholds.image.value if thresholds is not None else best
         pairs = [[("", float(measured.scores[row]) - value, value)] for row in rows]
     pairs = [found if usable else [] for found, usable in zip(pairs, measured.usable, strict=True)]
     values = {name: value for found in pairs for name, _, value in found}

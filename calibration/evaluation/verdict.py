@@ -39,7 +39,7 @@ class Verdict:
 
 def verdict_of(figures: Figures) -> Verdict:
     """Return the verdict on a bundle."""
-    for rule in (_blind, _one_kind, _undecided, _faulty, _over_bound, _misses, _at_the_edge, _seen, _few_defects):
+    for rule in (_blind, _undecided, _faulty, _over_bound, _one_kind, _misses, _at_the_edge, _seen, _few_defects):
         if (verdict := rule(figures)) is not None:
             return verdict
     return Verdict(
@@ -75,17 +75,33 @@ def _blind(figures: Figures) -> Verdict | None:
 
 
 def _one_kind(figures: Figures) -> Verdict | None:
-    good = figures.images - figures.anomalous
-    if figures.anomalous and good:
+    if (only := only_kind(figures)) is None:
         return None
-    there, missing = ("good", "defective") if good else ("defective", "good")
-    folder = "test/DEFECT" if good else "test/good"
+    seen = next((f" {note}" for note in figures.notes if SEEN_BEFORE in note), "")
+    if only == "defective":
+        return Verdict(
+            "care",
+            "Half of it is measured",
+            f"{_found(figures)} How good parts are judged is not known.{seen}",
+            "Put images of good parts that it has not learned from into test/good of the dataset, and evaluate again.",
+        )
+    needed = images_needed(_WEAK_EVIDENCE, 0.95)
+    rejects = None if figures.confusion is None else figures.confusion.false_reject
+    sure = "" if rejects is None or rejects.upper is None else f"; at most {percent(rejects.upper)} with 95% confidence"
     return Verdict(
         "care",
         "Half of it is measured",
-        f"All {figures.images} test images show {there} parts: how {missing} ones are judged is not known.",
-        f"Put images of {missing} parts into {folder} of the dataset, and evaluate again.",
+        f"{_found(figures).removesuffix('.')}{sure}. How defective parts are judged is not known.{seen}",
+        "Put images of defective parts into a folder for each kind of defect (test/DEFECT, or DEFECT beside good), and "
+        f"evaluate again: {needed} without a miss show that at most {percent(_WEAK_EVIDENCE)} are missed.",
     )
+
+
+def only_kind(figures: Figures) -> Literal["good", "defective"] | None:
+    """Return what all test images show; None where they show both kinds."""
+    if figures.anomalous == 0:
+        return "good"
+    return "defective" if figures.anomalous == figures.images else None
 
 
 def _undecided(figures: Figures) -> Verdict | None:
@@ -94,8 +110,12 @@ def _undecided(figures: Figures) -> Verdict | None:
     return Verdict(
         "care",
         "It decides nothing yet",
-        f"The bundle has no thresholds. Its scores tell defective parts from good ones with image AUROC "
-        f"{figure(figures.image_auroc)}.",
+        "The bundle has no thresholds. "
+        + (
+            f"Its scores tell defective parts from good ones with image AUROC {figure(figures.image_auroc)}."
+            if (only := only_kind(figures)) is None
+            else f"All {figures.images} test images show {only} parts: whether scores tell them apart is not known."
+        ),
         "Set them on good parts: flawscope calibrate BUNDLE --data DIR.",
     )
 
@@ -199,7 +219,13 @@ def _found(figures: Figures) -> str:
     confusion = figures.confusion
     if confusion is None:
         return ""
-    return f"It missed {share(confusion.miss)} defective parts and rejected {share(confusion.false_reject)} good ones."
+    missed, rejected = share(confusion.miss), share(confusion.false_reject)
+    # Of what was not tested nothing is said.
+    if not confusion.miss.n:
+        return f"It rejected {rejected} good parts."
+    if not confusion.false_reject.n:
+        return f"It missed {missed} defective parts."
+    return f"It missed {missed} defective parts and rejected {rejected} good ones."
 
 
 def _bound(figures: Figures) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,14 +270,25 @@ def test_without_thresholds_it_is_said_what_is_left_out(
     assert "note: The bundle has no thresholds, so nothing was decided." in printed.err
 
 
-def test_a_dataset_without_defects_is_not_evaluated_and_older_figures_are_named(
+def test_of_normal_test_images_alone_false_rejects_are_counted(
     tmp_path: Path, fitted: Path, tiny_root: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "data", ignore=shutil.ignore_patterns("pitting", "stain")))
     assert call("patchcore", root, fitted, "--skip", "train") == 0
     printed = capsys.readouterr()
+    assert re.search(r"evaluation +\S+ s +false rejects \d of 6 on 6 images, 0 anomalous: ", printed.out)
+    assert "verdict: Half of it is measured. It rejected " in printed.out
+    assert {"evaluation.json", "report"} <= set(names_in(fitted))
+
+
+def test_a_dataset_without_test_images_is_not_evaluated_and_older_figures_are_named(
+    tmp_path: Path, fitted: Path, tiny_root: Path, traced_features: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(tiny_root, tmp_path / "data", ignore=shutil.ignore_patterns("test")))
+    assert call("patchcore", root, fitted, "--skip", "train") == 0
+    printed = capsys.readouterr()
     assert ("evaluation", "skipped") in stages_of(printed.out)
-    assert f"{CATEGORY} has no anomalous test images" in printed.out
+    assert f"{CATEGORY} has no test images" in printed.out
     assert "earlier bundle" not in printed.err
     assert names_in(fitted) == {"run", f"{CATEGORY}.flaw"}
     (fitted / "evaluation.json").write_text("{}")

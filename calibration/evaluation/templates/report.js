@@ -13,6 +13,9 @@
     return text.replace(/\.0$/, "") + "%";
   };
   const number = (value) => significant(value, 4);
+  // As the filter of the same name: a name goes on in the next line behind its separators.
+  const breakable = (name) =>
+    name.split(/(?<=[^/\\_,:=-][/\\_,:=-])(?=[^/\\_,:=-])/).flatMap((part, place) => (place ? [make("wbr", {}), part] : [part]));
   const share = (count, n) => (n ? `${percent(count / n)} of ${n}` : "none was tested");
 
   // ---- All images
@@ -269,7 +272,7 @@
     gallery = list;
     at = (place + list.length) % list.length;
     const { images, text, title, isWide } = gallery[at];
-    find("large-title").textContent = title;
+    find("large-title").replaceChildren(...breakable(title));
     find("large-text").textContent = text;
     find("large-images").replaceChildren(...images.map((image) => make("img", { src: image.src, alt: image.alt })));
     find("large-images").classList.toggle("stack", isWide);

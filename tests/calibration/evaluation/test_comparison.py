@@ -85,6 +85,23 @@ def test_the_better_one_is_named_where_intervals_say_so(pair, figures, title):
     assert comparison_verdict(_with(pair.comparison, **figures)).title == title
 
 
+def test_of_one_kind_of_image_alone_none_is_called_better(make_bundle, dataset):
+    for name in ("spot", "dull"):
+        shutil.rmtree(dataset.root / "test" / name)
+    good = open_dataset(dataset.root)
+    # B accepts whatever comes: of good parts alone it looks better.
+    first, second = (_evaluated(make_bundle, good, threshold=threshold) for threshold in (71.0, 1e9))
+    pair = compare_evaluations(first, second)
+    assert pair.comparison.figures["false_rejects"].interval.high < 0
+    verdict = comparison_verdict(pair.comparison)
+    assert (verdict.level, verdict.title) == ("care", "Half of it is compared")
+    assert "which of the two is better with defective ones is not known" in verdict.text
+    page = render_comparison(pair)
+    assert "of 10 good parts rejected" in page
+    for word in ("defects missed", "true defect", "image AUROC –"):
+        assert word not in page
+
+
 @pytest.mark.slow
 def test_a_bundle_without_thresholds_is_compared_by_its_ranking(make_bundle, dataset):
     first = _evaluated(make_bundle, dataset)

@@ -284,7 +284,7 @@ def test_what_is_no_support_set_is_one_line_and_status_2(make_bundle, dataset, t
 
 def test_the_report_shows_both_and_no_image_that_was_left_out(make_bundle, dataset, record):
     evaluation = _evaluate(make_bundle(threshold=75.0), dataset, support=record)
-    page = report.render_report(evaluation)
+    page = report.render_report(evaluation).replace("<wbr>", "")
     assert "Without and with the support set" in page
     assert "19 test images against all 22" in page
     assert page.count("<td><b>0.667</b></td>") == 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import cv2
 import msgspec
@@ -151,6 +154,53 @@ def test_one_kind_of_image_has_no_ranking(make_bundle, tmp_path):
     assert figures.image_auroc is figures.image_ap is figures.image_f1_max is None
     assert figures.confusion.miss.value is None
     assert any("Only one kind of image" in note for note in figures.notes)
+
+
+def _normal(root, *values, folder=""):
+    for value in values:
+        write_image(root / folder / f"{value}.png", value)
+    return open_dataset(root)
+
+
+@pytest.mark.parametrize("folder", ["", "good"])
+def test_normal_images_in_a_folder_are_tested_without_those_that_were_learned(make_bundle, tmp_path, folder):
+    # 45 was learned and 55 was held out for the thresholds; both are known by their content, wherever they lie.
+    dataset = _normal(tmp_path / "new", 45, 55, 71, 72, 90, folder=folder)
+    assert not dataset.test
+    figures = _evaluate(make_bundle(threshold=75.0), dataset)
+    assert (figures.images, figures.anomalous) == (3, 0)
+    assert (figures.confusion.good.accept, figures.confusion.good.reject) == (2, 1)
+    (note,) = (note for note in figures.notes if "set apart for the test" in note)
+    assert "without 2 that the bundle was made with" in note
+    assert [Path(row.image).name for row in figures.per_image] == ["71.png", "72.png", "90.png"]
+    whole = _evaluate(make_bundle(threshold=75.0), _normal(tmp_path / "whole", 71, 72, folder=folder))
+    assert whole.images == 2
+    assert not any("was made with" in note for note in whole.notes)
+
+
+def test_normal_images_that_were_all_learned_are_refused(make_bundle, tmp_path):
+    dataset = _normal(tmp_path / "old", 45, 55)
+    with pytest.raises(DataError, match="expected images that the bundle was made without, got none among 2"):
+        _evaluate(make_bundle(threshold=75.0), dataset)
+
+
+def test_what_is_undefined_has_no_row_in_the_terminal(make_bundle, dataset, tmp_path, capsys):
+    bundle = make_bundle(threshold=75.0)
+    typed = ["evaluate", str(bundle), "--no-record", "--data"]
+    assert cli.run([*typed, str(_normal(tmp_path / "new", 71, 90).root)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^false rejects +1 of 2 ", shown, re.MULTILINE)
+    for word in ("AUROC", "pixel", "AU-PRO", "missed defects", "–"):
+        assert word not in shown, word
+    shutil.rmtree(dataset.root / "ground_truth")
+    assert cli.run([*typed, str(dataset.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "image AUROC" in shown
+    assert "pixel" not in shown
+    shutil.rmtree(dataset.root / "test/spot")
+    shutil.rmtree(dataset.root / "test/dull")
+    assert cli.run(["evaluate", str(make_bundle()), "--no-record", "--data", str(dataset.root)]) == 0
+    assert "figure" not in capsys.readouterr().out  # no thresholds either: no table
 
 
 def test_a_set_without_test_images_is_refused(make_bundle, tmp_path):

@@ -17,9 +17,17 @@ from hypothesis import strategies as st
 
 from flawscope import cli
 from flawscope.calibration import evaluate_bundle, record_accuracy
-from flawscope.calibration.evaluation import report, report_galleries, report_images, report_plots, rounding
+from flawscope.calibration.evaluation import (
+    report,
+    report_galleries,
+    report_images,
+    report_page,
+    report_plots,
+    rounding,
+)
 from flawscope.calibration.evaluation.figures import SizeFigures
 from flawscope.calibration.evaluation.intervals import rate
+from flawscope.calibration.evaluation.report_table import dials_of
 from flawscope.datasets import content_hash, open_dataset
 from flawscope.datasets.defects.support_set import SupportImage, SupportRecord
 from flawscope.drawn_check import DrawnCheck, DrawnKind
@@ -29,15 +37,17 @@ from flawscope.imaging.heat import HeatScale
 class _Page(HTMLParser):
     """Collects what a browser would load, what images say, and element ids."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr", "wbr"})
 
     def __init__(self, text):
         super().__init__()
         self.loads, self.images, self.ids, self.open, self.words = [], [], [], [], []
+        self.broken = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        self.broken = tag == "wbr"
         self.loads += [values[name] for name in ("src", "href", "xlink:href", "srcset") if name in values]
         if tag == "img":
             self.images.append(values)
@@ -55,7 +65,12 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        # A name goes on behind a place where a line may break.
+        if self.broken:
+            self.words[-1] += data
+        else:
+            self.words.append(data)
+        self.broken = False
 
     @property
     def text(self):
@@ -171,8 +186,78 @@ def test_a_set_that_cannot_be_scored_at_all_still_gets_a_page(make_bundle, datas
 def test_a_set_of_normal_images_alone_gets_a_page(make_bundle, tmp_path):
     for split in ("train", "test"):
         write_image(tmp_path / f"other/{split}/good/1.png", 90 + len(split))
+    write_image(tmp_path / "other/test/good/2.png", 97)
     page = _Page(report.render_report(_evaluation(make_bundle(threshold=95.0), open_dataset(tmp_path / "other"))))
-    assert "There is no anomalous image." in page.text
+    assert "It rejected 1 of 2 good parts; at most 97.5% with 95% confidence." in page.text
+    assert "How defective parts are judged is not known." in page.text
+    assert "– not tested No test image shows a defect." in page.text
+    assert "No AUROC, AP and F1 of images: all that could be scored show good parts." in page.text
+    # No card, row or legend of what was not tested.
+    for word in ("Image AUROC", "Pixel AUROC", "Worst misses", "true defect", "anomalous images (below)"):
+        assert word not in page.text, word
+    assert "Worst false rejects (1)" in page.text
+    assert "Closest to a false reject (1)" in page.text
+    assert "normal 1 1 0 2 false reject 50% 1.3% to 98.7%" in page.text
+    assert "anomalous 0 0 0 0" not in page.text
+
+
+def test_normal_images_alone_without_thresholds_begin_at_the_highest_score(make_bundle, tmp_path):
+    for number in range(3):
+        write_image(tmp_path / f"other/test/good/{number}.png", 90 + number)
+    write_image(tmp_path / "other/train/good/0.png", 80)
+    evaluation = _evaluation(make_bundle(), open_dataset(tmp_path / "other"))
+    page = _Page(report.render_report(evaluation))
+    assert "this begins at the highest score." in page.text
+    assert dials_of(evaluation)[0][0].value == 92.0
+    assert "It decides nothing yet" in page.text
+    assert "Highest normal (3)" in page.text
+    assert "Lowest anomalous" not in page.text
+
+
+def test_a_set_of_defects_alone_gets_a_page(make_bundle, dataset):
+    import shutil
+
+    shutil.rmtree(dataset.root / "test/good")
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(dataset.root))))
+    assert "It missed 4 of 12 defective parts. How good parts are judged is not known." in page.text
+    assert "– not tested No test image shows a good part." in page.text
+    assert "Worst false rejects" not in page.text
+    assert "Pixel AUROC" in page.text  # there are masks
+    assert "Image AUROC" not in page.text
+
+
+def test_a_set_without_masks_has_no_cards_of_pixels_and_says_why(make_bundle, dataset):
+    import shutil
+
+    assert "No figures of pixels" not in report.render_report(_evaluation(make_bundle(threshold=75.0), dataset))
+    shutil.rmtree(dataset.root / "ground_truth")
+    page = _Page(report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(dataset.root))))
+    assert "No figures of pixels: no defect has a mask. Masks go into ground_truth/DEFECT" in page.text
+    assert "Image AUROC" in page.text
+    for word in ("Pixel AUROC", "pixel AUROC", "AU-PRO", "Pixel F1", "without mask", "true defect"):
+        assert word not in page.text, word
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("test/good/exp1_num-7.png", ["test/", "good/", "exp1_", "num-", "7.png"]),
+        ("/a//b__c", ["/a//b__c"]),
+        ("plain.png", ["plain.png"]),
+        ("<b>_x", ["&lt;b&gt;_", "x"]),
+        ("", [""]),
+    ],
+)
+def test_names_break_behind_separators(name, parts):
+    assert str(report_page.breakable(name)) == "<wbr>".join(parts)
+
+
+def test_options_of_a_command_stay_whole():
+    shown = str(report_page.command_text("flawscope evaluate a/b.flaw --no-record --set=mean=<1> -q"))
+    assert shown == (
+        'flawscope evaluate a/<wbr>b.flaw <span class="word">--no-record</span> <span class="word">--set=</span>mean='
+        '<wbr>&lt;1&gt; <span class="word">-q</span>'
+    )
 
 
 def test_file_names_and_commands_are_text_and_never_markup(make_bundle, tmp_path):
@@ -183,7 +268,7 @@ def test_file_names_and_commands_are_text_and_never_markup(make_bundle, tmp_path
     text = report.render_report(_evaluation(make_bundle(threshold=75.0), open_dataset(tmp_path / "other")))
     assert "<img src=x" not in text
     assert "&lt;img src=x" in text
-    assert "--data &lt;set&gt;" in text
+    assert '<span class="word">--data</span> &lt;set&gt;' in text
 
 
 def test_a_defect_type_may_have_any_name(make_bundle, tmp_path):

@@ -251,6 +251,19 @@ def test_on_a_phone_tables_say_that_they_scroll_and_the_page_does_not(show, page
         sync_api.expect(page.locator(".swipe:visible")).to_have_count(sum(wide_too))
 
 
+def test_on_a_phone_names_of_images_break_behind_separators_alone(show, page_of):
+    # Of each piece between two places to break at, how many lines it takes.
+    pieces = """names => [...names].flatMap((name) => [...name.childNodes].filter((node) => node.nodeType === 3)
+      .map((node) => { const range = document.createRange(); range.selectNodeContents(node);
+        return [node.data, new Set([...range.getClientRects()].map((box) => box.top)).size]; }))"""
+    with show(page_of("common"), size=(390, 844)) as page:
+        found = page.locator("#all-images tbody th").evaluate_all(pieces)
+        # The name that is markup has spaces, and is wider than the column in one piece.
+        lines = {text: count for text, count in found if text not in STRANGER}
+        assert {"test/", "good/"} <= lines.keys()
+        assert set(lines.values()) == {1}, lines
+
+
 def test_without_script_the_report_says_all_that_matters(show, evaluations, page_of):
     evaluation = evaluations["common"]
     with show(page_of("common"), java_script_enabled=False) as page:

@@ -71,6 +71,41 @@ def test_each_problem_has_its_verdict_and_its_next_step(figures, changes, level,
     assert step in verdict.step
 
 
+def _only(figures, kind):
+    """Figures of which one kind was tested."""
+    good, bad = (rate(2, 200), rate(0, 0)) if kind == "good" else (rate(0, 0), rate(3, 200))
+    confusion = msgspec.structs.replace(figures.confusion, false_reject=good, miss=bad)
+    count = 0 if kind == "good" else 200
+    return _with(figures, images=200, anomalous=count, confusion=confusion, image_auroc=None, intervals={})
+
+
+def test_of_good_parts_alone_it_says_what_was_rejected_and_how_many_defects_to_add(figures):
+    verdict = verdict_of(_only(figures, "good"))
+    assert verdict.text == (
+        "It rejected 2 of 200 good parts; at most 3.1% with 95% confidence. "
+        "How defective parts are judged is not known."
+    )
+    assert "29 without a miss show that at most 10% are missed" in verdict.step
+    seen = f"3 {SEEN_BEFORE}."
+    assert verdict_of(_with(_only(figures, "good"), notes=(seen,))).text.endswith(f" is not known. {seen}")
+
+
+def test_of_defects_alone_it_says_what_was_missed(figures):
+    verdict = verdict_of(_only(figures, "defective"))
+    assert verdict.text == "It missed 3 of 200 defective parts. How good parts are judged is not known."
+    assert "test/good" in verdict.step
+
+
+def test_good_parts_alone_can_break_the_bound(figures):
+    broken = _with(_only(figures, "good"), diagnosis=(f"{BOUND}: 90 of 200.",))
+    assert verdict_of(broken).title == "It rejects more than it promises"
+    undecided = _with(_only(figures, "good"), confusion=None)
+    assert verdict_of(undecided).text == (
+        "The bundle has no thresholds. "
+        "All 200 test images show good parts: whether scores tell them apart is not known."
+    )
+
+
 def test_a_cross_fitted_threshold_at_the_edge_is_not_calibrated_on_images_that_were_learned(figures):
     threshold = msgspec.structs.replace(figures.confusion.image_threshold, guarantee="estimated")
     confusion = msgspec.structs.replace(figures.confusion, image_threshold=threshold)
