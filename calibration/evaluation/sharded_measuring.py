@@ -60,6 +60,7 @@ from flawscope.runtime.scale.shards import read_results, remove_parts, whole, wr
 from flawscope.runtime.scale.task import Done, Task, joined
 from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker, encode_work
+from flawscope.stored_paths import path_from, stored_path
 from flawscope.text import encode_json
 
 MAPS = "maps.npy"
@@ -131,11 +132,11 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         asked, fixed = plan.asked, plan.fixed
         overlay = asked["threshold_overlay"]
         inspector = load_inspector(
-            Path(self.bundle),
+            path_from(self.bundle),
             fixed["backend"],
             fixed["path"],
             asked["precision"],
-            threshold_overlay=Path(overlay) if overlay else None,
+            threshold_overlay=path_from(overlay) if overlay else None,
             use_overlay=asked["use_overlay"],
             product=asked["product"] or None,
             threads=fixed["threads"],
@@ -148,7 +149,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
                     f"{self.bundle}: expected the {name} of the plan, {expected}, got {got[name]}: figures of one set "
                     "must come from the same. Put it back, or start again in another folder."
                 )
-        return EvaluateWorker(Path(self.out), plan, inspector)
+        return EvaluateWorker(path_from(self.out), plan, inspector)
 
     @property
     def grain(self) -> int:
@@ -157,11 +158,11 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
     def whole(self, task: Task) -> Done | None:
         """As `Work.whole`; the rows of the maps were on the disk before the file said so."""
-        return whole(Path(self.out), self._plan(), task)
+        return whole(path_from(self.out), self._plan(), task)
 
     def give_up(self, task: Task, reason: str) -> Done:
         """Write the line of an image that kills its scorer: a fault, as whatever has no trustworthy answer."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         why = f"the scorer died of this image, each time that it was tried: {reason}"
         done = Done(task, {"scored": 0, "fault": 1})
         write_lines(out, plan, done, [encode_json(Scored(decision="fault", rank=0.0, total_ms=0.0, fault=why))])
@@ -169,7 +170,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts; see `Work.join`."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         tasks, done = [part.task for part in parts], joined(shard, parts)
         write_lines(out, plan, done, (encode_json(one) for task in tasks for one in read_scored(out, plan, task)))
         remove_parts(out, plan, tasks, ("jsonl",))
@@ -179,7 +180,7 @@ class EvaluateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: `measure_in_shards` reads the shards."""
 
     def _plan(self) -> Plan:
-        return known_plan(Path(self.out), self.plan)
+        return known_plan(path_from(self.out), self.plan)
 
 
 def read_items(out: Path, plan: Plan, task: Task) -> list[SampleItem]:
@@ -210,7 +211,7 @@ class EvaluateWorker:
         by_product = self._plan.asked["by_product"]
         # The defect says nothing about scoring.
         items = read_items(self._out, self._plan, task)
-        samples = [Sample(Path(item.path), "test", "", category=item.category) for item in items]
+        samples = [Sample(path_from(item.path), "test", "", category=item.category) for item in items]
         lines, faults = list[bytes](), 0
         results = score_samples(self._inspector, samples, "Scoring", no_progress, by_product=by_product)
         shape = (self._plan.items, *map_size(self._inspector.manifest))
@@ -318,7 +319,7 @@ def asked_of(
         "precision": precision,
         "product": product or "",
         "by_product": by_product,
-        "threshold_overlay": "" if threshold_overlay is None else str(threshold_overlay.absolute()),
+        "threshold_overlay": "" if threshold_overlay is None else stored_path(threshold_overlay),
         "use_overlay": use_overlay,
     }
 
@@ -340,7 +341,7 @@ def check_out(sharding: Sharding) -> None:
         )
     check_replaceable(out, PLAN, overwrite=sharding.overwrite)
     # Made, and not started: it refuses a placement that cannot be before anything is written.
-    make_executor(encode_work(EvaluateWork(out=str(out), plan="")), sharding.placement)
+    make_executor(encode_work(EvaluateWork(out=stored_path(out), plan="")), sharding.placement)
 
 
 def measure_in_shards(
@@ -368,7 +369,7 @@ def measure_in_shards(
     truth = read_masks(samples, inspector.manifest)
     out = sharding.out
     plan = _planned(sharding, inspector, samples)
-    work = EvaluateWork(out=str(out.absolute()), plan=plan.digest, bundle=str(Path(inspector.bundle.path).absolute()))
+    work = EvaluateWork(out=stored_path(out), plan=plan.digest, bundle=stored_path(inspector.bundle.path))
     ran = run_shards(
         out,
         plan,
@@ -402,7 +403,7 @@ def _planned(sharding: Sharding, inspector: Inspector, samples: Sequence[Sample]
     shape = (len(samples), *map_size(inspector.manifest))
 
     def plan_of(where: Path | None, size: int = sharding.shard_size or DEFAULT_SHARD) -> Plan:
-        items = (encode_json(SampleItem(str(sample.path.absolute()), sample.category)) for sample in samples)
+        items = (encode_json(SampleItem(stored_path(sample.path), sample.category)) for sample in samples)
         written = write_item_lines(where, items, size)
         if where is not None:
             # Sparse: it takes no room before it is written.

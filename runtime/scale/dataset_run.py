@@ -41,6 +41,7 @@ from flawscope.runtime.synthesis.mixed_datasets import (
     SynthDatasetRecord,
     plan_dataset,
 )
+from flawscope.stored_paths import path_from, stored_path
 from flawscope.terminal import echo
 from flawscope.text import encode_json
 
@@ -112,7 +113,7 @@ def write_in_shards(
             )
         _remove(parts)
     # Made, and not started: it refuses a placement that cannot be before anything is written.
-    make_executor(encode_work(DatasetWork(out=str(parts.absolute()), plan="")), placement)
+    make_executor(encode_work(DatasetWork(out=stored_path(parts), plan="")), placement)
     copies = make()
     with locked(parts):
         plan = _planned(parts, copies, asked, shard_size, {"replaces": replaces, "threads": 1, "sources": sources})
@@ -123,7 +124,7 @@ def write_in_shards(
             err=True,
         )
         return None
-    work = DatasetWork(out=str(parts.absolute()), plan=plan.digest)
+    work = DatasetWork(out=stored_path(parts), plan=plan.digest)
     ran = run_shards(
         parts,
         plan,
@@ -208,12 +209,12 @@ def finish_parts(parts: Path) -> tuple[Path, SynthDatasetRecord]:
             "--overwrite."
         ) from err
     copies = plan_dataset(
-        [Path(folder) for folder in sources.generated],
-        open_dataset(Path(sources.data), sources.category),
+        [path_from(folder) for folder in sources.generated],
+        open_dataset(path_from(sources.data), sources.category),
         layout=asked.layout,
         labels=asked.labels,
         take=asked.take,
-        support=None if sources.support is None else read_support(Path(sources.support)),
+        support=None if sources.support is None else read_support(path_from(sources.support)),
         are_files_checked=False,
     )
     _planned(parts, copies, plan.asked, None, plan.fixed)  # raises where it is no longer the same

@@ -21,6 +21,7 @@ from flawscope.runtime.scale.task import Done, Task, joined
 from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.synthesis.dataset_copies import DrawnCopy, RealCopy
+from flawscope.stored_paths import path_from
 from flawscope.text import encode_json
 
 FILES = "files"
@@ -54,7 +55,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     def open(self) -> Worker:
         """See `Work.open`; raises DataError if another plan lies there."""
-        return DatasetWorker(Path(self.out), self._plan())
+        return DatasetWorker(path_from(self.out), self._plan())
 
     @property
     def grain(self) -> int:
@@ -63,7 +64,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     def whole(self, task: Task) -> Done | None:
         """As `Work.whole`: the files that were written must be there, too."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         if (done := whole(out, plan, task)) is None:
             return None
         for copied in read_copied(out, plan, task):
@@ -77,7 +78,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     def give_up(self, task: Task, reason: str) -> Done:
         """Write the file of an image that kills whoever copies it; the run cannot be finished."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         (copy,) = read_copies(out, plan, task)
         done = Done(task, {"images": 0, "fault": 1})
         fault = f"{copy.image}: every worker died of copying it: {reason}"
@@ -86,7 +87,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write the file of a shard from those of its parts; see `Work.join`."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         tasks, done = [part.task for part in parts], joined(shard, parts)
         lines = (encode_json(copied) for task in tasks for copied in read_copied(out, plan, task))
         write_lines(out, plan, done, lines)
@@ -97,7 +98,7 @@ class DatasetWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         """Nothing: the files are where they belong, see `flawscope.runtime.scale.dataset_run`."""
 
     def _plan(self) -> Plan:
-        return known_plan(Path(self.out), self.plan)
+        return known_plan(path_from(self.out), self.plan)
 
 
 def read_copies(out: Path, plan: Plan, task: Task) -> list[Copy]:

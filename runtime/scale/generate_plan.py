@@ -39,6 +39,7 @@ from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.record_drawing import check_distance, check_seeds, sites_of_records
 from flawscope.runtime.synthesis.sites import Site
 from flawscope.runtime.synthesis.synthesizer import defect_named, head_of
+from flawscope.stored_paths import path_from, stored_path
 from flawscope.text import encode_json, name_bytes
 
 GENERATE = "generate"
@@ -113,7 +114,7 @@ def request_of(first: Path, plan: Plan) -> Request:
         BundleError: If the bundle cannot be opened.
     """
     fixed = fixed_of(plan)
-    with trusted_bundle(Path(fixed.bundle)) as opened:
+    with trusted_bundle(path_from(fixed.bundle)) as opened:
         manifest, head = opened.manifest, head_of(opened)
     if manifest.digest != plan.bundle:
         raise DataError(
@@ -122,7 +123,7 @@ def request_of(first: Path, plan: Plan) -> Request:
         )
     root, categories = (None, ()) if fixed.data is None else fixed.data
     return Request(
-        bundle=Path(fixed.bundle),
+        bundle=path_from(fixed.bundle),
         manifest=manifest,
         head=head,
         sites=(),
@@ -130,8 +131,8 @@ def request_of(first: Path, plan: Plan) -> Request:
         backend=plan.asked["backend"],
         precision=plan.asked["precision"],
         lpips=None,
-        dataset=None if root is None else open_categories(Path(root), categories),
-        data=None if root is None else (Path(root), categories),
+        dataset=None if root is None else open_categories(path_from(root), categories),
+        data=None if root is None else (path_from(root), categories),
         lines=plan.asked["lines"],
     )
 
@@ -262,13 +263,13 @@ def _first_plan(
     for site in dict.fromkeys(request.sites):
         defect_named(request.manifest, request.head, site.key)
         for path in (site.good, site.mask):
-            if name_bytes(str(path)) is not None:
+            if name_bytes(str(path.absolute())) is not None:
                 raise DataError(f"{path}: expected a name in UTF-8 for work in shards, got other bytes. Rename it.")
     choice = choose_backend(request.backend)
     threads = threads_of_worker(placement)
     lines = (encode_json(RecordItem.of(number, site)) for number, site in enumerate(sites))
     written = write_item_lines(where, lines, size)
-    data = None if request.data is None else (str(request.data[0].absolute()), request.data[1])
+    data = None if request.data is None else (stored_path(request.data[0]), request.data[1])
     fixed = GenerateFixed(
         0,
         len(sites),
@@ -277,7 +278,7 @@ def _first_plan(
         choice.reason,
         threads,
         replaces,
-        str(request.bundle.absolute()),
+        stored_path(request.bundle),
         data,
     )
     return Plan(
@@ -323,8 +324,8 @@ def work_of(request: Request, folder: Path, plan: Plan | None = None) -> Generat
     """Return the work of a round; without its plan one that nobody can do."""
     weights = request.lpips
     return GenerateWork(
-        out=str(folder.absolute()),
+        out=stored_path(folder),
         plan="" if plan is None else plan.digest,
-        bundle=str(request.bundle.absolute()),
-        lpips=None if weights is None else (str(weights[0].absolute()), str(weights[1].absolute())),
+        bundle=stored_path(request.bundle),
+        lpips=None if weights is None else (stored_path(weights[0]), stored_path(weights[1])),
     )

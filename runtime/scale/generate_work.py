@@ -39,6 +39,7 @@ from flawscope.runtime.synthesis.masked_lpips import MaskedLpips
 from flawscope.runtime.synthesis.record_drawing import RecordDrawer, SiteChecks
 from flawscope.runtime.synthesis.set_lines import LineMaker
 from flawscope.runtime.synthesis.synthesizer import Synthesizer
+from flawscope.stored_paths import path_from
 from flawscope.text import encode_json
 
 COUNTS = ("accepted", "rejected", "fault")
@@ -92,14 +93,14 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """
         plan = self._plan()
         fixed = fixed_of(plan)
-        distance = None if self.lpips is None else MaskedLpips.load(*map(Path, self.lpips))
+        distance = None if self.lpips is None else MaskedLpips.load(*map(path_from, self.lpips))
         if (files := {} if distance is None else dict(distance.files)) != plan.asked["lpips"]:
             raise DataError(
                 f"{self.lpips}: expected the weights of the plan, {plan.asked['lpips']}, got {files}. Put them back, "
                 "or start again with --overwrite."
             )
         cores = Cores(threads=fixed.threads) if "threads" in backend_row(fixed.backend).cores else OWN_CHOICE
-        synthesizer = Synthesizer.load(self.bundle, fixed.backend, plan.asked["precision"], cores=cores)
+        synthesizer = Synthesizer.load(path_from(self.bundle), fixed.backend, plan.asked["precision"], cores=cores)
         if synthesizer.manifest.digest != plan.bundle:
             got = synthesizer.manifest.digest
             synthesizer.close()
@@ -108,7 +109,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
                 f"({got[:12]}…): images of one set must come from the same. Put it back, or start again with "
                 "--overwrite."
             )
-        return GenerateWorker(Path(self.out), plan, synthesizer, distance)
+        return GenerateWorker(path_from(self.out), plan, synthesizer, distance)
 
     @property
     def grain(self) -> int:
@@ -117,11 +118,11 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
     def whole(self, task: Task) -> Done | None:
         """As `Work.whole`."""
-        return whole(Path(self.out), self._plan(), task, ARCHIVE)
+        return whole(path_from(self.out), self._plan(), task, ARCHIVE)
 
     def give_up(self, task: Task, reason: str) -> Done:
         """Write the file of a record that kills whoever draws it, without a drawing; the run cannot be merged."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         (record,) = read_records(out, plan, task)
         with task_file(out, plan, task, ARCHIVE) as file:
             ArchiveWriter(file).finish(Cost(0.0, None))
@@ -134,7 +135,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write a shard from its parts; see `Work.join`."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         tasks = [part.task for part in parts]
         seconds, peaks = 0.0, [0]
         with task_file(out, plan, shard, ARCHIVE) as file:
@@ -156,7 +157,7 @@ class GenerateWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
         """Nothing: shards of several rounds become one set, see `flawscope.runtime.scale.generate_run`."""
 
     def _plan(self) -> Plan:
-        return known_plan(Path(self.out), self.plan)
+        return known_plan(path_from(self.out), self.plan)
 
 
 def read_judged(out: Path, plan: Plan, task: Task) -> list[Judged]:

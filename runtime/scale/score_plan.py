@@ -38,6 +38,7 @@ from flawscope.runtime.scale.plan import (
 from flawscope.runtime.scale.plan_items import Written, write_items
 from flawscope.runtime.scale.score_work import ScoreWork, fingerprint
 from flawscope.runtime.scale.work import encode_work
+from flawscope.stored_paths import path_from, stored_path
 from flawscope.text import storable
 
 SCORE = "score"
@@ -110,7 +111,7 @@ class ScoreRequest:
             "strict": self.strict,
             "streams": self.streams,
             "threads": self.threads,
-            "threshold_overlay": None if overlay is None else str(overlay.absolute()),
+            "threshold_overlay": None if overlay is None else stored_path(overlay),
             "use_overlay": self.use_overlay,
             "batch": self.batch,
             "maps": self.maps,
@@ -266,13 +267,14 @@ def _in_force(bundle: Bundle, asked: dict[str, Any]) -> InForce:
         bundle.path,
         bundle.manifest,
         asked["precision"],
-        threshold_overlay=asked["threshold_overlay"],
+        threshold_overlay=None if asked["threshold_overlay"] is None else path_from(asked["threshold_overlay"]),
         use_overlay=asked["use_overlay"],
     )
 
 
 def _work(request: ScoreRequest, plan: Plan) -> ScoreWork:
-    return ScoreWork(os.path.abspath(request.out), plan.digest, os.path.abspath(request.bundle))  # noqa: PTH100
+    out, bundle = (stored_path(os.path.abspath(path)) for path in (request.out, request.bundle))  # noqa: PTH100
+    return ScoreWork(out, plan.digest, bundle)
 
 
 def _fix(request: ScoreRequest) -> tuple[str, dict[str, Any]]:
@@ -349,4 +351,4 @@ def _of_machine(request: ScoreRequest, backend: str) -> dict[str, Any]:
         threads = threads_of_worker(request.placement)
     if request.placement.on == "local":
         check_cores(backend, Cores(threads, request.streams))
-    return {"backend": backend, "threads": threads, "folder": storable(str(Path.cwd()))}
+    return {"backend": backend, "threads": threads, "folder": stored_path(Path.cwd())}

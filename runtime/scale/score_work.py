@@ -40,6 +40,7 @@ from flawscope.runtime.scale.times import Stopwatch
 from flawscope.runtime.scale.work import Account, Worker
 from flawscope.runtime.score_files import result_line
 from flawscope.runtime.score_summary import DECISIONS, NEAR
+from flawscope.stored_paths import path_from
 from flawscope.text import encode_json, storable
 
 MAPS = "maps.zip"
@@ -78,7 +79,7 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         """
         plan = self._plan()
         _go_to(plan.fixed["folder"])
-        inspector = Inspector.load(self.bundle, **_loading(plan))
+        inspector = Inspector.load(path_from(self.bundle), **_loading(plan))
         try:
             _check_planned(inspector, plan)
         except BaseException:
@@ -86,7 +87,7 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
             raise
         # Of a memory bank it is a second copy, in each of many processes; a device that is opened again reads anew.
         inspector.bundle.forget()
-        return ScoreWorker(Path(self.out), plan, inspector)
+        return ScoreWorker(path_from(self.out), plan, inspector)
 
     @property
     def grain(self) -> int:
@@ -96,11 +97,11 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
     def whole(self, task: Task) -> Done | None:
         """As `Work.whole`."""
         plan = self._plan()
-        return whole(Path(self.out), plan, task, MAPS if plan.asked["maps"] else None)
+        return whole(path_from(self.out), plan, task, MAPS if plan.asked["maps"] else None)
 
     def give_up(self, task: Task, reason: str) -> Done:
         """Write the line of an image that kills its scorer: a fault, as whatever has no trustworthy answer."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         (item,) = read_items(out, plan, task)
         result = Result(
             item.name,
@@ -116,7 +117,7 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
 
     def join(self, shard: Task, parts: Sequence[Done]) -> Done:
         """Write a shard from its parts; see `Work.join`."""
-        out, plan = Path(self.out), self._plan()
+        out, plan = path_from(self.out), self._plan()
         tasks, done = [part.task for part in parts], joined(shard, parts)
         with _archive(out, plan, shard) as archive:
             for task in tasks if archive.file is not None else []:
@@ -131,10 +132,10 @@ class ScoreWork(msgspec.Struct, frozen=True, tag_field="kind", tag="score"):
         """As `Work.merge`."""
         from flawscope.runtime.scale.score_report import merge_shards
 
-        merge_shards(Path(self.out), self._plan(), shards, account)
+        merge_shards(path_from(self.out), self._plan(), shards, account)
 
     def _plan(self) -> Plan:
-        return known_plan(Path(self.out), self.plan)
+        return known_plan(path_from(self.out), self.plan)
 
 
 _MORE = ("near_threshold", "noted", "maps_missing")
@@ -151,7 +152,7 @@ def _loading(plan: Plan) -> dict[str, Any]:
         "product": asked["product"],
         "threads": fixed["threads"],
         "streams": asked["streams"],
-        "threshold_overlay": asked["threshold_overlay"],
+        "threshold_overlay": None if asked["threshold_overlay"] is None else path_from(asked["threshold_overlay"]),
         "use_overlay": asked["use_overlay"],
     }
 
@@ -159,12 +160,12 @@ def _loading(plan: Plan) -> dict[str, Any]:
 def _go_to(folder: str) -> None:
     """Work in the folder that the plan was made in: images may be named from there on."""
     try:
-        if Path.cwd() != Path(folder):
-            os.chdir(folder)
+        if Path.cwd() != path_from(folder):
+            os.chdir(path_from(folder))
     except OSError as err:
         raise DataError(
-            f"{folder}: expected the folder in which the plan was made, as images are named from there, got: "
-            f"{err.strerror}. Mount it on every machine, or name images by absolute paths and make the plan in /."
+            f"{path_from(folder)}: expected the folder in which the plan was made, as images are named from there, "
+            f"got: {err.strerror}. Mount it on every machine, or name images by absolute paths and make the plan in /."
         ) from err
 
 

@@ -17,6 +17,7 @@ from flawscope.runtime.scale.plan import Plan
 from flawscope.runtime.scale.run_records import RunRecord
 from flawscope.runtime.scale.task import Done, Task
 from flawscope.runtime.scale.times import Took
+from flawscope.stored_paths import stored_path
 from flawscope.text import NOT_JSON, encode_json
 
 WORKS: dict[str, str] = {
@@ -132,7 +133,7 @@ def work_of(out: Path, plan: Plan) -> Work:
         raise DataError(
             f"{out}: expected a plan of {', '.join(WORKS)}, got one of {plan.kind}. Use the version that made it."
         )
-    return cast(Work, _struct(plan.kind)(out=str(out.absolute()), plan=plan.digest))
+    return cast(Work, _struct(plan.kind)(out=stored_path(out), plan=plan.digest))
 
 
 def _struct(kind: str) -> Any:

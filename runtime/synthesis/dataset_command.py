@@ -26,6 +26,7 @@ from flawscope.runtime.synthesis.mixed_datasets import (
     plan_dataset,
     write_synth_dataset,
 )
+from flawscope.stored_paths import stored_path
 from flawscope.terminal import command_line, echo, progress_bars
 
 
@@ -105,10 +106,10 @@ def dataset(
                 sharding,
                 report,
                 sources={
-                    "generated": [str(folder.absolute()) for folder in generated],
-                    "data": str(data.absolute()),
+                    "generated": [stored_path(folder) for folder in generated],
+                    "data": stored_path(data),
                     "category": category,
-                    "support": None if support is None else str(support.absolute()),
+                    "support": None if support is None else stored_path(support),
                 },
                 overwrite=overwrite,
             )

@@ -106,7 +106,7 @@ def absolute(path: str) -> str:
     Raises:
         DataError: If its name is not UTF-8, in which plans are written.
     """
-    if name_bytes(path) is not None:
+    if name_bytes(str(Path(path).absolute())) is not None:
         raise DataError(f"{path}: expected a name in UTF-8 for work in shards, got other bytes. Rename it.")
     return str(Path(path).absolute())
 

@@ -24,6 +24,7 @@ from flawscope.runtime.scale.executors.ray_cluster import connected, import_ray,
 from flawscope.runtime.scale.executors.seats import Gone, Seat, SeatedExecutor
 from flawscope.runtime.scale.task import Task
 from flawscope.scratch import scratch_file
+from flawscope.stored_paths import stored_path
 from flawscope.text import NOT_JSON, encode_json
 
 _NO_NODE_S = 120.0
@@ -199,4 +200,4 @@ def _marker(folder: Path) -> Iterator[Marker]:
             path = held.enter_context(scratch_file(folder))
             path.write_text(text)
             path.chmod(0o644)  # workers may be of another user
-        yield Marker(str(path.absolute()), text)
+        yield Marker(stored_path(path), text)

@@ -19,6 +19,7 @@ from flawscope.runtime.scale.executors.messages import Answer, FromWorker, Leavi
 from flawscope.runtime.scale.executors.shared_folder import shared_folder
 from flawscope.runtime.scale.task import Task
 from flawscope.runtime.scale.work import WORKS, Worker, decode_work
+from flawscope.stored_paths import path_from
 from flawscope.text import encode_json
 
 GOES_WITH_PROCESS = (DeviceLost, MemoryError)
@@ -135,7 +136,7 @@ def _sharing_notes(notes: list[str]) -> Iterator[None]:
 
 
 def _check_marker(marker: Marker) -> None:
-    path = Path(marker.path)
+    path = path_from(marker.path)
     try:
         text = read_regular(path, SETTINGS_BYTES).decode(errors="replace")
     except OSError as err:

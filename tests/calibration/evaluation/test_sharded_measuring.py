@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +97,24 @@ def test_faults_are_told_as_in_one_process(bundle, tiny_root, tmp_path, monkeypa
     )
     assert len(whole.faults) == 1
     assert comparable(sharded) == comparable(whole)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no names that are not UTF-8")
+def test_folders_with_names_that_are_not_utf_8_are_found_by_workers(bundle, tiny_root, tmp_path, monkeypatch):
+    here_executor.use(monkeypatch)
+    odd = tmp_path / os.fsdecode(b"w\xff")
+    shutil.copytree(tiny_root, odd / "parts")
+    shutil.move(bundle, odd / os.fsdecode(b"b\xfe.flaw"))
+    monkeypatch.chdir(odd)
+    dataset, sharding = open_dataset(Path("parts"), CATEGORY), Sharding(out=Path("out"), placement=HERE, asked=ASKED)
+    alone, sharded = (
+        evaluate_bundle(
+            Path(os.fsdecode(b"b\xfe.flaw")), dataset, backend="cpu", command="", resamples=5, measure=measure
+        ).figures
+        for measure in (None, partial(measure_in_shards, sharding))
+    )
+    assert sharded.faults == alone.faults == ()
+    assert comparable(sharded) == comparable(alone)
 
 
 def test_a_full_disk_is_no_fault_of_an_image(evaluate, monkeypatch):

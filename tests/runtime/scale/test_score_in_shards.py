@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -402,3 +404,35 @@ def test_the_python_function_refuses_what_is_of_no_such_kind(tried: list[Task], 
 
 def test_the_executor_of_the_tests_is_in_no_product() -> None:
     assert "threads" not in EXECUTORS
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no names that are not UTF-8")
+class TestNames:
+    """Bundle, working folder and images whose names are not UTF-8; results and maps are those of one process."""
+
+    @pytest.fixture
+    def odd(self, parts_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        odd = parts_here / os.fsdecode(b"w\xff")
+        shutil.copytree("parts", odd / "parts")
+        shutil.copy("parts/0/00.png", odd / "parts" / os.fsdecode(b"o\xfe.png"))
+        shutil.copytree("t.flaw", odd / os.fsdecode(b"t\xfd.flaw"))
+        monkeypatch.chdir(odd)
+
+    def test_shards_in_an_odd_folder_have_the_bytes_of_one_process(self, odd: None, tried: list[Task]) -> None:
+        bundle = os.fsdecode(b"t\xfd.flaw")
+        command = ["score", bundle, "parts", "--backend", "cpu", "--threads", "1", "--out"]
+        assert cli.run([*command, "one"]) == 1
+        for job in (0, 1):
+            assert cli.run([*command, "out", "--on", "threads", "--shard-size", "4", "--shard", f"{job}/2"]) in (0, 1)
+        assert results() == results("one")
+        assert rb"o\\xfe.png" in results()
+        Path("out/report.json").unlink()
+        assert cli.run(["merge", "out"]) == 1
+        assert cli.run([*command, "out", "--on", "threads", "--resume"]) == 1
+
+    def test_a_folder_for_results_with_an_odd_name_is_refused_in_one_line(
+        self, parts_here: Path, tried: list[Task], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert score("parts", "--out", os.fsdecode(b"o\xff"), "--on", "threads") == 2
+        assert "expected a folder name in UTF-8, got other bytes" in error(capsys)
+        assert sorted(path.name for path in parts_here.iterdir()) == ["parts", "t.flaw"]
