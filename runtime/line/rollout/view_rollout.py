@@ -53,7 +53,7 @@ _SURROUNDINGS = ("staged", "flip")
 def _surroundings(backend: str) -> tuple[str, ...]:
     """Return the steps that fail for what is around the bundle: a server may not have its model yet."""
     row = ROWS.get(backend)
-    return (*_SURROUNDINGS, "warm") if row is not None and row.concurrent else _SURROUNDINGS
+    return (*_SURROUNDINGS, "warm") if row is not None and row.remote else _SURROUNDINGS
 
 
 class ViewRollout:
@@ -86,7 +86,6 @@ class ViewRollout:
         self._who, self._timezone = f"{line}/{station.name}/{view.name}", timezone
         self._station, self._view, self._place = station.name, view, place
         self._services, self._swaps, self._is_stopped = services, swaps, is_stopped
-        self._surroundings = _surroundings(view.backend)
         self._label = f"station {station.name} view {view.name}"
         self._path: Path = kept_file(services.state, station.name, view.name)
         self._kept = Kept()

@@ -241,8 +241,9 @@ class StationBundles:
             kept = self.kept
             if kept is None:
                 return
-            new = [self.station.measures[name].scoring for name in kept.measures]
-            stuck_s = max(scoring.stuck_s() for scoring in new)
+            # A server that is away is so for the bundle before, too: that is no failure of the new one.
+            new = [scoring for name in kept.measures if not (scoring := self.station.measures[name].scoring).comes_back]
+            stuck_s = max((scoring.stuck_s() for scoring in new), default=0.0)
             problem = next((scoring.problem for scoring in new if scoring.problem), "")
             if self._faults >= self._services.options.rollback.device_faults:
                 problem = problem or f"{self._faults} parts in a row could not be scored"
@@ -278,6 +279,9 @@ class StationBundles:
         failed = next((view for view in views if view.view in kept.measures and view.reason == "inference"), None)
         if failed is None:
             self._faults = 0
+            return
+        scoring = part.measures[failed.view].scoring
+        if scoring.comes_back and scoring.problem:
             return
         self._faults += 1
         if self._faults == self._services.options.rollback.device_faults:

@@ -196,6 +196,20 @@ def test_submitted_images_are_inspected_too(tiny, server):
         assert served.submit(GOOD).result(30).decision == "accept"
 
 
+def test_submitted_images_find_a_server_that_was_away(tiny, tmp_path):
+    """However long and often it was away: another process would find no other server."""
+    server = serve(tiny, tmp_path / "models")
+    ports = {"grpc_port": server.grpc_port, "http_port": server.http_port}
+    with connect(tiny, server.url("http")) as served:
+        for _ in range(3):
+            assert served.submit(GOOD).result(30).decision == "accept"
+            server.close()
+            assert [served.submit(GOOD).result(30).decision for _ in range(3)] == ["fault"] * 3
+            server = KserveStandIn(tmp_path / "models", **ports)
+            until(lambda: served.submit(GOOD).result(30).decision == "accept")
+        server.close()
+
+
 @pytest.mark.parametrize(("asked", "message"), [(0, "expected 1 to 64 batches, got 0"), (65, "got 65")])
 def test_too_many_at_once_are_refused(tiny, server, asked, message):
     with connect(tiny, server.url("grpc")) as served, pytest.raises(ArgumentError, match=f"in_flight: .*{message}"):

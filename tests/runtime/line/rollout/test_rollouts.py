@@ -242,7 +242,7 @@ class TestRoom:
             return load(steps, step)
 
         # As the row of a server.
-        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], concurrent=True))
+        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], remote=True))
         monkeypatch.setattr(SwapSteps, "_warm", warm)
         with running(tmp_path, read=following(maker, backend="cpu")) as line:
             is_away.set()
