@@ -14,8 +14,8 @@ from urllib.request import parse_http_list, parse_keqv_list
 
 from flawscope.errors import ArgumentError
 from flawscope.runtime.line.rollout.http_requests import Answer, Requests
-from flawscope.runtime.line.rollout.oci_url import check_url
 from flawscope.runtime.line.rollout.place import check_manifest, is_digest
+from flawscope.runtime.line.rollout.registry_checks import mistakes_of
 from flawscope.runtime.line.rollout.release import (
     MANIFEST_TYPE,
     MOST_MANIFEST_BYTES,
@@ -49,11 +49,8 @@ class Registry:
         host, _, self._repository = rest.partition("/")
         self._base = f"{'http' if is_plain else 'https'}://{host}"
         self.name = f"{PLAIN if is_plain else SECURE}{host}/{self._repository}"
-        check_url(options.url, has_secret=bool(options.user or options.token))
-        if (options.user is None) != (options.password is None) or (options.user and options.token):
-            raise ArgumentError(
-                f"{self.name}: expected user and password, or a token, or neither, got another choice. Leave one out."
-            )
+        for _, mistake in mistakes_of(options):
+            raise ArgumentError(f"registry: {mistake}")
         self._requests = Requests(self._base, self.name, options.ca, options.hosts, options.timeout_s)
         self._authorization = ""
         self._secrets: set[str] = set()

@@ -16,7 +16,7 @@ from flawscope.errors import ArgumentError, FlawscopeError, StorageError
 from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
-from flawscope.runtime.line.rollout.kept import FINAL, Failed, Kept, State, kept_file, read_kept, write_kept
+from flawscope.runtime.line.rollout.kept import FINAL, Failed, Kept, State, kept_file, read_kept
 from flawscope.runtime.line.rollout.place import Place, read_blob
 from flawscope.runtime.line.rollout.pulling import pull
 from flawscope.runtime.line.rollout.release import (
@@ -29,6 +29,7 @@ from flawscope.runtime.line.rollout.release import (
 )
 from flawscope.runtime.line.rollout.rollout_status import RolloutStatus
 from flawscope.runtime.line.rollout.table import RolloutOptions
+from flawscope.runtime.line.state_record import write_record
 from flawscope.runtime.line.swap.likeness import notes_on
 from flawscope.runtime.line.swap.memory import check_room
 from flawscope.runtime.line.swap.run import SwapRun
@@ -354,7 +355,7 @@ class ViewRollout:
     def _keep(self, kept: Kept) -> None:
         """Write what is known. Raises StorageError; what could not be written is known all the same."""
         self._kept = kept
-        write_kept(self._path, kept)
+        write_record(self._path, kept)
 
     def _has_problem(self, action: str, reason: str) -> None:
         if not self._problem:  # once: its words may change with each attempt
