@@ -16,7 +16,7 @@ from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.choice import REFERENCE, Choice
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Part, Scorer, ScorerOptions, open_scorer
+from flawscope.runtime.scorers.scorer import Part, Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import within
 
 
@@ -165,7 +165,7 @@ class _NoScorer:
 
     path = "graph"
     least_score = 0.0
-    reconstructor = None
+    reconstructor: Reconstructor | None = None
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

@@ -47,14 +47,16 @@ _MOST_BEGUN = 2
 """Swaps to one bundle that may end with the process: then the bundle is what ends it."""
 
 
+_MOST_REFUSED = 64
 _SURROUNDINGS = ("staged", "flip")
 """Steps of a swap that fail for what is around the bundle, such as a disk that is full."""
 
 
-def _surroundings(backend: str) -> tuple[str, ...]:
-    """Return the steps that fail for what is around the bundle: a server may not have its model yet."""
+def _is_of_surroundings(run: SwapRun, backend: str) -> bool:
+    """Return whether a swap failed for what is around the bundle: a server may be away, or not have its model yet."""
     row = ROWS.get(backend)
-    return (*_SURROUNDINGS, "warm") if row is not None and row.remote else _SURROUNDINGS
+    is_remote = row is not None and row.remote
+    return run.failed_step in _SURROUNDINGS or (is_remote and any(step.device_failed for step in run.steps))
 
 
 class ViewRollout:
@@ -120,6 +122,8 @@ class ViewRollout:
         try:
             if (self._run is not None and not self._follow(self._run)) or now < self._next_ns:
                 return
+            # Whatever happens: not again at once.
+            self._next_ns = now + round(self._options.every_s * 1e9)
             self._look()
         except SourceAway as err:
             if self._is_stopped():
@@ -129,6 +133,9 @@ class ViewRollout:
             self._has_problem("rollout_refused", str(err))
         except StorageError as err:
             self._has_problem("rollout_stuck", str(err))
+        except Exception as err:
+            self._has_problem("rollout_stuck", f"unexpected {type(err).__name__}: {err}")
+            raise
         waits = self._kept.state not in FINAL and self._kept.state != "none"
         every_s = min(self._options.every_s, _WAITS_S) if waits and not self._problem else self._options.every_s
         # Not all lines at once; no cryptography.
@@ -317,7 +324,7 @@ class ViewRollout:
             self._end("done", run.step_of("flip").detail)
         elif (
             self._kept.state == "swapping"
-            and run.failed_step in _surroundings(self._view.backend)
+            and _is_of_surroundings(run, self._view.backend)
             and not run.is_given_up.is_set()
         ):
             self._keep(msgspec.structs.replace(self._kept, begun=self._kept.begun - 1))
@@ -346,6 +353,8 @@ class ViewRollout:
 
     def _refuse(self, digest: str, reason: str) -> None:
         self._refused[digest] = reason
+        if len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
         if digest != self._kept.release:
             now_s = self._services.clock.utc_ns() / 1e9
             self._keep(self._kept.of_another(digest, now_s))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from line_project import PUSH, png, read_line, write_line
 from line_stand_ins import wait_until
-from swapped_lines import events_of, running, swapped, swaps_of, top, verdict_of, write_bundle_at
+from swapped_lines import events_of, running, step_of, swapped, swaps_of, top, verdict_of, write_bundle_at
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 from tiny_ensemble import write_member
 
@@ -25,6 +25,7 @@ from flawscope.export.triton import write_models
 from flawscope.runtime import Inspector
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.parts import PartRecord
+from flawscope.runtime.line.swap import steps
 
 pytest.importorskip("tritonclient.grpc", reason='needs pip install "flawscope[client]"')
 pytest.importorskip("tritonclient.http", reason='needs pip install "flawscope[client]"')
@@ -220,6 +221,37 @@ def test_a_challenge_waits_for_the_server(tmp_path: Path, servers: Servers) -> N
         assert verdict_of(line, 50).verdict == "accept"
     (passed,) = events_of(tmp_path, "challenge_passed", "challenge_failed")
     assert passed["action"] == "challenge_passed"
+
+
+def test_an_outage_in_the_challenge_of_a_swap_is_none_of_the_bundle(
+    tmp_path: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The swap fails for its server, which is what a release that a view follows is tried again for."""
+    folder = tmp_path / "state" / "challenge" / "top" / "must_accept"
+    folder.mkdir(parents=True)
+    (folder / "part.png").write_bytes(png(50))
+    digest = write_bundle_at(tmp_path / "new.flaw", 100.0, name="new")
+    serve(tmp_path / "new.flaw", servers.repository)
+    servers.now.load()
+    challenge = steps.run_challenge
+
+    def dies(*arguments: Any) -> str:
+        servers.go()
+        return challenge(*arguments)
+
+    with served(tmp_path) as line:
+        assert verdict_of(line, 140).verdict == "accept"
+        swaps_of(line).add(tmp_path / "new.flaw")
+        monkeypatch.setattr(steps, "run_challenge", dies)
+        state = swapped(line, digest)
+        assert (state["state"], step_of(state, "challenge")["state"]) == ("failed", "failed")
+        assert "no server answers there" in state["reason"]
+        run_of_it = swaps_of(line).last_run("top")
+        assert run_of_it is not None
+        assert run_of_it.step_of("challenge").device_failed
+        servers.come_back()
+        wait_until(lambda: is_ready(line))
+        assert verdict_of(line, 140).verdict == "accept"
 
 
 def test_an_outage_after_a_swap_does_not_take_the_new_bundle_back(tmp_path: Path, servers: Servers) -> None:
