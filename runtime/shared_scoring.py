@@ -233,6 +233,7 @@ class SharedScoring:
         has_failed = not self.lost and self._inspector.device_failed
         if has_failed and self.comes_back:
             self.problem = _AWAY.format(reason)
+            self.device_failures += 1
         return has_failed
 
     def _is_free(self) -> None:
@@ -241,10 +242,10 @@ class SharedScoring:
 
     def _open_again(self, reason: str) -> None:
         """Have the device opened again, once; the images that it failed on are faults already."""
-        self.device_failures += 1
         if self.comes_back:
             self._look_for_it(reason)
             return
+        self.device_failures += 1
         if time.monotonic() - self._opened_again < _STEADY_S:
             self.problem = self.lost = f"the device failed again soon after it was opened again: {reason}"
             return

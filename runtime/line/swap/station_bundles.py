@@ -70,7 +70,7 @@ class StationBundles:
         self.last_run: SwapRun | None = None
         self.shadow: Shadow | None = None
         self._lock = threading.RLock()
-        self._faults = 0
+        self._faults = self._outage = 0
         self._is_unwritten = False
         self._retired: list[tuple[SharedScoring, int]] = []
         station.observer = self
@@ -123,7 +123,7 @@ class StationBundles:
             # A place without a bundle is nothing to go back to.
             kept = Kept({run.view: old}, active.generation, self._parts(), {run.view: against} if against else {})
             self.kept = kept if old.bundle else None
-            self._faults = 0
+            self._faults = self._outage = 0
             readiness.allow(f"bundle {run.view}")
             if run.step_of(CHALLENGE).state == "ok":
                 # Here, and not when the swap is over: it may have been taken back by then.
@@ -282,7 +282,11 @@ class StationBundles:
             return
         scoring = part.measures[failed.view].scoring
         if scoring.comes_back and scoring.problem:
-            return
+            # An outage counts once, whatever it costs: the server is away for the bundle before, too. A bundle that
+            # makes it fail each time does so again when it is back.
+            if scoring.device_failures == self._outage:
+                return
+            self._outage = scoring.device_failures
         self._faults += 1
         if self._faults == self._services.options.rollback.device_faults:
             reason = f"{self._faults} parts in a row could not be scored: {failed.detail}"

@@ -76,7 +76,7 @@ def speaking(answer: bytes, *, drip: bool = False) -> Iterator[tuple[Speaker, Ht
         (OK + b"Content-Length: 4\r\n\r\n{}{}", "its answer cannot be read"),
         (OK + b"Inference-Header-Content-Length: x\r\nContent-Length: 2\r\n\r\n[]", "its answer cannot be read"),
         (
-            b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 12\r\n\r\n<html></html"[:-1] + b">",
+            b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",
             "the server failed: status 502",
         ),
         (
@@ -108,7 +108,7 @@ def test_an_answer_that_drips_is_late_as_a_whole(headers: bytes) -> None:
         assert time.monotonic() - began < 20
 
 
-def test_a_connection_is_kept_and_all_of_them_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_is_kept_and_all_of_them_end() -> None:
     answer = b'{"name": "tiny"}'
     with speaking(OK + b"Content-Length: %d\r\n\r\n" % len(answer) + answer) as (speaker, transport):
         for _ in range(3):

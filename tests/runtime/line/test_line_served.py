@@ -30,7 +30,7 @@ from flawscope.runtime.line.swap import steps
 pytest.importorskip("tritonclient.grpc", reason='needs pip install "flawscope[client]"')
 pytest.importorskip("tritonclient.http", reason='needs pip install "flawscope[client]"')
 
-from kserve_stand_in import KserveStandIn
+from kserve_stand_in import KserveStandIn, Refused
 
 BOTH = pytest.mark.parametrize("servers", ["grpc", "http"], indirect=True)
 VIEW = {"name": "cam0", "source": PUSH, "bundle": "tiny.flaw", "backend": "triton"}
@@ -277,6 +277,32 @@ def test_an_outage_after_a_swap_does_not_take_the_new_bundle_back(tmp_path: Path
         assert (part.verdict, part.views[0].bundle) == ("reject", digest)
         assert part.views[0].bundle != first.views[0].bundle
     assert not events_of(tmp_path, "rollback")
+
+
+def test_a_bundle_that_makes_the_server_fail_each_time_is_taken_back(tmp_path: Path, servers: Servers) -> None:
+    """That is no outage: the server gives its golden scores in between."""
+    digest = write_bundle_at(tmp_path / "new.flaw", 100.0, name="new")
+    serve(tmp_path / "new.flaw", servers.repository)
+    servers.now.load()
+    real = servers.now.answer
+
+    def answer(model: Any, images: np.ndarray, request: str) -> Any:
+        if model.config.name == "new" and images.max() == 70:
+            raise Refused("out of memory")
+        return real(model, images, request)
+
+    servers.now.answer = answer  # type: ignore[method-assign]
+    with served(tmp_path, deadline_ms=60_000.0) as line:
+        assert verdict_of(line, 70).verdict == "accept"
+        swaps_of(line).add(tmp_path / "new.flaw")
+        assert swapped(line, digest)["state"] == "done"
+        for _ in range(3):
+            assert push(line, 70).verdict == "fault"
+            wait_until(lambda: is_ready(line))
+        wait_until(lambda: line.stations["top"].measures["cam0"].bundle != digest)
+        assert verdict_of(line, 70).verdict == "accept"
+    (back,) = events_of(tmp_path, "rollback")
+    assert "3 parts in a row could not be scored" in str(back["reason"])
 
 
 @BOTH
