@@ -201,7 +201,9 @@ class SharedScoring:
             self._note(len(batch), 1e3 * (time.perf_counter() - started))
             self.batches, self.images = self.batches + 1, self.images + len(batch)
             self._is_free()
-            has_failed = self._has_failed(reason := results[0].reason or "no reason was given")
+            # An inspector may give anything: what is no result is a fault further on.
+            reason = getattr(results[0], "reason", None) or "no reason was given"
+            has_failed = self._has_failed(reason)
             for request, result in zip(batch, results, strict=True):
                 _answer(request, result)
             if has_failed:
