@@ -45,6 +45,7 @@ class Inspector:
         bundle: The opened bundle.
         is_candidate: The bundle is being made and may have no golden images yet; no overlay is looked for.
         choice: The backend that was chosen already; None chooses it by `backend`.
+        may_be_away: Whether an inference server that is away is no error: images are faults until it is there.
 
     All other arguments are those of `load`.
 
@@ -76,6 +77,7 @@ class Inspector:
         streams: int | None = None,
         open_session: OpenSession = open_session,
         choice: Choice | None = None,
+        may_be_away: bool = False,
     ) -> None:
         if bundle.manifest.kind != "score":
             raise BundleError(
@@ -104,6 +106,7 @@ class Inspector:
             ScorerOptions(choice.name, path, precision, open_session, cores),
             choice,
             limit_s=load_limit(timeout_s),
+            may_be_away=may_be_away,
         )
         self._judge = self._with_origin(judge)
         self._submitted = Submissions(self._ready, bundle.manifest.input.size, str(bundle.path))

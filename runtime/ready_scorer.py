@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
 
 from flawscope.arrays import Float32Array, UInt8Array
 from flawscope.bundle import Bundle
@@ -13,7 +16,7 @@ from flawscope.errors import BackendError, DeviceError
 from flawscope.runtime.backends.choice import REFERENCE, Choice
 from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.scorers.golden import check_golden, check_outputs
-from flawscope.runtime.scorers.scorer import Scorer, ScorerOptions, open_scorer
+from flawscope.runtime.scorers.scorer import Part, Reconstructor, Scorer, ScorerOptions, open_scorer
 from flawscope.time_limit import within
 
 
@@ -25,6 +28,8 @@ class ReadyScorer:
         options: Backend, path and precision.
         choice: The backend that was chosen, or those that a measurement decides between.
         limit_s: Seconds until it must be ready, when it is opened and when it is opened again; 0 for no limit.
+        may_be_away: Whether a server that is away is no error: it is as a device that failed, and opened by the next
+            images.
 
     Attributes:
         scorer: The scorer; replaced by a new one after the device failed.
@@ -35,12 +40,15 @@ class ReadyScorer:
     Raises:
         BundleError: If it does not reproduce the golden scores.
         BackendError: If the backend is not available or cannot run the graph.
+        DeviceError: If a server does not answer, or not as it must, and may not be away.
         LoadTimeout: If it is not ready in time. The thread that loads it cannot be ended and is left behind.
     """
 
     __slots__ = ("_bundle", "_choice", "_limit_s", "_lock", "_sampling", "device_failed", "options", "reason", "scorer")
 
-    def __init__(self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, limit_s: float) -> None:
+    def __init__(
+        self, bundle: Bundle, options: ScorerOptions, choice: Choice, *, limit_s: float, may_be_away: bool = False
+    ) -> None:
         self._bundle, self._choice = bundle, choice
         self.options, self.reason = options, choice.reason
         self.device_failed = False
@@ -48,7 +56,12 @@ class ReadyScorer:
         self._lock = threading.Lock()
         self._sampling: Sampling | None = None
         self._limit_s = limit_s
-        self.scorer = self._within_limit(self._open)
+        try:
+            self.scorer = self._within_limit(self._open)
+        except DeviceError as err:
+            if not may_be_away or not backend_row(self.options.backend).remote:
+                raise
+            self.scorer, self.device_failed = _NoScorer(str(err)), True
 
     def _within_limit(self, work: Callable[[], Scorer]) -> Scorer:
         return within(self._limit_s, work, lambda scorer: scorer.close(), str(self._bundle.path))
@@ -145,3 +158,33 @@ class ReadyScorer:
     def close(self) -> None:
         """Release the device."""
         self.scorer.close()
+
+
+class _NoScorer:
+    """Stands where a server has not been reached yet."""
+
+    path = "graph"
+    least_score = 0.0
+    reconstructor: Reconstructor | None = None
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def score(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Fail."""
+        raise DeviceError(self.reason)
+
+    def outputs(self, images: UInt8Array) -> dict[str, npt.NDArray[Any]]:
+        """Fail."""
+        raise DeviceError(self.reason)
+
+    def parts(self, images: UInt8Array) -> list[Part]:
+        """Fail."""
+        raise DeviceError(self.reason)
+
+    def describe(self) -> str:
+        """Say why it is not there."""
+        return self.reason
+
+    def close(self) -> None:
+        """Nothing is open."""

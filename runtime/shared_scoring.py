@@ -27,6 +27,8 @@ _MOST_WAITING = 256
 """Requests that may wait before those whose deadline has passed are thrown out: an inspector may hang for hours."""
 _STEADY_S = 60.0
 """A device that fails again so soon after it was opened again is lost: only a new process may help."""
+_PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between two looks whether what is away is back; the last one from then on."""
 _NEVER = (1 << 63) - 1
 """Deadline of what can wait."""
 _NO_COLOR = ""
@@ -71,8 +73,12 @@ class SharedScoring:
     Args:
         inspector: The inspector.
         name: Name of the thread.
+        comes_back: Whether a device that failed comes back by itself, as a server does. It is looked for until then:
+            images that come meanwhile are faults at once, and it is never lost.
+        away: Why such a one is not there at the beginning; empty where it is.
 
     Attributes:
+        comes_back: As above.
         batches: Inferences so far.
         images: Images so far.
         problem: Why nothing can be scored now, in words: the device failed, and is being opened again; else empty.
@@ -80,7 +86,7 @@ class SharedScoring:
         device_failures: How many times the device failed.
     """
 
-    def __init__(self, inspector: ScoresImages, name: str) -> None:
+    def __init__(self, inspector: ScoresImages, name: str, *, comes_back: bool = False, away: str = "") -> None:
         self._inspector = inspector
         self._ready = threading.Condition()
         self._waiting: list[_Request] = []
@@ -90,7 +96,8 @@ class SharedScoring:
         self._busy_since: int | None = None
         self._idle_since = time.monotonic_ns()
         self.batches = self.images = self.device_failures = 0
-        self.problem = self.lost = ""
+        self.comes_back, self._away = comes_back, away
+        self.problem, self.lost = (_AWAY.format(away) if away else ""), ""
         self._opened_again = float("-inf")
         self._thread = threading.Thread(target=self._run, name=f"scoring {name}", daemon=True)
         self._thread.start()
@@ -172,6 +179,8 @@ class SharedScoring:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._away:
+            self._look_for_it(self._away)
         while (batch := self._next()) is not None:
             if not batch:
                 continue
@@ -192,10 +201,13 @@ class SharedScoring:
             self._note(len(batch), 1e3 * (time.perf_counter() - started))
             self.batches, self.images = self.batches + 1, self.images + len(batch)
             self._is_free()
+            # An inspector may give anything: what is no result is a fault further on.
+            reason = getattr(results[0], "reason", None) or "no reason was given"
+            has_failed = self._has_failed(reason)
             for request, result in zip(batch, results, strict=True):
                 _answer(request, result)
-            if not self.lost and self._inspector.device_failed:
-                self._open_again(results[0].reason or "no reason was given")
+            if has_failed:
+                self._open_again(reason)
             # Else the images of the last batch would stay in memory until the next one comes.
             del batch, first, results, request, result
 
@@ -209,13 +221,22 @@ class SharedScoring:
         else:
             failure = None
         self._is_free()
-        with contextlib.suppress(BaseException):  # as in `_answer`
-            if failure is None:
+        has_failed = self._has_failed(reason := str(failure))
+        if failure is None:
+            with contextlib.suppress(BaseException):  # as in `_answer`
                 request.future.set_result(None)
-            else:
-                request.future.set_exception(failure)
-        if not self.lost and self._inspector.device_failed:
-            self._open_again(str(failure))
+        else:
+            _fail(request, failure)
+        if has_failed:
+            self._open_again(reason)
+
+    def _has_failed(self, reason: str) -> bool:
+        """Return whether the device failed; of a server it is said before the answer: it is no fault of the bundle."""
+        has_failed = not self.lost and self._inspector.device_failed
+        if has_failed and self.comes_back:
+            self.problem = _AWAY.format(reason)
+            self.device_failures += 1
+        return has_failed
 
     def _is_free(self) -> None:
         with self._ready:
@@ -223,6 +244,9 @@ class SharedScoring:
 
     def _open_again(self, reason: str) -> None:
         """Have the device opened again, once; the images that it failed on are faults already."""
+        if self.comes_back:
+            self._look_for_it(reason)
+            return
         self.device_failures += 1
         if time.monotonic() - self._opened_again < _STEADY_S:
             self.problem = self.lost = f"the device failed again soon after it was opened again: {reason}"
@@ -235,6 +259,41 @@ class SharedScoring:
             return
         self._opened_again = time.monotonic()
         self.problem = ""
+
+    def _look_for_it(self, reason: str) -> None:
+        """Look for a device that is away until it is back, or this is closed; who asks meanwhile has a fault."""
+        pauses = iter(_PAUSES_S)
+        pause_s = 0.0
+        while True:
+            self.problem = _AWAY.format(reason)
+            pause_s = next(pauses, pause_s)
+            if not self._refuse_until(time.monotonic() + pause_s):
+                return
+            try:
+                self._inspector.warm(1)
+                if not self._took_ms:
+                    self.measure()
+            except BaseException as err:  # of foreign code, as above
+                reason = str(err) or type(err).__name__
+            else:
+                self.problem = ""
+                return
+
+    def _refuse_until(self, end: float) -> bool:
+        """Answer all that waits with a fault until a moment; returns whether this was not closed meanwhile."""
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._waiting or self._is_closed, max(0.0, end - time.monotonic()))
+                if self._is_closed:
+                    return False
+                waiting, self._waiting = self._waiting, []
+            for request in waiting:
+                if request.call is None:
+                    _answer(request, _fault(self.problem))
+                else:
+                    _fail(request, DeviceError(self.problem))
+            if time.monotonic() >= end:
+                return True
 
     def _next(self) -> list[_Request] | None:
         """Return the images to be scored together, perhaps none, or None when it is closed."""
@@ -311,9 +370,15 @@ def _answer(request: _Request, result: Result) -> None:
         request.future.set_result(result)
 
 
+def _fail(request: _Request, failure: BaseException) -> None:
+    with contextlib.suppress(BaseException):  # as in `_answer`
+        request.future.set_exception(failure)
+
+
 def _fault(reason: str) -> Result:
     return Result("image", "fault", reason=reason)
 
 
+_AWAY = "the server does not work, and is looked for: {}"
 _CLOSED = _fault("the inspector was closed")
 _EXPIRED = _fault("its deadline passed before it was scored")

@@ -2,7 +2,7 @@
 
 The thread is that of the line (`SharedScoring`): what goes wrong in it is a fault of the image, and the next is
 inspected; a device that failed is opened again once, and one that fails again soon is lost until the process is
-started anew.
+started anew. A server is looked for until it is back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flawscope.errors import ArgumentError, BundleError, QueueFull
+from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.ready_scorer import ReadyScorer
 from flawscope.runtime.results import Result
 from flawscope.runtime.shared_scoring import SharedScoring
@@ -60,6 +61,7 @@ class Submissions:
 
     def __init__(self, ready: ReadyScorer, size: tuple[int, int], name: str) -> None:
         self._jobs, self._name = _Jobs(ready, size), name
+        self._comes_back = backend_row(ready.options.backend).remote
         self._lock = threading.Lock()
         self._scoring: SharedScoring | None = None
         self._numbers = itertools.count()
@@ -101,7 +103,7 @@ class Submissions:
                     "result, leave this image out, or allow more with most_pending=."
                 )
             if self._scoring is None:
-                self._scoring = SharedScoring(self._jobs, "of submitted images")
+                self._scoring = SharedScoring(self._jobs, "of submitted images", comes_back=self._comes_back)
                 # Where nobody closes the inspector: its thread would hold the graphs, and use them while Python ends.
                 weakref.finalize(self, self._scoring.close, _CLOSE_S)
             self._pending += 1

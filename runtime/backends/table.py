@@ -49,6 +49,7 @@ class Backend:
         bank_problem: `() -> str | None`: why the memory bank cannot lie beside the graph on its device, as a sentence;
             None if the backend has no kernels for a device.
         concurrent: Whether a session takes several requests at once, from several threads, each on its own.
+        remote: Whether what computes is not of this machine: it may be away, and comes back without anything done here.
         rival: The package that brings it, where `auto` may take it in place of the CPU's own, if it is measured to be
             faster: found and never imported, as most bundles do not need it. None where `auto` does not.
     """
@@ -68,6 +69,7 @@ class Backend:
     cores: tuple[str, ...] = ()
     bank_problem: str | None = None
     concurrent: bool = False
+    remote: bool = False
     rival: str | None = None
 
 
@@ -148,6 +150,7 @@ _ROWS = (
         tolerances=_DEVICE_TOLERANCES,
         alone="the server has a model of its own for each bundle",
         concurrent=True,
+        remote=True,
     ),
 )
 ROWS = {row.name: row for row in _ROWS}  # in the order in which the command line lists them

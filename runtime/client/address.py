@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from flawscope.errors import ArgumentError, BackendError
+from flawscope.text import printable
 
 SERVER_VARIABLE = "FLAWSCOPE_TRITON"
 """Environment variable with the address of the server that the backend `triton` asks."""
@@ -71,9 +72,11 @@ def read_address(text: str, what: str = "server") -> Address:
 
 
 def _shown(text: str) -> str:
-    """Return a text without the password that somebody wrote into it."""
+    """Return a text without the password or key that somebody wrote into it."""
     before, at, rest = text.rpartition("@")
-    return f"{before.partition('://')[0]}://***@{rest}" if at else text
+    shown = f"{before.partition('://')[0]}://***@{rest}" if at else text
+    beginning, question, _ = shown.partition("?")
+    return printable(f"{beginning}?***" if question else shown)
 
 
 def address_from_environment() -> Address:

@@ -113,6 +113,13 @@ def check_served(model: ServedModel, config: Mapping[str, Any], server: str) -> 
         server: Address of the server, for messages.
     """
     what = f"backend triton: {server}: model {model.name}"
+    try:
+        _check_served(model, config, what)
+    except (AttributeError, TypeError, ValueError):  # lists for mappings, texts for numbers: of whatever answers there
+        raise DeviceError(f"{what}: expected its configuration, got something else. Is it a Triton server?") from None
+
+
+def _check_served(model: ServedModel, config: Mapping[str, Any], what: str) -> None:
     value = config.get("parameters", {}).get(IDENTITY, {})
     got = str(value.get("string_value", "")) if isinstance(value, Mapping) else ""
     if got != model.identity:

@@ -12,7 +12,7 @@ from flawscope.errors import ArgumentError
 from flawscope.imaging.images import MAX_SIDE_PX, MIN_SIDE_PX
 from flawscope.runtime.line.line_config import HttpOptions, LineConfig, StationOptions, ViewOptions
 from flawscope.runtime.line.outputs.table import GpioOutput, ModbusOutput
-from flawscope.runtime.line.rollout.oci_url import check_url
+from flawscope.runtime.line.rollout.registry_checks import mistakes_of
 from flawscope.runtime.line.rollout.table import RegistryReleases
 from flawscope.runtime.line.sinks.table import JsonlSink, MqttSink, Tls
 from flawscope.runtime.line.sources.table import FolderSource, PushSource, V4l2Source, is_triggered, policy_of
@@ -279,15 +279,8 @@ def _check_rollouts(config: LineConfig) -> Iterator[Mistake]:
             )
         source = view.rollout.source
         if isinstance(source, RegistryReleases):
-            if (source.user is None) != (source.password is None) or (source.user and source.token):
-                yield Mistake(
-                    f"{where}.rollout.source",
-                    "expected user and password, or a token, or neither, got another choice. Leave one out.",
-                )
-            try:
-                check_url(source.url, has_secret=bool(source.user or source.token))
-            except ArgumentError as err:
-                yield Mistake(f"{where}.rollout.source.url", str(err).partition(": ")[2])
+            for key, mistake in mistakes_of(source):
+                yield Mistake(f"{where}.rollout.source" + (f".{key}" if key else ""), mistake)
 
 
 def _check_timezone(config: LineConfig) -> Iterator[Mistake]:

@@ -38,6 +38,7 @@ from flawscope.runtime.line.station.open_parts import OpenParts
 from flawscope.runtime.line.station.station import Station
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits
 from flawscope.runtime.line.station.view import Measure, View
+from flawscope.runtime.line.station.watch import look_at_scorings
 from flawscope.runtime.line.status import STATUS, LineStatus, SinkStatus, StationStatus, StatusFile
 from flawscope.runtime.line.swap.beginning import begin
 from flawscope.runtime.line.swap.overlays import Overlays
@@ -263,6 +264,8 @@ class Line:
         station = Station(options.name, limits, services, views, outputs, generation=generation)
         for name, problem in begun.problems.items():
             station.readiness.forbid(f"bundle {name}", problem)
+        # Before it starts: a server may be away from the beginning.
+        look_at_scorings(station.readiness, [measure.scoring for measure in begun.measures.values()])
         assert self.swaps is not None
         self.swaps.attach(options, station, begun.active)
         return station

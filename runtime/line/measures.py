@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from flawscope.arrays import Float32Array
-from flawscope.bundle import InForce, Manifest
-from flawscope.errors import ArgumentError, BundleError
+from flawscope.bundle import InForce, Manifest, trusted_bundle
+from flawscope.bundle.opening import made_ready
+from flawscope.errors import ArgumentError, BundleError, DeviceError
+from flawscope.runtime.backends.table import backend_row
 from flawscope.runtime.image_sources import Source
 from flawscope.runtime.inspector import Inspector
 from flawscope.runtime.line.gallery.keeper import Heat
@@ -98,17 +100,21 @@ class Measures:
         self._lock = threading.Lock()
         self._loaded: dict[tuple[object, ...], _Loaded] = {}
 
-    def measure_of(self, view: ViewOptions, bundle: Path | None = None, name: str = "") -> Measure:
+    def measure_of(
+        self, view: ViewOptions, bundle: Path | None = None, name: str = "", *, may_be_away: bool = False
+    ) -> Measure:
         """Return the measure of a view; its bundle is loaded, verified and warmed if no other view has it.
 
         Args:
             view: The view.
             bundle: Another bundle than that of its configuration.
             name: What that one is called in messages.
+            may_be_away: Whether a server that is away is no error: it is looked for, and images are faults meanwhile.
 
         Raises:
             FlawscopeError: As `Inspector.load`.
             ArgumentError: If the bundle is not calibrated: nothing would be accepted.
+            DeviceError: If a server is away that may not be.
         """
         path = view.bundle if bundle is None else bundle
         key = _key(view, path)
@@ -116,14 +122,17 @@ class Measures:
             loaded = self._loaded.get(key)
         if loaded is None:
             # Without the lock, as it may take minutes. One thread loads: that of the start, then that of the swaps.
-            loaded = self._load(view, path, name or path.name)
+            loaded = self._load(view, path, name or path.name, may_be_away=may_be_away)
             with self._lock:
                 self._loaded[key] = loaded
-        inspector = loaded.inspector
+        inspector, scoring = loaded.inspector, loaded.scoring
         assert inspector is not None
+        if scoring.comes_back and scoring.problem and not may_be_away:
+            # Another view has waited for it since its start.
+            raise DeviceError(scoring.problem)
         manifest = inspector.manifest
         return Measure(
-            loaded.scoring,
+            scoring,
             manifest.digest,
             manifest.input.bits,
             manifest,
@@ -160,28 +169,36 @@ class Measures:
         """Release all bundles; one whose inspector hangs in foreign code is left behind."""
         self.keep_only(())
 
-    def _load(self, view: ViewOptions, bundle: Path, name: str) -> _Loaded:
+    def _load(self, view: ViewOptions, bundle: Path, name: str, *, may_be_away: bool) -> _Loaded:
         self._say(f"{name}: loading")
-        inspector = Inspector.load(
-            bundle,
-            view.backend,
-            precision=view.precision,
-            strict=view.strict,
-            product=view.product,
-            threads=view.threads,
-            trusted_keys=self._trusted_keys,
-        )
+        opened = trusted_bundle(bundle, self._trusted_keys)
+        with made_ready(opened):
+            inspector = Inspector(
+                opened,
+                view.backend,
+                precision=view.precision,
+                strict=view.strict,
+                product=view.product,
+                threads=view.threads,
+                may_be_away=may_be_away,
+            )
+        away = inspector.scorer.describe() if inspector.device_failed else ""
+        comes_back = backend_row(inspector.backend).remote
         scoring: SharedScoring | None = None
         try:
             check_calibrated(inspector.manifest, view, bundle)
-            scoring = SharedScoring(_Batches(inspector), name)
-            scoring.measure()
+            scoring = SharedScoring(_Batches(inspector), name, comes_back=comes_back, away=away)
+            if not away:
+                scoring.measure()
         except BaseException:
             if scoring is not None:
                 scoring.close()
             inspector.close()
             raise
-        self._say(f"{name}: ready on {inspector.backend} ({inspector.backend_reason})")
+        if away:
+            self._say(f"{name}: not ready yet; the server is looked for: {away}")
+        else:
+            self._say(f"{name}: ready on {inspector.backend} ({inspector.backend_reason})")
         return _Loaded(inspector, scoring)
 
 

@@ -49,6 +49,15 @@ def dripping(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def dripping_at_the_end(handler: Handler) -> None:
+    """The same on a connection that ends with the answer, as most servers say it."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n")
+        while not handler.registry.over.wait(0.02):
+            handler.wfile.write(b"x")
+    handler.close_connection = True
+
+
 def cut(at: int) -> Answer:
     """Answer a blob honestly, and break off behind so many bytes."""
 

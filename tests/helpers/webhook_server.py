@@ -56,6 +56,15 @@ def dripping(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def dripping_at_the_end(handler: Handler) -> None:
+    """Answer 200, and a body of a byte at a time on a connection that ends with it."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 65536\r\n\r\n")
+        while not handler.server.over.wait(0.02):  # type: ignore[attr-defined]
+            handler.wfile.write(b"x")
+    handler.close_connection = True
+
+
 def endless(handler: Handler) -> None:
     """Answer 200 with a body that never ends."""
     with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from line_stand_ins import WAIT_S, RuleInspector, grey, wait_until
 
+from flawscope.errors import DeviceError
 from flawscope.runtime.results import Result
 from flawscope.runtime.shared_scoring import SharedScoring
 
@@ -170,3 +171,60 @@ def test_everyone_gets_his_own_result(values: list[int], threads: int, times: di
         assert results[place].decision == expected
         assert value > 200 or results[place].score == value
     assert scoring.images == len(values)
+
+
+class TestWhatComesBack:
+    """A server: it is looked for until it is back, and who asks meanwhile is answered at once."""
+
+    class Away(RuleInspector):
+        """Fails until it is allowed to work."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.device_failed, self.is_back = True, threading.Event()
+
+        def score(self, sources: list[Any], color: str, in_force: Any = None) -> list[Result]:
+            if self.device_failed:
+                return [Result("image", "fault", reason="gone")] * len(sources)
+            return super().score(sources, color, in_force)
+
+        def warm(self, batch: int) -> None:
+            if not self.is_back.is_set():
+                raise DeviceError("gone")
+            self.device_failed = False
+            super().warm(batch)
+
+    def test_images_and_calls_are_answered_while_it_is_away(self) -> None:
+        inspector = self.Away()
+        scoring = SharedScoring(inspector, "test", comes_back=True, away="gone")
+        assert "gone" in scoring.problem
+        results = [scoring.submit(grey(50), time.monotonic_ns() + FAR) for _ in range(3)]
+        assert {result.result(WAIT_S).decision for result in results} == {"fault"}
+        with pytest.raises(DeviceError, match="gone"):
+            scoring.submit_last(lambda: None).result(WAIT_S)
+        inspector.is_back.set()
+        wait_until(lambda: not scoring.problem)
+        assert scoring.submit(grey(50), time.monotonic_ns() + FAR).result(WAIT_S).decision == "accept"
+        # How long batches take could not be measured before.
+        assert set(scoring._took_ms) == {1, 2, 4}
+        assert (scoring.lost, scoring.device_failures) == ("", 0)
+        assert scoring.close()
+
+    def test_it_is_closed_while_it_is_away(self) -> None:
+        scoring = SharedScoring(self.Away(), "test", comes_back=True, away="gone")
+        assert scoring.close(WAIT_S)
+        assert scoring.submit(grey(50), time.monotonic_ns() + FAR).result(WAIT_S).reason == "the inspector was closed"
+
+    def test_whoever_gets_the_first_fault_sees_why(self) -> None:
+        """Else the fault would count as one of the bundle: a swap would be taken back, or a challenge have failed."""
+        inspector = self.Away()
+        inspector.device_failed = False
+        scoring = SharedScoring(inspector, "test", comes_back=True)
+        inspector.device_failed = True
+        seen: list[str] = []
+        future = scoring.submit(grey(50), time.monotonic_ns() + FAR)
+        future.add_done_callback(lambda done: seen.append(scoring.problem))
+        assert future.result(WAIT_S).decision == "fault"
+        wait_until(lambda: bool(seen))
+        assert "gone" in seen[0]
+        assert scoring.close()

@@ -78,13 +78,13 @@ class Requests:
             ) from None
         self._lock = threading.Lock()
         self._is_closed = False
-        self._connection: http.client.HTTPConnection | None = None
+        self._sock: socket.socket | None = None
 
     def close(self) -> None:
         """End the request that waits, and let none begin."""
         with self._lock:
             self._is_closed = True
-            _break_off(self._connection)
+            _break_off(self._sock)
 
     def is_own(self, url: str) -> bool:
         """Return whether an address is on the machine itself: another one gets no `Authorization`."""
@@ -160,7 +160,7 @@ class Requests:
 
         def end() -> None:
             is_late.set()
-            _break_off(connection)
+            _break_off(self._sock)
 
         # A socket's own time-out begins anew with each byte: a server that sends one a second would never be late.
         whole_s = self._timeout_s + size / _LEAST_BYTES_A_S
@@ -169,7 +169,10 @@ class Requests:
         timer.start()
         try:
             connection.connect()
-            if self._is_closed:
+            with self._lock:
+                # Here: a connection that ends with its answer forgets its socket when the answer begins.
+                self._sock = connection.sock
+            if is_late.is_set() or self._is_closed:
                 raise OSError("broken off")
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
             connection.request(method, target, body, {"User-Agent": "flawscope", "Connection": "close", **headers})
@@ -187,7 +190,7 @@ class Requests:
         finally:
             timer.cancel()
             with self._lock:
-                self._connection = None
+                self._sock = None
             connection.close()
 
     def _connected(self, parts: SplitResult) -> http.client.HTTPConnection:
@@ -200,7 +203,6 @@ class Requests:
         with self._lock:
             if self._is_closed:
                 raise SourceAway(f"{self._shown}: it was closed.")
-            self._connection = connection
         return connection
 
 
@@ -213,8 +215,7 @@ def _shown(url: str) -> str:
     return printable(f"{parts.scheme}://{parts.hostname or ''}")[:200]
 
 
-def _break_off(connection: http.client.HTTPConnection | None) -> None:
-    sock: socket.socket | None = None if connection is None else connection.sock
+def _break_off(sock: socket.socket | None) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):
             # Not SSLSocket's own method, which takes the TLS away under a thread that reads.

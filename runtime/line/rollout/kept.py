@@ -7,11 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.errors import StorageError
-from flawscope.files import write_bytes
-from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.ranges import Count
-from flawscope.text import NOT_JSON, encode_json
+from flawscope.runtime.line.state_record import read_record
 
 State = Literal["none", "waiting", "pulling", "swapping", "done", "refused", "failed", "rolled_back"]
 
@@ -87,26 +84,6 @@ def kept_file(state: Path, station: str, view: str) -> Path:
 
 
 def read_kept(path: Path) -> Kept:
-    """Return what a file says; nothing where there is none.
-
-    Raises:
-        StorageError: If it is broken or cannot be read.
-    """
-    try:
-        return msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=Kept)
-    except FileNotFoundError:
-        return Kept()
-    except (OSError, *NOT_JSON) as err:
-        raise StorageError(
-            f"{path}: expected what was done with releases, got: {err}. It begins anew: a release that failed may be "
-            "tried once more."
-        ) from err
-
-
-def write_kept(path: Path, kept: Kept) -> None:
-    """Replace a file; on the disk before it returns.
-
-    Raises:
-        StorageError: If it cannot be written; the one before stays.
-    """
-    write_bytes(path, msgspec.json.format(encode_json(kept), indent=1) + b"\n", durable=True)
+    """Return what a file says; nothing where there is none. Raises StorageError if it is broken or cannot be read."""
+    then = "It begins anew: a release that failed may be tried once more."
+    return read_record(path, Kept, "what was done with releases", then) or Kept()

@@ -7,15 +7,15 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 from urllib.parse import urlencode, urlsplit
 from urllib.request import parse_http_list, parse_keqv_list
 
 from flawscope.errors import ArgumentError
 from flawscope.runtime.line.rollout.http_requests import Answer, Requests
-from flawscope.runtime.line.rollout.oci_url import check_url
 from flawscope.runtime.line.rollout.place import check_manifest, is_digest
+from flawscope.runtime.line.rollout.registry_checks import mistakes_of
 from flawscope.runtime.line.rollout.release import (
     MANIFEST_TYPE,
     MOST_MANIFEST_BYTES,
@@ -24,7 +24,7 @@ from flawscope.runtime.line.rollout.release import (
     digest_of,
 )
 from flawscope.runtime.line.rollout.table import PLAIN, SECURE, RegistryReleases
-from flawscope.secrets import is_this_machine, read_secret, without_secrets
+from flawscope.secrets import is_this_machine, read_secret, read_token, without_secrets
 from flawscope.text import NOT_JSON, printable
 
 _SMALL_BYTES = 1 << 16
@@ -49,11 +49,8 @@ class Registry:
         host, _, self._repository = rest.partition("/")
         self._base = f"{'http' if is_plain else 'https'}://{host}"
         self.name = f"{PLAIN if is_plain else SECURE}{host}/{self._repository}"
-        check_url(options.url, has_secret=bool(options.user or options.token))
-        if (options.user is None) != (options.password is None) or (options.user and options.token):
-            raise ArgumentError(
-                f"{self.name}: expected user and password, or a token, or neither, got another choice. Leave one out."
-            )
+        for _, mistake in mistakes_of(options):
+            raise ArgumentError(f"registry: {mistake}")
         self._requests = Requests(self._base, self.name, options.ca, options.hosts, options.timeout_s)
         self._authorization = ""
         self._secrets: set[str] = set()
@@ -172,7 +169,7 @@ class Registry:
         kinds = {ask.partition(" ")[0].lower(): ask.partition(" ")[2] for ask in asks}
         if "bearer" in kinds:
             if options.token is not None:
-                return f"Bearer {self._secret(options.token)}"
+                return f"Bearer {self._secret(options.token, read_token)}"
             return f"Bearer {self._token(_fields(kinds['bearer']), actions)}"
         if "basic" in kinds and options.user is not None:
             return self._basic()
@@ -208,9 +205,9 @@ class Registry:
         self._secrets.add(coded)
         return f"Basic {coded}"
 
-    def _secret(self, place: str) -> str:
+    def _secret(self, place: str, read: Callable[[str], str] = read_secret) -> str:
         try:
-            secret = read_secret(place)
+            secret = read(place)
         except ArgumentError as err:  # it may be written while the line runs
             raise SourceAway(f"{self.name}: {err}") from None
         self._secrets.add(secret)

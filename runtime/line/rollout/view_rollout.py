@@ -16,7 +16,7 @@ from flawscope.errors import ArgumentError, FlawscopeError, StorageError
 from flawscope.runtime.backends.table import ROWS
 from flawscope.runtime.line.line_config import StationOptions, ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
-from flawscope.runtime.line.rollout.kept import FINAL, Failed, Kept, State, kept_file, read_kept, write_kept
+from flawscope.runtime.line.rollout.kept import FINAL, Failed, Kept, State, kept_file, read_kept
 from flawscope.runtime.line.rollout.place import Place, read_blob
 from flawscope.runtime.line.rollout.pulling import pull
 from flawscope.runtime.line.rollout.release import (
@@ -29,6 +29,7 @@ from flawscope.runtime.line.rollout.release import (
 )
 from flawscope.runtime.line.rollout.rollout_status import RolloutStatus
 from flawscope.runtime.line.rollout.table import RolloutOptions
+from flawscope.runtime.line.state_record import write_record
 from flawscope.runtime.line.swap.likeness import notes_on
 from flawscope.runtime.line.swap.memory import check_room
 from flawscope.runtime.line.swap.run import SwapRun
@@ -46,14 +47,16 @@ _MOST_BEGUN = 2
 """Swaps to one bundle that may end with the process: then the bundle is what ends it."""
 
 
+_MOST_REFUSED = 64
 _SURROUNDINGS = ("staged", "flip")
 """Steps of a swap that fail for what is around the bundle, such as a disk that is full."""
 
 
-def _surroundings(backend: str) -> tuple[str, ...]:
-    """Return the steps that fail for what is around the bundle: a server may not have its model yet."""
+def _is_of_surroundings(run: SwapRun, backend: str) -> bool:
+    """Return whether a swap failed for what is around the bundle: a server may be away, or not have its model yet."""
     row = ROWS.get(backend)
-    return (*_SURROUNDINGS, "warm") if row is not None and row.concurrent else _SURROUNDINGS
+    is_remote = row is not None and row.remote
+    return run.failed_step in _SURROUNDINGS or (is_remote and any(step.device_failed for step in run.steps))
 
 
 class ViewRollout:
@@ -86,7 +89,6 @@ class ViewRollout:
         self._who, self._timezone = f"{line}/{station.name}/{view.name}", timezone
         self._station, self._view, self._place = station.name, view, place
         self._services, self._swaps, self._is_stopped = services, swaps, is_stopped
-        self._surroundings = _surroundings(view.backend)
         self._label = f"station {station.name} view {view.name}"
         self._path: Path = kept_file(services.state, station.name, view.name)
         self._kept = Kept()
@@ -120,6 +122,8 @@ class ViewRollout:
         try:
             if (self._run is not None and not self._follow(self._run)) or now < self._next_ns:
                 return
+            # Whatever happens: not again at once.
+            self._next_ns = now + round(self._options.every_s * 1e9)
             self._look()
         except SourceAway as err:
             if self._is_stopped():
@@ -129,6 +133,9 @@ class ViewRollout:
             self._has_problem("rollout_refused", str(err))
         except StorageError as err:
             self._has_problem("rollout_stuck", str(err))
+        except Exception as err:
+            self._has_problem("rollout_stuck", f"unexpected {type(err).__name__}: {err}")
+            raise
         waits = self._kept.state not in FINAL and self._kept.state != "none"
         every_s = min(self._options.every_s, _WAITS_S) if waits and not self._problem else self._options.every_s
         # Not all lines at once; no cryptography.
@@ -317,7 +324,7 @@ class ViewRollout:
             self._end("done", run.step_of("flip").detail)
         elif (
             self._kept.state == "swapping"
-            and run.failed_step in _surroundings(self._view.backend)
+            and _is_of_surroundings(run, self._view.backend)
             and not run.is_given_up.is_set()
         ):
             self._keep(msgspec.structs.replace(self._kept, begun=self._kept.begun - 1))
@@ -346,6 +353,8 @@ class ViewRollout:
 
     def _refuse(self, digest: str, reason: str) -> None:
         self._refused[digest] = reason
+        if len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
         if digest != self._kept.release:
             now_s = self._services.clock.utc_ns() / 1e9
             self._keep(self._kept.of_another(digest, now_s))
@@ -355,7 +364,7 @@ class ViewRollout:
     def _keep(self, kept: Kept) -> None:
         """Write what is known. Raises StorageError; what could not be written is known all the same."""
         self._kept = kept
-        write_kept(self._path, kept)
+        write_record(self._path, kept)
 
     def _has_problem(self, action: str, reason: str) -> None:
         if not self._problem:  # once: its words may change with each attempt

@@ -105,6 +105,7 @@ class _Request:
         self.is_late = False
         self._connection = connection
         self._is_aborted = False
+        self._sock: socket.socket | None = None
         self._timer = threading.Timer(timeout_s, self._end_of_time)
         self._timer.daemon = True
 
@@ -113,6 +114,8 @@ class _Request:
         self._timer.start()
         try:
             self._connection.connect()
+            # Here: a connection that ends with its answer forgets its socket when the answer begins.
+            self._sock = self._connection.sock
             self._check()  # it may have been broken off while there was no socket to shut down
             self._connection.request("POST", target, body, headers)
             answer = self._connection.getresponse()
@@ -128,12 +131,10 @@ class _Request:
     def abort(self) -> None:
         """Let whatever waits for the server fail."""
         self._is_aborted = True
-        # Another thread may close it meanwhile.
-        sock: socket.socket | None = self._connection.sock
-        if sock is not None:
+        if self._sock is not None:
             with contextlib.suppress(OSError):
                 # Not SSLSocket's own method, which takes the TLS away under a thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def _check(self) -> None:
         if self._is_aborted:

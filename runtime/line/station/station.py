@@ -26,12 +26,11 @@ from flawscope.runtime.line.station.readiness import Readiness
 from flawscope.runtime.line.station.surroundings import LineServices, StationLimits, WatchesParts
 from flawscope.runtime.line.station.verdicts import Verdicts
 from flawscope.runtime.line.station.view import InWork, Measure, View
-from flawscope.runtime.line.station.watch import Watch
+from flawscope.runtime.line.station.watch import STUCK_S, Watch, look_at_scorings
 from flawscope.runtime.shared_scoring import when_all
 
 _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
-_STUCK_S = 10.0
 """Seconds at one image after which an inspector counts as stuck."""
 _RECORDS_S = 2.0
 """Longest wait of the end for records; a disk that takes longer than that does not answer."""
@@ -277,19 +276,12 @@ class Station:
 
     def beat(self) -> None:
         """Show outputs that it is alive, and look whether its inspectors are stuck; called once a second."""
-        scorings = [view.measure.scoring for view in self._views.values()]
-        stuck_s = max(scoring.stuck_s() for scoring in scorings)
-        if problem := next((scoring.problem for scoring in scorings if scoring.problem), ""):
-            self.readiness.forbid("inspector", problem)
-        elif stuck_s > _STUCK_S:
-            self.readiness.forbid("inspector", f"has been at one image for {stuck_s:.0f} s")
-        else:
-            self.readiness.allow("inspector")
+        look_at_scorings(self.readiness, [view.measure.scoring for view in self._views.values()])
         if self.turns(3 * _TURN_S):
             self.readiness.allow("thread")
             self._verdicts.beat()
-        elif not self.turns(_STUCK_S):
-            self.readiness.forbid("thread", f"has been at one image for more than {_STUCK_S:.0f} s")
+        elif not self.turns(STUCK_S):
+            self.readiness.forbid("thread", f"has been at one image for more than {STUCK_S:.0f} s")
 
     @property
     def _label(self) -> str:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from flawscope.runtime.line.journal.recorder import Recorder
 from flawscope.runtime.line.parts import Reason
 from flawscope.runtime.line.station.readiness import Readiness
+from flawscope.runtime.shared_scoring import SharedScoring
 
 _INCOMPLETE, _SCENE = "incomplete", "scene"
 _KINDS: dict[str, str] = {"incomplete_image": _INCOMPLETE, "scene": _SCENE, "frozen": _SCENE}
@@ -26,9 +28,29 @@ _TEXTS = {
 }
 _NEVER_SEEN: frozenset[str] = frozenset({"missing_view", "lost_frame", "unreadable_image"})
 """Reasons that say nothing of the scene: no pixels were looked at."""
+STUCK_S = 10.0
+"""Seconds at one image after which a station counts what is at it as hanging."""
 _WINDOW = 1000
 _MOST_MISSED = 10
 """Missed deadlines among the last parts at which a warning begins."""
+
+
+def look_at_scorings(readiness: Readiness, scorings: Sequence[SharedScoring]) -> None:
+    """Look whether what scores works: an inspector of this process, or a server, which a new process would not mend.
+
+    Args:
+        readiness: Of the station.
+        scorings: Those of its views.
+    """
+    for cause, comes_back in (("inspector", False), ("server", True)):
+        ours = [scoring for scoring in scorings if scoring.comes_back is comes_back]
+        stuck_s = max((scoring.stuck_s() for scoring in ours), default=0.0)
+        if problem := next((scoring.problem for scoring in ours if scoring.problem), ""):
+            readiness.forbid(cause, problem)
+        elif stuck_s > STUCK_S:
+            readiness.forbid(cause, f"has been at one image for {stuck_s:.0f} s")
+        else:
+            readiness.allow(cause)
 
 
 class Watch:

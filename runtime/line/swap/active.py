@@ -7,11 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from flawscope.errors import StorageError
-from flawscope.files import write_bytes
-from flawscope.open_files import SETTINGS_BYTES, read_regular
 from flawscope.ranges import Count, PositiveCount, Sha256
-from flawscope.text import NOT_JSON, encode_json
+from flawscope.runtime.line.state_record import read_record, write_record
 
 
 class ActiveView(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,26 +62,11 @@ def active_file(state: Path, station: str) -> Path:
 
 
 def read_active(path: Path) -> Active | None:
-    """Return what a file says; None where there is none.
-
-    Raises:
-        StorageError: If it is broken or cannot be read.
-    """
-    try:
-        return msgspec.json.decode(read_regular(path, SETTINGS_BYTES), type=Active)
-    except FileNotFoundError:
-        return None
-    except (OSError, *NOT_JSON) as err:
-        raise StorageError(
-            f"{path}: expected which bundles are in force, got: {err}. The station begins with those of the "
-            "configuration."
-        ) from err
+    """Return what a file says; None where there is none. Raises StorageError if it is broken or cannot be read."""
+    then = "The station begins with those of the configuration."
+    return read_record(path, Active, "which bundles are in force", then)
 
 
 def write_active(path: Path, active: Active) -> None:
-    """Replace a file; on the disk before it returns.
-
-    Raises:
-        StorageError: If it cannot be written; the one before stays.
-    """
-    write_bytes(path, msgspec.json.format(encode_json(active), indent=1) + b"\n", durable=True)
+    """Replace a file, on the disk before it returns; raises StorageError, and then the one before stays."""
+    write_record(path, active)

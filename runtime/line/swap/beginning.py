@@ -126,7 +126,8 @@ class _View:
             )
         for digest in self._order(configured, is_new=is_new):
             try:
-                measure = self._services.load(self._station, self._view, digest, self._name(digest, configured))
+                name = self._name(digest, configured)
+                measure = self._services.load(self._station, self._view, digest, name, may_be_away=True)
                 self._check_revision(measure)
             except FlawscopeError as err:
                 if kept is None:

@@ -74,12 +74,14 @@ class Challenges:
             self._ask(bundles, _START, holds=True)
 
     def turn(self) -> None:
-        """Look whether a time of day has come; called once a second."""
+        """Look whether a time of day has come, and whether servers are back; called once a second."""
         times = {moment for bundles in self._stations.values() for moment in bundles.options.challenge.at}
         come = self._times.come(times - {"start", "swap", "camera"}, self._services.clock.utc_ns())
         for bundles in self._stations.values():
             if found := [moment for moment in come if moment in bundles.options.challenge.at]:
                 self._ask(bundles, f"at {found[0]}", holds=False)
+        with self._wake:
+            self._wake.notify()
 
     @property
     def has_begun(self) -> bool:
@@ -166,17 +168,20 @@ class Challenges:
             self._wake.notify()
 
     def _run(self) -> None:
-        while True:
+        while not self._is_closed.is_set():
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._is_closed.is_set())
-                if self._is_closed.is_set():
-                    return
-                name = next(iter(self._waiting))
+                self._wake.wait_for(lambda: self._next() or self._is_closed.is_set())
+                name = self._next()
+                if self._is_closed.is_set() or not name:
+                    continue
                 # What is asked for from now on is another challenge.
                 moments = self._waiting.pop(name)
             bundles = self._stations[name]
-            for view in bundles.options.views:
-                self._challenge(bundles, view, ", ".join(moments))
+            is_over = all(self._challenge(bundles, view, ", ".join(moments)) for view in bundles.options.views)
+            if not is_over:
+                with self._wake:
+                    self._waiting[name] = moments | self._waiting.get(name, {})
+                continue
             if self._is_closed.is_set():
                 return
             with self._wake:
@@ -186,19 +191,33 @@ class Challenges:
             if _START in moments:
                 self._begins.discard(name)
 
-    def _challenge(self, bundles: StationBundles, view: ViewOptions, when: str) -> None:
-        """Challenge the bundle of a view; where it is exchanged meanwhile, or decides otherwise, the one after it."""
+    def _next(self) -> str:
+        """Return a station that waits for a challenge, and for no server besides; empty for none. Holds the lock."""
+        for name in self._waiting:
+            if not any(_is_away(measure) for measure in self._stations[name].station.measures.values()):
+                return name
+        return ""
+
+    def _challenge(self, bundles: StationBundles, view: ViewOptions, when: str) -> bool:
+        """Challenge the bundle of a view; where it is exchanged meanwhile, or decides otherwise, the one after it.
+
+        Returns:
+            Whether it is over: not where its server went away meanwhile, which says nothing of the bundle.
+        """
         measures = bundles.station.measures
         while (measure := measures[view.name]).manifest is not None:
             state, detail = self._found(bundles, view, measure)
             if self._is_closed.is_set():
-                return
+                return True
+            if state == "failed" and _is_away(measure):
+                return False
             measures = bundles.station.measures
             if measures[view.name] is measure:
                 # Most stations have none, and a start is no news to them.
                 if state != "skipped":
                     self.ended(bundles, view.name, state, detail, when)
-                return
+                return True
+        return True
 
     def _found(self, bundles: StationBundles, view: ViewOptions, measure: Measure) -> tuple[str, str]:
         try:
@@ -225,6 +244,10 @@ class Challenges:
                 break
         if self._is_closed.is_set():
             raise GivenUp("the line is being stopped")
+
+
+def _is_away(measure: Measure) -> bool:
+    return measure.scoring.comes_back and bool(measure.scoring.problem)
 
 
 def _pending(when: str) -> str:

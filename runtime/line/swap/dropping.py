@@ -72,7 +72,8 @@ class Dropping:
             # The new one, if it was loaded: there is no room for both.
             self._tidy()
             try:
-                measure = self._services.load(bundles.options.name, bundles.view(run.view), run.old)
+                view = bundles.view(run.view)
+                measure = self._services.load(bundles.options.name, view, run.old, may_be_away=True)
             except Exception as err:  # whatever it is: the station has no bundle, and must say so
                 reason = str(err) if isinstance(err, FlawscopeError) else f"unexpected {type(err).__name__}: {err}"
                 bundles.station.readiness.forbid(

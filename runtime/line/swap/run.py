@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from flawscope.errors import FlawscopeError
+from flawscope.errors import DeviceError, FlawscopeError
 
 STEPS = ("staged", "verified", "warm", "golden", "challenge", "shadow", "flip")
 """In their order. Whatever fails before the flip leaves the station as it is."""
@@ -34,10 +34,12 @@ class Step:
         state: `waiting`, `running`, `ok`, `skipped` or `failed`.
         detail: What it found, in words.
         ms: Milliseconds that it took.
+        device_failed: Whether it failed for the device, which may be a server.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.state, self.detail, self.ms = name, "waiting", "", 0.0
+        self.device_failed = False
 
     def skip(self, detail: str) -> None:
         """Say that there was nothing to do."""
@@ -99,6 +101,7 @@ class SwapRun:
             yield step
         except BaseException as err:
             step.state, step.detail = "failed", str(err)
+            step.device_failed = isinstance(err, DeviceError)
             raise
         finally:
             step.ms = round(1e3 * (time.monotonic() - started), 3)

@@ -47,14 +47,18 @@ class SwapServices:
     parts: Callable[..., list[PartRecord]]
     last_event: Callable[[str, str], str]
 
-    def load(self, station: str, view: ViewOptions, digest: str, name: str = "") -> Measure:
+    def load(
+        self, station: str, view: ViewOptions, digest: str, name: str = "", *, may_be_away: bool = False
+    ) -> Measure:
         """Return the measure of a view by a bundle of the store, with the thresholds that the line has for it.
+
+        With `may_be_away` a server that is away is no error: it is looked for, as for what was in force before.
 
         Raises:
             FlawscopeError: If the bundle cannot be used, or its thresholds.
         """
         path = self.store.path_of(digest)
-        measure = self.measures.measure_of(view, path, name or f"bundle {digest[:12]}")
+        measure = self.measures.measure_of(view, path, name or f"bundle {digest[:12]}", may_be_away=may_be_away)
         return self.with_thresholds(station, view, measure)
 
     def with_thresholds(self, station: str, view: ViewOptions, measure: Measure) -> Measure:

@@ -70,7 +70,7 @@ class StationBundles:
         self.last_run: SwapRun | None = None
         self.shadow: Shadow | None = None
         self._lock = threading.RLock()
-        self._faults = 0
+        self._faults = self._outage = 0
         self._is_unwritten = False
         self._retired: list[tuple[SharedScoring, int]] = []
         station.observer = self
@@ -123,7 +123,7 @@ class StationBundles:
             # A place without a bundle is nothing to go back to.
             kept = Kept({run.view: old}, active.generation, self._parts(), {run.view: against} if against else {})
             self.kept = kept if old.bundle else None
-            self._faults = 0
+            self._faults = self._outage = 0
             readiness.allow(f"bundle {run.view}")
             if run.step_of(CHALLENGE).state == "ok":
                 # Here, and not when the swap is over: it may have been taken back by then.
@@ -241,8 +241,9 @@ class StationBundles:
             kept = self.kept
             if kept is None:
                 return
-            new = [self.station.measures[name].scoring for name in kept.measures]
-            stuck_s = max(scoring.stuck_s() for scoring in new)
+            # A server that is away is so for the bundle before, too: that is no failure of the new one.
+            new = [scoring for name in kept.measures if not (scoring := self.station.measures[name].scoring).comes_back]
+            stuck_s = max((scoring.stuck_s() for scoring in new), default=0.0)
             problem = next((scoring.problem for scoring in new if scoring.problem), "")
             if self._faults >= self._services.options.rollback.device_faults:
                 problem = problem or f"{self._faults} parts in a row could not be scored"
@@ -279,6 +280,13 @@ class StationBundles:
         if failed is None:
             self._faults = 0
             return
+        scoring = part.measures[failed.view].scoring
+        if scoring.comes_back and scoring.problem:
+            # An outage counts once, whatever it costs: the server is away for the bundle before, too. A bundle that
+            # makes it fail each time does so again when it is back.
+            if scoring.device_failures == self._outage:
+                return
+            self._outage = scoring.device_failures
         self._faults += 1
         if self._faults == self._services.options.rollback.device_faults:
             reason = f"{self._faults} parts in a row could not be scored: {failed.detail}"

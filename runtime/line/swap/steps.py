@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flawscope.bundle import Manifest
-from flawscope.errors import FlawscopeError
+from flawscope.errors import BundleError, DeviceError, FlawscopeError
 from flawscope.runtime.line.line_config import ViewOptions
 from flawscope.runtime.line.measures import check_calibrated
 from flawscope.runtime.line.station.view import Measure, View
-from flawscope.runtime.line.swap.challenge import challenge_folder, parts_of, run_challenge
+from flawscope.runtime.line.swap.challenge import ChallengeFailed, challenge_folder, parts_of, run_challenge
 from flawscope.runtime.line.swap.dropping import Dropping
 from flawscope.runtime.line.swap.likeness import notes_on
 from flawscope.runtime.line.swap.memory import check_room
@@ -137,7 +138,8 @@ class SwapSteps:
         if not parts:
             step.skip(f"no challenge parts in {challenge_folder(options, state)}")
             return
-        step.detail = run_challenge(parts, self._judge(measure), self._pause)
+        with _server_there(measure):
+            step.detail = run_challenge(parts, self._judge(measure), self._pause)
 
     def _shadow(self, step: Step, measure: Measure) -> None:
         run = self._run
@@ -151,7 +153,8 @@ class SwapSteps:
         shadow = Shadow(self._judge(measure), run.shadow)
         self._bundles.shadow = shadow
         try:
-            step.detail = shadow.run(self._pause, run.disagreements.append, told)
+            with _server_there(measure):
+                step.detail = shadow.run(self._pause, run.disagreements.append, told)
         finally:
             self._bundles.shadow = None
 
@@ -165,6 +168,17 @@ class SwapSteps:
             if not self._bundles.station.counters.now().open:
                 return
             self._wait.wait(_PAUSE_S / 10)
+
+
+@contextlib.contextmanager
+def _server_there(measure: Measure) -> Iterator[None]:
+    """Tell a failure of the bundle from one of its server, which went away meanwhile."""
+    try:
+        yield
+    except (ChallengeFailed, BundleError) as err:
+        if measure.scoring.comes_back and measure.scoring.problem:
+            raise DeviceError(measure.scoring.problem) from err
+        raise
 
 
 def _bytes_of(manifest: Manifest) -> int:

@@ -42,6 +42,7 @@ def test_an_address_is_read(text, address, shown):
         "http://me:secret@host:8000",
         "http://host:8000/a/b",
         "http://host:8000/?v=1",
+        "http://host:8000/tiny?key=secret",
         "http://[::1:8000",
     ],
 )

@@ -31,6 +31,7 @@ from flawscope.export.triton import write_models
 from flawscope.imaging.tiles import Tiling
 from flawscope.runtime import Inspector, Result
 from flawscope.runtime.client import connect
+from flawscope.runtime.client.served_model import served_model
 
 pytest.importorskip("tritonclient.grpc", reason='needs pip install "flawscope[client]"')
 pytest.importorskip("tritonclient.http", reason='needs pip install "flawscope[client]"')
@@ -196,6 +197,20 @@ def test_submitted_images_are_inspected_too(tiny, server):
         assert served.submit(GOOD).result(30).decision == "accept"
 
 
+def test_submitted_images_find_a_server_that_was_away(tiny, tmp_path):
+    """However long and often it was away: another process would find no other server."""
+    server = serve(tiny, tmp_path / "models")
+    ports = {"grpc_port": server.grpc_port, "http_port": server.http_port}
+    with connect(tiny, server.url("http")) as served:
+        for _ in range(3):
+            assert served.submit(GOOD).result(30).decision == "accept"
+            server.close()
+            assert [served.submit(GOOD).result(30).decision for _ in range(3)] == ["fault"] * 3
+            server = KserveStandIn(tmp_path / "models", **ports)
+            until(lambda: served.submit(GOOD).result(30).decision == "accept")
+        server.close()
+
+
 @pytest.mark.parametrize(("asked", "message"), [(0, "expected 1 to 64 batches, got 0"), (65, "got 65")])
 def test_too_many_at_once_are_refused(tiny, server, asked, message):
     with connect(tiny, server.url("grpc")) as served, pytest.raises(ArgumentError, match=f"in_flight: .*{message}"):
@@ -357,6 +372,19 @@ def test_a_configuration_that_was_changed_is_refused(tiny, server, protocol, cha
         connect(tiny, server.url(protocol))
 
 
+@pytest.mark.parametrize("config", [[], {"parameters": [1]}, {"input": 3}, {"max_batch_size": "many"}])
+def test_a_configuration_that_is_none_is_refused_in_one_line(tiny, server, monkeypatch, config):
+    from flawscope.runtime.client.http_transport import HttpTransport
+
+    with open_bundle(tiny) as opened:
+        identity = served_model(opened, "score", "fp32").identity
+    if config and "parameters" not in config:
+        config = {"parameters": {"flawscope_graph": {"string_value": identity}}, **config}
+    monkeypatch.setattr(HttpTransport, "config", lambda *arguments: config)
+    with pytest.raises(BackendError, match=r"expected (its configuration|the graph|the tensors)"):
+        connect(tiny, server.url("http"))
+
+
 def test_a_server_that_computes_something_else_fails_the_golden_check(tiny, server):
     class Louder:
         def __init__(self, session: Any) -> None:
@@ -379,8 +407,6 @@ def test_no_server_is_one_line(tiny, server, protocol):
 
 
 def test_what_is_not_one_graph_is_refused_before_a_server_is_asked(tiny):
-    from flawscope.runtime.client.served_model import served_model
-
     with open_bundle(tiny) as bundle:
         for graph, why in (("denoise", "many times an image"), ("features", "take the path graph")):
             with pytest.raises(BackendError, match=f"expected a bundle whose score is one graph.*{why}"):

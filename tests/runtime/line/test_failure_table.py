@@ -26,7 +26,7 @@ from flawscope.runtime.line.scene.limits import SceneCheck
 from flawscope.runtime.line.sinks import runner as runner_module
 from flawscope.runtime.line.sinks.table import JsonlSink
 from flawscope.runtime.line.sources.source import Frame
-from flawscope.runtime.line.station import station as station_module
+from flawscope.runtime.line.station import watch
 
 PAGE = ROOT / "docs" / "line-failures.md"
 
@@ -205,7 +205,7 @@ def test_a_plc_that_does_not_read_takes_ready_away(tmp_path: Path) -> None:
 
 
 def test_an_inspector_that_hangs_is_an_error_until_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(station_module, "_STUCK_S", 0.05)
+    monkeypatch.setattr(watch, "STUCK_S", 0.05)
     with bench(tmp_path, deadline_ms=200, collect_ms=100, stands=True) as line:
         line.ready()
         line.inspector.gate.clear()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 pytest.importorskip("cryptography", reason="needs cryptography (extra `sign`)")
 
-from oci_registry import OciRegistry, dripping, endless, oci_registry, status
+from line_stand_ins import wait_until
+from oci_registry import Answer, OciRegistry, dripping, dripping_at_the_end, endless, oci_registry, status
 from own_certificates import write_certificate
 from released_bundles import Maker
 from swapped_lines import write_bundle_at
@@ -268,11 +270,12 @@ class TestHostileRegistry:
             opened(registry).manifest("stable")
         assert len(registry.bad) == 5
 
+    @pytest.mark.parametrize("answer", [dripping, dripping_at_the_end])
     def test_an_answer_that_comes_a_byte_at_a_time(
-        self, registry: OciRegistry, published: str, monkeypatch: pytest.MonkeyPatch
+        self, registry: OciRegistry, published: str, monkeypatch: pytest.MonkeyPatch, answer: Answer
     ) -> None:
         monkeypatch.setattr(http_requests, "_LEAST_BYTES_A_S", 1 << 40)
-        registry.bad.append(("manifests", dripping))
+        registry.bad.append(("manifests", answer))
         place = Registry(RegistryReleases(url=registry.place, timeout_s=1.0))
         with pytest.raises(SourceAway, match="it was not done within"):
             place.manifest("stable")
@@ -317,6 +320,24 @@ class TestWhoAsks:
         registry.token = "pw-1"
         assert opened(registry, token=secret).tags() == []
         assert not registry.scopes
+
+    def test_a_token_that_no_header_can_hold(self, registry: OciRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+        registry.token = "pw-1"
+        monkeypatch.setenv("ODD", "geheim-€")
+        with pytest.raises(SourceAway, match="env:ODD: expected a token of ASCII characters") as raised:
+            opened(registry, token="env:ODD").tags()
+        assert "geheim" not in str(raised.value)
+
+    def test_closing_breaks_off_a_body_on_a_connection_that_ends_with_it(self, registry: OciRegistry) -> None:
+        registry.bad.append(("tags", dripping_at_the_end))
+        place = Registry(RegistryReleases(url=registry.place, timeout_s=60.0))
+        began = time.monotonic()
+        closer = threading.Thread(target=lambda: (wait_until(lambda: bool(registry.requests)), place.close()))
+        closer.start()
+        with pytest.raises(SourceAway):
+            place.tags()
+        closer.join()
+        assert time.monotonic() - began < 30
 
     def test_a_token_server_elsewhere_gets_nothing(self, registry: OciRegistry, secret: str) -> None:
         with oci_registry() as elsewhere:

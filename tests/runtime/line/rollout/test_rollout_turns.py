@@ -25,7 +25,8 @@ from flawscope.runtime.line.clock import SystemClock
 from flawscope.runtime.line.config_file import ReadConfig
 from flawscope.runtime.line.line import Line
 from flawscope.runtime.line.rollout import view_rollout
-from flawscope.runtime.line.rollout.kept import Failed, Kept, kept_file, read_kept, write_kept
+from flawscope.runtime.line.rollout.kept import Failed, Kept, kept_file, read_kept
+from flawscope.runtime.line.state_record import write_record
 from flawscope.runtime.line.swap.time_of_day import is_between
 
 pytestmark = pytest.mark.usefixtures("quick_looks")
@@ -69,7 +70,7 @@ class TestTurns:
         path = kept_file(tmp_path / "state", "top", "cam0")
         kept = read_kept(path)
         assert kept.release == release
-        write_kept(path, msgspec.structs.replace(kept, seen_s=kept.seen_s - 3601.0))
+        write_record(path, msgspec.structs.replace(kept, seen_s=kept.seen_s - 3601.0))
         with running(tmp_path, read=read) as line:
             until(line, "done")
             assert in_force(line) == digest
@@ -155,7 +156,7 @@ class TestStarts:
     """What ended the process is not tried at each start; and what was refused for lack of a key is looked at again."""
 
     def kept(self, tmp_path: Path, kept: Kept) -> None:
-        write_kept(kept_file(tmp_path / "state", "top", "cam0"), kept)
+        write_record(kept_file(tmp_path / "state", "top", "cam0"), kept)
 
     def test_a_bundle_that_ended_the_process_twice_is_not_tried_a_third_time(
         self, tmp_path: Path, maker: Maker

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -21,10 +22,12 @@ from released_bundles import Maker, follower
 from swapped_lines import SWAP_S, events_of, running, swaps_of, verdict_of
 
 from flawscope import cli
-from flawscope.errors import ArgumentError, BackendError, StorageError
+from flawscope.errors import ArgumentError, BundleError, DeviceError, StorageError
 from flawscope.runtime.line.config_file import read_config
 from flawscope.runtime.line.line_command import _show
 from flawscope.runtime.line.rollout import view_rollout
+from flawscope.runtime.line.rollout.layout import Layout
+from flawscope.runtime.line.rollout.view_rollout import ViewRollout
 from flawscope.runtime.line.swap import memory, station_bundles
 from flawscope.runtime.line.swap.active import Active
 from flawscope.runtime.line.swap.run import Step
@@ -238,11 +241,11 @@ class TestRoom:
 
         def warm(steps: SwapSteps, step: Step) -> Any:
             if is_away.is_set():
-                raise BackendError("the server has no such model")
+                raise DeviceError("the server has no such model")
             return load(steps, step)
 
         # As the row of a server.
-        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], concurrent=True))
+        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], remote=True))
         monkeypatch.setattr(SwapSteps, "_warm", warm)
         with running(tmp_path, read=following(maker, backend="cpu")) as line:
             is_away.set()
@@ -251,6 +254,46 @@ class TestRoom:
             is_away.clear()
             until(line, "done")
             assert in_force(line) == digest
+
+    def test_a_server_that_computes_something_else_is_one(
+        self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would not be another one the next time, and each attempt costs the parts time."""
+        maker.bundle("new", 100.0)
+
+        def warm(steps: SwapSteps, step: Step) -> Any:
+            raise BundleError("golden/0.png: expected score 200 as at export, got 202")
+
+        monkeypatch.setitem(view_rollout.ROWS, "cpu", dataclasses.replace(view_rollout.ROWS["cpu"], remote=True))
+        monkeypatch.setattr(SwapSteps, "_warm", warm)
+        with running(tmp_path, read=following(maker, backend="cpu")) as line:
+            maker.publish("new", tmp_path / "releases")
+            assert "expected score 200" in until(line, "failed").detail
+
+    def test_what_nobody_foresaw_is_told_and_not_tried_twice_a_second(
+        self, tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def manifest(place: Layout, reference: str) -> bytes:
+            asked.append(reference)
+            raise RuntimeError("of a library")
+
+        monkeypatch.setattr(Layout, "manifest", manifest)
+        read = following(maker)
+        (station,) = read.config.stations
+        (view,) = station.views
+        assert view.rollout is not None
+        slow = msgspec.structs.replace(view, rollout=msgspec.structs.replace(view.rollout, every_s=60.0))
+        stations = (msgspec.structs.replace(station, views=(slow,)),)
+        read = dataclasses.replace(read, config=msgspec.structs.replace(read.config, stations=stations))
+        turns: list[None] = []
+        turn = ViewRollout.turn
+        monkeypatch.setattr(ViewRollout, "turn", lambda self: (turns.append(None), turn(self)))
+        with running(tmp_path, read=read) as line:
+            until_problem(line, "unexpected RuntimeError: of a library")
+            wait_until(lambda: len(turns) > 5)
+        assert len(asked) == 1
 
 
 def test_the_status_tells_of_it(tmp_path: Path, maker: Maker, capsys: pytest.CaptureFixture[str]) -> None:

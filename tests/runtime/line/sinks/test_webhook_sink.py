@@ -102,6 +102,15 @@ def test_a_slow_server_is_an_error_when_the_time_is_over(answer: Answer) -> None
         assert time.monotonic() - began < 20
 
 
+def test_the_body_of_an_answer_is_read_until_the_time_is_over() -> None:
+    """Its status has come: the entries have arrived."""
+    with webhook_server() as server:
+        server.answers = [answers.dripping_at_the_end]
+        began = time.monotonic()
+        sink_to(server, timeout_s=1.0).send([part_entry(1)])
+        assert time.monotonic() - began < 20
+
+
 def test_an_answer_without_end_is_read_for_a_while_only() -> None:
     with webhook_server() as server:
         server.answers = [answers.endless]

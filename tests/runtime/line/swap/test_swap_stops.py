@@ -71,10 +71,10 @@ class Held:
         self.go_on, self.names = threading.Event(), list[str]()
         load = Measures._load
 
-        def held(measures: Measures, view: Any, bundle: Path, name: str) -> Any:
+        def held(measures: Measures, view: Any, bundle: Path, name: str, **named: Any) -> Any:
             self.names.append(name)
             assert self.go_on.wait(30)
-            return load(measures, view, bundle, name)
+            return load(measures, view, bundle, name, **named)
 
         monkeypatch.setattr(Measures, "_load", held)
 
@@ -159,7 +159,7 @@ def test_a_swap_that_is_given_up_brings_it_back(tmp_path: Path, other: Path, mon
 def test_where_neither_can_be_loaded_the_station_says_so_until_one_can(
     tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: Any) -> Any:
+    def fail(*arguments: Any, **named: Any) -> Any:
         raise BundleError("the device does not answer")
 
     with running(tmp_path) as line:
