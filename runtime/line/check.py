@@ -66,7 +66,8 @@ class _FirstImage:
 
     def __init__(self) -> None:
         self.image: Frame | None = None
-        self.problem = ""
+        # Until it says otherwise: what is silent does not work.
+        self.problem = "it was not open by then, and did not say why. Check the camera, and how busy this machine is"
         self.has_come = threading.Event()
 
     def frame(self, view: str, frame: Frame) -> None:

@@ -96,15 +96,21 @@ class TestLineDemo:
         # Torch is needed for training alone.
         monkeypatch.setitem(sys.modules, "flawscope.workflows.pipeline", None)
         middle = float(np.median([brightest(number) for number in range(20)]))
-        write_tiny_bundle(tmp_path / "board.flaw", thresholds=tiny_thresholds(middle))
-        arguments = ["line", "demo", "--minutes", "0.05", "--rate", "40", "--port", "0", str(tmp_path)]
-        assert cli.run(arguments) == 0
-        said = capsys.readouterr()
-        (page,) = re.findall(r"the page: (http://127\.0\.0\.1:\d+/)", said.out)
-        assert opened == [page]
-        parts = parts_of(tmp_path)
-        assert [part.seq for part in parts] == list(range(1, len(parts) + 1))
-        counts = Counter(part.verdict for part in parts)
+        for number in range(10):  # where the machine was too slow to judge any part in time, it is begun anew
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            write_tiny_bundle(folder / "board.flaw", thresholds=tiny_thresholds(middle))
+            arguments = ["line", "demo", "--minutes", "0.05", "--rate", "40", "--port", "0", str(folder)]
+            opened.clear()
+            assert cli.run(arguments) == 0
+            said = capsys.readouterr()
+            (page,) = re.findall(r"the page: (http://127\.0\.0\.1:\d+/)", said.out)
+            assert opened == [page]
+            parts = parts_of(folder)
+            assert [part.seq for part in parts] == list(range(1, len(parts) + 1))
+            counts = Counter(part.verdict for part in parts)
+            if counts["accept"] and counts["reject"]:
+                break
         assert counts["accept"] > 0
         assert counts["reject"] > 0
         account = re.findall(r"(\d+) parts = (\d+) accept \+ (\d+) reject \+ (\d+) fault \+ 0 open", said.err)
@@ -113,10 +119,12 @@ class TestLineDemo:
         if len(parts) >= 25:  # else the machine was too slow to see one of each
             assert {"missing_view", "scene", "unreadable_image"} <= reasons
         # The numbers go on, and so does the belt.
-        assert cli.run([*arguments, "--no-open", "--minutes", "0.01"]) == 0
+        for _ in range(10):
+            assert cli.run([*arguments, "--no-open", "--minutes", "0.01"]) == 0
+            if len(parts_of(folder)) > len(parts):
+                break
         assert len(opened) == 1
-        assert len(parts_of(tmp_path)) > len(parts)
-        assert parts_of(tmp_path)[len(parts)].part_id == f"panel-{len(parts)}"
+        assert parts_of(folder)[len(parts)].part_id == f"panel-{len(parts)}"
 
     @pytest.mark.slow
     def test_a_new_folder_gets_a_bundle_that_tells_good_from_bad(

@@ -162,6 +162,13 @@ class TestCheck:
         assert cli.run(["line", "check", str(config)]) == 1
         assert "FAIL top/cam0 source: no image within 1 s: " in capsys.readouterr().out
 
+    def test_of_a_source_that_is_not_open_in_time(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(check, "_WAIT_S", 0.0)
+        assert cli.run(["line", "check", str(with_images(tmp_path, 50))]) == 1
+        assert "FAIL top/cam0 source: no image within 0 s: it was not open by then" in capsys.readouterr().out
+
 
 class Run:
     """`flawscope line run` in a process of its own."""

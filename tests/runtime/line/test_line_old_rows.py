@@ -115,7 +115,7 @@ def test_old_rows_and_their_images_go_and_the_account_holds(
         push(line, PARTS)
         # All of the first run goes while the second one counts its parts.
         wait_until(lambda: [part.seq for part in line.journal.parts()] == list(range(PARTS + 1, 2 * PARTS + 1)), 60)
-        assert images(tmp_path) == set(range(PARTS + 1, 2 * PARTS + 1))
+        wait_until(lambda: images(tmp_path) == set(range(PARTS + 1, 2 * PARTS + 1)))
         assert sum(line.journal.counts().values()) == 2 * PARTS
         line.turn()
         assert line.status().account_holds
