@@ -31,7 +31,6 @@ from flawscope.runtime.shared_scoring import when_all
 
 _MOST_LOST = 1000
 """Most parts that are opened for images that a camera lost at once: a counter that is broken must not fill the disk."""
-"""Seconds at one image after which an inspector counts as stuck."""
 _RECORDS_S = 2.0
 """Longest wait of the end for records; a disk that takes longer than that does not answer."""
 _TURN_S = 1.0
