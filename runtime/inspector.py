@@ -456,7 +456,7 @@ class Inspector:
             got = f"one of {self.manifest.method}" if self.manifest.tiling is None else "one that cuts them into tiles"
             raise ArgumentError(
                 f"{self.bundle.path}: expected a bundle that reconstructs images as a whole (ddad, dsad), got {got}. "
-                "Leave --images out."
+                "Leave --reconstructions out."
             )
         return reconstructor
 

@@ -45,7 +45,7 @@ _IN_SHARDS = ("shard_maps", "hash")
 """Parameters of work in shards alone, beside those of `shard_options`."""
 
 
-@click.command(cls=CommandWithFormerNames, former={"--pictures": "--images"})
+@click.command(cls=CommandWithFormerNames, former={"--pictures": "--reconstructions"})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, type=click.Path(), metavar="IMAGE...")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes.")
@@ -71,9 +71,9 @@ _IN_SHARDS = ("shard_maps", "hash")
     help="Folder for heat maps over the images (PNG), with the folders that the images lie in.",
 )
 @click.option(
-    "--images",
+    "--reconstructions",
     "drawn",
-    envvar=("FLAWSCOPE_SCORE_IMAGES", "FLAWSCOPE_SCORE_PICTURES"),
+    envvar=("FLAWSCOPE_SCORE_RECONSTRUCTIONS", "FLAWSCOPE_SCORE_PICTURES"),
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Folder for input, reconstruction and maps (PNG); for ddad and dsad, which then compute twice.",
@@ -126,7 +126,7 @@ def score(
     drawings, records = Drawings(maps, drawn), Records(table, out, overwrite=overwrite)
     drawings.check(overwrite=overwrite)
     records.check()
-    check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--images": drawn})
+    check_outputs_apart({"--csv": table, "--out": out, "--maps": maps, "--reconstructions": drawn})
     for folder in (maps, drawn):
         check_apart(inputs, folder)
     for passed in inputs.masks:

@@ -30,7 +30,7 @@ OUTPUTS = {
     "line export": {"OUT"},
     "pipeline": {"--out"},
     "sampling": {"--out"},
-    "score": {"--csv", "--maps", "--out", "--images"},
+    "score": {"--csv", "--maps", "--out", "--reconstructions"},
     "synth boxes": {"--out"},
     "synth dataset": {"--out"},
     "synth describe": {"--out"},

@@ -292,7 +292,7 @@ def test_a_map_that_cannot_be_written_leaves_no_part_without_a_decision(
     assert len(list((tmp_path / "maps").iterdir())) == 1
 
 
-@pytest.mark.parametrize("option", ["--maps", "--images"])
+@pytest.mark.parametrize("option", ["--maps", "--reconstructions"])
 def test_maps_do_not_mix_with_older_ones_unasked(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
@@ -385,15 +385,18 @@ def test_images_unlike_those_learned_from_are_noted_and_faults_where_that_was_as
     assert "notes" not in lines[2]
 
 
-def test_pictures_is_the_former_name_of_images(
+def test_pictures_is_the_former_name_of_reconstructions(
     padim_bundle: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for option in ("--images", "--pictures"):
+    for option in ("--reconstructions", "--pictures"):
         assert score(padim_bundle, normal_images(tiny_root)[0], option, tmp_path / "drawn") == 2
         said.append(capsys.readouterr().err)
     assert "expected a bundle that reconstructs images" in said[0]
-    assert said[1] == f"note: --pictures is now called --images; the old name will go in a later version\n{said[0]}"
+    assert (
+        said[1]
+        == f"note: --pictures is now called --reconstructions; the old name will go in a later version\n{said[0]}"
+    )
 
 
 def test_maps_are_not_drawn_over_the_images(

@@ -441,7 +441,7 @@ def test_what_an_ensemble_cannot_do_is_one_line(pair, tiny_root, tmp_path, capsy
     for arguments, message in (
         (("score", pair, image, "--path", "kernel"), "path kernel: expected a method with a bank, got ensemble"),
         (("score", pair, image, "--precision", "int8"), "precision: expected one the bundle has (fp32), got 'int8'"),
-        (("score", pair, image, "--images", tmp_path / "p"), "expected a bundle that reconstructs images"),
+        (("score", pair, image, "--reconstructions", tmp_path / "p"), "expected a bundle that reconstructs images"),
         (
             ("export-triton", pair, "--out", tmp_path / "t", "--model-name", "both"),
             "--model-name: expected it with one",

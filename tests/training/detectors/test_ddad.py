@@ -340,7 +340,7 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     assert cli.run(["evaluate", str(copy), *data, "--backend", "cpu", "--json", str(report)]) == 0
     assert 0.0 <= json.loads(report.read_text())["image_auroc"] <= 1.0
     source = str(anomalous_images(tiny_root)[0])
-    assert cli.run(["score", str(copy), source, "--images", str(tmp_path / "pictures")]) == 0
+    assert cli.run(["score", str(copy), source, "--reconstructions", str(tmp_path / "pictures")]) == 0
     names = sorted(path.name.split("-")[1] for path in (tmp_path / "pictures").glob("*.png"))
     assert names == ["features.png", "heatmap.png", "input.png", "reconstruction.png", "samples.png", "strip.png"]
     strip = cv2.imread(str(next((tmp_path / "pictures").glob("*-strip.png"))))
@@ -380,7 +380,10 @@ def read_held_out(bundle: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["score", "{patchcore}", "{picture}", "--images", "{out}"], "expected a bundle that reconstructs images"),
+        (
+            ["score", "{patchcore}", "{picture}", "--reconstructions", "{out}"],
+            "expected a bundle that reconstructs images",
+        ),
         (
             ["score", "{bundle}", "{picture}", "--path", "kernel"],
             "path kernel: expected a method with a bank, got ddad",

@@ -254,7 +254,7 @@ def test_every_verb_takes_the_bundle(tmp_path: Path, tiny_root: Path, bundle: Pa
     assert cli.run(["calibrate", str(copy), *data, "--false-reject-rate", "0.3"]) == 0
     assert cli.run(["evaluate", str(copy), *data, "--backend", "cpu", "--report", str(tmp_path / "report")]) == 0
     source = str(anomalous_images(tiny_root)[0])
-    assert cli.run(["score", str(copy), source, "--images", str(tmp_path / "pictures")]) == 0
+    assert cli.run(["score", str(copy), source, "--reconstructions", str(tmp_path / "pictures")]) == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
     assert examine(copy, "cpu", "fp32")["graph"] == "encode.onnx, denoise.onnx, decode.onnx, compare.onnx"
     assert cli.run(["bench", str(copy), "--seconds", "0.2", "--no-cold-start"]) == 0
