@@ -262,8 +262,7 @@ class SharedScoring:
 
     def _look_for_it(self, reason: str) -> None:
         """Look for a device that is away until it is back, or this is closed; who asks meanwhile has a fault."""
-        pauses = iter(_PAUSES_S)
-        pause_s = 0.0
+        pauses, pause_s, is_measured = iter(_PAUSES_S), 0.0, bool(self._took_ms)
         while True:
             self.problem = _AWAY.format(reason)
             pause_s = next(pauses, pause_s)
@@ -271,7 +270,7 @@ class SharedScoring:
                 return
             try:
                 self._inspector.warm(1)
-                if not self._took_ms:
+                if not is_measured:
                     self.measure()
             except BaseException as err:  # of foreign code, as above
                 reason = str(err) or type(err).__name__

@@ -210,6 +210,23 @@ class TestWhatComesBack:
         assert (scoring.lost, scoring.device_failures) == ("", 0)
         assert scoring.close()
 
+    def test_one_that_goes_again_while_it_is_measured_is_measured_again(self) -> None:
+        inspector = self.Away()
+        warm, failures = inspector.warm, [DeviceError("gone again")]
+
+        def goes(batch: int) -> None:
+            if batch == 2 and failures:
+                raise failures.pop()
+            warm(batch)
+
+        inspector.warm = goes  # type: ignore[method-assign]
+        inspector.is_back.set()
+        scoring = SharedScoring(inspector, "test", comes_back=True, away="gone")
+        wait_until(lambda: not scoring.problem)
+        assert set(scoring._took_ms) == {1, 2, 4}
+        assert not failures
+        assert scoring.close()
+
     def test_it_is_closed_while_it_is_away(self) -> None:
         scoring = SharedScoring(self.Away(), "test", comes_back=True, away="gone")
         assert scoring.close(WAIT_S)
