@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from line_control import wait_for
 from memory_journal import MemoryJournal, event_entry, head_entry, part_entry
-from mqtt_broker import MqttBroker, free_port, mqtt_broker, subscriber
+from mqtt_broker import MqttBroker, mqtt_broker, subscriber
 from own_certificates import write_certificate
 
 from flawscope.errors import ArgumentError, MissingExtra
