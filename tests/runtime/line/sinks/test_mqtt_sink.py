@@ -114,7 +114,8 @@ def test_a_broker_that_comes_back_gets_all(broker: MqttBroker) -> None:
 
         wait_for(is_sent)
         with subscriber(broker.port) as listening:
-            wait_for(lambda: listening.links() == [2])
+            # The first one comes again where the subscriber went before the broker had its acknowledgement.
+            wait_for(lambda: listening.links()[-1:] == [2])
 
 
 def test_a_broker_that_does_not_acknowledge_is_an_error(broker: MqttBroker) -> None:
