@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from line_control import wait_for
 
 _PLACES = ("mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto")
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class MqttBroker:

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from free_ports import free_port
+
 
 def run_processes(command: Sequence[str], count: int, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
     """Run a command of Python as several processes that know of each other; one that is left at the end is killed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     shared |= {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in {name for _, name in socket.if_nameindex()} else {}
     started = [
         subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,14 +106,6 @@ def why_absent() -> str:
     except (OSError, subprocess.TimeoutExpired) as err:
         return f"{_PYTHON}: {type(err).__name__}"
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
-
-
-def free_port() -> int:
-    """Return a port of this machine that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class RtspServer:

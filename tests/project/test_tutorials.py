@@ -10,10 +10,10 @@ import json
 import re
 import shlex
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from project_paths import ROOT
 from tutorial_pages import Step, same_line, steps, unmatched
 
@@ -49,12 +49,6 @@ LARGE_PARTS_ALONE = (
     "station top: ready",  # a line may end before it looks at its station again
 )
 """Lines that eight images do not lead to."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def perform(step: Step, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

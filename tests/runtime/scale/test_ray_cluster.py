@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import toy_work
+from free_ports import free_port
 from project_paths import ROOT
 from tiny_bundle import tiny_thresholds, write_tiny_bundle
 
@@ -51,8 +51,7 @@ def cluster() -> Iterator[Any]:
         helpers = str(ROOT / "tests" / "helpers")
         patch.setenv("PYTHONPATH", os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")]))
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         made = Cluster(initialize_head=True, head_node_args=head | {"ray_client_server_port": port})
         made.client_address = f"ray://127.0.0.1:{port}"
         yield made

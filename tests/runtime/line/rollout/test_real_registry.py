@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from free_ports import free_port
 
 pytest.importorskip("cryptography", reason="needs cryptography (extra `sign`)")
 
@@ -30,8 +31,7 @@ def place(tmp_path: Path) -> Iterator[str]:
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = tmp_path / "registry.yml"
     config.write_text(
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path / 'registry'}}}}}\n"

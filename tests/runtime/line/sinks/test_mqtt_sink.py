@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from line_control import wait_for
 from memory_journal import MemoryJournal, event_entry, head_entry, part_entry
-from mqtt_broker import MqttBroker, free_port, mqtt_broker, subscriber
+from mqtt_broker import MqttBroker, mqtt_broker, subscriber
 from own_certificates import write_certificate
 
 from flawscope.errors import ArgumentError, MissingExtra
@@ -113,7 +114,8 @@ def test_a_broker_that_comes_back_gets_all(broker: MqttBroker) -> None:
 
         wait_for(is_sent)
         with subscriber(broker.port) as listening:
-            wait_for(lambda: listening.links() == [2])
+            # The first one comes again where the subscriber went before the broker had its acknowledgement.
+            wait_for(lambda: listening.links()[-1:] == [2])
 
 
 def test_a_broker_that_does_not_acknowledge_is_an_error(broker: MqttBroker) -> None:

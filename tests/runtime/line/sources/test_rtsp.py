@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from recording_sink import RecordingSink
-from rtsp_server import bars, check_bars, free_port, rtsp_server, why_absent
+from rtsp_server import bars, check_bars, rtsp_server, why_absent
 
 from flawscope.runtime.line.sources.child import ChildSource
 from flawscope.runtime.line.sources.grabber import SourcePlace

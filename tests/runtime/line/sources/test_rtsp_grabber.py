@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rtsp_server import bars, check_bars, check_moving_bars, free_port, rtsp_server, why_absent
+from free_ports import free_port
+from rtsp_server import bars, check_bars, check_moving_bars, rtsp_server, why_absent
 
 from flawscope.runtime.line.sources import rtsp
 from flawscope.runtime.line.sources.grabber import SourceLost, SourcePlace

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 pytest.importorskip("starlette", reason="needs starlette")
 pytest.importorskip("uvicorn", reason="needs uvicorn")
@@ -25,11 +25,8 @@ from flawscope.runtime.line.users.users_file import UsersFile
 def config(tmp_path: Path) -> Path:
     write_bundle_at(tmp_path / "tiny.flaw", 150.0)
     write_bundle_at(tmp_path / "other.flaw", 100.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = write_line(tmp_path)
-    path.write_text(path.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+    path.write_text(path.read_text().replace("127.0.0.1:0", f"127.0.0.1:{free_port()}"))
     return path
 
 
