@@ -333,3 +333,9 @@ def test_every_exception_is_public():
     }
     assert kinds == set(errors.__all__)
     assert all(issubclass(getattr(errors, name), errors.FlawscopeError) for name in kinds)
+
+
+def test_the_reference_of_the_site_has_every_public_package():
+    from site_pages import api
+
+    assert set(PUBLIC) <= set(api.MODULES)

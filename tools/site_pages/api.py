@@ -11,8 +11,10 @@ from site_pages.page import Page, escaped
 FOLDER = "reference/python"
 MODULES = (
     "flawscope",
+    "flawscope.scale",
     "flawscope.errors",
     "flawscope.runtime",
+    "flawscope.runtime.client",
     "flawscope.runtime.synthesis",
     "flawscope.bundle",
     "flawscope.datasets",
