@@ -55,6 +55,9 @@ class LazyGroup(click.Group):
             return LazyGroup(name=cmd_name, rows=row.rows, help=inspect.cleandoc(row.text or row.line))
         module, _, attribute = row.place.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        for parameter in command.params:
+            if type(parameter.type) is click.Path:
+                parameter.type = NamedPath.of(parameter.type)
         return command
 
     def resolve_command(
@@ -96,6 +99,27 @@ class LazyGroup(click.Group):
 
     def _lines(self) -> list[tuple[str, str]]:
         return [(name, row.line) for name, row in self.rows.items() if not isinstance(row, Alias)]
+
+
+class NamedPath(click.Path):
+    """A path that has a name: an empty text, as of a variable that is not set, is not the working folder."""
+
+    @classmethod
+    def of(cls, path: click.Path) -> NamedPath:
+        """Return the same with a check."""
+        named = cls.__new__(cls)
+        vars(named).update(vars(path))
+        return named
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            click.UsageError: If it is empty, or as click.Path.
+        """
+        if value in ("", b""):
+            self.fail("expected a path, got an empty text.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _chosen(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

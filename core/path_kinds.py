@@ -29,6 +29,8 @@ def path_of(value: Path | str, name: str) -> Path:
     """
     if not isinstance(value, str | Path):
         raise ArgumentError(f"{name}: expected a path, got {type(value).__name__}.")
+    if not str(value):
+        raise ArgumentError(f"{name}: expected a path, got an empty text. Name it, or leave it out.")
     if "\0" in str(value):
         raise ArgumentError(f"{name}: expected a path, got {str(value)!r}, which has a null character. Mend the name.")
     return Path(value)

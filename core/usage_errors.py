@@ -73,6 +73,8 @@ def _wording(err: click.UsageError) -> str:
             choices = [str(choice) for choice in kind.choices]
             near = did_you_mean(found["value"][1:-1], choices)
             return f"{name}: expected one of {', '.join(choices)}, got {found['value']}.{near}"
+        if isinstance(kind, click.Path) and err.message.startswith("expected "):
+            return f"{name}: {err.message} Name it, or leave it out."
         if found := _NO_NUMBER.match(err.message):
             return f"{name}: expected {_NUMBERS[found['kind']]}, got {found['value']}."
     if err.message == "Missing command.":
@@ -82,7 +84,10 @@ def _wording(err: click.UsageError) -> str:
 
 
 def _name(parameter: click.Parameter, ctx: click.Context) -> str:
-    return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else parameter.make_metavar(ctx)
+    if not isinstance(parameter, click.Option):
+        return parameter.make_metavar(ctx)
+    # Names of other tools are further ones behind its own, which may be shorter.
+    return next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
 
 
 def _ctx(err: click.UsageError) -> click.Context:

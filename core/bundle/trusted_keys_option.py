@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 
 from flawscope.bundle.trusted_keys import VARIABLE, find_trusted_keys
-from flawscope.errors import ArgumentError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,9 +30,6 @@ def trusted_keys_option(command: _Command) -> _Command:
 
 def _trust(context: click.Context, option: click.Parameter, path: str | None) -> None:
     if path is not None:
-        # As from a variable of the shell that is not set. Path("") would be the current folder.
-        if not path:
-            raise ArgumentError("--trusted-keys: expected a file or folder of keys, got an empty text. Name one.")
         # Not an argument that every function hands on: the first that forgets it would run anything.
         context.with_resource(_trusting(Path(path)))
         find_trusted_keys()

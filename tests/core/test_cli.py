@@ -448,3 +448,28 @@ def test_progress_is_drawn_on_a_terminal_and_only_on_stderr(monkeypatch, capsys)
     assert "2/2" in drawn
     assert "0/3" in drawn
     assert capsys.readouterr().out == ""
+
+
+def test_an_empty_path_is_never_the_working_folder():
+    """As of a variable of the shell that is not set: `--data "$DATA"`."""
+    checked = 0
+    for path in COMMANDS:
+        context = click.Context(cli.root)
+        command = cli.root
+        for name in path:
+            assert isinstance(command, click.Group)
+            command = command.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path):
+                with pytest.raises(click.BadParameter, match="expected a path, got an empty text"):
+                    parameter.type.convert("", parameter, context)
+                checked += 1
+            assert "Path" not in type(parameter.type).__name__ or isinstance(parameter.type, click.Path)
+    assert checked > 100
+
+
+def test_an_empty_path_is_told_with_the_name_of_its_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "padim", "--data", "", "--out", "run"]) == 2
+    assert "error: --data: expected a path, got an empty text. Name it, or leave it out." in capsys.readouterr().err

@@ -356,3 +356,13 @@ def test_a_category_of_a_table_leads_nowhere(tmp_path: Path, category: str, caps
     assert run(["benchmark", str(data), "--methods", "padim", "--out", str(tmp_path / "b" / "out")]) == 2
     assert f"category: expected a name that a folder can have, got {category!r}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "visa.csv"]
+
+
+@pytest.mark.parametrize("named", ["", "x=", "="])
+def test_a_dataset_without_a_folder_is_not_the_working_folder(
+    tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(write_tiny_dataset(tmp_path / "data"))
+    assert run(["benchmark", named, "--out", str(tmp_path / "out")]) == 2
+    assert f"DATASET: expected a folder, or NAME=FOLDER, got {named!r}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -154,6 +154,8 @@ def _datasets(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         # A folder that is there wins: its name may have an equals sign.
         name, equals, folder = ("", "", text) if Path(text).exists() else text.partition("=")
+        if not text or (equals and not folder):
+            raise ArgumentError(f"DATASET: expected a folder, or NAME=FOLDER, got {text!r}.")
         root = Path(folder if equals or not name else name)
         name = name if equals else root.resolve().name
         if not name or Path(name).name != name or name == ".." or not name.isprintable():

@@ -410,7 +410,7 @@ def test_an_empty_option_is_an_error(folder, tmp_path, monkeypatch, capsys):
     write_keys(tmp_path / "maker", None)
     monkeypatch.chdir(tmp_path)
     assert cli.run(["bench", "--trusted-keys", "", str(folder)]) == 2
-    assert "--trusted-keys: expected a file or folder of keys, got an empty text" in capsys.readouterr().err
+    assert "--trusted-keys: expected a path, got an empty text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [".", "/"])
