@@ -135,7 +135,7 @@ RUN_A_BUNDLE = {
     ("synth", "generate"),
     ("fleet", "publish"),  # runs none, but gives it to lines that do
 }
-# They take no bundle: one says which releases a line with these keys would take, the other joins what shards made of one.
+# They take no bundle: one says which releases a line with these keys would take, one joins what shards made of one.
 WITHOUT_BUNDLE = {("fleet", "list"), ("merge",)}
 # They show, copy, sign or change a bundle, or send it to a line, which has its own keys, and run none.
 OTHERS = {
