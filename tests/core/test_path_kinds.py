@@ -118,3 +118,8 @@ def test_another_mistake_gets_no_word_about_datasets(things, capsys):
 def test_what_is_no_path_is_refused(value, words):
     with pytest.raises(ArgumentError, match=f"data: expected a path, {words}|{words}"):
         path_of(value, "data")
+
+
+def test_an_empty_text_is_no_path():
+    with pytest.raises(ArgumentError, match="data: expected a path, got an empty text"):
+        path_of("", "data")
