@@ -74,7 +74,9 @@ class Stored:
 
     def left(self) -> list[int]:
         """Return the numbers of the parts whose images are there."""
-        return sorted(int(path.name.split("-")[0]) for path in (self.state / IMAGES).glob("*/*"))
+        # Not `glob`, which raises where the gallery removes a folder meanwhile.
+        found = [name for _, _, names in os.walk(self.state / IMAGES) for name in names]
+        return sorted(int(name.split("-")[0]) for name in found)
 
     def events(self, action: str) -> list[dict[str, str]]:
         assert self.journal.flush(WAIT_S)

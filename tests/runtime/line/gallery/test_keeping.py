@@ -73,10 +73,13 @@ def test_images_are_handed_over_with_the_record_that_names_them(tmp_path: Path) 
 
 def test_a_part_that_was_a_fault_before_it_was_scored_stores_nothing(tmp_path: Path) -> None:
     keeper = NotingKeeper()
-    with bench(tmp_path, deadline_ms=150.0, collect_ms=100.0, keeper=keeper) as found:
+    with bench(tmp_path, deadline_ms=150.0, collect_ms=100.0, keeper=keeper, stands=True) as found:
         found.ready()
         found.inspector.gate.clear()
-        found.station.frame("cam0", frame(50))
+        found.image("cam0", 50)
+        # One that waits for the inspector at its deadline is not scored at all.
+        wait_until(lambda: found.inspector.sizes == [1])
+        found.go(150)
         found.settled(1)
         assert found.last()[1].reason == "deadline"
         assert keeper.kept == []
