@@ -43,6 +43,9 @@ PAYLOAD_IMAGES = (0x0001, 0x0005)
 PACKET_SIZE_NEVER_ADJUSTED = 0
 """ArvGvPacketSizeAdjustment: the size that was asked for is used, whether packets of it arrive or not."""
 
+STREAM_BY_UDP_ALONE = 1
+"""ArvGvStreamOption: no packet socket."""
+
 _TYPE_INT = 6 << 2
 """GType of gint."""
 
@@ -69,6 +72,7 @@ _PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "arv_camera_is_gv_device": (_INT, [_POINTER]),
     "arv_camera_gv_set_packet_size_adjustment": (None, [_POINTER, _INT]),
     "arv_gv_device_is_controller": (_INT, [_POINTER]),
+    "arv_gv_device_set_stream_options": (None, [_POINTER, _INT]),
     "arv_device_get_feature": (_POINTER, [_POINTER, _TEXT]),
     "arv_buffer_new_allocate": (_POINTER, [ctypes.c_size_t]),
     "arv_buffer_get_status": (_INT, [_POINTER]),

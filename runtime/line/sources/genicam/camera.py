@@ -8,6 +8,7 @@ from typing import Literal
 
 from flawscope.runtime.line.sources.genicam.aravis import (
     PACKET_SIZE_NEVER_ADJUSTED,
+    STREAM_BY_UDP_ALONE,
     AravisError,
     call,
     library,
@@ -157,6 +158,14 @@ class Camera:
             raise SourceLost(f"packet_size {size}: {self.name} refused it: {err}. Set packet_size: auto.") from err
         if got != size:
             raise SourceLost(f"packet_size {size}: expected to read it back, got {got}. Set packet_size: auto.")
+
+    def stream_by_udp(self) -> None:
+        """Let a stream that is made afterwards be received as all who are not root receive it. For network cameras.
+
+        Whoever may open packet sockets (root, CAP_NET_RAW) gets one from Aravis, which takes whatever comes to this
+        machine for packets of images until its filter is set: images that no camera sent, or none any more.
+        """
+        self._aravis.arv_gv_device_set_stream_options(self._device, STREAM_BY_UDP_ALONE)
 
     def hold(self) -> None:
         """Keep the camera until `release`, even if it is closed: for a thread that uses it."""

@@ -30,6 +30,9 @@ BUFFERS = 8
 SOCKET_IMAGES = 2
 """Images that the system may keep while nobody fetches packets; it allows as much as `net.core.rmem_max`."""
 
+_LEAST_SOCKET_BYTES = 1 << 20
+"""Room for packets whatever the size of an image: two small ones would be less than what the system gives unasked."""
+
 
 class Buffer:
     """What the camera sent; valid until it is given back.
@@ -79,6 +82,8 @@ class Stream:
     def __init__(self, camera: Camera) -> None:
         self._aravis = library()
         self._camera = camera
+        if camera.is_gige:
+            camera.stream_by_udp()
         try:
             size = call("arv_camera_get_payload", camera.handle)
             self._handle = call("arv_camera_create_stream", camera.handle, None, None)
@@ -88,7 +93,7 @@ class Stream:
             raise SourceLost(f"camera: {camera.name} gives no stream: {err}.") from err
         if camera.is_gige:
             # The system's default holds a few hundred packets: less than one image, sent at once, is lost in part.
-            set_int(self._handle, "socket-buffer-size", min(SOCKET_IMAGES * size, 2**31 - 1))
+            set_int(self._handle, "socket-buffer-size", min(max(SOCKET_IMAGES * size, _LEAST_SOCKET_BYTES), 2**31 - 1))
         for _ in range(BUFFERS):
             self._aravis.arv_stream_push_buffer(self._handle, self._aravis.arv_buffer_new_allocate(size))
         try:

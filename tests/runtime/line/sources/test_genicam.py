@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.skipif(bool(why_none()), reason=why_none())
 
 _SMALL: dict[str, Any] = {"Width": 64, "Height": 48}
 _WAIT_S = 10.0
+_UDP = (socket.AF_INET, socket.SOCK_DGRAM)
 
 
 def grabber(**options: Any) -> GenicamGrabber:
@@ -174,6 +177,36 @@ def test_an_image_of_which_packets_are_lost_is_a_problem_and_never_torn() -> Non
 @pytest.mark.serial  # a busy machine drops packets
 def test_two_packets_in_a_hundred_lost_of_large_images() -> None:
     check_losses(60, 20.0, 256, 192)
+
+
+@contextlib.contextmanager
+def other_traffic() -> Iterator[None]:
+    """Send what is no image through the interface of the camera, as fast as one thread can."""
+    ended = threading.Event()
+
+    def send() -> None:
+        with socket.socket(*_UDP) as ours, socket.socket(*_UDP) as theirs:
+            theirs.bind((ADDRESS, 0))
+            while not ended.is_set():
+                ours.sendto(os.urandom(1200), theirs.getsockname())
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_what_others_send_while_a_camera_is_opened_is_no_image() -> None:
+    with fake_camera():
+        for _ in range(3):
+            with other_traffic(), opened(packet_size=1400) as source:
+                check_whole(whole_shot(source))
+                counted = source.statistics()
+            # Those of the images: a first and a last one, and three of pixels.
+            assert counted["received_packets"] <= 5 * counted["images"] + 4
 
 
 @pytest.mark.long
