@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flawscope.runtime.scale.inputs.urls import shown
 from flawscope.runtime.scale.plan import ITEMS, PLAN, SHARDS, Plan, check_still_there
+from flawscope.runtime.scale.plan_items import check_size
 from flawscope.runtime.scale.run_shards import Ran
 from flawscope.runtime.scale.score_api import run_planned
 from flawscope.runtime.scale.score_plan import ScoreRequest, plan_score
@@ -53,6 +54,7 @@ def score_in_shards(request: ScoreRequest, part: Part, *, plan_only: bool, fail_
 def _whole(out: Path, plan: Plan) -> str:
     # Not where another run has replaced it: there is nothing to go on with.
     check_still_there(out, plan)
+    check_size(out, plan)
     whole = sum(place_of(out, plan, task).is_file() for task in plan.tasks())
     return f"{whole} of {_counted(plan.shards, 'shard')} whole in {out / SHARDS}"
 
