@@ -233,7 +233,7 @@ def test_a_run_without_a_name_gets_one_that_is_free(
             lambda f: f.bundle.calibrate(f.root, false_reject_rate=1.5),
             "calibrate {f.bundle.path} --data {f.root} --false-reject-rate 1.5",
         ),
-        (lambda f: f.bundle.evaluate(f.five), "evaluate {f.bundle.path} --data {f.five}"),
+        (lambda f: f.bundle.evaluate(f.images), "evaluate {f.bundle.path} --data {f.images}"),
         (
             lambda f: f.bundle.evaluate(f.root, report=f.report),
             "evaluate {f.bundle.path} --data {f.root} --report {f.report}",
@@ -253,17 +253,12 @@ def test_a_mistake_is_told_as_on_the_command_line(
     images = tmp_path / "images" / "train" / "good"
     images.mkdir(parents=True)
     (images / "0.gif").write_bytes(b"GIF89a")
-    five = tmp_path / "five" / "good"
-    five.mkdir(parents=True)
-    for image in normal_images(tiny_root)[:3]:
-        shutil.copy(image, five)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.html").write_text("<html>", encoding="utf-8")
     f = SimpleNamespace(
         nowhere=tmp_path / "nowhere",
         images=tmp_path / "images",
         root=tiny_root / CATEGORY,
-        five=tmp_path / "five",
         image=normal_images(tiny_root)[0],
         run=made[0].path,
         made=made[0],
