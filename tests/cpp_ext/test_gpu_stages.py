@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -401,6 +402,7 @@ def test_on_this_machine_every_stage_ends_well_on_the_cpu_or_absent(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("FLAWSCOPE_SANITIZED" in os.environ, reason="nvcc does not run under AddressSanitizer")
 @pytest.mark.skipif(program("nvcc") is None or program("cmake") is None, reason="no nvcc and cmake to compile with")
 def test_the_checks_compile_for_a_card(tmp_path: Path) -> None:
     options = ["-DFLAWSCOPE_CUDA=ON", "-DFLAWSCOPE_CUDA_CHECKS=ON", "-DFLAWSCOPE_PYTHON=OFF"]

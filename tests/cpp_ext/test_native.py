@@ -122,6 +122,7 @@ for call in (
 
 
 @needs_native
+@pytest.mark.skipif("FLAWSCOPE_SANITIZED" in os.environ, reason="doctor loads libraries that AddressSanitizer refuses")
 @pytest.mark.parametrize("variables", [{"FLAWSCOPE_SIMD": "nonsense"}, {"FLAWSCOPE_NATIVE": "2"}])
 def test_doctor_shows_a_wrong_variable_without_a_traceback(variables):
     done = run("from flawscope.cli import main; main(['doctor'])", **variables)
