@@ -6,10 +6,8 @@ that ever asked, and has no limit for an answer as a whole.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import socket
 import ssl
 import threading
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from urllib.parse import quote
 
 from flawscope.arrays import UInt8Array
 from flawscope.errors import DeviceError
+from flawscope.http_limit import RequestLimit
 from flawscope.runtime.client.access import Access, Sent
 from flawscope.runtime.client.address import Address
 from flawscope.runtime.client.served_model import OUTPUTS
@@ -100,30 +99,15 @@ class HttpTransport:
         sent: Sent,
     ) -> _Got:
         """Return an answer with status 200, of so many bytes at most, within the time: the whole of it."""
-        connection = self._taken(limit_s)
-        is_late = threading.Event()
-        # Taken here: a connection that the server will close forgets its socket when the answer begins.
-        socks: list[socket.socket] = []
-
-        def end() -> None:
-            is_late.set()
-            _break_off(socks)
-
-        # A time-out of a socket begins anew with each byte: a server that sends one a second would never be late.
-        timer = threading.Timer(limit_s, end)
-        timer.daemon = True
-        timer.start()
-        got = None
+        connection, limit, got = self._taken(limit_s), RequestLimit(limit_s), None
         try:
-            if connection.sock is None:
-                connection.connect()
-            socks.append(connection.sock)
-            if is_late.is_set():
-                raise TimeoutError
-            connection.request(method, path, body, {**headers, **sent.headers, "User-Agent": "flawscope"})
-            got = _answer_of(connection.getresponse(), most)
+            with limit:
+                limit.connect(connection)
+                connection.request(method, path, body, {**headers, **sent.headers, "User-Agent": "flawscope"})
+                got = _answer_of(connection.getresponse(), most)
+                limit.check()
         except Exception as err:
-            if is_late.is_set() or isinstance(err, TimeoutError):
+            if limit.is_late or isinstance(err, TimeoutError):
                 raise self._failures.too_late(limit_s) from None
             # Other connections that wait for their next request have ended with this one.
             self._drop_idle()
@@ -133,11 +117,8 @@ class HttpTransport:
                 raise self._failures.unreachable(_words(err), sent) from None
             raise self._failures.failed("its answer is no HTTP", sent) from None  # the error holds what it sent
         finally:
-            timer.cancel()
             # The rest of a broken answer would be taken for the next one's.
-            self._give_back(connection, is_whole=got is not None and not is_late.is_set())
-        if is_late.is_set():
-            raise self._failures.too_late(limit_s)
+            self._give_back(connection, is_whole=got is not None and not limit.is_late)
         if got.status != 200:
             raise self._refusal(got, sent)
         return got
@@ -211,10 +192,3 @@ def _words(err: OSError | http.client.HTTPException) -> str:
     if isinstance(err, http.client.HTTPException):
         return "it ended the connection without an answer"
     return err.strerror or str(err) or type(err).__name__
-
-
-def _break_off(socks: list[socket.socket]) -> None:
-    for sock in socks:
-        with contextlib.suppress(OSError):
-            # Not SSLSocket's own method, which takes the TLS away under a thread that reads.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)

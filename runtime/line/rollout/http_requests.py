@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
 import ssl
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import IO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from flawscope.errors import ArgumentError, FlawscopeError
+from flawscope.http_limit import RequestLimit
 from flawscope.runtime.line.rollout.release import SourceAway
 from flawscope.text import printable
 
@@ -78,13 +78,14 @@ class Requests:
             ) from None
         self._lock = threading.Lock()
         self._is_closed = False
-        self._sock: socket.socket | None = None
+        self._request: RequestLimit | None = None
 
     def close(self) -> None:
         """End the request that waits, and let none begin."""
         with self._lock:
             self._is_closed = True
-            _break_off(self._sock)
+            if self._request is not None:
+                self._request.break_off()
 
     def is_own(self, url: str) -> bool:
         """Return whether an address is on the machine itself: another one gets no `Authorization`."""
@@ -155,55 +156,35 @@ class Requests:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | IO[bytes] | None, size: int
     ) -> Iterator[Answer]:
         parts = urlsplit(url)
-        connection = self._connected(parts)
-        is_late = threading.Event()
-
-        def end() -> None:
-            is_late.set()
-            _break_off(self._sock)
-
-        # A socket's own time-out begins anew with each byte: a server that sends one a second would never be late.
         whole_s = self._timeout_s + size / _LEAST_BYTES_A_S
-        timer = threading.Timer(whole_s, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            connection.connect()
-            with self._lock:
-                # Here: a connection that ends with its answer forgets its socket when the answer begins.
-                self._sock = connection.sock
-            if is_late.is_set() or self._is_closed:
-                raise OSError("broken off")
-            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-            connection.request(method, target, body, {"User-Agent": "flawscope", "Connection": "close", **headers})
-            response = connection.getresponse()
-            if is_late.is_set() or self._is_closed:
-                raise OSError("broken off")  # the end of a connection that was shut down passes for that of headers
-            yield Answer(response.status, response.headers, url, response)
-            if is_late.is_set() or self._is_closed:
-                raise OSError("broken off")  # and for that of a body
-        except FlawscopeError:  # of whoever reads the answer; some of them are ValueErrors
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as err:
-            reason = f"it was not done within {whole_s:.0f} s" if is_late.is_set() else _reason(err)
-            raise SourceAway(f"{self._shown}: {printable(reason)}. Does it run, and is the network there?") from None
-        finally:
-            timer.cancel()
-            with self._lock:
-                self._sock = None
-            connection.close()
-
-    def _connected(self, parts: SplitResult) -> http.client.HTTPConnection:
-        host = parts.hostname or ""
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(host, parts.port, timeout=self._timeout_s, context=self._tls)
-        else:
-            connection = http.client.HTTPConnection(host, parts.port, timeout=self._timeout_s)
+        limit = RequestLimit(whole_s)
         with self._lock:
             if self._is_closed:
                 raise SourceAway(f"{self._shown}: it was closed.")
-        return connection
+            self._request = limit
+        try:
+            with limit, contextlib.closing(self._connection(parts)) as connection:
+                limit.connect(connection)
+                target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+                connection.request(method, target, body, {"User-Agent": "flawscope", "Connection": "close", **headers})
+                response = connection.getresponse()
+                limit.check()
+                yield Answer(response.status, response.headers, url, response)
+                limit.check()
+        except FlawscopeError:  # of whoever reads the answer; some of them are ValueErrors
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as err:
+            reason = f"it was not done within {whole_s:.0f} s" if limit.is_late else _reason(err)
+            raise SourceAway(f"{self._shown}: {printable(reason)}. Does it run, and is the network there?") from None
+        finally:
+            with self._lock:
+                self._request = None
+
+    def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
+        host = parts.hostname or ""
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(host, parts.port, timeout=self._timeout_s, context=self._tls)
+        return http.client.HTTPConnection(host, parts.port, timeout=self._timeout_s)
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:
@@ -213,13 +194,6 @@ def _origin(parts: SplitResult) -> tuple[str, str, int]:
 def _shown(url: str) -> str:
     parts = urlsplit(url)  # a path or a query may hold a secret
     return printable(f"{parts.scheme}://{parts.hostname or ''}")[:200]
-
-
-def _break_off(sock: socket.socket | None) -> None:
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            # Not SSLSocket's own method, which takes the TLS away under a thread that reads.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _reason(err: Exception) -> str:

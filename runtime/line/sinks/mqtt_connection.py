@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from flawscope.errors import MissingExtra
+from flawscope.http_limit import shut_down
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
@@ -93,8 +94,7 @@ class Connection:
         sock = self._client.socket()
         # paho's thread sees the end, closes the socket and ends; nobody waits for it.
         if isinstance(sock, socket.socket):
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            shut_down(sock)
         with self._changed:
             self.is_over = True
             self._changed.notify_all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import socket
 import ssl
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flawscope.errors import ArgumentError
+from flawscope.http_limit import RequestLimit
 from flawscope.runtime.line.sinks.sink import SinkError
 from flawscope.runtime.line.sinks.table import WebhookSink
 from flawscope.secrets import is_this_machine, read_token, without_secrets
@@ -52,7 +52,7 @@ class Webhook:
             read_token(self._token)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._request: _Request | None = None
+        self._request: RequestLimit | None = None
 
     def send(self, entries: Sequence[dict[str, Any]]) -> None:
         """Post entries, and return when the answer is 2xx; see `Sink`."""
@@ -64,15 +64,15 @@ class Webhook:
             except ArgumentError as err:
                 raise SinkError(f"{self._shown}: {err}") from None
             headers["Authorization"] = f"Bearer {token}"
-        request = _Request(self._connection(), self._timeout_s)
+        limit = RequestLimit(self._timeout_s)
         with self._lock:
             if self._is_closed:
                 raise SinkError(f"{self._shown}: closed")
-            self._request = request
+            self._request = limit
         try:
-            status = request.post(self._target, encode_json(entries), headers)
+            status = self._posted(limit, encode_json(entries), headers)
         except (OSError, http.client.HTTPException) as err:
-            reason = f"no answer within {self._timeout_s:g} s" if request.is_late else _reason(err)
+            reason = f"no answer within {self._timeout_s:g} s" if limit.is_late else _reason(err)
             raise SinkError(without_secrets(f"{self._shown}: {printable(reason)}", token)) from None
         finally:
             with self._lock:
@@ -87,62 +87,24 @@ class Webhook:
         with self._lock:
             self._is_closed = True
             if self._request is not None:
-                self._request.abort()
+                self._request.break_off()
+
+    def _posted(self, limit: RequestLimit, body: bytes, headers: dict[str, str]) -> int:
+        """Return the status of the answer. Raises OSError and HTTPException."""
+        with limit, contextlib.closing(self._connection()) as connection:
+            limit.connect(connection)
+            connection.request("POST", self._target, body, headers)
+            answer = connection.getresponse()
+            limit.check()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                # What has been read leaves the server no error; what it says beside the status does not matter.
+                answer.read(_ANSWER_BYTES)
+            return answer.status
 
     def _connection(self) -> http.client.HTTPConnection:
         if self._tls is None:
             return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
-
-
-class _Request:
-    """One request, which may be broken off from another thread, and is when its time is over.
-
-    A socket's own time-out begins anew with each byte: a server that sends one a second would never be late.
-    """
-
-    def __init__(self, connection: http.client.HTTPConnection, timeout_s: float) -> None:
-        self.is_late = False
-        self._connection = connection
-        self._is_aborted = False
-        self._sock: socket.socket | None = None
-        self._timer = threading.Timer(timeout_s, self._end_of_time)
-        self._timer.daemon = True
-
-    def post(self, target: str, body: bytes, headers: dict[str, str]) -> int:
-        """Return the status of the answer. Raises OSError and HTTPException."""
-        self._timer.start()
-        try:
-            self._connection.connect()
-            # Here: a connection that ends with its answer forgets its socket when the answer begins.
-            self._sock = self._connection.sock
-            self._check()  # it may have been broken off while there was no socket to shut down
-            self._connection.request("POST", target, body, headers)
-            answer = self._connection.getresponse()
-            self._check()  # the end of a connection that was shut down passes for the end of the headers
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                # What has been read leaves the server no error; what it says beside the status does not matter.
-                answer.read(_ANSWER_BYTES)
-            return answer.status
-        finally:
-            self._timer.cancel()
-            self._connection.close()
-
-    def abort(self) -> None:
-        """Let whatever waits for the server fail."""
-        self._is_aborted = True
-        if self._sock is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket's own method, which takes the TLS away under a thread that reads.
-                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-
-    def _check(self) -> None:
-        if self._is_aborted:
-            raise OSError("broken off")
-
-    def _end_of_time(self) -> None:
-        self.is_late = True
-        self.abort()
 
 
 def _checked(url: str) -> SplitResult:
