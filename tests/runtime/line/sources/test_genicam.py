@@ -422,6 +422,11 @@ def test_opening_again_and_again_leaves_no_file_open() -> None:
             source.open()
             check_whole(whole_shot(source))
             source.close()
+            # The thread that talked with the camera lets go of it when it has ended, which nobody waits for.
+            end = time.monotonic() + 30.0
+            while any(thread.name == "camera control" for thread in threading.enumerate()):
+                assert time.monotonic() < end
+                time.sleep(0.01)
             counts.append(open_files())
         assert counts[-1] == counts[1]
 
